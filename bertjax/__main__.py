@@ -1,0 +1,210 @@
+"""The `bertjax` command: `bertjax VERB --flags`, one verb for each program.
+
+A program is a module with a docstring, `FLAGS = {name: (default, help)}` and `run(...)`, which gets
+the flags as keyword arguments. A program with a 'config' flag gets an ml_collections config, read
+from a recipe and changed by `--config.field=value`. Mistakes of the user end in one sentence and
+exit code 2; a traceback means a bug in bertjax (BERTJAX_TRACEBACK=1 always shows it).
+"""
+
+import difflib
+import importlib
+import importlib.util
+import inspect
+import logging
+import os
+import pathlib
+import re
+import sys
+
+from absl import flags
+from ml_collections import config_flags
+
+# In the order of a first day's work.
+VERBS = {
+  'quickstart': 'pre-train a small BERT on text every machine has, evaluate it, fill masks',
+  'vocab': 'train a WordPiece vocabulary on your text',
+  'prepare': 'turn raw text into training rows on disk',
+  'pretrain': 'pre-train BERT from raw text or prepared rows',
+  'evaluate': 'evaluate a run or a model directory on held-out text',
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+  """Runs one verb; returns the exit code."""
+  argv = sys.argv[1:] if argv is None else argv
+  if not argv or argv[0] in ('-h', '--help', 'help'):
+    print(_overview())
+    return 0
+  verb, arguments = argv[0], argv[1:]
+  if verb == '--version':
+    print(importlib.import_module('bertjax').__version__)
+    return 0
+  if verb not in VERBS:
+    print(
+      f'bertjax: unknown verb {verb!r}{_nearest(verb, VERBS)}; see bertjax --help', file=sys.stderr
+    )
+    return 2
+  logging.basicConfig(level=logging.WARNING, format='%(message)s', stream=sys.stderr)
+  logging.getLogger('bertjax').setLevel(logging.INFO)
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+  try:
+    program = importlib.import_module(f'bertjax.{verb}')
+    if any(argument in ('-h', '--help', '-help', '--helpfull') for argument in arguments):
+      print(_help(verb, program))
+      return 0
+    program.run(**parse(program, arguments))
+  except (ValueError, OSError, RuntimeError) as error:
+    if os.environ.get('BERTJAX_TRACEBACK') or not _is_users(error):
+      raise
+    print(f'bertjax {verb}: {error}', file=sys.stderr)
+    return 2
+  except KeyboardInterrupt:
+    print(f'bertjax {verb}: interrupted.', file=sys.stderr)
+    return 130
+  return 0
+
+
+def parse(program, arguments: list[str]) -> dict:
+  """Parses a program's flags; returns the keyword arguments of its `run`.
+
+  Raises:
+    ValueError: for an unknown flag or field (with the nearest name) or a value of a wrong type.
+  """
+  values = flags.FlagValues()
+  known = [name for name in program.FLAGS if name != 'config']
+  for name in known:
+    default, text = program.FLAGS[name]
+    define = flags.DEFINE_integer if isinstance(default, int) else flags.DEFINE_string
+    define(name, default, text, flag_values=values)
+  fields = {}
+  if 'config' in program.FLAGS:
+    spec, arguments = _take_recipe(program.FLAGS['config'][0], arguments)
+    config = load_recipe(spec)
+    fields = {f'config.{name}': value for name, value in _flatten(config)}
+    _check_fields(arguments, fields)
+    config_flags.DEFINE_config_dict(
+      'config', config, flag_values=values, sys_argv=['bertjax', *arguments]
+    )
+  try:
+    left = values(['bertjax', *arguments])
+  except flags.UnrecognizedFlagError as error:
+    near = _nearest(error.flagname, program.FLAGS)
+    raise ValueError(
+      f'unknown flag --{error.flagname}{near}; known are --{", --".join(program.FLAGS)}.'
+    ) from error
+  except flags.Error as error:
+    bad = re.search(r'--(config\.[\w.]+)', str(error))
+    like = f'; it takes {type(fields[bad[1]]).__name__}, as in {fields[bad[1]]!r}' if bad else ''
+    raise ValueError(f'{error}{like}.') from error
+  if len(left) > 1:
+    raise ValueError(f'unexpected argument {left[1]!r}; options are written --name=value.')
+  result = {name: values[name].value for name in known}
+  return result | ({'config': values['config'].value} if fields else {})
+
+
+def load_recipe(spec: str):
+  """Reads a recipe, `PATH:WORDS` or `NAME:WORDS` (a file in configs/*/), and returns its config."""
+  name, _, arg = spec.partition(':')
+  path = pathlib.Path(name)
+  if not path.is_file():
+    found = {p.stem: p for p in sorted(_recipes().glob('*/*.py')) if p.stem != '__init__'}
+    if path.stem not in found:
+      raise ValueError(
+        f'no recipe {name}{_nearest(path.stem, found)}: give a file, or one of {", ".join(found)}.'
+      )
+    path = found[path.stem]
+  loader = importlib.util.spec_from_file_location(f'bertjax_recipe_{path.stem}', path)
+  module = importlib.util.module_from_spec(loader)
+  loader.loader.exec_module(module)
+  return module.get_config(arg)
+
+
+def _recipes() -> pathlib.Path:
+  """configs/ as installed (bertjax.configs), or beside the package in a checkout."""
+  installed = pathlib.Path(__file__).parent / 'configs'
+  return installed if installed.is_dir() else pathlib.Path(__file__).parent.parent / 'configs'
+
+
+def _take_recipe(default: str, arguments: list[str]) -> tuple[str, list[str]]:
+  """Splits --config=SPEC (or --config SPEC) off; the --config.field flags stay."""
+  spec, rest, items = default, [], iter(arguments)
+  for item in items:
+    name, equals, value = item.partition('=')
+    if name in ('--config', '-config'):
+      spec = value if equals else next(items, '')
+    else:
+      rest.append(item)
+  return spec, rest
+
+
+def _check_fields(arguments: list[str], fields) -> None:
+  """Names the nearest field where config_flags would raise a bare AttributeError."""
+  for item in arguments:
+    name = item.lstrip('-').partition('=')[0].removeprefix('no')
+    if item.startswith('-') and name.startswith('config.') and name not in fields:
+      raise ValueError(
+        f'the config has no field {name.removeprefix("config.")!r}{_nearest(name, fields)}; '
+        '--help lists all of them.'
+      )
+
+
+def _flatten(config, prefix=''):
+  for name, value in config.items():
+    if hasattr(value, 'items'):
+      yield from _flatten(value, f'{prefix}{name}.')
+    else:
+      yield prefix + name, value
+
+
+def _nearest(name: str, known) -> str:
+  close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+  return f', did you mean {close[0]!r}' if close else ''
+
+
+def _is_users(error: BaseException) -> bool:
+  """Raised by a `raise` of ours, or a file that cannot be read or written: no bug."""
+  if isinstance(error, OSError):
+    return True
+  last = error.__traceback__
+  while last.tb_next:
+    last = last.tb_next
+  path = pathlib.Path(last.tb_frame.f_code.co_filename).resolve()
+  package = pathlib.Path(__file__).resolve().parent
+  return package in path.parents or path.parent.parent.name == 'configs'
+
+
+def _overview() -> str:
+  lines = [f'  {verb:<12}{text}' for verb, text in VERBS.items()]
+  return '\n'.join([
+    'bertjax: BERT pre-training and fine-tuning in JAX.', '',
+    'usage: bertjax VERB [--flag=value ...]', '', *lines, '',
+    'bertjax VERB --help tells the flags of a verb and every field of its config.',
+  ])  # fmt: skip
+
+
+def _help(verb: str, program) -> str:
+  parts = [f'bertjax {verb}: {VERBS[verb]}', '', inspect.getdoc(program) or '', '', 'Flags:']
+  for name, (default, text) in program.FLAGS.items():
+    parts.append(f'  --{name}={default!s:<12} {text}')
+  if 'config' in program.FLAGS:
+    from bertjax import pretrain
+
+    source = inspect.getsource(pretrain.default_config)
+    body = source[source.index('# The encoder') : source.rindex('})')]
+    parts += [
+      '',
+      'Config fields, changed by --config.field=value; recipes have their own defaults:',
+    ]
+    parts.append(inspect.cleandoc('    ' + body).replace(': c({', ':').replace('}),', ''))
+    parts += ['', 'Recipes: ' + ', '.join(sorted(p.stem for p in _recipes().glob('*/*.py')))]
+    parts += ['', inspect.getdoc(pretrain.vary) or '']
+  return '\n'.join(parts)
+
+
+def entry() -> None:
+  """The console script."""
+  sys.exit(main())
+
+
+if __name__ == '__main__':
+  entry()

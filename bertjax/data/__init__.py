@@ -1,0 +1,1 @@
+"""Text to batches: sources, tokenizers, examples, prepared rows, masking and order."""

@@ -1,0 +1,318 @@
+"""Documents from files, folders, globs, JSONL, TensorFlow Datasets, or the running Python itself.
+
+A source is a string: a path (file, folder or glob; `.gz` is decompressed), `tfds:NAME`, or
+`embedded`; several are joined by commas. The format says how a file falls into documents and
+sentences and is named, never guessed:
+
+  prose      one file a document, blank lines between paragraphs; sentences are split by rule
+  google     a sentence a line, a blank line between documents (create_pretraining_data.py)
+  wikitext   an article starts at a line ' = Title = ', a paragraph a line, tokens by spaces
+  jsonl      an object a line, its `text_key` is a document of prose
+  tfds       an example a document, its `text_key` is prose
+"""
+
+import ast
+import dataclasses
+import glob
+import gzip
+import json
+import logging
+import pathlib
+import re
+import sysconfig
+from collections.abc import Iterable, Iterator
+
+from etils import epath
+
+FORMATS = ('prose', 'google', 'wikitext', 'jsonl', 'tfds')
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass
+class Report:
+  """What reading met: counts, for the manifest and for one line at the end."""
+
+  files: int = 0
+  documents: int = 0
+  invalid_utf8: int = 0
+  binary_skipped: int = 0
+
+  def tell(self) -> None:
+    if self.invalid_utf8:
+      _log.warning('%d invalid UTF-8 sequences were replaced by U+FFFD.', self.invalid_utf8)
+    if self.binary_skipped:
+      _log.warning('%d binary files were skipped.', self.binary_skipped)
+
+
+def read_documents(
+  source: str, format: str = 'prose', *, text_key: str = 'text', binary: str = 'refuse',
+  report: Report | None = None,
+) -> Iterator[str]:  # fmt: skip
+  """Yields the text of each document that is not blank, in a fixed order.
+
+  Args:
+    source: see the module's text.
+    format: one of `FORMATS`; `tfds:` sources and `embedded` bring their own.
+    text_key: field of the text in JSONL objects and TFDS examples.
+    binary: 'refuse' raises at a binary file, 'skip' counts it.
+    report: counts are added here.
+
+  Raises:
+    ValueError: for an unknown format, a missing path, a folder without files, a binary file, a
+      broken JSON line or a missing key, with the file and the line.
+  """
+  report = Report() if report is None else report
+  if format not in FORMATS:
+    raise ValueError(f'data.format must be one of {FORMATS}, got {format!r}.')
+  if binary not in ('refuse', 'skip'):
+    raise ValueError(f"data.binary must be 'refuse' or 'skip', got {binary!r}.")
+  parts = [part.strip() for part in source.split(',') if part.strip()]
+  if not parts:
+    raise ValueError(
+      'data.input is empty: name a file, a folder, a glob, tfds:NAME or embedded '
+      '(--config.data.input=PATH).'
+    )
+  for part in parts:
+    if part == 'embedded':
+      texts = embedded_documents()
+    elif part.startswith('tfds:'):
+      texts = _tfds(part.removeprefix('tfds:'), text_key)
+    else:
+      texts = _files(part, format, text_key, binary, report)
+    for text in texts:
+      if text.strip():
+        report.documents += 1
+        yield text
+
+
+def split_document(text: str, format: str) -> list[str]:
+  """Splits a document of `read_documents` into sentences, none of them blank."""
+  if format == 'google':
+    pieces = text.split('\n')
+  elif format == 'wikitext':  # punctuation stands by itself: ' . ' ends a sentence
+    pieces = re.split(r'(?<=\s[.?!])\s|\n', text)
+  else:
+    pieces = split_prose(text)
+  return [piece for piece in map(str.strip, pieces) if piece]
+
+
+# A period after one of these does not end a sentence.
+_ABBREVIATIONS = frozenset(
+  [
+    'mr',
+    'mrs',
+    'ms',
+    'dr',
+    'st',
+    'rev',
+    'hon',
+    'prof',
+    'sr',
+    'jr',
+    'gen',
+    'col',
+    'capt',
+    'lt',
+    'sgt',
+    'messrs',
+    'mme',
+    'mlle',
+    'vs',
+    'etc',
+    'cf',
+    'al',
+    'fig',
+    'figs',
+    'eq',
+    'no',
+    'nos',
+    'vol',
+    'vols',
+    'ch',
+    'pp',
+    'ed',
+    'eds',
+    'viz',
+    'ca',
+    'approx',
+    'dept',
+    'est',
+    'inc',
+    'ltd',
+    'co',
+    'corp',
+    'e.g',
+    'i.e',
+    'a.m',
+    'p.m',
+  ]
+)
+_BOUNDARY = re.compile(
+  r'[.!?…]+["\'”’)\]]*\s+(?=["\'“‘(\[]*[A-Z0-9À-Þ])'  # end mark, closing, space, new start
+)
+
+
+def split_prose(text: str) -> list[str]:
+  """Splits running English text into sentences; a blank line always ends one.
+
+  A sentence ends at '.', '!', '?' or an ellipsis, with closing quotes and brackets, before white
+  space and a capital or a digit; not after a common abbreviation or a single initial.
+  """
+  sentences = []
+  for paragraph in re.split(r'\n\s*\n', text):
+    paragraph = ' '.join(paragraph.split())
+    start = 0
+    for match in _BOUNDARY.finditer(paragraph):
+      before = paragraph[start : match.start()].rsplit(' ', 1)[-1].lstrip('"\'“‘([').lower()
+      initial = len(before) == 1 and before.isalpha() and before != 'i'
+      if match.group().startswith('.') and (before in _ABBREVIATIONS or initial):
+        continue
+      sentences.append(paragraph[start : match.end()].rstrip())
+      start = match.end()
+    if paragraph[start:]:
+      sentences.append(paragraph[start:])
+  return sentences
+
+
+def _files(pattern: str, format: str, text_key: str, binary: str, report: Report):
+  for path in list_files(pattern):
+    data = _read_bytes(path)
+    if _is_binary(data[:8192]):
+      if binary == 'refuse':
+        raise ValueError(
+          f'{path} is a binary file, not text; remove it, or pass --config.data.binary=skip.'
+        )
+      report.binary_skipped += 1
+      continue
+    report.files += 1
+    text = data.decode('utf-8', errors='replace')
+    report.invalid_utf8 += text.count('\ufffd') - data.count(b'\xef\xbf\xbd')
+    yield from _documents(text.removeprefix('\ufeff'), format, text_key, path)
+
+
+def list_files(pattern: str) -> list[epath.Path]:
+  """The files of a path, folder (all levels, hidden ones left out) or glob, sorted by name."""
+  path = epath.Path(pattern)
+  if path.is_dir():
+    files = list(_walk(path))
+    if not files:
+      raise ValueError(f'data.input: the folder {pattern} holds no files.')
+    return files
+  if path.is_file():
+    return [path]
+  files = [p for p in map(epath.Path, sorted(glob.glob(pattern, recursive=True))) if p.is_file()]
+  if not files:
+    raise ValueError(f'data.input: no such file or folder, and no match of the glob: {pattern}')
+  return files
+
+
+def _walk(folder: epath.Path) -> Iterator[epath.Path]:
+  for path in sorted(folder.iterdir(), key=str):
+    if path.name.startswith('.'):
+      continue
+    if path.is_dir():
+      yield from _walk(path)
+    else:
+      yield path
+
+
+def _read_bytes(path: epath.Path) -> bytes:
+  data = path.read_bytes()
+  if path.suffix == '.gz':
+    try:
+      return gzip.decompress(data)
+    except (OSError, EOFError) as error:
+      raise ValueError(f'{path} is not a whole gzip file: {error}.') from error
+  return data
+
+
+def _is_binary(head: bytes) -> bool:
+  """A NUL byte, or mostly bytes that are neither text nor UTF-8 (Latin-1 prose stays text)."""
+  return b'\0' in head or head.decode('utf-8', 'replace').count('\ufffd') > 0.3 * max(len(head), 1)
+
+
+def _documents(text: str, format: str, text_key: str, path) -> Iterable[str]:
+  if format == 'prose':
+    return [text]
+  if format == 'google':
+    return re.split(r'\n[^\S\n]*\n', text)
+  if format == 'wikitext':
+    return re.split(r'(?m)^(?= = [^=].* = \s*$)', text)
+  if format == 'jsonl':
+    return _jsonl(text, text_key, path)
+  raise ValueError("data.format=tfds goes with data.input=tfds:NAME, got a path: use 'prose'.")
+
+
+def _jsonl(text: str, text_key: str, path) -> Iterator[str]:
+  for number, line in enumerate(text.split('\n'), 1):
+    if not line.strip():
+      continue
+    try:
+      value = json.loads(line)
+    except json.JSONDecodeError as error:
+      raise ValueError(f'{path}:{number}: not a JSON object ({error.msg}).') from error
+    if not isinstance(value, dict) or not isinstance(value.get(text_key), str):
+      keys = sorted(value) if isinstance(value, dict) else type(value).__name__
+      raise ValueError(
+        f'{path}:{number}: no text under data.text_key={text_key!r}; the line has {keys}.'
+      )
+    yield value[text_key]
+
+
+def _tfds(name: str, text_key: str) -> Iterator[str]:
+  """Documents of `tfds:NAME[:SPLIT]`, or of a folder that TFDS wrote (`tfds:/path:SPLIT`)."""
+  import tensorflow_datasets as tfds
+
+  name, _, split = name.partition(':')
+  split = split or 'train'
+  try:
+    if epath.Path(name).is_dir():
+      builder = tfds.builder_from_directory(name)
+    else:
+      builder = tfds.builder(name)
+      builder.download_and_prepare()
+    examples = builder.as_dataset(
+      split=split, read_config=tfds.ReadConfig(interleave_cycle_length=1)
+    )
+  except Exception as error:  # TFDS has a family of its own for names, versions and splits
+    raise ValueError(f'tfds:{name}: {str(error).strip().splitlines()[0]}') from error
+  if not isinstance(examples.element_spec, dict) or text_key not in examples.element_spec:
+    raise ValueError(
+      f'tfds:{name} has no data.text_key={text_key!r}; it has {sorted(examples.element_spec)}.'
+    )
+  for example in examples.as_numpy_iterator():
+    yield example[text_key].decode('utf-8', errors='replace')
+
+
+def embedded_documents() -> Iterator[str]:
+  """English that every Python carries: the language reference and the library's docstrings.
+
+  One document for each topic of `pydoc_data.topics` and for each module of the standard library
+  with at least 1,000 characters of docstrings. Sources are parsed, never imported.
+  """
+  library = pathlib.Path(sysconfig.get_paths()['stdlib'])
+  topics = ast.parse((library / 'pydoc_data' / 'topics.py').read_text('utf-8'))
+  for node in ast.walk(topics):
+    if isinstance(node, ast.Dict):
+      yield from (_plain(ast.literal_eval(value)) for value in node.values)
+      break
+  for path in sorted(library.rglob('*.py'), key=str):
+    if {'test', 'tests', 'site-packages', 'pydoc_data', 'idle_test'} & set(
+      path.relative_to(library).parts
+    ):
+      continue
+    try:
+      tree = ast.parse(path.read_text('utf-8'))
+    except (SyntaxError, ValueError):  # files of another encoding or Python
+      continue
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    docs = [ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, kinds)]
+    text = '\n\n'.join(doc for doc in docs if doc)
+    if len(text) >= 1000:
+      yield _plain(text)
+
+
+def _plain(text: str) -> str:
+  """Drops rulers under headings, which would be learnt as words."""
+  return re.sub(r'(?m)^\s*([*=~^"+#-])\1{2,}\s*$', '', text)

@@ -1,0 +1,122 @@
+"""Trains WordPiece vocabularies: counts words, then merges the most frequent pair of pieces.
+
+Deterministic: equal counts are decided by spelling, so two trainings on the same text give the
+same file (Hugging Face's trainer iterates over hash maps and does not).
+"""
+
+import collections
+import heapq
+from collections.abc import Iterable
+
+from bertjax.data.tokenizer import SPECIAL_TOKENS, word_splitter
+
+# Google's places: [PAD] is 0, 99 unused rows for words of one's own, then the other four.
+UNUSED = 99
+_HEADER = ('[PAD]', *(f'[unused{i}]' for i in range(UNUSED)), *SPECIAL_TOKENS[1:])
+
+
+def count_words(texts: Iterable[str], *, lowercase: bool = True) -> collections.Counter:
+  """Counts words as BERT's normaliser and pre-tokenizer see them."""
+  normalizer, splitter = word_splitter(lowercase)
+  counts = collections.Counter()
+  for text in texts:
+    words = splitter.pre_tokenize_str(normalizer.normalize_str(text))
+    counts.update(word for word, _ in words)
+  return counts
+
+
+def train_wordpiece(
+  counts: dict[str, int], size: int, *, alphabet: int = 1000, min_count: int = 2
+) -> list[str]:
+  """Trains a vocabulary of exactly `size` entries.
+
+  Args:
+    counts: words and how often each occurs.
+    size: entries, special and unused ones included.
+    alphabet: how many characters to keep, the most frequent; words with others are left out.
+    min_count: pairs must occur this often to be merged.
+
+  Returns:
+    The entries by id: Google's header, single characters, then merges in order of frequency.
+
+  Raises:
+    ValueError: if the text does not yield that many entries, or size is too small to hold the
+      alphabet; the message says which size would do.
+  """
+  letters = collections.Counter()
+  for word, count in counts.items():
+    for letter in word:
+      letters[letter] += count
+  kept = {c for c, _ in sorted(letters.items(), key=lambda item: (-item[1], item[0]))[:alphabet]}
+  words = [(w, n) for w, n in sorted(counts.items()) if len(w) <= 100 and kept.issuperset(w)]
+  pieces = [[w[0], *('##' + c for c in w[1:])] for w, _ in words]
+  initial = sorted({piece for word in pieces for piece in word})
+  vocab = dict.fromkeys([*_HEADER, *initial])
+  if size < len(vocab):
+    raise ValueError(
+      f'a vocabulary of {size} cannot hold {len(_HEADER)} special entries and {len(initial)} '
+      f'single characters; choose a size of at least {len(vocab)}.'
+    )
+  merges = _merges(pieces, [n for _, n in words], min_count)
+  for piece in merges:
+    if len(vocab) == size:
+      break
+    vocab.setdefault(piece)
+  if len(vocab) < size:
+    raise ValueError(
+      f'this text yields only {len(vocab)} entries, {size} were asked for; '
+      f'choose a size of at most {len(vocab)} or bring more text.'
+    )
+  return list(vocab)
+
+
+def _merges(words: list[list[str]], counts: list[int], min_count: int) -> Iterable[str]:
+  """Yields merged pieces, most frequent pair first, and applies each merge to all words."""
+  pair_counts, where = collections.Counter(), collections.defaultdict(set)
+  for i, word in enumerate(words):
+    for pair in zip(word, word[1:], strict=False):
+      pair_counts[pair] += counts[i]
+      where[pair].add(i)
+  heap = [(-count, pair) for pair, count in pair_counts.items()]
+  heapq.heapify(heap)
+  while heap:
+    negative, pair = heapq.heappop(heap)
+    if pair_counts[pair] != -negative:
+      continue  # out of date: the pair was pushed again with its present count
+    if -negative < min_count:
+      return
+    merged = pair[0] + pair[1].removeprefix('##')
+    changed = set()
+    for i in where.pop(pair):
+      changed |= _merge_word(words[i], pair, merged, counts[i], pair_counts, where, i)
+    pair_counts[pair] = 0
+    for other in changed - {pair}:
+      if pair_counts[other] >= min_count:
+        heapq.heappush(heap, (-pair_counts[other], other))
+    yield merged
+
+
+def _merge_word(word, pair, merged, count, pair_counts, where, index) -> set:
+  """Merges a pair in one word, in place; returns the neighbouring pairs whose counts changed."""
+  changed = set()
+
+  def add(left, right, amount):
+    pair_counts[left, right] += amount
+    changed.add((left, right))
+    if amount > 0:
+      where[left, right].add(index)
+
+  i = 0
+  while i < len(word) - 1:
+    if (word[i], word[i + 1]) != pair:
+      i += 1
+      continue
+    if i:
+      add(word[i - 1], pair[0], -count)
+      add(word[i - 1], merged, count)
+    if i + 2 < len(word):
+      add(pair[1], word[i + 2], -count)
+      add(merged, word[i + 2], count)
+    word[i : i + 2] = [merged]
+    i += 1
+  return changed

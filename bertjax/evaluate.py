@@ -1,0 +1,133 @@
+"""Evaluate: a pre-training run, or a model directory, on held-out text.
+
+  bertjax evaluate --workdir=DIR                      the run's best checkpoint
+  bertjax evaluate --workdir=DIR --which=newest       or its newest
+  bertjax evaluate --config=... --model=DIR           any model directory, on the config's data
+
+Prints masked-LM loss, accuracy and perplexity at the frozen masked tokens, next-sentence accuracy,
+and beside them the unigram cross-entropy of the same tokens: what knowing only how often each token
+occurs in the training rows would give.
+"""
+
+import functools
+import json
+
+import jax
+import numpy as np
+from etils import epath
+
+from bertjax import pretrain
+from bertjax.data import store
+from bertjax.data.tokenizer import Tokenizer
+from bertjax.interop import directory
+from bertjax.model import heads, losses
+from bertjax.training import checkpoint, loop
+from bertjax.training import mesh as mesh_lib
+
+FLAGS = {
+  'config': ('bert_mini', 'a recipe for the data, with --model; a run has its own'),
+  'workdir': ('', 'folder of a pre-training run'),
+  'model': ('', 'or a model directory'),
+  'which': ('best', "'best', 'newest' or a step, of --workdir"),
+}
+
+
+def run(config, *, workdir: str = '', model: str = '', which: str = 'best') -> dict[str, float]:
+  """Evaluates, prints the metrics as JSON and returns them.
+
+  Raises:
+    ValueError: unless exactly one of workdir and model is given and can be read.
+  """
+  if bool(workdir) == bool(model):
+    raise ValueError('evaluate needs --workdir=DIR (a run) or --model=DIR (a model directory).')
+  if workdir:
+    config = run_config(workdir, config)
+  mesh = mesh_lib.make_mesh(**config.mesh)
+  mesh_lib.check_batch_size(mesh, config.batch_size)
+  folder = pretrain.prepared_folder(config)
+  tokenizer = Tokenizer.from_dir(folder)
+  heldout = pretrain.make_batches(config, folder, 'heldout', tokenizer, mesh)
+  if workdir:
+    bert = pretrain.make_model(config, tokenizer)
+    params = _checkpoint_params(config, bert, mesh, workdir, which)
+  else:
+    bert, params = _directory_params(config, model, tokenizer)
+
+  terms = pretrain.loss_terms(config)
+  eval_step = loop.make_eval_step(
+    losses.pretraining_loss(bert, terms),
+    functools.partial(losses.pretraining_weights, terms=terms),
+    mesh=mesh,
+  )
+  loader = pretrain.choose_loader(config.data.loader)
+  scores = pretrain.evaluate_rows(eval_step, params, heldout, config.eval_rows, mesh, loader)
+  stop = min(heldout.evaluation_steps, -(-config.eval_rows // config.batch_size))
+  scores['unigram_cross_entropy'] = unigram_cross_entropy(
+    store.Rows(folder, 'train'), (heldout.evaluation(step) for step in range(stop)),
+    tokenizer.vocab_size, exclude=(tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id),
+  )  # fmt: skip
+  print(json.dumps(scores, indent=2))
+  return scores
+
+
+def unigram_cross_entropy(train: store.Rows, heldout, vocab_size: int, *, exclude) -> float:
+  """Nats per masked held-out token under add-one-smoothed token frequencies of the training rows.
+
+  Args:
+    train: training rows.
+    heldout: evaluation batches, with 'masked_lm_ids' and 'masked_lm_weights' [B, P].
+    vocab_size: V.
+    exclude: ids that are never predicted.
+  """
+  counts = np.zeros(vocab_size, np.int64)
+  for start in range(0, len(train), 65_536):
+    ids = train[np.arange(start, min(start + 65_536, len(train)))]['input_ids']
+    counts += np.bincount(ids.ravel(), minlength=vocab_size)[:vocab_size]
+  counts[list(exclude)] = 0
+  nats = -np.log((counts + 1) / (counts.sum() + vocab_size))
+  total = weight = 0.0
+  for batch in heldout:
+    total += float((nats[batch['masked_lm_ids']] * batch['masked_lm_weights']).sum())
+    weight += float(batch['masked_lm_weights'].sum())
+  return total / weight
+
+
+def run_config(workdir: str, default):
+  """The config a run was started with, from its run.json, on top of the defaults of today."""
+  path = epath.Path(workdir) / 'run.json'
+  if not path.exists():
+    raise ValueError(f'{workdir} holds no run: it has no run.json.')
+  config = default.copy_and_resolve_references()
+  config.update(json.loads(path.read_text())['config'])
+  return config
+
+
+def _checkpoint_params(config, bert, mesh, workdir, which):
+  folder = epath.Path(workdir) / 'checkpoints'
+  checkpoints = checkpoint.Checkpoints(folder, keep=config.keep)
+  steps = checkpoints.steps()
+  if not steps:
+    raise ValueError(f'{folder} holds no checkpoint yet.')
+  named = {'best': checkpoints.best_step(), 'newest': steps[-1]} | {str(s): s for s in steps}
+  if which not in named:
+    raise ValueError(f'--which must be best, newest or one of the steps {steps}, got {which!r}.')
+  abstract, _ = pretrain.abstract_state(config, bert, pretrain.make_transform(config), mesh)
+  state, _ = checkpoints.restore(named[which], abstract)
+  return state.params
+
+
+def _directory_params(config, model, tokenizer):
+  encoder_config, params = directory.load_weights(model)
+  own = Tokenizer.from_dir(model)
+  if own.fingerprint != tokenizer.fingerprint:
+    raise ValueError(
+      f'{model} has another vocabulary than the prepared rows; set '
+      f'--config.data.vocab={model}/vocab.txt --config.data.lowercase={own.lowercase}.'
+    )
+  terms = pretrain.loss_terms(config)
+  missing = [term for term in terms if term not in params]
+  if missing:
+    raise ValueError(f'{model} has no {missing} head; it has {sorted(params)}.')
+  names = {'encoder', *terms, *(['pooler'] if config.nsp else [])}
+  bert = heads.Bert(encoder_config, heads=terms, pooler=config.nsp)
+  return bert, jax.device_put({name: params[name] for name in names})

@@ -1,0 +1,1 @@
+"""Weights and configs in the formats of other libraries, from one table of names."""

@@ -1,0 +1,1 @@
+"""BERT in Flax Linen: configuration, attention, encoder, heads and losses."""

@@ -1,0 +1,116 @@
+"""`EncoderConfig`: every size and switch of the encoder, and the presets of the BERT family.
+
+Sizes follow Devlin et al. (2018, section 3) and the compact models of Turc et al. (2019).
+"""
+
+import dataclasses
+
+ACTIVATIONS = ('gelu', 'gelu_tanh')
+REMAT_POLICIES = ('none', 'full', 'dots')
+ATTENTION_IMPLS = ('auto', 'xla', 'cudnn')
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderConfig:
+  """Describes one encoder; hashable, so it can be a static argument of `jax.jit`.
+
+  The first block is the model (a checkpoint depends on it); the second is how it is computed.
+
+  Raises:
+    ValueError: on construction, if a field is out of range or two fields contradict.
+  """
+
+  vocab_size: int = 30522
+  hidden_size: int = 768  # D
+  num_layers: int = 12  # N
+  num_heads: int = 12  # H; the head size K is hidden_size / num_heads
+  mlp_size: int = 3072  # F, 4 * D in every BERT
+  max_positions: int = 512  # rows of the learned position table, the longest input
+  type_vocab_size: int = 2  # Google's code defaults to 16, every released BERT has 2
+  activation: str = 'gelu'  # 'gelu' is exact (erf), 'gelu_tanh' Google's code since Feb 2019
+  hidden_dropout: float = 0.1  # after the embeddings and after both sub-layers
+  attention_dropout: float = 0.1  # on attention probabilities, each element by itself
+  layer_norm_eps: float = 1e-12  # vanishes below float32, so LayerNorm always runs in float32
+  initializer_range: float = 0.02  # of a normal truncated at two standard deviations
+  causal: bool = False  # a token sees itself and what precedes it (paper, section 5.1, "LTR")
+
+  dtype: str = 'float32'  # of activations and matrix products; 'bfloat16' on TPU and GPU
+  param_dtype: str = 'float32'
+  attention: str = 'auto'
+  remat: str = 'none'  # 'full' saves nothing within a layer, 'dots' saves matrix products
+  unroll: int = 1  # layers per iteration of the layer loop; num_layers unrolls it completely
+
+  @property
+  def head_size(self) -> int:
+    return self.hidden_size // self.num_heads
+
+  def __post_init__(self):
+    for name in ('vocab_size', 'hidden_size', 'num_layers', 'num_heads', 'mlp_size',
+                 'max_positions', 'type_vocab_size', 'unroll'):  # fmt: skip
+      if getattr(self, name) < 1:
+        raise ValueError(f'{name} must be at least 1, got {getattr(self, name)}.')
+    if self.hidden_size % self.num_heads:
+      raise ValueError(
+        f'hidden_size must be a multiple of num_heads, got hidden_size={self.hidden_size}, '
+        f'num_heads={self.num_heads}; BERT uses 64 per head, so '
+        f'num_heads={max(1, self.hidden_size // 64)}.'
+      )
+    for name in ('hidden_dropout', 'attention_dropout'):
+      if not 0 <= getattr(self, name) < 1:
+        raise ValueError(f'{name} must be in [0, 1), got {getattr(self, name)}.')
+    for name, choices in (('activation', ACTIVATIONS), ('remat', REMAT_POLICIES),
+                          ('attention', ATTENTION_IMPLS),
+                          ('dtype', ('float32', 'bfloat16')),
+                          ('param_dtype', ('float32', 'bfloat16'))):  # fmt: skip
+      if getattr(self, name) not in choices:
+        raise ValueError(f'{name} must be one of {choices}, got {getattr(self, name)!r}.')
+
+
+def _bert(num_layers: int, hidden_size: int, **changes) -> EncoderConfig:
+  sizes = {
+    'num_layers': num_layers,
+    'hidden_size': hidden_size,
+    'num_heads': max(1, hidden_size // 64),
+    'mlp_size': 4 * hidden_size,
+  }
+  return EncoderConfig(**(sizes | changes))
+
+
+def bert_tiny(**changes) -> EncoderConfig:
+  """2 layers, 128 wide, 4.4 M parameters (Turc et al. 2019)."""
+  return _bert(2, 128, **changes)
+
+
+def bert_mini(**changes) -> EncoderConfig:
+  """4 layers, 256 wide, 11.3 M parameters (Turc et al. 2019)."""
+  return _bert(4, 256, **changes)
+
+
+def bert_small(**changes) -> EncoderConfig:
+  """4 layers, 512 wide, 29 M parameters (Turc et al. 2019)."""
+  return _bert(4, 512, **changes)
+
+
+def bert_medium(**changes) -> EncoderConfig:
+  """8 layers, 512 wide, 42 M parameters (Turc et al. 2019)."""
+  return _bert(8, 512, **changes)
+
+
+def bert_base(**changes) -> EncoderConfig:
+  """12 layers, 768 wide, 110 M parameters (Devlin et al. 2018)."""
+  return _bert(12, 768, **changes)
+
+
+def bert_large(**changes) -> EncoderConfig:
+  """24 layers, 1024 wide, 336 M parameters (Devlin et al. 2018)."""
+  return _bert(24, 1024, **changes)
+
+
+PRESETS = {
+  'tiny': bert_tiny,
+  'mini': bert_mini,
+  'small': bert_small,
+  'medium': bert_medium,
+  'base': bert_base,
+  'large': bert_large,
+}

@@ -1,0 +1,197 @@
+"""The bidirectional Transformer encoder of BERT (Devlin et al. 2018, section 3), post-norm.
+
+All layers live in one parameter tree stacked along a leading axis, which a scan walks over, so
+compile time does not grow with depth; `config.unroll` unrolls the same tree. Parameters carry no
+sharding annotations: `PARAM_AXES` names the axes of each parameter by its path, and
+`training.mesh` turns the names into shardings.
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from bertjax.model.attention import attention
+from bertjax.model.config import EncoderConfig
+
+# Path regex -> logical axis names of the parameter, without the leading layer axis, which whoever
+# reads the table names 'layers'. The first match counts; the optimizer's moments match as well,
+# since their paths end in their parameter's.
+PARAM_AXES = (
+  (r'embeddings/word/embedding$', ('vocab', 'embed')),
+  (r'embeddings/(position|token_type)/embedding$', (None, 'embed')),
+  (r'attention/qkv/kernel$', ('embed', 'qkv', 'heads', 'head_size')),
+  (r'attention/qkv/bias$', ('qkv', 'heads', 'head_size')),
+  (r'attention/out/kernel$', ('heads', 'head_size', 'embed')),
+  (r'mlp/in/kernel$', ('embed', 'mlp')),
+  (r'mlp/in/bias$', ('mlp',)),
+  (r'mlp/out/kernel$', ('mlp', 'embed')),
+  (r'(pooler|mlm/transform)/kernel$', ('embed', None)),
+  (r'mlm/bias$', ('vocab',)),
+  (r'nsp/kernel$', ('embed', None)),
+  (r'(layer_norm/(scale|bias)|bias)$', (None,)),
+)
+
+ACTIVATION = {
+  'gelu': functools.partial(jax.nn.gelu, approximate=False),
+  'gelu_tanh': functools.partial(jax.nn.gelu, approximate=True),
+}
+
+_REMAT = {
+  'full': jax.checkpoint_policies.nothing_saveable,
+  'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+def kernel_init(config: EncoderConfig):
+  """Normal(0, initializer_range) truncated at two standard deviations, without correcting the
+  deviation for the truncation: TensorFlow's `truncated_normal`, as Google's BERT uses it."""
+  return nn.initializers.truncated_normal(config.initializer_range)
+
+
+def dense(config: EncoderConfig, features, name: str, axis=-1) -> nn.DenseGeneral:
+  """A linear layer with BERT's initialisers and the config's dtypes."""
+  return nn.DenseGeneral(
+    features, axis=axis, name=name, dtype=config.dtype, param_dtype=config.param_dtype,
+    kernel_init=kernel_init(config),
+  )  # fmt: skip
+
+
+class LayerNorm(nn.Module):
+  """`nn.LayerNorm` in float32, whatever the computation dtype is: an epsilon of 1e-12 needs it."""
+
+  config: EncoderConfig
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Normalises the last axis of x [..., D]; keeps x's dtype."""
+    norm = nn.LayerNorm(
+      epsilon=self.config.layer_norm_eps, dtype=jnp.float32, name='layer_norm',
+      param_dtype=self.config.param_dtype, use_fast_variance=False,
+    )  # fmt: skip
+    nn.share_scope(self, norm)
+    return norm(x).astype(x.dtype)
+
+
+class Embeddings(nn.Module):
+  """Sum of word, position and token-type embeddings, LayerNorm, dropout."""
+
+  config: EncoderConfig
+
+  @nn.compact
+  def __call__(self, input_ids, token_type_ids, position_ids, train: bool):
+    """Maps ids [B, L] to states [B, L, D]; also returns the word table [V, D] for the tied head."""
+    config = self.config
+
+    def table(rows, name):
+      return nn.Embed(
+        rows, config.hidden_size, name=name, embedding_init=kernel_init(config),
+        dtype=config.dtype, param_dtype=config.param_dtype,
+      )  # fmt: skip
+
+    word = table(config.vocab_size, 'word')
+    x = word(input_ids)
+    x += table(config.max_positions, 'position')(position_ids)
+    x += table(config.type_vocab_size, 'token_type')(token_type_ids)
+    x = LayerNorm(config, name='layer_norm')(x)
+    x = nn.Dropout(config.hidden_dropout)(x, deterministic=not train)
+    return x, word.embedding
+
+
+class SelfAttention(nn.Module):
+  """Multi-head self-attention with one fused projection for queries, keys and values."""
+
+  config: EncoderConfig
+
+  @nn.compact
+  def __call__(self, x, segment_ids, train: bool, capture: bool):
+    """Maps x [B, L, D] to ([B, L, D], probabilities [B, H, L, L] or None)."""
+    config = self.config
+    qkv = dense(config, (3, config.num_heads, config.head_size), 'qkv')(x)
+    q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]  # [B, L, H, K] each
+    rate = config.attention_dropout if train else 0.0
+    context, probs = attention(
+      q, k, v, segment_ids, causal=config.causal, dropout_rate=rate,
+      dropout_rng=self.make_rng('dropout') if rate else None, impl=config.attention,
+      return_probs=capture,
+    )  # fmt: skip
+    return dense(config, config.hidden_size, 'out', axis=(-2, -1))(context), probs
+
+
+class Mlp(nn.Module):
+  """Two linear layers with GELU between them; no dropout after the GELU."""
+
+  config: EncoderConfig
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    x = dense(self.config, self.config.mlp_size, 'in')(x)
+    x = ACTIVATION[self.config.activation](x)
+    return dense(self.config, self.config.hidden_size, 'out')(x)
+
+
+class Block(nn.Module):
+  """One layer: LayerNorm(x + dropout(sublayer(x))) for attention, then for the MLP.
+
+  Has the (carry, output) form of a scan's body; `capture` names what the output collects.
+  """
+
+  config: EncoderConfig
+  train: bool
+  capture: tuple[str, ...] = ()
+
+  @nn.compact
+  def __call__(self, x, segment_ids):
+    config = self.config
+    dropout = nn.Dropout(config.hidden_dropout, deterministic=not self.train)
+    y, probs = SelfAttention(config, name='attention')(
+      x, segment_ids, self.train, 'attention' in self.capture
+    )
+    x = LayerNorm(config, name='attention_layer_norm')(x + dropout(y))
+    y = Mlp(config, name='mlp')(x)
+    x = LayerNorm(config, name='mlp_layer_norm')(x + dropout(y))
+    collected = {'attention': probs, 'hidden': x}
+    return x, {name: collected[name] for name in self.capture}
+
+
+class Encoder(nn.Module):
+  """Embeddings and N blocks."""
+
+  config: EncoderConfig
+
+  @nn.compact
+  def __call__(self, input_ids, token_type_ids, segment_ids, position_ids, train, capture=()):
+    """Encodes a batch of ids, int32 [B, L] each.
+
+    Returns:
+      `out` with 'hidden' [B, L, D]; and for each name in `capture`: 'hidden' adds 'all_hidden'
+      [N+1, B, L, D] (the embeddings first), 'attention' adds 'attention' [N, B, H, L, L].
+      The second value is the word table [V, D].
+    """
+    config = self.config
+    x, word_table = Embeddings(config, name='embeddings')(
+      input_ids, token_type_ids, position_ids, train
+    )
+    block = Block
+    if config.remat != 'none':
+      # A loop keeps XLA from merging the recomputation with the original; unrolled layers need the
+      # (costlier) barrier instead.
+      unrolled = config.unroll >= config.num_layers
+      block = nn.remat(block, prevent_cse=unrolled, policy=_REMAT[config.remat])
+    layers = nn.scan(
+      block,
+      variable_axes={'params': 0},
+      split_rngs={'params': True, 'dropout': True},
+      in_axes=nn.broadcast,
+      length=config.num_layers,
+      unroll=min(config.unroll, config.num_layers),
+    )
+    embedded = x
+    x, collected = layers(config, train, tuple(capture), name='layers')(x, segment_ids)
+    out = {'hidden': x}
+    if 'attention' in capture:
+      out['attention'] = collected['attention']
+    if 'hidden' in capture:
+      out['all_hidden'] = jnp.concatenate([embedded[None], collected['hidden']])
+    return out, word_table

@@ -1,0 +1,388 @@
+"""Pretrain: BERT from text, with masked-LM and next-sentence prediction (paper, section 3.1).
+
+  bertjax pretrain --config=configs/pretrain/bert_mini.py --workdir=DIR \\
+      --config.data.input=TEXTS --config.data.vocab=vocab.txt
+
+Raw text is prepared first, into a cache. The same command started again resumes from the newest
+checkpoint in the workdir, to the same losses and parameters, bit for bit. SIGTERM saves and exits
+with code 75. The workdir gets `checkpoints/`, `logs/` (JSONL, TensorBoard), `loss.png`,
+`run.json`, `metrics.json` and `model/`, a model directory that Hugging Face's transformers loads.
+"""
+
+import dataclasses
+import functools
+import importlib.util
+import json
+import logging
+import math
+
+import jax
+import ml_collections
+from etils import epath
+
+from bertjax import prepare
+from bertjax.data import batches as batches_lib
+from bertjax.data import store
+from bertjax.data.masking import Masking
+from bertjax.data.tokenizer import Tokenizer
+from bertjax.interop import directory
+from bertjax.model import config as model_config
+from bertjax.model import encoder, heads, losses
+from bertjax.training import checkpoint, log, loop, optimizer
+from bertjax.training import mesh as mesh_lib
+
+_log = logging.getLogger(__name__)
+
+FLAGS = {
+  'config': (
+    'bert_mini',
+    'a recipe: a file, or the name of one in configs/pretrain; :WORDS vary it',
+  ),
+  'workdir': ('', 'folder of the run; the same folder resumes it'),
+}
+
+MLM_VARIANTS = {  # the paper's appendix C.2: what becomes of a chosen token, [MASK] / random
+  'mask_80_10': (0.8, 0.1),
+  'mask_100_0': (1.0, 0.0),
+  'mask_80_20': (0.8, 0.2),
+  'mask_80_0': (0.8, 0.0),
+  'mask_0_80': (0.0, 0.8),
+  'mask_0_100': (0.0, 1.0),
+}
+
+
+def default_config(preset: str = 'base') -> ml_collections.ConfigDict:
+  """Every field of a pre-training run; recipes change some and flags change any."""
+  c = ml_collections.ConfigDict
+  return c({
+    # The encoder: every field of EncoderConfig. vocab_size=0 takes the vocabulary's size.
+    'model': c(dataclasses.asdict(model_config.PRESETS[preset]()) | {'vocab_size': 0}),
+    'nsp': True,  # False: no next-sentence prediction, rows of full sentences
+    'objective': 'mlm',  # 'next_token' is the left-to-right ablation; needs model.causal=True
+    'init_from': '',  # a model directory to start from; '' starts from random weights
+    'seed': 0,  # of initial weights, data order, masks and dropout
+    'steps': 1_000_000,
+    'batch_size': 256,  # rows of a global batch, over all devices and microbatches
+    'accumulation': 1,  # microbatches a step; the result is that of one big batch
+    'learning_rate': 1e-4,  # the peak
+    'warmup_steps': 10_000,
+    # 'google': the decay counts from step 0 (optimization.py); 'linear': from the end of warm-up;
+    # 'constant': no decay.
+    'schedule': 'google',
+    'optimizer': c({
+      'name': 'bert',  # AdamW without bias correction; 'adamw', 'lamb', 'sgd'
+      'b1': 0.9,
+      'b2': 0.999,
+      'eps': 1e-6,
+      'weight_decay': 0.01,  # not on biases and LayerNorm
+      'clip_norm': 1.0,  # global norm of the whole batch's gradient; 0.0 = off
+    }),
+    'data': c({
+      'input': '',  # file, folder, glob, tfds:NAME or embedded; several joined by commas
+      'prepared': '',  # or a folder that `bertjax prepare` wrote
+      'format': 'prose',  # prose, google, wikitext, jsonl or tfds; never guessed
+      'text_key': 'text',  # field of the text in JSONL objects and TFDS examples
+      'vocab': '',  # vocab.txt; a prepared folder brings its own
+      'lowercase': True,  # for "uncased" vocabularies
+      'length': 128,  # tokens a row
+      'heldout': 0.05,  # share of documents kept for evaluation, chosen by a hash of their text
+      'passes': 1,  # passes over the text with other sentence pairs (Google's dupe_factor)
+      'short_probability': 0.1,  # share of documents cut to a random shorter length in a pass
+      'binary': 'refuse',  # or 'skip' binary files
+      'cache_dir': '',  # where raw text is prepared; '' = $BERTJAX_CACHE or ~/.cache/bertjax
+      'loader': 'auto',  # 'tfdata', 'threads', or the first of them that is installed
+    }),
+    'masking': c({
+      'rate': 0.15,
+      'max_predictions': 20,  # 20 at length 128, 76 at 512
+      'mask_share': 0.8,  # of the chosen tokens: replaced by [MASK]
+      'random_share': 0.1,  # replaced by a random token; the rest is kept
+    }),
+    'mesh': c({'data': -1, 'fsdp': 1, 'tensor': 1}),  # -1 takes the devices left over
+    'log_every': 100,
+    'eval_every': 10_000,  # steps between evaluations on held-out rows; 0 = at the end only
+    'eval_rows': 10_000,  # rows an evaluation reads at most
+    'save_every': 1_000,
+    'keep': 2,  # newest checkpoints kept; the best one stays besides
+  })  # fmt: skip
+
+
+def vary(config, arg: str, smoke: dict):
+  """Applies the words after a recipe's colon, joined by commas, and returns the config.
+
+  'no_nsp', 'ltr' (left-to-right and no NSP) and 'mask_80_20' etc. are the paper's ablations,
+  'size_6_768_12' (layers, width, heads) its Table 6; 'smoke' makes a run of seconds with the
+  changes given.
+
+  Raises:
+    ValueError: for an unknown word.
+  """
+  for word in filter(None, arg.split(',')):
+    if word == 'smoke':
+      config.update_from_flattened_dict(smoke)
+    elif word == 'no_nsp':
+      config.nsp = False
+    elif word == 'ltr':
+      config.nsp, config.objective, config.model.causal = False, 'next_token', True
+    elif word in MLM_VARIANTS:
+      config.masking.mask_share, config.masking.random_share = MLM_VARIANTS[word]
+    elif word.startswith('size_') and word.count('_') == 3:
+      layers, width, num_heads = map(int, word.split('_')[1:])
+      config.model.update(
+        {'num_layers': layers, 'hidden_size': width, 'num_heads': num_heads, 'mlp_size': 4 * width}
+      )
+    else:
+      words = ('smoke', 'no_nsp', 'ltr', *MLM_VARIANTS, 'size_LAYERS_WIDTH_HEADS')
+      raise ValueError(f'unknown word {word!r} after the recipe; known are {", ".join(words)}.')
+  return config
+
+
+# A smoke form of any recipe: the whole way in seconds, on the text every Python has.
+SMOKE = {
+  'model.num_layers': 2, 'model.hidden_size': 32, 'model.num_heads': 2, 'model.mlp_size': 64,
+  'model.max_positions': 64, 'model.dtype': 'float32', 'data.length': 64, 'data.passes': 1,
+  'masking.max_predictions': 10, 'batch_size': 8, 'accumulation': 1, 'steps': 20,
+  'warmup_steps': 5, 'log_every': 5, 'eval_every': 10, 'eval_rows': 64, 'save_every': 10,
+}  # fmt: skip
+
+
+def run(config, *, workdir: str) -> dict[str, float]:
+  """Pre-trains, from a checkpoint in `workdir` if there is one; returns the last evaluation.
+
+  Raises:
+    ValueError: for a config that cannot be trained, before anything compiles.
+    loop.Diverged: if a loss is not finite.
+    SystemExit: with code 75, after SIGTERM and a save.
+  """
+  if not workdir:
+    raise ValueError('pretrain needs --workdir=DIR, the folder of the run.')
+  workdir = epath.Path(workdir)
+  mesh = mesh_lib.make_mesh(**config.mesh)
+  mesh_lib.check_batch_size(mesh, config.batch_size, config.accumulation)
+  folder = prepared_folder(config)
+  tokenizer = Tokenizer.from_dir(folder)
+  bert = make_model(config, tokenizer)
+  train = make_batches(config, folder, 'train', tokenizer, mesh)
+  heldout = make_batches(config, folder, 'heldout', tokenizer, mesh)
+  loader = choose_loader(config.data.loader)
+
+  identity = run_identity(config, bert.config, folder)
+  check_same_run(workdir, identity)
+  transform = make_transform(config)
+  schedule = optimizer.unit_schedule(config.schedule, config.steps, config.warmup_steps)
+  workdir.mkdir(parents=True, exist_ok=True)
+  checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints', keep=config.keep)
+  state, shardings = start(config, bert, transform, mesh, checkpoints)
+  first = int(state.step)
+  if jax.process_index() == 0:
+    log.write_json(workdir / 'run.json', log.run_info(config.to_dict(), identity=identity))
+
+  terms = loss_terms(config)
+  loss_fn = losses.pretraining_loss(bert, terms)
+  loss_weights = functools.partial(losses.pretraining_weights, terms=terms)
+  train_step = loop.make_train_step(
+    loss_fn, loss_weights, transform, schedule, mesh=mesh, state_shardings=shardings,
+    accumulation=config.accumulation,
+  )  # fmt: skip
+  eval_step = loop.make_eval_step(loss_fn, loss_weights, mesh=mesh)
+
+  def evaluate(params):
+    return evaluate_rows(eval_step, params, heldout, config.eval_rows, mesh, loader)
+
+  def save(state, step, scores):
+    meta = {'identity': identity, 'config': config.to_dict(), 'next_batch': step}
+    checkpoints.save(step, state, meta, scores)
+
+  run_log = log.RunLog(
+    workdir, steps=config.steps, start=first, tokens_per_step=config.batch_size * config.data.length,
+    active=jax.process_index() == 0,
+  )  # fmt: skip
+  scores = {}
+
+  def evaluate_and_remember(params):
+    nonlocal scores
+    scores = evaluate(params)
+    return scores
+
+  stream = batches_lib.iterate(train.training, first, loader=loader)
+  try:
+    state, stopped = loop.fit(
+      state, train_step, loop.to_device(stream, mesh, config.batch_size), steps=config.steps,
+      log=run_log, log_every=config.log_every, evaluate_fn=evaluate_and_remember,
+      eval_every=config.eval_every, save=save, save_every=config.save_every,
+    )  # fmt: skip
+  finally:
+    run_log.close()
+    checkpoints.close()
+  if stopped:
+    _log.warning('stopped by SIGTERM at step %d, saved; the same command goes on.', state.step)
+    raise SystemExit(loop.STOPPED_EXIT_CODE)
+  scores = scores or evaluate(state.params)  # a run that had already ended
+  finish(workdir, bert.config, state.params, tokenizer, scores)
+  return scores
+
+
+def finish(workdir, config, params, tokenizer, scores) -> None:
+  """Writes the model directory and the final metrics."""
+  params = jax.device_get(params)
+  directory.save_model(workdir / 'model', config, params, tokenizer)
+  log.write_json(workdir / 'metrics.json', scores)
+  _log.info('model written to %s', workdir / 'model')
+
+
+def prepared_folder(config) -> epath.Path:
+  """The prepared folder a config trains from; prepares raw text into the cache if it must.
+
+  Raises:
+    ValueError: if both or neither of `data.prepared` and `data.input` are given, if several
+      processes were to prepare the same text, or the folder's settings are not the config's.
+  """
+  data = config.data
+  if bool(data.prepared) == bool(data.input):
+    raise ValueError(
+      'give either raw text (--config.data.input=PATH) or prepared rows '
+      f'(--config.data.prepared=DIR), got data.input={data.input!r}, '
+      f'data.prepared={data.prepared!r}.'
+    )
+  if not data.prepared:
+    if jax.process_count() > 1:
+      raise ValueError(
+        f'{jax.process_count()} processes would each prepare the text; run `bertjax prepare` once '
+        'and give every process --config.data.prepared=DIR.'
+      )
+    return prepare.cached(config, data.cache_dir)
+  folder = epath.Path(data.prepared)
+  found = store.read_manifest(folder)['settings']
+  wanted = prepare.settings_of(config)
+  for name, flag in (('kind', f'--config.nsp={found["kind"] == "nsp"}'),
+                     ('length', f'--config.data.length={found["length"]}')):  # fmt: skip
+    if found[name] != getattr(wanted, name):
+      raise ValueError(
+        f'{folder} was prepared with {name}={found[name]!r}, this run wants '
+        f'{getattr(wanted, name)!r}; pass {flag}, or prepare again.'
+      )
+  return folder
+
+
+def make_model(config, tokenizer: Tokenizer) -> heads.Bert:
+  """The model of a config, its vocabulary size checked against the tokenizer's."""
+  fields = config.model.to_dict()
+  fields['vocab_size'] = fields['vocab_size'] or tokenizer.vocab_size
+  if fields['vocab_size'] < tokenizer.vocab_size:
+    raise ValueError(
+      f'model.vocab_size={fields["vocab_size"]} is smaller than the vocabulary, which has '
+      f"{tokenizer.vocab_size} entries; leave it 0 to take the vocabulary's size."
+    )
+  encoder_config = model_config.EncoderConfig(**fields)
+  if config.data.length > encoder_config.max_positions:
+    raise ValueError(
+      f'data.length={config.data.length} is longer than '
+      f'model.max_positions={encoder_config.max_positions}.'
+    )
+  if (config.objective == 'next_token') != encoder_config.causal:
+    raise ValueError(
+      f'objective={config.objective} with model.causal={encoder_config.causal}: predicting the '
+      'next token needs a causal encoder, and masked LM one that sees both sides.'
+    )
+  return heads.Bert(encoder_config, heads=loss_terms(config), pooler=config.nsp)
+
+
+def loss_terms(config) -> tuple[str, ...]:
+  return ('mlm', 'nsp') if config.nsp else ('mlm',)
+
+
+def make_transform(config):
+  settings = config.optimizer.to_dict()
+  return optimizer.make_optimizer(**settings, param_axes=encoder.PARAM_AXES)
+
+
+def make_batches(config, folder, split, tokenizer, mesh) -> batches_lib.Batches:
+  """The batches of one split, with this process's share of rows."""
+  sharding = mesh_lib.batch_sharding(mesh)
+  return batches_lib.Batches(
+    store.Rows(folder, split), config.batch_size, config.seed, Masking(**config.masking),
+    vocab_size=tokenizer.vocab_size, special=tokenizer.special, objective=config.objective,
+    local=mesh_lib.local_rows(sharding, config.batch_size),
+  )  # fmt: skip
+
+
+def choose_loader(name: str) -> str:
+  """'tfdata' where TensorFlow is installed, else 'threads'; the batches are the same."""
+  if name != 'auto':
+    return name
+  name = 'tfdata' if importlib.util.find_spec('tensorflow') else 'threads'
+  _log.info('data.loader: auto chose %r', name)
+  return name
+
+
+def evaluate_rows(eval_step, params, heldout, rows: int, mesh, loader: str) -> dict[str, float]:
+  """Evaluates on the first `rows` held-out rows (rounded up to whole batches), frozen masks."""
+  stop = min(heldout.evaluation_steps, max(1, math.ceil(rows / heldout.batch_size)))
+  stream = batches_lib.iterate(heldout.evaluation, 0, stop, loader=loader)
+  scores = loop.evaluate(eval_step, params, loop.to_device(stream, mesh, heldout.batch_size))
+  return scores | {'mlm_perplexity': math.exp(min(scores['mlm_loss'], 80.0))}
+
+
+def make_state(config, bert, transform, params=None) -> loop.TrainState:
+  """A state at step 0, from random weights or from `params`."""
+  rng = jax.random.key(config.seed)
+  params = heads.init_params(bert, jax.random.fold_in(rng, 0)) if params is None else params
+  return loop.TrainState.create(params, transform, jax.random.fold_in(rng, 1), config.learning_rate)
+
+
+def abstract_state(config, bert, transform, mesh):
+  """Shapes and shardings of the state, to restore a checkpoint into; also the shardings alone."""
+  shapes = jax.eval_shape(lambda: make_state(config, bert, transform))
+  shardings = mesh_lib.tree_shardings(mesh, encoder.PARAM_AXES, shapes)
+  abstract = jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
+  )
+  return abstract, shardings
+
+
+def start(config, bert, transform, mesh, checkpoints):
+  """The state to start from: the newest checkpoint, else `init_from`, else random weights."""
+  if checkpoints.steps():
+    abstract, shardings = abstract_state(config, bert, transform, mesh)
+    state, _ = checkpoints.restore_newest(abstract)
+    _log.info('resuming from step %d of %s', state.step, checkpoints.directory)
+    return state, shardings
+  params = None
+  if config.init_from:
+    params = directory.load_params(config.init_from, bert)
+    _log.info('starting from the weights of %s', config.init_from)
+  return loop.init_state(
+    lambda: make_state(config, bert, transform, params), mesh, encoder.PARAM_AXES
+  )
+
+
+# What a resumed run must share with the one it goes on with.
+_SAME = ('nsp', 'objective', 'seed', 'batch_size', 'accumulation', 'learning_rate', 'warmup_steps',
+         'schedule', 'optimizer', 'masking')  # fmt: skip
+
+
+def run_identity(config, encoder_config, folder) -> dict:
+  """Flat {field: value} of all that may not change between a start and its resumption."""
+  manifest = store.read_manifest(folder)
+  flat = {}
+  for name in _SAME:
+    value = config[name]
+    nested = isinstance(value, ml_collections.ConfigDict)
+    flat |= {f'{name}.{k}': v for k, v in value.items()} if nested else {name: value}
+  flat |= {f'model.{k}': v for k, v in dataclasses.asdict(encoder_config).items()}
+  return flat | {'tokenizer': manifest['tokenizer'], 'rows': store.manifest_hash(manifest)}
+
+
+def check_same_run(workdir, identity: dict) -> None:
+  """Refuses a workdir that holds a run of another config, listing what differs."""
+  path = epath.Path(workdir) / 'run.json'
+  if not path.exists():
+    return
+  before = json.loads(path.read_text())['identity']
+  differ = sorted(k for k in before.keys() | identity.keys() if before.get(k) != identity.get(k))
+  if differ:
+    fields = ', '.join(f'{k}: {before.get(k)} there, {identity.get(k)} here' for k in differ)
+    raise ValueError(
+      f'{workdir} holds a run of another config ({fields}); give another --workdir, or the same '
+      'settings to resume it.'
+    )

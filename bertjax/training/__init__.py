@@ -1,0 +1,1 @@
+"""Meshes, optimizers, the training loop, checkpoints and logs; knows pytrees and no BERT."""

@@ -1,0 +1,165 @@
+"""Checkpoints by orbax: asynchronous, atomic, the newest N and the best, checked on the way back.
+
+A checkpoint is the whole `TrainState` and a JSON `meta` (config, data position, versions). orbax
+restores a file with a flipped bit without a word, so `meta` carries a checksum per array, computed
+on the devices; a restore verifies it, and names and passes over a damaged checkpoint.
+"""
+
+import logging
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
+
+from bertjax.training.mesh import path_name
+
+_log = logging.getLogger(__name__)
+
+
+class CheckpointError(OSError):
+  """A checkpoint could not be written or read; the message says which and what is left."""
+
+
+@jax.jit
+def _checksums(leaves):
+  def checksum(x):
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+      x = jax.random.key_data(x)
+    bits = jax.lax.bitcast_convert_type(x, f'uint{8 * x.dtype.itemsize}').astype(jnp.uint32)
+    odd = 2 * jax.lax.iota(jnp.uint32, bits.size) + 1  # weights the place, loses no bit
+    return jnp.sum(bits.reshape(-1) * odd, dtype=jnp.uint32)
+
+  return [checksum(leaf) for leaf in leaves]
+
+
+def checksums(tree) -> dict[str, int]:
+  """A 32-bit checksum of every leaf by path; integers, so any sharding gives the same number."""
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  values = jax.device_get(_checksums([leaf for _, leaf in leaves]))
+  return {path_name(path): int(value) for (path, _), value in zip(leaves, values, strict=True)}
+
+
+class Checkpoints:
+  """The checkpoints of one run, in one folder.
+
+  Args:
+    directory: where they lie; made if missing. May be remote (`gs://`).
+    keep: how many of the newest to keep. The one with the lowest evaluation 'loss' stays besides.
+  """
+
+  def __init__(self, directory, keep: int = 2):
+    self.directory = epath.Path(directory)
+    self.directory.mkdir(parents=True, exist_ok=True)
+    # Not `best_fn`: with `max_to_keep` it drops the newest step, from which a run resumes.
+    policy = policies.AnyPreservationPolicy(
+      [
+        policies.LatestN(keep),
+        policies.BestN(
+          get_metric_fn=lambda m: m['loss'],
+          reverse=True,
+          n=1,
+          keep_checkpoints_without_metrics=False,
+        ),
+      ]
+    )
+    self._manager = ocp.CheckpointManager(
+      self.directory,
+      options=ocp.CheckpointManagerOptions(
+        preservation_policy=policy, enable_async_checkpointing=True, cleanup_tmp_directories=True
+      ),
+    )
+
+  def save(self, step: int, state, meta: dict, metrics: dict | None = None) -> None:
+    """Starts writing; returns once the arrays are copied off the devices.
+
+    Raises:
+      CheckpointError: if this or the write before it failed; earlier checkpoints are untouched.
+    """
+    meta = meta | {'checksums': checksums(state)}
+    args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+    self._attempt(lambda: self._manager.save(step, args=args, metrics=metrics))
+
+  def wait(self) -> None:
+    """Waits until everything is on disk; raises CheckpointError if it is not."""
+    self._attempt(self._manager.wait_until_finished)
+
+  def close(self) -> None:
+    self.wait()
+    self._manager.close()
+
+  def steps(self) -> list[int]:
+    """Steps with a whole checkpoint, oldest first."""
+    return sorted(self._manager.all_steps())
+
+  def best_step(self) -> int:
+    """The step with the lowest evaluation loss, or the newest if none was evaluated."""
+    scored = [
+      (info.metrics['loss'], info.step) for info in self._manager._checkpoints if info.metrics
+    ]
+    return min(scored)[1] if scored else self.steps()[-1]
+
+  def meta(self, step: int) -> dict:
+    """The JSON of one checkpoint."""
+    try:
+      args = ocp.args.Composite(meta=ocp.args.JsonRestore())
+      return self._manager.restore(step, args=args)['meta']
+    except Exception as error:  # orbax, tensorstore and json each raise their own
+      raise CheckpointError(
+        f'{self.directory}/{step}: unreadable ({_first_line(error)}).'
+      ) from error
+
+  def restore(self, step: int, abstract_state):
+    """Reads and verifies one checkpoint.
+
+    Args:
+      step: one of `steps()`.
+      abstract_state: `jax.ShapeDtypeStruct`s with shardings; the mesh may differ from the saver's.
+
+    Raises:
+      CheckpointError: if it cannot be read or an array differs from its checksum.
+    """
+    meta = self.meta(step)
+    try:
+      args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
+      state = self._manager.restore(step, args=args)['state']
+    except Exception as error:
+      raise CheckpointError(
+        f'{self.directory}/{step}: unreadable ({_first_line(error)}).'
+      ) from error
+    now = checksums(state)
+    wrong = [name for name, value in meta['checksums'].items() if now.get(name) != value]
+    if wrong:
+      raise CheckpointError(
+        f'{self.directory}/{step}: damaged, {len(wrong)} of {len(now)} arrays differ from their '
+        f'checksum, the first is {wrong[0]}.'
+      )
+    return state, meta
+
+  def restore_newest(self, abstract_state):
+    """Restores the newest checkpoint that is whole; each damaged one is named in a warning.
+
+    Raises:
+      CheckpointError: if there are checkpoints, but none is whole.
+    """
+    for step in reversed(self.steps()):
+      try:
+        return self.restore(step, abstract_state)
+      except CheckpointError as error:
+        _log.warning('%s Trying the one before.', error)
+        damaged = error
+    raise CheckpointError(f'no checkpoint in {self.directory} is whole; last error: {damaged}')
+
+  def _attempt(self, action):
+    try:
+      action()
+    except Exception as error:
+      raise CheckpointError(
+        f'could not save to {self.directory} ({_first_line(error)}); is the disk full? '
+        f'Whole checkpoints there: {self.steps() or "none"}.'
+      ) from error
+
+
+def _first_line(error: Exception) -> str:
+  return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

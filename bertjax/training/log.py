@@ -1,0 +1,186 @@
+"""What a run tells: console, JSONL, TensorBoard, a picture of the loss curves, `run.json`.
+
+Each start of the process writes a file of its own under `logs/`, so nothing is appended to a file
+that an earlier, killed process may have left half-written. `read_metrics` joins them; where a
+resumed run repeats steps, the later file counts.
+"""
+
+import importlib.metadata
+import json
+import logging
+import math
+import platform
+import subprocess
+import sys
+import time
+
+import jax
+from etils import epath
+from tqdm import tqdm
+
+
+class RunLog:
+  """Writes the metrics of one process start.
+
+  Args:
+    workdir: the run's folder.
+    steps: the last step, for the progress bar and the remaining time.
+    start: the step the run starts from.
+    tokens_per_step: real and padding tokens of a global batch.
+    active: False on all processes but the first.
+  """
+
+  def __init__(self, workdir, *, steps: int, start: int, tokens_per_step: int, active: bool = True):
+    self._active = active
+    self._tokens = tokens_per_step
+    self._workdir = epath.Path(workdir)
+    self._logger = logging.getLogger('bertjax')
+    self._bar = None
+    if not active:
+      return
+    from tensorboardX import SummaryWriter
+
+    folder = self._workdir / 'logs'
+    folder.mkdir(parents=True, exist_ok=True)
+    stamp = time.strftime('%Y%m%d-%H%M%S') + f'-{time.time_ns() % 10**9:09d}'
+    self._file = (folder / f'metrics-{stamp}.jsonl').open('w')
+    self._board = SummaryWriter(str(folder / f'tensorboard-{stamp}'))
+    if sys.stderr.isatty():
+      self._bar = tqdm(total=steps, initial=start, unit='step', dynamic_ncols=True)
+    self._steps = steps
+
+  def train(self, step: int, metrics: dict, seconds: float, steps: int) -> None:
+    """Logs means over the last `steps` steps, which took `seconds`."""
+    if not self._active:
+      return
+    per_second = self._tokens * steps / max(seconds, 1e-9)
+    self._write('train', step, metrics | {'tokens_per_second': per_second})
+    left = (self._steps - step) * seconds / steps
+    text = f'step {step}/{self._steps}  {_brief(metrics)}  {per_second:,.0f} tok/s'
+    if self._bar is not None:
+      self._bar.update(step - self._bar.n)
+      self._bar.set_postfix_str(f'loss {metrics["loss"]:.3f} {per_second:,.0f} tok/s')
+    else:
+      self._say(f'{text}  {_clock(left)} left')
+
+  def evaluation(self, step: int, metrics: dict) -> None:
+    """Logs an evaluation."""
+    if self._active:
+      self._write('eval', step, metrics)
+      self._say(f'step {step}/{self._steps}  held-out  {_brief(metrics)}')
+
+  def close(self) -> None:
+    """Closes the files and draws the loss curves."""
+    if not self._active:
+      return
+    if self._bar is not None:
+      self._bar.close()
+    self._file.close()
+    self._board.close()
+    plot_curves(self._workdir)
+
+  def _write(self, kind, step, metrics):
+    self._file.write(json.dumps({'kind': kind, 'step': step, **metrics}) + '\n')
+    self._file.flush()
+    for name, value in metrics.items():
+      self._board.add_scalar(f'{kind}/{name}', value, step)
+
+  def _say(self, text):
+    if self._bar is not None:
+      self._bar.write(text, file=sys.stderr)
+    else:
+      self._logger.info(text)
+
+
+def _brief(metrics: dict) -> str:
+  hidden = ('grad_norm', 'learning_rate')
+  shown = {k: v for k, v in metrics.items() if k not in hidden and not k.endswith('_weight')}
+  return '  '.join(f'{name} {value:.4g}' for name, value in shown.items())
+
+
+def _clock(seconds: float) -> str:
+  minutes, seconds = divmod(int(seconds), 60)
+  return f'{minutes // 60}:{minutes % 60:02d}:{seconds:02d}'
+
+
+def read_metrics(workdir) -> list[dict]:
+  """All logged lines of a run in order of kind and step; of a repeated step the latest counts."""
+  rows = {}
+  for path in sorted((epath.Path(workdir) / 'logs').glob('metrics-*.jsonl')):
+    for line in path.read_text().splitlines():
+      try:
+        row = json.loads(line)
+      except json.JSONDecodeError:
+        continue  # the last line of a killed process
+      rows[row['kind'], row['step']] = row
+  return [rows[key] for key in sorted(rows)]
+
+
+def plot_curves(workdir) -> None:
+  """Draws training and held-out losses over steps into `loss.png`."""
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+  from matplotlib.figure import Figure
+
+  rows = read_metrics(workdir)
+  names = [name for name in ('mlm_loss', 'nsp_loss') if any(name in row for row in rows)]
+  if not names:
+    return
+  figure = Figure(figsize=(5 * len(names), 3.6), layout='constrained')
+  for i, name in enumerate(names):
+    axes = figure.add_subplot(1, len(names), i + 1)
+    for kind, style in (('train', {'lw': 1, 'alpha': 0.7}), ('eval', {'lw': 2, 'marker': 'o'})):
+      points = [(r['step'], r[name]) for r in rows if r['kind'] == kind and name in r]
+      if points:
+        label = {'train': 'training', 'eval': 'held-out'}[kind]
+        axes.plot(*zip(*points, strict=True), label=label, **style)
+    axes.set(xlabel='step', ylabel='nats', title=name.replace('_', ' '))
+    axes.grid(alpha=0.3)
+    axes.legend()
+  target = epath.Path(workdir) / 'loss.png'
+  temporary = target.parent / 'loss.png.tmp'
+  with temporary.open('wb') as file:
+    FigureCanvasAgg(figure).print_png(file)
+  temporary.replace(target)
+
+
+def run_info(config: dict, **facts) -> dict:
+  """Versions, machine, command, commit and config of this process: the content of `run.json`."""
+  names = ('bertjax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'tensorflow')
+  versions = {'python': platform.python_version()}
+  for name in names:
+    try:
+      versions[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+      versions[name] = 'not installed'
+  return {
+    'command': sys.argv,
+    'started': time.strftime('%Y-%m-%dT%H:%M:%S%z'),
+    'commit': _commit(),
+    'versions': versions,
+    'devices': [str(d.device_kind) for d in jax.devices()],
+    'machine': platform.platform(),
+    'config': config,
+    **facts,
+  }
+
+
+def _commit() -> str:
+  here = epath.Path(__file__).parent
+  try:
+    command = ['git', '-C', str(here), 'describe', '--always', '--dirty', '--abbrev=12']
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+  except (OSError, subprocess.CalledProcessError):
+    return 'unknown'
+
+
+def write_json(path, value) -> None:
+  """Writes JSON under a temporary name, then renames it."""
+  path = epath.Path(path)
+  temporary = path.parent / (path.name + '.tmp')
+  temporary.write_text(json.dumps(value, indent=2, default=str) + '\n')
+  temporary.replace(path)
+
+
+def perplexity(nats: float) -> float:
+  """exp(nats), kept finite so that it can be drawn and written as JSON."""
+  return math.exp(min(nats, 80.0))

@@ -1,0 +1,275 @@
+"""The train step and the loop around it, for any loss that is a sum over terms of sum_k / W_k.
+
+`make_train_step` and `make_eval_step` compile pure functions over whole global batches; `fit` calls
+them and knows steps, intervals and stopping, but no task.
+"""
+
+import collections
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from bertjax.training.mesh import AxisTable, batch_sharding, shard_batch, tree_shardings
+
+STOPPED_EXIT_CODE = 75  # EX_TEMPFAIL: saved, not finished; launchers start the same command again
+
+
+class Diverged(RuntimeError):
+  """The loss or the gradient is not finite."""
+
+
+@flax.struct.dataclass
+class TrainState:
+  """All that a step reads and writes; arrays only.
+
+  Attributes:
+    step: int32 [], steps done.
+    params: nested dict of float32 arrays.
+    opt_state: optax state.
+    rng: typed key []; the key of step s is `fold_in(rng, s)`.
+    learning_rate: float32 [], the peak rate.
+  """
+
+  step: jax.Array
+  params: dict
+  opt_state: optax.OptState
+  rng: jax.Array
+  learning_rate: jax.Array
+
+  @classmethod
+  def create(cls, params, optimizer, rng, learning_rate: float) -> 'TrainState':
+    return cls(
+      step=jnp.zeros([], jnp.int32),
+      params=params,
+      opt_state=optimizer.init(params),
+      rng=rng,
+      learning_rate=jnp.asarray(learning_rate, jnp.float32),
+    )
+
+
+def init_state(make_state: Callable[[], TrainState], mesh, param_axes: AxisTable):
+  """Runs `make_state` compiled, every array born in its sharding; also returns the shardings."""
+  shardings = tree_shardings(mesh, param_axes, jax.eval_shape(make_state))
+  return jax.jit(make_state, out_shardings=shardings)(), shardings
+
+
+def make_train_step(
+  loss_fn: Callable,
+  loss_weights: Callable,
+  optimizer: optax.GradientTransformation,
+  schedule: Callable,
+  *,
+  mesh,
+  state_shardings: TrainState,
+  accumulation: int = 1,
+) -> Callable:
+  """Compiles `step(state, batch) -> (state, metrics)`; the old state's buffers are donated.
+
+  Args:
+    loss_fn: (params, batch, rng) -> ({term: weighted sum}, {metric: weighted sum}).
+    loss_weights: batch -> {term: total weight}.
+    optimizer: gradients to directions, as `make_optimizer` gives.
+    schedule: step -> factor of the peak learning rate.
+    mesh: the device mesh.
+    state_shardings: as `init_state` returned.
+    accumulation: microbatches a batch is cut into. Their gradients add up exactly, since each is
+      divided by the weights of the whole batch.
+
+  Returns:
+    The compiled step. Its metrics are scalars: those of `means`, 'grad_norm' before clipping, and
+    'learning_rate'.
+  """
+
+  def step(state: TrainState, batch: dict):
+    weights = loss_weights(batch)
+    rng = jax.random.fold_in(state.rng, state.step)
+
+    def objective(params, part, key):
+      losses, sums = loss_fn(params, part, key)
+      return means(losses, {}, weights)['loss'], (losses, sums)
+
+    def gradients(part, key):
+      (_, aux), grads = jax.value_and_grad(objective, has_aux=True)(state.params, part, key)
+      return grads, aux
+
+    if accumulation == 1:
+      grads, (losses, sums) = gradients(batch, rng)
+    else:
+      # Rows a, a + A, a + 2A, ... make microbatch a: each device cuts up the rows that it has.
+      parts = jax.tree.map(
+        lambda x: x.reshape(-1, accumulation, *x.shape[1:]).swapaxes(0, 1), batch
+      )
+      keys = jax.random.split(rng, accumulation)
+      shapes = jax.eval_shape(gradients, jax.tree.map(lambda x: x[0], parts), rng)
+      zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+      def add(total, inputs):
+        return jax.tree.map(jnp.add, total, gradients(*inputs)), None
+
+      (grads, (losses, sums)), _ = jax.lax.scan(add, zeros, (parts, keys))
+
+    direction, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    rate = state.learning_rate * schedule(state.step)
+    params = jax.tree.map(lambda p, d: (p - rate * d).astype(p.dtype), state.params, direction)
+    metrics = means(losses, sums, weights)
+    metrics |= {'grad_norm': optax.tree.norm(grads), 'learning_rate': rate}
+    return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+  return jax.jit(
+    step,
+    in_shardings=(state_shardings, batch_sharding(mesh)),
+    out_shardings=(state_shardings, None),
+    donate_argnums=0,
+  )
+
+
+def make_eval_step(loss_fn: Callable, loss_weights: Callable, *, mesh) -> Callable:
+  """Compiles `eval_step(params, batch) -> (loss sums, metric sums, weights)`, without dropout."""
+
+  def step(params, batch):
+    return *loss_fn(params, batch, None), loss_weights(batch)
+
+  return jax.jit(step, in_shardings=(None, batch_sharding(mesh)))
+
+
+def means(losses: dict, sums: dict, weights: dict) -> dict:
+  """Divides sums by weights: '{term}_loss', their total 'loss', and each metric '{term}_x' by the
+  weight of its term. A term without weight in this batch counts 0. For arrays and numbers."""
+  safe = {term: weight + (weight == 0) for term, weight in weights.items()}
+  terms = {f'{term}_loss': loss / safe[term] for term, loss in losses.items()}
+  metrics = {name: value / safe[name.split('_')[0]] for name, value in sums.items()}
+  return {'loss': sum(terms.values())} | terms | metrics
+
+
+def evaluate(eval_step: Callable, params, batches: Iterable[dict]) -> dict[str, float]:
+  """Adds the sums of all batches in float64 on the host and divides once: exact on any cut."""
+  parts = jax.device_get([eval_step(params, batch) for batch in batches])
+  if not parts:
+    raise ValueError('evaluation got no batches.')
+  total = jax.tree.map(lambda *values: np.sum(values, dtype=np.float64), *parts)
+  losses, sums, weights = total
+  result = {name: float(value) for name, value in means(losses, sums, weights).items()}
+  return result | {f'{term}_weight': float(weight) for term, weight in weights.items()}
+
+
+def to_device(batches: Iterable[dict], mesh, batch_size: int, ahead: int = 2) -> Iterator[dict]:
+  """Places host batches (this process's rows) on the devices, `ahead` batches early."""
+  sharding = batch_sharding(mesh)
+  queue = collections.deque()
+  for batch in batches:
+    queue.append(shard_batch(batch, sharding, batch_size))
+    if len(queue) > ahead:
+      yield queue.popleft()
+  yield from queue
+
+
+class _StopSignal:
+  """Remembers SIGTERM while the loop runs, so that a step is never cut in half."""
+
+  def __enter__(self):
+    self.received = False
+    self._before = None
+    try:
+      self._before = signal.signal(signal.SIGTERM, self._receive)
+    except ValueError:  # not the main thread (a notebook's worker): signals go elsewhere
+      pass
+    return self
+
+  def _receive(self, *_):
+    self.received = True
+
+  def __exit__(self, *_):
+    if self._before is not None:
+      signal.signal(signal.SIGTERM, self._before)
+
+
+def fit(
+  state: TrainState,
+  train_step: Callable,
+  batches: Iterator[dict],
+  *,
+  steps: int,
+  log,
+  log_every: int,
+  evaluate_fn: Callable[[dict], dict] | None = None,
+  eval_every: int = 0,
+  save: Callable[[TrainState, int, dict | None], None] | None = None,
+  save_every: int = 0,
+) -> tuple[TrainState, bool]:
+  """Trains from `state.step` to `steps`.
+
+  Args:
+    state: where to start; its buffers are donated.
+    train_step: as `make_train_step` gives.
+    batches: device batches, the first one that of step `state.step`.
+    steps: where to stop, counted from the start of training.
+    log: has `train(step, {name: mean since the last call}, seconds, steps)` and `evaluation(step,
+      metrics)`, see `training.log`.
+    log_every: steps between log lines; the loop waits for the device only there.
+    evaluate_fn: params -> metrics, called every `eval_every` steps and at the end.
+    eval_every: 0 evaluates at the end only.
+    save: called with (state, step, metrics of an evaluation at this very step or None) every
+      `save_every` steps, after every evaluation, at the end, and on SIGTERM.
+    save_every: 0 saves at evaluations and at the end only.
+
+  Returns:
+    The last state and whether SIGTERM stopped it early.
+
+  Raises:
+    Diverged: when a loss or gradient norm is not finite; names the step. Nothing later is saved.
+  """
+  step = int(state.step)
+  pending, last_log = [], time.perf_counter()
+
+  def flush():
+    nonlocal pending, last_log
+    if pending:
+      values = jax.device_get(pending)
+      for i, value in enumerate(values):
+        _check_finite(value, step - len(values) + i + 1)
+      now = time.perf_counter()
+      mean = {name: float(np.mean([v[name] for v in values])) for name in values[0]}
+      log.train(step, mean, now - last_log, len(values))
+      pending, last_log = [], now
+
+  def save_now(scores=None):
+    nonlocal saved, last_log
+    flush()  # a step that is not finite raises here, before anything is written
+    save(state, step, scores)
+    saved, last_log = step, time.perf_counter()  # tokens/s counts training alone
+
+  saved = step
+  with _StopSignal() as stop:
+    while step < steps and not stop.received:
+      state, metrics = train_step(state, next(batches))
+      step += 1
+      pending.append(metrics)
+      if step % log_every == 0:
+        flush()
+      scores = None
+      if evaluate_fn and (step == steps or (eval_every and step % eval_every == 0)):
+        flush()
+        scores = evaluate_fn(state.params)
+        log.evaluation(step, scores)
+        last_log = time.perf_counter()
+      if save and (scores or step == steps or (save_every and step % save_every == 0)):
+        save_now(scores)
+    flush()
+    if save and saved != step:
+      save_now()
+  return state, step < steps
+
+
+def _check_finite(metrics: dict, step: int) -> None:
+  for name in ('loss', 'grad_norm'):
+    if not np.isfinite(metrics[name]):
+      raise Diverged(
+        f'{name} is {metrics[name]} at step {step}; nothing after the last checkpoint was saved. '
+        'Lower learning_rate, lengthen warmup_steps, or look at the data of that step.'
+      )

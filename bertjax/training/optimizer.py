@@ -1,0 +1,156 @@
+"""Optimizers and schedules: BERT's own AdamW (google-research/bert, optimization.py) and others.
+
+A transformation here gives the *direction* of a step. `training.loop` multiplies it by the peak
+learning rate, which lies in the train state, and by the unit schedule of the step, so that runs of
+several peak rates can share one compiled program.
+"""
+
+import re
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from bertjax.training.mesh import AxisTable, logical_axes, path_name
+
+OPTIMIZERS = ('bert', 'adamw', 'lamb', 'sgd')
+SCHEDULES = ('google', 'linear', 'constant')
+
+# Biases and LayerNorm parameters are not decayed; embeddings and output kernels are. Google's
+# pattern is ('LayerNorm', 'layer_norm', 'bias') on its own variable names.
+NO_DECAY = r'(layer_norm|bias)'
+
+# One tensor of ours holds several of Google's along these axes; LAMB's norms are taken per tensor.
+_SEPARATE_AXES = ('layers', 'qkv')
+
+
+def scale_by_bert_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
+  """Adam without bias correction and with eps outside the root, as Google's AdamWeightDecay.
+
+  m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;  direction = m / (sqrt(v) + eps).
+  """
+
+  def init(params):
+    return optax.ScaleByAdamState(
+      count=jnp.zeros([], jnp.int32),
+      mu=jax.tree.map(jnp.zeros_like, params),
+      nu=jax.tree.map(jnp.zeros_like, params),
+    )
+
+  def update(grads, state, params=None):
+    del params
+    mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, grads)
+    nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * jnp.square(g), state.nu, grads)
+    direction = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), mu, nu)
+    return direction, optax.ScaleByAdamState(state.count + 1, mu, nu)
+
+  return optax.GradientTransformation(init, update)
+
+
+def scale_by_layer_trust_ratio(table: AxisTable) -> optax.GradientTransformation:
+  """LAMB's |param| / |update| (You et al. 2019), for each layer of a stacked parameter by itself.
+
+  `optax.scale_by_trust_ratio` takes one norm over a whole array, which for stacked layers would
+  be one norm over the depth of the model.
+  """
+
+  def update(updates, state, params):
+    def scale(path, u, p):
+      axes = logical_axes(table, path, p.ndim)
+      reduced = tuple(i for i, axis in enumerate(axes) if axis not in _SEPARATE_AXES)
+      p_norm = jnp.sqrt(jnp.sum(jnp.square(p), reduced, keepdims=True))
+      u_norm = jnp.sqrt(jnp.sum(jnp.square(u), reduced, keepdims=True))
+      ratio = jnp.where((p_norm > 0) & (u_norm > 0), p_norm / jnp.maximum(u_norm, 1e-30), 1.0)
+      return u * ratio
+
+    return jax.tree.map_with_path(scale, updates, params), state
+
+  return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def decay_mask(params):
+  """True for every leaf that weight decay applies to, by its path."""
+  return jax.tree.map_with_path(lambda path, _: not re.search(NO_DECAY, path_name(path)), params)
+
+
+def make_optimizer(
+  name: str = 'bert',
+  *,
+  b1: float = 0.9,
+  b2: float = 0.999,
+  eps: float = 1e-6,
+  weight_decay: float = 0.01,
+  clip_norm: float = 1.0,
+  param_axes: AxisTable = (),
+) -> optax.GradientTransformation:
+  """Makes a transformation from gradients to step directions (not yet times a learning rate).
+
+  Args:
+    name: 'bert' (AdamW without bias correction, the paper's), 'adamw' (optax's, with it), 'lamb'
+      (You et al. 2019; decay and trust ratio skip biases and LayerNorm) or 'sgd' (momentum b1).
+    b1: first-moment decay, or the momentum of 'sgd'.
+    b2: second-moment decay.
+    eps: added to the root of the second moment.
+    weight_decay: decoupled decay, scaled by the learning rate, on all but `NO_DECAY`.
+    clip_norm: global norm the gradient of the whole batch is clipped to; 0.0 switches it off.
+      Google's TPU code clips each core's gradient before it sums them; we clip the sum.
+    param_axes: path -> axes table; 'lamb' needs it to tell stacked layers apart.
+
+  Raises:
+    ValueError: for an unknown name or settings out of range.
+  """
+  if name not in OPTIMIZERS:
+    raise ValueError(f'optimizer.name must be one of {OPTIMIZERS}, got {name!r}.')
+  for field, value in (('b1', b1), ('b2', b2)):
+    if not 0 <= value < 1:
+      raise ValueError(f'optimizer.{field} must be in [0, 1), got {value}.')
+  for field, value in (('weight_decay', weight_decay), ('clip_norm', clip_norm)):
+    if value < 0:
+      raise ValueError(f'optimizer.{field} must not be negative, got {value}.')
+  adam = {'b1': b1, 'b2': b2, 'eps': eps}
+  scale = {
+    'bert': lambda: scale_by_bert_adam(**adam),
+    'adamw': lambda: optax.scale_by_adam(**adam),
+    'lamb': lambda: optax.scale_by_adam(**adam),
+    'sgd': lambda: optax.trace(decay=b1),
+  }[name]()
+  steps = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
+  steps += [scale, optax.add_decayed_weights(weight_decay, mask=decay_mask)]
+  if name == 'lamb':
+    steps.append(optax.masked(scale_by_layer_trust_ratio(param_axes), decay_mask))
+  return optax.chain(*steps)
+
+
+def unit_schedule(name: str, total_steps: int, warmup_steps: int) -> Callable:
+  """Returns step -> factor in [0, 1] of the peak learning rate.
+
+  'google': warm-up from 0, then 1 - step / total_steps with step counted from the start, so the
+  rate jumps down by warmup_steps / total_steps when the warm-up ends (optimization.py). 'linear':
+  the decay starts at the full peak (optax's join_schedules, Hugging Face). 'constant': no decay.
+
+  Raises:
+    ValueError: for an unknown name, or a warm-up longer than the run.
+  """
+  if name not in SCHEDULES:
+    raise ValueError(f'schedule must be one of {SCHEDULES}, got {name!r}.')
+  if total_steps < 1 or not 0 <= warmup_steps <= total_steps:
+    raise ValueError(
+      f'warmup_steps must be between 0 and steps, got steps={total_steps}, '
+      f'warmup_steps={warmup_steps}.'
+    )
+
+  def google(step):
+    warm = step / max(warmup_steps, 1)
+    return jnp.where(step < warmup_steps, warm, jnp.maximum(1 - step / total_steps, 0.0))
+
+  warm_up = optax.schedules.linear_schedule(0.0, 1.0, warmup_steps)
+  after = {
+    'linear': optax.schedules.linear_schedule(1.0, 0.0, max(total_steps - warmup_steps, 1)),
+    'constant': optax.schedules.constant_schedule(1.0),
+  }
+  if name == 'google':
+    return google
+  if not warmup_steps:
+    return after[name]
+  return optax.schedules.join_schedules([warm_up, after[name]], [warmup_steps])

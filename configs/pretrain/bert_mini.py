@@ -1,0 +1,18 @@
+"""BERT-mini (4 layers, 256 wide) for two cores or one small GPU: hours on some ten million words.
+
+  bertjax vocab    --input=TEXTS --size=8192 --out=vocab.txt
+  bertjax pretrain --config=bert_mini --workdir=DIR --config.data.input=TEXTS --config.data.vocab=vocab.txt
+
+Takes the words of `bert_base` after a colon (`no_nsp`, `ltr`, `mask_80_20`, `size_2_128_2`, `smoke`).
+"""
+
+from bertjax import pretrain
+
+
+def get_config(arg=''):
+  config = pretrain.default_config('mini')
+  config.batch_size = 32
+  config.steps, config.warmup_steps, config.learning_rate = 20_000, 1_000, 1e-3
+  config.model.hidden_dropout = config.model.attention_dropout = 0.0  # far from one epoch too many
+  config.log_every, config.eval_every, config.eval_rows, config.save_every = 50, 1_000, 1_024, 500
+  return pretrain.vary(config, arg, pretrain.SMOKE)
