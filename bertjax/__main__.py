@@ -46,11 +46,14 @@ def main(argv: list[str] | None = None) -> int:
     return 2
   logging.basicConfig(level=logging.WARNING, format='%(message)s', stream=sys.stderr)
   logging.getLogger('bertjax').setLevel(logging.INFO)
-  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+  if not os.environ.get('BERTJAX_TRACEBACK'):
+    # orbax's threads log tracebacks there; the loop, which waits for them, raises the same.
+    logging.getLogger('absl').setLevel(logging.CRITICAL)
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')  # no chatter about absent GPUs
   try:
     program = importlib.import_module(f'bertjax.{verb}')
     if any(argument in ('-h', '--help', '-help', '--helpfull') for argument in arguments):
-      print(_help(verb, program))
+      print(_help(verb, program, arguments))
       return 0
     program.run(**parse(program, arguments))
   except (ValueError, OSError, RuntimeError) as error:
@@ -182,23 +185,33 @@ def _overview() -> str:
   ])  # fmt: skip
 
 
-def _help(verb: str, program) -> str:
-  parts = [f'bertjax {verb}: {VERBS[verb]}', '', inspect.getdoc(program) or '', '', 'Flags:']
-  for name, (default, text) in program.FLAGS.items():
-    parts.append(f'  --{name}={default!s:<12} {text}')
+def _help(verb: str, program, arguments: list[str]) -> str:
+  """The program's docstring, its flags, and the config's fields with the recipe's values."""
+  parts = [f'bertjax {verb}: {VERBS[verb]}', '', inspect.getdoc(program), '', 'Flags:']
+  parts += [_field(f'--{name}', *program.FLAGS[name]) for name in program.FLAGS]
   if 'config' in program.FLAGS:
     from bertjax import pretrain
+    from bertjax.model.config import EncoderConfig
 
-    source = inspect.getsource(pretrain.default_config)
-    body = source[source.index('# The encoder') : source.rindex('})')]
-    parts += [
-      '',
-      'Config fields, changed by --config.field=value; recipes have their own defaults:',
-    ]
-    parts.append(inspect.cleandoc('    ' + body).replace(': c({', ':').replace('}),', ''))
-    parts += ['', 'Recipes: ' + ', '.join(sorted(p.stem for p in _recipes().glob('*/*.py')))]
-    parts += ['', inspect.getdoc(pretrain.vary) or '']
+    spec, _ = _take_recipe(program.FLAGS['config'][0], arguments)
+    told = _comments(EncoderConfig) | _comments(pretrain.default_config)
+    parts += ['', f'Fields of the config {spec}, with its values:']
+    for name, value in _flatten(load_recipe(spec)):
+      parts.append(_field(f'--config.{name}', value, told.get(name.split('.')[-1], '')))
+    recipes = sorted(p.stem for p in _recipes().glob('*/*.py') if p.stem != '__init__')
+    parts += ['', f'Recipes: {", ".join(recipes)}', '', inspect.getdoc(pretrain.vary)]
   return '\n'.join(parts)
+
+
+def _field(name: str, value, text: str) -> str:
+  return f'  {f"{name}={value}":<44} {text}'.rstrip()
+
+
+def _comments(source) -> dict[str, str]:
+  """Field -> the comment behind its line, so that the help is the comment in the source."""
+  lines = inspect.getsource(source).split('\n')
+  found = (re.match(r"\s*'?(\w+)'?:\s.*?\s\s#\s(.*)", line) for line in lines)
+  return {match[1]: match[2] for match in found if match}
 
 
 def entry() -> None:

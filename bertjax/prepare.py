@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import pathlib
+import platform
 from collections.abc import Iterator
 
 from etils import epath
@@ -26,7 +27,7 @@ from bertjax.data.tokenizer import Tokenizer
 _log = logging.getLogger(__name__)
 
 FLAGS = {
-  'config': ('', 'a recipe (path or name); its data section says what to prepare'),
+  'config': ('bert_mini', 'a recipe, path or name; its data section says what to prepare'),
   'out': ('', 'the folder to write; it must not exist yet'),
 }
 
@@ -147,13 +148,17 @@ def cached(config, cache_dir='') -> epath.Path:
   """The prepared folder for a config's raw text: found in the cache, or prepared into it.
 
   The cache is `data.cache_dir`, `$BERTJAX_CACHE` or ~/.cache/bertjax. Its key covers the settings,
-  the vocabulary, and the names, sizes and times of the files.
+  the vocabulary, and the names, sizes and times of the files (of Python, if the text is its own).
   """
   tokenizer, settings = load_vocab(config), settings_of(config)
   files = []
   for part in filter(None, map(str.strip, config.data.input.split(','))):
-    if part != 'embedded' and not part.startswith('tfds:'):
-      stats = [(str(p), p.stat()) for p in sources.list_files(part)]
+    if part == 'embedded':
+      files.append(platform.python_version())
+      continue
+    path = part.removeprefix('tfds:').partition(':')[0] if part.startswith('tfds:') else part
+    if path == part or epath.Path(path).is_dir():  # a TFDS name stands for its version
+      stats = [(str(p), p.stat()) for p in sources.list_files(path)]
       files += [(name, stat.length, stat.mtime) for name, stat in stats]
   key = json.dumps(
     [store.VERSION, config.data.input, files, dataclasses.asdict(settings), tokenizer.fingerprint]

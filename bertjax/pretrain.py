@@ -61,19 +61,17 @@ def default_config(preset: str = 'base') -> ml_collections.ConfigDict:
     'objective': 'mlm',  # 'next_token' is the left-to-right ablation; needs model.causal=True
     'init_from': '',  # a model directory to start from; '' starts from random weights
     'seed': 0,  # of initial weights, data order, masks and dropout
-    'steps': 1_000_000,
+    'steps': 1_000_000,  # the run's last step
     'batch_size': 256,  # rows of a global batch, over all devices and microbatches
     'accumulation': 1,  # microbatches a step; the result is that of one big batch
     'learning_rate': 1e-4,  # the peak
-    'warmup_steps': 10_000,
-    # 'google': the decay counts from step 0 (optimization.py); 'linear': from the end of warm-up;
-    # 'constant': no decay.
-    'schedule': 'google',
+    'warmup_steps': 10_000,  # steps from 0 to the peak
+    'schedule': 'google',  # decay counted from step 0; 'linear': from the warm-up; 'constant'
     'optimizer': c({
       'name': 'bert',  # AdamW without bias correction; 'adamw', 'lamb', 'sgd'
-      'b1': 0.9,
-      'b2': 0.999,
-      'eps': 1e-6,
+      'b1': 0.9,  # decay of the first moment; the momentum of 'sgd'
+      'b2': 0.999,  # decay of the second moment
+      'eps': 1e-6,  # added outside the root
       'weight_decay': 0.01,  # not on biases and LayerNorm
       'clip_norm': 1.0,  # global norm of the whole batch's gradient; 0.0 = off
     }),
@@ -93,16 +91,20 @@ def default_config(preset: str = 'base') -> ml_collections.ConfigDict:
       'loader': 'auto',  # 'tfdata', 'threads', or the first of them that is installed
     }),
     'masking': c({
-      'rate': 0.15,
-      'max_predictions': 20,  # 20 at length 128, 76 at 512
+      'rate': 0.15,  # share of a row's tokens to predict
+      'max_predictions': 20,  # most predictions in a row: 20 at length 128, 76 at 512
       'mask_share': 0.8,  # of the chosen tokens: replaced by [MASK]
       'random_share': 0.1,  # replaced by a random token; the rest is kept
     }),
-    'mesh': c({'data': -1, 'fsdp': 1, 'tensor': 1}),  # -1 takes the devices left over
-    'log_every': 100,
+    'mesh': c({
+      'data': -1,  # replicas; -1 takes the devices left over
+      'fsdp': 1,  # replicas that split parameters and moments between them
+      'tensor': 1,  # devices that split each layer
+    }),
+    'log_every': 100,  # steps between log lines
     'eval_every': 10_000,  # steps between evaluations on held-out rows; 0 = at the end only
     'eval_rows': 10_000,  # rows an evaluation reads at most
-    'save_every': 1_000,
+    'save_every': 1_000,  # steps between checkpoints
     'keep': 2,  # newest checkpoints kept; the best one stays besides
   })  # fmt: skip
 
@@ -151,7 +153,7 @@ def run(config, *, workdir: str) -> dict[str, float]:
 
   Raises:
     ValueError: for a config that cannot be trained, before anything compiles.
-    loop.Diverged: if a loss is not finite.
+    loop.DivergedError: if a loss is not finite.
     SystemExit: with code 75, after SIGTERM and a save.
   """
   if not workdir:
@@ -159,17 +161,17 @@ def run(config, *, workdir: str) -> dict[str, float]:
   workdir = epath.Path(workdir)
   mesh = mesh_lib.make_mesh(**config.mesh)
   mesh_lib.check_batch_size(mesh, config.batch_size, config.accumulation)
+  transform = make_transform(config)
+  schedule = optimizer.unit_schedule(config.schedule, config.steps, config.warmup_steps)
+  loader = choose_loader(config.data.loader)
   folder = prepared_folder(config)
   tokenizer = Tokenizer.from_dir(folder)
   bert = make_model(config, tokenizer)
   train = make_batches(config, folder, 'train', tokenizer, mesh)
   heldout = make_batches(config, folder, 'heldout', tokenizer, mesh)
-  loader = choose_loader(config.data.loader)
 
   identity = run_identity(config, bert.config, folder)
   check_same_run(workdir, identity)
-  transform = make_transform(config)
-  schedule = optimizer.unit_schedule(config.schedule, config.steps, config.warmup_steps)
   workdir.mkdir(parents=True, exist_ok=True)
   checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints', keep=config.keep)
   state, shardings = start(config, bert, transform, mesh, checkpoints)
@@ -194,21 +196,14 @@ def run(config, *, workdir: str) -> dict[str, float]:
     checkpoints.save(step, state, meta, scores)
 
   run_log = log.RunLog(
-    workdir, steps=config.steps, start=first, tokens_per_step=config.batch_size * config.data.length,
-    active=jax.process_index() == 0,
+    workdir, steps=config.steps, start=first, active=jax.process_index() == 0,
+    tokens_per_step=config.batch_size * config.data.length,
   )  # fmt: skip
-  scores = {}
-
-  def evaluate_and_remember(params):
-    nonlocal scores
-    scores = evaluate(params)
-    return scores
-
   stream = batches_lib.iterate(train.training, first, loader=loader)
   try:
-    state, stopped = loop.fit(
+    state, scores, stopped = loop.fit(
       state, train_step, loop.to_device(stream, mesh, config.batch_size), steps=config.steps,
-      log=run_log, log_every=config.log_every, evaluate_fn=evaluate_and_remember,
+      log=run_log, log_every=config.log_every, evaluate_fn=evaluate,
       eval_every=config.eval_every, save=save, save_every=config.save_every,
     )  # fmt: skip
   finally:
@@ -308,8 +303,10 @@ def make_batches(config, folder, split, tokenizer, mesh) -> batches_lib.Batches:
 
 def choose_loader(name: str) -> str:
   """'tfdata' where TensorFlow is installed, else 'threads'; the batches are the same."""
-  if name != 'auto':
+  if name in ('tfdata', 'threads'):
     return name
+  if name != 'auto':
+    raise ValueError(f"data.loader must be 'auto', 'tfdata' or 'threads', got {name!r}.")
   name = 'tfdata' if importlib.util.find_spec('tensorflow') else 'threads'
   _log.info('data.loader: auto chose %r', name)
   return name

@@ -110,8 +110,6 @@ def iterate(
 
     yield from tfdata_batches(make, start, stop)
     return
-  if loader != 'threads':
-    raise ValueError(f"data.loader must be 'auto', 'tfdata' or 'threads', got {loader!r}.")
   ahead, queue, step = 4, [], start
   with concurrent.futures.ThreadPoolExecutor(2) as pool:
     try:

@@ -17,10 +17,10 @@ from bertjax.data.tokenizer import MAX_CHARS_PER_WORD, SPECIAL_TOKENS, Tokenizer
 for _kind in ('GPU', 'TPU'):
   tf.config.set_visible_devices([], _kind)
 
-# The blocks of Google's _is_chinese_char.
+# The blocks of Google's _is_chinese_char, but for U+2B820..2B91F, which Hugging Face leaves out.
 _CJK = (
   r'\x{4E00}-\x{9FFF}\x{3400}-\x{4DBF}\x{20000}-\x{2A6DF}\x{2A700}-\x{2B73F}\x{2B740}-\x{2B81F}'
-  r'\x{2B820}-\x{2CEAF}\x{F900}-\x{FAFF}\x{2F800}-\x{2FA1F}'
+  r'\x{2B920}-\x{2CEAF}\x{F900}-\x{FAFF}\x{2F800}-\x{2FA1F}'
 )
 _PUNCTUATION = r'!-/:-@\[-`{-~\p{P}'
 _CONTROL = r'[\x{0}\x{FFFD}\p{Cc}\p{Cf}\p{Co}]'
@@ -53,12 +53,13 @@ class GraphTokenizer:
 
   def normalize(self, strings: tf.Tensor) -> tf.Tensor:
     """Cleans, folds and puts spaces around punctuation and CJK, so that words can be split."""
-    x = tf.strings.regex_replace(strings, r'[\t\n\r]|\p{Zs}', ' ')
+    x = tf.strings.regex_replace(strings, r'[\t\n\r]|\p{Z}', ' ')
     x = tf.strings.regex_replace(x, _CONTROL, '')
     if self._lowercase:
       x = tft.normalize_utf8(x, 'NFD')
       x = tf.strings.regex_replace(x, r'\p{Mn}', '')
-      x = tf.strings.lower(x, encoding='utf-8')
+      # Hugging Face lowers letter by letter; TensorFlow would write a final sigma.
+      x = tf.strings.lower(tf.strings.regex_replace(x, 'Σ', 'σ'), encoding='utf-8')
     return tf.strings.regex_replace(x, rf'([{_PUNCTUATION}{_CJK}])', r' \1 ')
 
 

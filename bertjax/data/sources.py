@@ -20,6 +20,7 @@ import logging
 import pathlib
 import re
 import sysconfig
+import zlib
 from collections.abc import Iterable, Iterator
 
 from etils import epath
@@ -77,7 +78,7 @@ def read_documents(
     if part == 'embedded':
       texts = embedded_documents()
     elif part.startswith('tfds:'):
-      texts = _tfds(part.removeprefix('tfds:'), text_key)
+      texts = _tfds(part.removeprefix('tfds:'), text_key, report)
     else:
       texts = _files(part, format, text_key, binary, report)
     for text in texts:
@@ -98,58 +99,15 @@ def split_document(text: str, format: str) -> list[str]:
 
 
 # A period after one of these does not end a sentence.
-_ABBREVIATIONS = frozenset(
-  [
-    'mr',
-    'mrs',
-    'ms',
-    'dr',
-    'st',
-    'rev',
-    'hon',
-    'prof',
-    'sr',
-    'jr',
-    'gen',
-    'col',
-    'capt',
-    'lt',
-    'sgt',
-    'messrs',
-    'mme',
-    'mlle',
-    'vs',
-    'etc',
-    'cf',
-    'al',
-    'fig',
-    'figs',
-    'eq',
-    'no',
-    'nos',
-    'vol',
-    'vols',
-    'ch',
-    'pp',
-    'ed',
-    'eds',
-    'viz',
-    'ca',
-    'approx',
-    'dept',
-    'est',
-    'inc',
-    'ltd',
-    'co',
-    'corp',
-    'e.g',
-    'i.e',
-    'a.m',
-    'p.m',
-  ]
-)
+_ABBREVIATIONS = frozenset([
+  'mr', 'mrs', 'ms', 'dr', 'st', 'rev', 'hon', 'prof', 'sr', 'jr', 'gen', 'col', 'capt', 'lt',
+  'sgt', 'messrs', 'mme', 'mlle', 'vs', 'etc', 'cf', 'al', 'fig', 'figs', 'eq', 'vol', 'vols',
+  'ch', 'pp', 'ed', 'eds', 'viz', 'ca', 'approx', 'dept', 'est', 'inc', 'ltd', 'co', 'corp',
+  'e.g', 'i.e', 'a.m', 'p.m',
+])  # fmt: skip
 _BOUNDARY = re.compile(
-  r'[.!?…]+["\'”’)\]]*\s+(?=["\'“‘(\[]*[A-Z0-9À-Þ])'  # end mark, closing, space, new start
+  # End marks, closing, space, new start; the look-behind keeps long runs of dots linear.
+  r'(?<![.!?…])[.!?…]+["\'”’)\]]*\s+(?=["\'“‘(\[]*[A-Z0-9À-Þ])'
 )
 
 
@@ -157,7 +115,7 @@ def split_prose(text: str) -> list[str]:
   """Splits running English text into sentences; a blank line always ends one.
 
   A sentence ends at '.', '!', '?' or an ellipsis, with closing quotes and brackets, before white
-  space and a capital or a digit; not after a common abbreviation or a single initial.
+  space and a capital or a digit; not at the period of a common abbreviation or a single initial.
   """
   sentences = []
   for paragraph in re.split(r'\n\s*\n', text):
@@ -166,7 +124,8 @@ def split_prose(text: str) -> list[str]:
     for match in _BOUNDARY.finditer(paragraph):
       before = paragraph[start : match.start()].rsplit(' ', 1)[-1].lstrip('"\'“‘([').lower()
       initial = len(before) == 1 and before.isalpha() and before != 'i'
-      if match.group().startswith('.') and (before in _ABBREVIATIONS or initial):
+      number = before in ('no', 'nos') and paragraph[match.end()].isdigit()  # 'No. 7', not 'No. So'
+      if match.group().strip() == '.' and (before in _ABBREVIATIONS or initial or number):
         continue
       sentences.append(paragraph[start : match.end()].rstrip())
       start = match.end()
@@ -188,7 +147,7 @@ def _files(pattern: str, format: str, text_key: str, binary: str, report: Report
     report.files += 1
     text = data.decode('utf-8', errors='replace')
     report.invalid_utf8 += text.count('\ufffd') - data.count(b'\xef\xbf\xbd')
-    yield from _documents(text.removeprefix('\ufeff'), format, text_key, path)
+    yield from _documents(text.removeprefix('\ufeff'), format, text_key, path, report)
 
 
 def list_files(pattern: str) -> list[epath.Path]:
@@ -201,7 +160,8 @@ def list_files(pattern: str) -> list[epath.Path]:
     return files
   if path.is_file():
     return [path]
-  files = [p for p in map(epath.Path, sorted(glob.glob(pattern, recursive=True))) if p.is_file()]
+  matches = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 (Path.glob wants a folder)
+  files = [p for p in map(epath.Path, matches) if p.is_file()]
   if not files:
     raise ValueError(f'data.input: no such file or folder, and no match of the glob: {pattern}')
   return files
@@ -222,7 +182,7 @@ def _read_bytes(path: epath.Path) -> bytes:
   if path.suffix == '.gz':
     try:
       return gzip.decompress(data)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
       raise ValueError(f'{path} is not a whole gzip file: {error}.') from error
   return data
 
@@ -232,7 +192,7 @@ def _is_binary(head: bytes) -> bool:
   return b'\0' in head or head.decode('utf-8', 'replace').count('\ufffd') > 0.3 * max(len(head), 1)
 
 
-def _documents(text: str, format: str, text_key: str, path) -> Iterable[str]:
+def _documents(text: str, format: str, text_key: str, path, report: Report) -> Iterable[str]:
   if format == 'prose':
     return [text]
   if format == 'google':
@@ -240,11 +200,11 @@ def _documents(text: str, format: str, text_key: str, path) -> Iterable[str]:
   if format == 'wikitext':
     return re.split(r'(?m)^(?= = [^=].* = \s*$)', text)
   if format == 'jsonl':
-    return _jsonl(text, text_key, path)
+    return _jsonl(text, text_key, path, report)
   raise ValueError("data.format=tfds goes with data.input=tfds:NAME, got a path: use 'prose'.")
 
 
-def _jsonl(text: str, text_key: str, path) -> Iterator[str]:
+def _jsonl(text: str, text_key: str, path, report: Report) -> Iterator[str]:
   for number, line in enumerate(text.split('\n'), 1):
     if not line.strip():
       continue
@@ -257,13 +217,19 @@ def _jsonl(text: str, text_key: str, path) -> Iterator[str]:
       raise ValueError(
         f'{path}:{number}: no text under data.text_key={text_key!r}; the line has {keys}.'
       )
-    yield value[text_key]
+    # JSON can spell half a surrogate pair ('\ud800'), which no UTF-8 can hold.
+    valid, replaced = re.subn('[\ud800-\udfff]', '\ufffd', value[text_key])
+    report.invalid_utf8 += replaced
+    yield valid
 
 
-def _tfds(name: str, text_key: str) -> Iterator[str]:
+def _tfds(name: str, text_key: str, report: Report) -> Iterator[str]:
   """Documents of `tfds:NAME[:SPLIT]`, or of a folder that TFDS wrote (`tfds:/path:SPLIT`)."""
+  import tensorflow as tf
   import tensorflow_datasets as tfds
 
+  for kind in ('GPU', 'TPU'):  # TensorFlow only reads; it must not take the accelerators' memory
+    tf.config.set_visible_devices([], kind)
   name, _, split = name.partition(':')
   split = split or 'train'
   try:
@@ -277,12 +243,14 @@ def _tfds(name: str, text_key: str) -> Iterator[str]:
     )
   except Exception as error:  # TFDS has a family of its own for names, versions and splits
     raise ValueError(f'tfds:{name}: {str(error).strip().splitlines()[0]}') from error
-  if not isinstance(examples.element_spec, dict) or text_key not in examples.element_spec:
-    raise ValueError(
-      f'tfds:{name} has no data.text_key={text_key!r}; it has {sorted(examples.element_spec)}.'
-    )
+  fields = examples.element_spec if isinstance(examples.element_spec, dict) else {}
+  texts = sorted(key for key, spec in fields.items() if spec == tf.TensorSpec([], tf.string))
+  if text_key not in texts:
+    raise ValueError(f'tfds:{name} has no text under data.text_key={text_key!r}; it has {texts}.')
   for example in examples.as_numpy_iterator():
-    yield example[text_key].decode('utf-8', errors='replace')
+    text = example[text_key].decode('utf-8', errors='replace')
+    report.invalid_utf8 += text.count('\ufffd') - example[text_key].count(b'\xef\xbf\xbd')
+    yield text
 
 
 def embedded_documents() -> Iterator[str]:

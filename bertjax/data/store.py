@@ -30,10 +30,16 @@ class Writer:
   Args:
     directory: the final folder; must not exist yet, or hold a whole preparation.
     columns: {name: (dtype, shape of one row)}.
+
+  Raises:
+    StoreError: if the folder holds something else, which `finish` would delete.
   """
 
   def __init__(self, directory, columns: dict[str, tuple[str, tuple[int, ...]]]):
     self.directory = epath.Path(directory)
+    manifest = self.directory / 'manifest.json'
+    if self.directory.exists() and any(self.directory.iterdir()) and not manifest.exists():
+      raise StoreError(f'{directory} exists and is no prepared folder; choose another.')
     self._temporary = self.directory.parent / (self.directory.name + '.incomplete')
     self._columns = {name: (np.dtype(d), tuple(shape)) for name, (d, shape) in columns.items()}
     self._shards = {split: [] for split in SPLITS}

@@ -68,12 +68,23 @@ class Tokenizer:
 
   @classmethod
   def from_dir(cls, directory) -> 'Tokenizer':
-    """Reads what `save` (or Hugging Face) wrote; case comes from `tokenizer_config.json`."""
+    """Reads what `save` (or Hugging Face) wrote; case comes from `tokenizer_config.json`.
+
+    Hugging Face's transformers 5 writes no `vocab.txt`: then the pieces come from `tokenizer.json`.
+    """
     directory = epath.Path(directory)
     settings, path = {}, directory / 'tokenizer_config.json'
     if path.exists():
       settings = json.loads(path.read_text())
-    return cls.from_file(directory / 'vocab.txt', lowercase=settings.get('do_lower_case', True))
+    lowercase = settings.get('do_lower_case', True)
+    path = directory / 'tokenizer.json'
+    if path.exists() and not (directory / 'vocab.txt').exists():
+      model = json.loads(path.read_text(encoding='utf-8'))['model']
+      if model['type'] != 'WordPiece':
+        raise ValueError(f'{path} is a {model["type"]} tokenizer, BERT needs WordPiece.')
+      pieces = sorted(model['vocab'], key=model['vocab'].get)
+      return cls(pieces, lowercase=lowercase, source=str(path))
+    return cls.from_file(directory / 'vocab.txt', lowercase=lowercase)
 
   def save(self, directory) -> None:
     """Writes `vocab.txt`, `tokenizer.json` and `tokenizer_config.json` for Hugging Face."""

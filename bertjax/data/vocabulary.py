@@ -6,6 +6,7 @@ same file (Hugging Face's trainer iterates over hash maps and does not).
 
 import collections
 import heapq
+import itertools
 from collections.abc import Iterable
 
 from bertjax.data.tokenizer import SPECIAL_TOKENS, word_splitter
@@ -74,7 +75,7 @@ def _merges(words: list[list[str]], counts: list[int], min_count: int) -> Iterab
   """Yields merged pieces, most frequent pair first, and applies each merge to all words."""
   pair_counts, where = collections.Counter(), collections.defaultdict(set)
   for i, word in enumerate(words):
-    for pair in zip(word, word[1:], strict=False):
+    for pair in itertools.pairwise(word):
       pair_counts[pair] += counts[i]
       where[pair].add(i)
   heap = [(-count, pair) for pair, count in pair_counts.items()]

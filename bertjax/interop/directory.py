@@ -1,5 +1,7 @@
-"""A model directory: `config.json`, `model.safetensors`, `vocab.txt` and tokenizer files, as Hugging
-Face reads them. Written under a temporary name and renamed when whole."""
+"""A model directory, as Hugging Face reads it: config, weights, vocabulary and tokenizer files.
+
+It is written under a temporary name and renamed when whole.
+"""
 
 import json
 

@@ -20,23 +20,23 @@ class EncoderConfig:
     ValueError: on construction, if a field is out of range or two fields contradict.
   """
 
-  vocab_size: int = 30522
-  hidden_size: int = 768  # D
-  num_layers: int = 12  # N
+  vocab_size: int = 30522  # V, entries of the vocabulary
+  hidden_size: int = 768  # D, the width of a token's state
+  num_layers: int = 12  # N, Transformer blocks
   num_heads: int = 12  # H; the head size K is hidden_size / num_heads
   mlp_size: int = 3072  # F, 4 * D in every BERT
   max_positions: int = 512  # rows of the learned position table, the longest input
   type_vocab_size: int = 2  # Google's code defaults to 16, every released BERT has 2
   activation: str = 'gelu'  # 'gelu' is exact (erf), 'gelu_tanh' Google's code since Feb 2019
   hidden_dropout: float = 0.1  # after the embeddings and after both sub-layers
-  attention_dropout: float = 0.1  # on attention probabilities, each element by itself
+  attention_dropout: float = 0.1  # of attention probabilities, each by itself
   layer_norm_eps: float = 1e-12  # vanishes below float32, so LayerNorm always runs in float32
   initializer_range: float = 0.02  # of a normal truncated at two standard deviations
   causal: bool = False  # a token sees itself and what precedes it (paper, section 5.1, "LTR")
 
   dtype: str = 'float32'  # of activations and matrix products; 'bfloat16' on TPU and GPU
-  param_dtype: str = 'float32'
-  attention: str = 'auto'
+  param_dtype: str = 'float32'  # of parameters
+  attention: str = 'auto'  # or a kernel by name: 'xla', 'cudnn'
   remat: str = 'none'  # 'full' saves nothing within a layer, 'dots' saves matrix products
   unroll: int = 1  # layers per iteration of the layer loop; num_layers unrolls it completely
 

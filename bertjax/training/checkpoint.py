@@ -6,6 +6,8 @@ on the devices; a restore verifies it, and names and passes over a damaged check
 """
 
 import logging
+import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -50,26 +52,23 @@ class Checkpoints:
   """
 
   def __init__(self, directory, keep: int = 2):
-    self.directory = epath.Path(directory)
+    self.directory = epath.Path(directory).resolve()  # orbax refuses relative paths
     self.directory.mkdir(parents=True, exist_ok=True)
-    # Not `best_fn`: with `max_to_keep` it drops the newest step, from which a run resumes.
-    policy = policies.AnyPreservationPolicy(
-      [
-        policies.LatestN(keep),
-        policies.BestN(
-          get_metric_fn=lambda m: m['loss'],
-          reverse=True,
-          n=1,
-          keep_checkpoints_without_metrics=False,
-        ),
-      ]
-    )
+    # `best_fn` alone makes orbax write and read the metrics, and with `max_to_keep` it would drop
+    # the newest step, from which a run resumes; the policy decides what stays.
+    policy = policies.AnyPreservationPolicy([
+      policies.LatestN(keep),
+      policies.BestN(
+        get_metric_fn=_loss, reverse=True, n=1, keep_checkpoints_without_metrics=False
+      ),
+    ])  # fmt: skip
     self._manager = ocp.CheckpointManager(
       self.directory,
       options=ocp.CheckpointManagerOptions(
-        preservation_policy=policy, enable_async_checkpointing=True, cleanup_tmp_directories=True
+        best_fn=_loss, best_mode='min', preservation_policy=policy,
+        enable_async_checkpointing=True, cleanup_tmp_directories=True,
       ),
-    )
+    )  # fmt: skip
 
   def save(self, step: int, state, meta: dict, metrics: dict | None = None) -> None:
     """Starts writing; returns once the arrays are copied off the devices.
@@ -77,6 +76,7 @@ class Checkpoints:
     Raises:
       CheckpointError: if this or the write before it failed; earlier checkpoints are untouched.
     """
+    self._check_space(state)
     meta = meta | {'checksums': checksums(state)}
     args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
     self._attempt(lambda: self._manager.save(step, args=args, metrics=metrics))
@@ -95,10 +95,8 @@ class Checkpoints:
 
   def best_step(self) -> int:
     """The step with the lowest evaluation loss, or the newest if none was evaluated."""
-    scored = [
-      (info.metrics['loss'], info.step) for info in self._manager._checkpoints if info.metrics
-    ]
-    return min(scored)[1] if scored else self.steps()[-1]
+    best = self._manager.best_step()
+    return self.steps()[-1] if best is None else best
 
   def meta(self, step: int) -> dict:
     """The JSON of one checkpoint."""
@@ -151,6 +149,19 @@ class Checkpoints:
         damaged = error
     raise CheckpointError(f'no checkpoint in {self.directory} is whole; last error: {damaged}')
 
+  def _check_space(self, state) -> None:
+    """Refuses before writing: a disk that fills half-way makes orbax's threads very loud."""
+    needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    if not isinstance(self.directory, pathlib.Path):
+      return  # remote storage does not fill
+    free = shutil.disk_usage(self.directory).free
+    if free < 1.1 * needed:
+      raise CheckpointError(
+        f'could not save to {self.directory}: a checkpoint takes {needed / 1e6:,.1f} MB and '
+        f'{free / 1e6:,.1f} MB are free. Whole checkpoints there: {self.steps() or "none"}; make '
+        'room and start the same command again.'
+      )
+
   def _attempt(self, action):
     try:
       action()
@@ -159,6 +170,10 @@ class Checkpoints:
         f'could not save to {self.directory} ({_first_line(error)}); is the disk full? '
         f'Whole checkpoints there: {self.steps() or "none"}.'
       ) from error
+
+
+def _loss(metrics: dict) -> float:
+  return metrics['loss']
 
 
 def _first_line(error: Exception) -> str:

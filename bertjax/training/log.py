@@ -8,7 +8,6 @@ resumed run repeats steps, the later file counts.
 import importlib.metadata
 import json
 import logging
-import math
 import platform
 import subprocess
 import sys
@@ -38,13 +37,16 @@ class RunLog:
     self._bar = None
     if not active:
       return
-    from tensorboardX import SummaryWriter
+    from tensorboardX.event_file_writer import EventsWriter
 
     folder = self._workdir / 'logs'
     folder.mkdir(parents=True, exist_ok=True)
     stamp = time.strftime('%Y%m%d-%H%M%S') + f'-{time.time_ns() % 10**9:09d}'
     self._file = (folder / f'metrics-{stamp}.jsonl').open('w')
-    self._board = SummaryWriter(str(folder / f'tensorboard-{stamp}'))
+    board = folder / f'tensorboard-{stamp}'
+    board.mkdir()
+    # Not SummaryWriter: on a full disk its writer thread dies and the training loop hangs.
+    self._board = EventsWriter(str(board / 'events'))
     if sys.stderr.isatty():
       self._bar = tqdm(total=steps, initial=start, unit='step', dynamic_ncols=True)
     self._steps = steps
@@ -82,8 +84,12 @@ class RunLog:
   def _write(self, kind, step, metrics):
     self._file.write(json.dumps({'kind': kind, 'step': step, **metrics}) + '\n')
     self._file.flush()
-    for name, value in metrics.items():
-      self._board.add_scalar(f'{kind}/{name}', value, step)
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.proto.summary_pb2 import Summary
+
+    values = [Summary.Value(tag=f'{kind}/{k}', simple_value=v) for k, v in metrics.items()]
+    self._board.write_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+    self._board.flush()
 
   def _say(self, text):
     if self._bar is not None:
@@ -122,7 +128,7 @@ def plot_curves(workdir) -> None:
   from matplotlib.figure import Figure
 
   rows = read_metrics(workdir)
-  names = [name for name in ('mlm_loss', 'nsp_loss') if any(name in row for row in rows)]
+  names = sorted({name for row in rows for name in row if name.endswith('_loss')})
   if not names:
     return
   figure = Figure(figsize=(5 * len(names), 3.6), layout='constrained')
@@ -179,8 +185,3 @@ def write_json(path, value) -> None:
   temporary = path.parent / (path.name + '.tmp')
   temporary.write_text(json.dumps(value, indent=2, default=str) + '\n')
   temporary.replace(path)
-
-
-def perplexity(nats: float) -> float:
-  """exp(nats), kept finite so that it can be drawn and written as JSON."""
-  return math.exp(min(nats, 80.0))

@@ -5,6 +5,7 @@ them and knows steps, intervals and stopping, but no task.
 """
 
 import collections
+import contextlib
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -20,7 +21,7 @@ from bertjax.training.mesh import AxisTable, batch_sharding, shard_batch, tree_s
 STOPPED_EXIT_CODE = 75  # EX_TEMPFAIL: saved, not finished; launchers start the same command again
 
 
-class Diverged(RuntimeError):
+class DivergedError(RuntimeError):
   """The loss or the gradient is not finite."""
 
 
@@ -175,10 +176,8 @@ class _StopSignal:
   def __enter__(self):
     self.received = False
     self._before = None
-    try:
+    with contextlib.suppress(ValueError):  # not the main thread: signals go elsewhere
       self._before = signal.signal(signal.SIGTERM, self._receive)
-    except ValueError:  # not the main thread (a notebook's worker): signals go elsewhere
-      pass
     return self
 
   def _receive(self, *_):
@@ -201,7 +200,7 @@ def fit(
   eval_every: int = 0,
   save: Callable[[TrainState, int, dict | None], None] | None = None,
   save_every: int = 0,
-) -> tuple[TrainState, bool]:
+) -> tuple[TrainState, dict, bool]:
   """Trains from `state.step` to `steps`.
 
   Args:
@@ -219,10 +218,12 @@ def fit(
     save_every: 0 saves at evaluations and at the end only.
 
   Returns:
-    The last state and whether SIGTERM stopped it early.
+    The last state, the metrics of the last evaluation ({} if there was none), and whether SIGTERM
+    stopped the run early.
 
   Raises:
-    Diverged: when a loss or gradient norm is not finite; names the step. Nothing later is saved.
+    DivergedError: when a loss or gradient norm is not finite; names the step, and saves nothing
+      later.
   """
   step = int(state.step)
   pending, last_log = [], time.perf_counter()
@@ -244,7 +245,7 @@ def fit(
     save(state, step, scores)
     saved, last_log = step, time.perf_counter()  # tokens/s counts training alone
 
-  saved = step
+  saved, last_scores = step, {}
   with _StopSignal() as stop:
     while step < steps and not stop.received:
       state, metrics = train_step(state, next(batches))
@@ -255,7 +256,7 @@ def fit(
       scores = None
       if evaluate_fn and (step == steps or (eval_every and step % eval_every == 0)):
         flush()
-        scores = evaluate_fn(state.params)
+        scores = last_scores = evaluate_fn(state.params)
         log.evaluation(step, scores)
         last_log = time.perf_counter()
       if save and (scores or step == steps or (save_every and step % save_every == 0)):
@@ -263,13 +264,13 @@ def fit(
     flush()
     if save and saved != step:
       save_now()
-  return state, step < steps
+  return state, last_scores, step < steps
 
 
 def _check_finite(metrics: dict, step: int) -> None:
   for name in ('loss', 'grad_norm'):
     if not np.isfinite(metrics[name]):
-      raise Diverged(
+      raise DivergedError(
         f'{name} is {metrics[name]} at step {step}; nothing after the last checkpoint was saved. '
         'Lower learning_rate, lengthen warmup_steps, or look at the data of that step.'
       )

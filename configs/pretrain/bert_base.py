@@ -1,7 +1,8 @@
 """BERT-base as the paper trained it (Devlin et al. 2018, section 3.1 and appendix A.2).
 
-  bertjax prepare  --config=bert_base --out=ROWS --config.data.input=TEXTS --config.data.vocab=vocab.txt
-  bertjax pretrain --config=bert_base --workdir=DIR --config.data.prepared=ROWS --config.data.input=
+  bertjax prepare  --config=bert_base --out=ROWS \\
+      --config.data.input=TEXTS --config.data.vocab=vocab.txt
+  bertjax pretrain --config=bert_base --workdir=DIR --config.data.prepared=ROWS
 
 256 rows of 128 tokens for 1,000,000 steps, learning rate 1e-4 after 10,000 steps of warm-up,
 decay 0.01, dropout 0.1; the paper gives the last 100,000 steps rows of 512 tokens, for position

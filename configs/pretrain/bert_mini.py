@@ -1,9 +1,11 @@
 """BERT-mini (4 layers, 256 wide) for two cores or one small GPU: hours on some ten million words.
 
   bertjax vocab    --input=TEXTS --size=8192 --out=vocab.txt
-  bertjax pretrain --config=bert_mini --workdir=DIR --config.data.input=TEXTS --config.data.vocab=vocab.txt
+  bertjax pretrain --config=bert_mini --workdir=DIR \\
+      --config.data.input=TEXTS --config.data.vocab=vocab.txt
 
-Takes the words of `bert_base` after a colon (`no_nsp`, `ltr`, `mask_80_20`, `size_2_128_2`, `smoke`).
+Takes the words of `bert_base` after a colon: `no_nsp`, `ltr`, `mask_80_20`, `size_2_128_2`,
+`smoke`.
 """
 
 from bertjax import pretrain

@@ -1,0 +1,68 @@
+"""Fixtures shared by all tests. The suite runs on 8 fake CPU devices, set before JAX starts."""
+
+import os
+import pathlib
+
+os.environ['XLA_FLAGS'] = (
+  os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+)
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+
+import pytest
+
+from bertjax import prepare
+from bertjax.data import sources, vocabulary
+from bertjax.data.tokenizer import Tokenizer
+
+
+def pytest_addoption(parser):
+  parser.addoption('--slow', action='store_true', help='also run the proofs that take minutes')
+
+
+def pytest_collection_modifyitems(config, items):
+  if not config.getoption('--slow'):
+    for item in items:
+      if 'slow' in item.keywords:
+        item.add_marker(pytest.mark.skip(reason='takes minutes; run with --slow'))
+
+
+@pytest.fixture(scope='session')
+def data_dir() -> pathlib.Path:
+  """The folder of real data sets."""
+  if not os.environ.get('BERTJAX_DATA'):
+    pytest.skip('set BERTJAX_DATA to the folder of unpacked real data sets')
+  return pathlib.Path(os.environ['BERTJAX_DATA'])
+
+
+@pytest.fixture(scope='session')
+def documents() -> list[str]:
+  """Forty small documents of real prose, the first ones of the embedded corpus."""
+  return [text[:2500] for text, _ in zip(sources.embedded_documents(), range(40), strict=False)]
+
+
+@pytest.fixture(scope='session')
+def vocab(tmp_path_factory, documents) -> pathlib.Path:
+  """A vocab.txt of 600 entries."""
+  path = tmp_path_factory.mktemp('vocab') / 'vocab.txt'
+  entries = vocabulary.train_wordpiece(vocabulary.count_words(documents), 600)
+  path.write_text('\n'.join(entries) + '\n')
+  return path
+
+
+@pytest.fixture(scope='session')
+def corpus(tmp_path_factory, documents) -> pathlib.Path:
+  """The documents as a folder of text files."""
+  folder = tmp_path_factory.mktemp('corpus')
+  for i, text in enumerate(documents):
+    (folder / f'{i:02d}.txt').write_text(text)
+  return folder
+
+
+@pytest.fixture(scope='session')
+def tiny_rows(tmp_path_factory, corpus, vocab) -> pathlib.Path:
+  """Prepared rows: sentence pairs of 64 tokens."""
+  folder = tmp_path_factory.mktemp('rows') / 'rows'
+  settings = prepare.Settings(length=64, heldout=0.2)
+  prepare.prepare(str(corpus), Tokenizer.from_file(vocab), settings, folder)
+  return folder

@@ -1,0 +1,133 @@
+"""Checkpoints: whole, verified, the newest and the best kept; a full disk loses nothing."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from bertjax.training import mesh as mesh_lib
+from bertjax.training.checkpoint import CheckpointError, Checkpoints, checksums
+
+
+def state_at(step):
+  rng = np.random.default_rng(step)
+  return {
+    'w': jnp.asarray(rng.normal(size=(64, 48)), jnp.float32),
+    'half': jnp.asarray(rng.normal(size=(8,)), jnp.bfloat16),
+    'rng': jax.random.key(step),
+    'step': jnp.asarray(step, jnp.int32),
+  }
+
+
+def abstract(state, sharding=None):
+  sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(
+      x.shape, x.dtype, sharding=sharding if x.ndim == 2 else _whole(sharding)
+    ),
+    state,
+  )
+
+
+def _whole(sharding):
+  if isinstance(sharding, NamedSharding):
+    return NamedSharding(sharding.mesh, PartitionSpec())
+  return sharding
+
+
+def same(a, b):
+  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+      x, y = jax.random.key_data(x), jax.random.key_data(y)
+    np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+
+
+def saved(folder, losses, keep=2):
+  checkpoints = Checkpoints(folder, keep=keep)
+  for step, loss in losses.items():
+    metrics = None if loss is None else {'loss': loss}
+    checkpoints.save(step, state_at(step), {'next_batch': step}, metrics)
+  checkpoints.wait()
+  return checkpoints
+
+
+def test_a_state_returns_bit_for_bit_with_its_meta(tmp_path):
+  checkpoints = saved(tmp_path, {3: 1.0})
+  state, meta = checkpoints.restore(3, abstract(state_at(0)))
+  same(state, state_at(3))
+  assert meta['next_batch'] == 3
+
+
+def test_the_newest_and_the_best_are_kept(tmp_path):
+  checkpoints = saved(tmp_path, {1: 5.0, 2: 1.0, 3: 4.0, 4: None, 5: 3.0})
+  assert checkpoints.steps() == [2, 4, 5]
+  assert checkpoints.best_step() == 2
+  assert saved(tmp_path, {6: 2.0}).best_step() == 2  # by another process too
+
+
+def test_without_evaluations_the_best_is_the_newest(tmp_path):
+  assert saved(tmp_path, {1: None, 2: None}).best_step() == 2
+
+
+def test_checksums_do_not_depend_on_the_sharding():
+  mesh = mesh_lib.make_mesh(4, 2, 1)
+  value = np.random.default_rng(0).normal(size=(64, 48)).astype(np.float32)
+  split = jax.device_put(value, NamedSharding(mesh, PartitionSpec('data', 'fsdp')))
+  assert checksums({'w': split}) == checksums({'w': jnp.asarray(value)})
+
+
+@pytest.mark.parametrize('place', [0, 1535, 3071])
+def test_a_checksum_sees_one_bit_and_a_swap(place):
+  value = np.random.default_rng(0).normal(size=(64, 48)).astype(np.float32)
+  flipped = value.copy()
+  flipped.view(np.uint32).reshape(-1)[place] ^= 1 << 31
+  assert checksums({'w': jnp.asarray(value)}) != checksums({'w': jnp.asarray(flipped)})
+  assert checksums({'w': jnp.asarray(value)}) != checksums({'w': jnp.asarray(value[::-1])})
+
+
+def test_a_checkpoint_moves_to_another_mesh(tmp_path):
+  checkpoints = saved(tmp_path, {1: 1.0})
+  sharding = NamedSharding(mesh_lib.make_mesh(4, 2, 1), PartitionSpec('data', 'fsdp'))
+  state, _ = checkpoints.restore(1, abstract(state_at(0), sharding))
+  assert state['w'].sharding == sharding
+  same(state, state_at(1))
+
+
+def damage(folder, step):
+  """Flips a bit in the middle of the largest file of a checkpoint."""
+  files = [p for p in (folder / str(step) / 'state').rglob('*') if p.is_file()]
+  path = max(files, key=lambda p: p.stat().st_size)
+  data = bytearray(path.read_bytes())
+  data[len(data) // 2] ^= 1
+  path.write_bytes(data)
+
+
+def test_a_flipped_bit_is_found_and_the_checkpoint_before_is_used(tmp_path, caplog):
+  checkpoints = saved(tmp_path, {1: None, 2: None})
+  damage(tmp_path, 2)
+  with pytest.raises(CheckpointError, match=str(tmp_path / '2')):
+    checkpoints.restore(2, abstract(state_at(0)))
+  state, meta = checkpoints.restore_newest(abstract(state_at(0)))
+  same(state, state_at(1))
+  assert meta['next_batch'] == 1 and str(tmp_path / '2') in caplog.text
+
+
+def test_no_whole_checkpoint_is_an_error_and_not_a_fresh_start(tmp_path):
+  checkpoints = saved(tmp_path, {1: None})
+  damage(tmp_path, 1)
+  with pytest.raises(CheckpointError, match='no checkpoint'):
+    checkpoints.restore_newest(abstract(state_at(0)))
+
+
+def test_a_save_that_fails_is_told_and_leaves_the_earlier_ones(tmp_path, monkeypatch):
+  checkpoints = saved(tmp_path, {1: None})
+
+  def full(*args, **kwargs):
+    raise OSError(28, 'No space left on device')
+
+  monkeypatch.setattr(checkpoints._manager, 'save', full)
+  with pytest.raises(CheckpointError, match=r'No space left.*\[1\]'):
+    checkpoints.save(2, state_at(2), {})
+  state, _ = Checkpoints(tmp_path).restore_newest(abstract(state_at(0)))
+  same(state, state_at(1))

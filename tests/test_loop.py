@@ -1,0 +1,261 @@
+"""The train step is exact on any cut of the batch; the loop evaluates, logs, stops and saves."""
+
+import functools
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from bertjax.model import losses
+from bertjax.model.encoder import PARAM_AXES
+from bertjax.model.heads import Bert, init_params
+from bertjax.training import loop
+from bertjax.training import mesh as mesh_lib
+from bertjax.training.log import RunLog, plot_curves, read_metrics
+from bertjax.training.optimizer import make_optimizer, unit_schedule
+from tests.test_model import TINY, dataclasses
+
+STILL = dataclasses.replace(TINY, hidden_dropout=0.0, attention_dropout=0.0, vocab_size=96)
+SHAKY = dataclasses.replace(STILL, hidden_dropout=0.1, attention_dropout=0.1)
+
+
+def batch_at(step, rows=16, length=16, slots=4):
+  """A batch with rows of unequal weight, so that a mean of means would be wrong."""
+  rng = np.random.default_rng(step)
+  weights = np.arange(slots) < rng.integers(1, slots + 1, rows)[:, None]
+  return {
+    'input_ids': rng.integers(0, 96, (rows, length), dtype=np.int32),
+    'segment_ids': (np.arange(length) < rng.integers(8, 17, rows)[:, None]).astype(np.int32),
+    'masked_lm_positions': rng.integers(0, 8, (rows, slots), dtype=np.int32),
+    'masked_lm_ids': rng.integers(0, 96, (rows, slots), dtype=np.int32),
+    'masked_lm_weights': weights.astype(np.float32),
+    'next_sentence_labels': rng.integers(0, 2, rows, dtype=np.int32),
+    'example_weights': np.ones(rows, np.float32),
+  }
+
+
+@functools.cache
+def program(config, sizes, devices, accumulation=1, name='bert'):
+  """(train step, eval step, make a state, mesh) on the first `devices` devices."""
+  mesh = mesh_lib.make_mesh(*sizes, devices=jax.devices()[:devices])
+  bert = Bert(config)
+  transform = make_optimizer(name, param_axes=PARAM_AXES)
+  loss_fn = losses.pretraining_loss(bert)
+
+  def make_state():
+    params = init_params(bert, jax.random.key(0))
+    return loop.TrainState.create(params, transform, jax.random.key(1), 3e-3)
+
+  _, shardings = loop.init_state(make_state, mesh, PARAM_AXES)
+  train_step = loop.make_train_step(
+    loss_fn, losses.pretraining_weights, transform, unit_schedule('google', 40, 4), mesh=mesh,
+    state_shardings=shardings, accumulation=accumulation,
+  )  # fmt: skip
+  eval_step = loop.make_eval_step(loss_fn, losses.pretraining_weights, mesh=mesh)
+  return train_step, eval_step, lambda: loop.init_state(make_state, mesh, PARAM_AXES)[0], mesh
+
+
+def train(config, sizes, devices, steps=20, **options):
+  """Losses of `steps` steps, and the last parameters."""
+  train_step, _, new_state, mesh = program(config, sizes, devices, **options)
+  state, values = new_state(), []
+  for batch in loop.to_device((batch_at(s) for s in range(steps)), mesh, 16):
+    state, metrics = train_step(state, batch)
+    values.append(metrics['loss'])
+  return np.array(jax.device_get(values)), jax.device_get(state.params)
+
+
+@pytest.mark.parametrize('sizes', [(8, 1, 1), (4, 2, 1), (2, 2, 2), (1, 4, 2)])
+def test_any_mesh_gives_the_losses_of_one_device_with_dropout(sizes):
+  one, params = train(SHAKY, (1, 1, 1), 1)
+  many, other = train(SHAKY, sizes, 8)
+  np.testing.assert_allclose(many, one, rtol=2e-4)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=5e-3), params, other)
+
+
+def test_training_lowers_the_loss():
+  train_step, _, new_state, mesh = program(STILL, (1, 1, 1), 1)
+  state, values = new_state(), []
+  for batch in loop.to_device((batch_at(0) for _ in range(20)), mesh, 16):
+    state, metrics = train_step(state, batch)
+    values.append(float(metrics['loss']))
+  assert values[-1] < values[0] - 0.5
+
+
+@pytest.mark.parametrize(('sizes', 'devices'), [((1, 1, 1), 1), ((4, 1, 1), 4)])
+def test_accumulation_equals_one_big_batch(sizes, devices):
+  one, params = train(STILL, sizes, devices)
+  four, other = train(STILL, sizes, devices, accumulation=4)
+  np.testing.assert_allclose(four, one, rtol=2e-5)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), params, other)
+
+
+def test_the_step_reports_weighted_means():
+  train_step, _, new_state, _ = program(STILL, (1, 1, 1), 1)
+  state, batch = new_state(), batch_at(3)
+  out = Bert(STILL).apply({'params': state.params}, batch)
+  logits = np.asarray(out['mlm_logits'], np.float64)
+  logits -= np.log(np.exp(logits).sum(-1, keepdims=True))
+  nats = -np.take_along_axis(logits, batch['masked_lm_ids'][..., None], -1)[..., 0]
+  weights = batch['masked_lm_weights']
+  _, metrics = train_step(state, batch)
+  assert float(metrics['mlm_loss']) == pytest.approx(
+    (nats * weights).sum() / weights.sum(), rel=1e-5
+  )
+  assert float(metrics['loss']) == pytest.approx(
+    float(metrics['mlm_loss'] + metrics['nsp_loss']), rel=1e-6
+  )
+  right = (logits.argmax(-1) == batch['masked_lm_ids']) * weights
+  assert float(metrics['mlm_accuracy']) == pytest.approx(right.sum() / weights.sum(), rel=1e-5)
+
+
+def test_the_first_step_of_a_warm_up_changes_nothing():
+  train_step, _, new_state, _ = program(STILL, (1, 1, 1), 1)
+  before = jax.device_get(new_state().params)
+  state, metrics = train_step(new_state(), batch_at(0))
+  assert float(metrics['learning_rate']) == 0.0
+  jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(state.params))
+
+
+def test_the_state_is_donated():
+  train_step, _, new_state, _ = program(STILL, (1, 1, 1), 1)
+  state = new_state()
+  train_step(state, batch_at(0))
+  assert jax.tree.leaves(state.params)[0].is_deleted()
+
+
+def test_evaluation_is_exact_on_any_batch_size():
+  _, eval_step, new_state, _ = program(STILL, (1, 1, 1), 1)
+  params = new_state().params
+  whole = batch_at(5, rows=12)
+
+  def cut(size):
+    for start in range(0, 12, size):
+      part = {k: v[start : start + size] for k, v in whole.items()}
+      missing = size - len(part['input_ids'])
+      part = {k: np.concatenate([v, v[:1].repeat(missing, 0)]) for k, v in part.items()}
+      if missing:  # what `Batches.evaluation` does to a ragged last batch
+        part['example_weights'][-missing:] = 0
+        part['masked_lm_weights'][-missing:] = 0
+      yield part
+
+  a = loop.evaluate(eval_step, params, cut(12))
+  b = loop.evaluate(eval_step, params, cut(5))
+  assert a['nsp_weight'] == b['nsp_weight'] == 12
+  for name, value in a.items():
+    assert b[name] == pytest.approx(value, rel=1e-6), name
+
+
+class Recorder:
+  """A log that remembers."""
+
+  def __init__(self):
+    self.lines, self.evaluations = [], []
+
+  def train(self, step, metrics, seconds, steps):
+    self.lines.append((step, steps, metrics['loss']))
+
+  def evaluation(self, step, metrics):
+    self.evaluations.append((step, metrics))
+
+
+def fit(steps=10, batches=None, **options):
+  train_step, eval_step, new_state, mesh = program(STILL, (1, 1, 1), 1)
+  log, saves = Recorder(), []
+  host = batches or (batch_at(s) for s in range(10_000))
+  result = loop.fit(
+    options.pop('state', None) or new_state(), train_step, loop.to_device(host, mesh, 16),
+    steps=steps, log=log, log_every=options.pop('log_every', 2),
+    evaluate_fn=lambda params: loop.evaluate(eval_step, params, [batch_at(99)]),
+    save=lambda state, step, scores: saves.append((step, int(state.step), bool(scores))), **options,
+  )  # fmt: skip
+  return result, log, saves
+
+
+def test_fit_logs_evaluates_and_saves_at_its_intervals():
+  (state, scores, stopped), log, saves = fit(10, eval_every=4, save_every=3)
+  assert (int(state.step), stopped) == (10, False)
+  assert [step for step, _ in log.evaluations] == [4, 8, 10]
+  assert log.evaluations[-1] == (10, scores)
+  assert saves == [
+    (3, 3, False),
+    (4, 4, True),
+    (6, 6, False),
+    (8, 8, True),
+    (9, 9, False),
+    (10, 10, True),
+  ]
+  assert sum(steps for _, steps, _ in log.lines) == 10
+
+
+def test_fit_logs_the_mean_of_its_steps():
+  _, each, _ = fit(4, log_every=1)
+  _, pairs, _ = fit(4, log_every=2)
+  singles = [loss for _, _, loss in each.lines]
+  assert [loss for _, _, loss in pairs.lines] == pytest.approx(
+    [np.mean(singles[:2]), np.mean(singles[2:])], rel=1e-6
+  )
+
+
+def test_a_loss_that_is_not_finite_names_its_step_and_is_not_saved():
+  def batches():
+    for step in range(100):
+      batch = batch_at(step)
+      if step == 4:
+        batch['masked_lm_weights'][0, 0] = np.nan
+      yield batch
+
+  saved = []
+  train_step, _, new_state, mesh = program(STILL, (1, 1, 1), 1)
+  with pytest.raises(loop.DivergedError, match='nan at step 5'):
+    loop.fit(
+      new_state(), train_step, loop.to_device(batches(), mesh, 16), steps=10, log=Recorder(),
+      log_every=100, save=lambda state, step, scores: saved.append(step), save_every=3,
+    )  # fmt: skip
+  assert saved == [3]
+
+
+def test_sigterm_saves_the_step_at_hand_and_restores_the_handler():
+  def batches():
+    for step in range(100):
+      if step == 6:
+        os.kill(os.getpid(), signal.SIGTERM)
+      yield batch_at(step)
+
+  before = signal.getsignal(signal.SIGTERM)
+  (state, _, stopped), _, saves = fit(50, batches())
+  assert stopped and saves[-1][0] == int(state.step) < 10
+  assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_later_file_wins_where_a_resumed_run_repeats_steps(tmp_path):
+  for value in (1.0, 2.0):
+    log = RunLog(tmp_path, steps=10, start=0, tokens_per_step=100)
+    log.train(5, {'loss': value, 'a_loss': value}, 1.0, 5)
+    log.close()
+  (row,) = read_metrics(tmp_path)
+  assert row['loss'] == 2.0 and row['tokens_per_second'] == 500
+
+
+def test_a_half_written_line_of_a_killed_process_is_passed_over(tmp_path):
+  log = RunLog(tmp_path, steps=10, start=0, tokens_per_step=1)
+  log.train(1, {'loss': 3.0, 'a_loss': 3.0}, 1.0, 1)
+  log.close()
+  (path,) = (tmp_path / 'logs').glob('*.jsonl')
+  path.write_text(path.read_text() + '{"kind": "tr')
+  assert [row['step'] for row in read_metrics(tmp_path)] == [1]
+
+
+def test_the_curves_are_drawn(tmp_path):
+  (tmp_path / 'logs').mkdir()
+  rows = [
+    {'kind': kind, 'step': s, 'mlm_loss': 9 - s / 10, 'nsp_loss': 0.7}
+    for kind in ('train', 'eval')
+    for s in range(1, 20)
+  ]
+  (tmp_path / 'logs' / 'metrics-x.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+  plot_curves(tmp_path)
+  assert (tmp_path / 'loss.png').read_bytes().startswith(b'\x89PNG')

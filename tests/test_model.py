@@ -1,0 +1,312 @@
+"""The encoder and its heads against numbers of fidelity: counts, initialisers, masks, dtypes."""
+
+import dataclasses
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bertjax.interop import names
+from bertjax.model import attention as attention_lib
+from bertjax.model import config as config_lib
+from bertjax.model.attention import attention
+from bertjax.model.config import EncoderConfig
+from bertjax.model.heads import HEADS, Bert, init_params
+from bertjax.training.mesh import path_name
+
+TINY = EncoderConfig(
+  vocab_size=97, hidden_size=32, num_layers=3, num_heads=4, mlp_size=64, max_positions=24
+)
+
+
+@pytest.fixture(scope='module')
+def params():
+  return init_params(Bert(TINY), jax.random.key(0))
+
+
+def batch_of(rng, rows=4, length=16, vocab=97):
+  return {
+    'input_ids': rng.integers(0, vocab, (rows, length), dtype=np.int32),
+    'token_type_ids': rng.integers(0, 2, (rows, length), dtype=np.int32),
+  }
+
+
+def run(config, params, batch, heads=HEADS, **options):
+  return Bert(config, heads=heads).apply({'params': params}, batch, **options)
+
+
+# Parameters: encoder and embeddings, with pooler, with MLM head, all of pre-training. Derived from
+# the sizes in Devlin et al. (2018) and Turc et al. (2019); base with pooler is Hugging Face's
+# 109,482,240.
+COUNTS = {
+  'tiny': (4_369_408, 4_385_920, 4_433_210, 4_433_468),
+  'mini': (11_104_768, 11_170_560, 11_267_386, 11_267_900),
+  'small': (28_500_992, 28_763_648, 29_057_850, 29_058_876),
+  'medium': (41_110_528, 41_373_184, 41_667_386, 41_668_412),
+  'base': (108_891_648, 109_482_240, 110_104_890, 110_106_428),
+  'large': (334_092_288, 335_141_888, 336_224_058, 336_226_108),
+}
+VARIANTS = (((), False), ((), True), (('mlm',), True), (('mlm', 'nsp'), True))
+
+
+def count(config, heads, pooler):
+  shapes = jax.eval_shape(
+    lambda: init_params(Bert(config, heads=heads, pooler=pooler), jax.random.key(0))
+  )
+  return sum(x.size for x in jax.tree.leaves(shapes))
+
+
+@pytest.mark.parametrize('preset', COUNTS)
+def test_parameter_counts_are_those_of_the_paper(preset):
+  config = config_lib.PRESETS[preset]()
+  assert tuple(count(config, *variant) for variant in VARIANTS) == COUNTS[preset]
+
+
+@pytest.mark.parametrize(
+  ('vocab', 'counts'),
+  [
+    (28_996, (107_719_680, 108_310_272, 108_931_396, 108_932_934)),
+    (119_547, (177_262_848, 177_853_440, 178_565_115, 178_566_653)),
+  ],
+)
+def test_parameter_counts_of_other_vocabularies(vocab, counts):
+  config = config_lib.bert_base(vocab_size=vocab)
+  assert tuple(count(config, *variant) for variant in VARIANTS) == counts
+
+
+@pytest.mark.parametrize(('heads', 'pooler'), VARIANTS)
+def test_the_name_table_has_the_models_own_shapes(heads, pooler):
+  shapes = jax.eval_shape(
+    lambda: init_params(Bert(TINY, heads=heads, pooler=pooler), jax.random.key(0))
+  )
+  own = {path_name(p): leaf.shape for p, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
+  assert names.shapes(TINY, heads, pooler) == own
+
+
+def test_kernels_and_tables_are_truncated_normals_and_the_rest_zeros_and_ones():
+  config = dataclasses.replace(TINY, vocab_size=2000, hidden_size=256, mlp_size=1024)
+  params = init_params(Bert(config), jax.random.key(1))
+  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    name = path_name(path)
+    if name.endswith('scale'):
+      assert (leaf == 1).all(), name
+    elif name.endswith('bias'):
+      assert (leaf == 0).all(), name
+    else:
+      assert abs(leaf).max() <= 0.04, name  # two deviations of 0.02
+      if leaf.size > 20_000:
+        # A normal cut at two deviations keeps 0.8796 of its deviation.
+        assert np.std(leaf) == pytest.approx(0.8796 * 0.02, rel=0.02), name
+        assert abs(np.mean(leaf)) < 4e-4, name
+
+
+def test_layers_start_different(params):
+  kernel = params['encoder']['layers']['mlp']['in']['kernel']
+  assert not np.allclose(kernel[0], kernel[1])
+
+
+def test_padding_does_not_change_real_tokens(params):
+  batch = batch_of(np.random.default_rng(0))
+  segments = np.ones((4, 16), np.int32)
+  segments[:, 11:] = 0
+  short = {k: v[:, :11] for k, v in batch.items()}
+  a = run(TINY, params, batch | {'segment_ids': segments})
+  b = run(TINY, params, short)
+  np.testing.assert_allclose(a['hidden'][:, :11], b['hidden'], atol=1e-5)
+  np.testing.assert_allclose(a['pooled'], b['pooled'], atol=1e-5)
+
+
+def test_packed_sequences_do_not_see_each_other(params):
+  rng = np.random.default_rng(1)
+  one, two = batch_of(rng, length=7), batch_of(rng, length=9)
+  packed = {k: np.concatenate([one[k], two[k]], 1) for k in one}
+  packed['segment_ids'] = np.repeat([[1] * 7 + [2] * 9], 4, 0).astype(np.int32)
+  packed['position_ids'] = np.repeat([[*range(7), *range(9)]], 4, 0).astype(np.int32)
+  packed['cls_positions'] = np.repeat([[0, 7]], 4, 0).astype(np.int32)
+  out, a, b = (run(TINY, params, x) for x in (packed, one, two))
+  np.testing.assert_allclose(out['hidden'][:, :7], a['hidden'], atol=1e-5)
+  np.testing.assert_allclose(out['hidden'][:, 7:], b['hidden'], atol=1e-5)
+  np.testing.assert_allclose(out['nsp_logits'][:, 1], b['nsp_logits'], atol=1e-5)
+
+
+def test_a_causal_encoder_sees_no_later_token(params):
+  config = dataclasses.replace(TINY, causal=True)
+  batch = batch_of(np.random.default_rng(2))
+  other = batch | {'input_ids': batch['input_ids'].copy()}
+  other['input_ids'][:, 9:] = 5
+  a, b = run(config, params, batch), run(config, params, other)
+  np.testing.assert_array_equal(a['hidden'][:, :9], b['hidden'][:, :9])
+  assert not np.allclose(a['hidden'][:, 9:], b['hidden'][:, 9:])
+
+
+def test_a_bidirectional_encoder_sees_later_tokens(params):
+  batch = batch_of(np.random.default_rng(2))
+  other = batch | {'input_ids': batch['input_ids'].copy()}
+  other['input_ids'][:, -1] += 1
+  assert not np.allclose(
+    run(TINY, params, batch)['hidden'][:, 0], run(TINY, params, other)['hidden'][:, 0]
+  )
+
+
+@pytest.mark.parametrize(
+  'changes', [{'unroll': 3}, {'unroll': 2}, {'remat': 'full'}, {'remat': 'dots'}]
+)
+def test_unrolling_and_rematerialising_change_no_gradient(params, changes):
+  batch = batch_of(np.random.default_rng(3))
+
+  def loss(config):
+    def value(params):
+      out = run(config, params, batch, train=True, rngs={'dropout': jax.random.key(7)})
+      return (out['mlm_logits'] ** 2).mean() + (out['nsp_logits'] ** 2).mean()
+
+    return jax.jit(jax.grad(value))(params)
+
+  same = loss(TINY)
+  other = loss(dataclasses.replace(TINY, **changes))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), same, other)
+
+
+def test_logits_at_masked_positions_are_those_of_all_positions(params):
+  batch = batch_of(np.random.default_rng(4))
+  places = np.array([[1, 5, 9]] * 4, np.int32)
+  full = run(TINY, params, batch)['mlm_logits']
+  some = run(TINY, params, batch | {'masked_lm_positions': places})['mlm_logits']
+  assert full.shape == (4, 16, 97) and full.dtype == jnp.float32
+  np.testing.assert_allclose(some, np.take_along_axis(full, places[..., None], 1), atol=1e-5)
+
+
+def test_absent_keys_take_their_defaults(params):
+  ids = batch_of(np.random.default_rng(5))['input_ids']
+  explicit = {
+    'input_ids': ids,
+    'token_type_ids': np.zeros_like(ids),
+    'segment_ids': np.ones_like(ids),
+    'position_ids': np.broadcast_to(np.arange(16, dtype=np.int32), ids.shape),
+  }
+  a, b = run(TINY, params, {'input_ids': ids}), run(TINY, params, explicit)
+  np.testing.assert_array_equal(a['hidden'], b['hidden'])
+
+
+def test_capture_adds_states_and_probabilities_of_every_layer(params):
+  batch = batch_of(np.random.default_rng(6))
+  out = run(TINY, params, batch, capture=('hidden', 'attention'))
+  assert out['all_hidden'].shape == (4, 4, 16, 32)
+  assert out['attention'].shape == (3, 4, 4, 16, 16)
+  np.testing.assert_allclose(out['attention'].sum(-1), 1, atol=1e-5)
+  np.testing.assert_array_equal(out['all_hidden'][-1], out['hidden'])
+
+
+def test_dropout_needs_train_and_differs_by_key(params):
+  batch = batch_of(np.random.default_rng(7))
+  still = run(TINY, params, batch)['hidden']
+  np.testing.assert_array_equal(still, run(TINY, params, batch)['hidden'])
+  a, b = (
+    run(TINY, params, batch, train=True, rngs={'dropout': jax.random.key(k)})['hidden']
+    for k in (0, 1)
+  )
+  assert not np.allclose(a, b) and not np.allclose(a, still)
+
+
+def test_attention_dropout_drops_single_probabilities():
+  ones = jnp.ones((2, 64, 2, 1))  # uniform attention: each context is the mean of kept values
+  segments = jnp.ones((2, 64), jnp.int32)
+  context, probs = attention(
+    ones, ones, ones, segments, dropout_rate=0.25, dropout_rng=jax.random.key(0), return_probs=True
+  )
+  np.testing.assert_allclose(probs, 1 / 64, rtol=1e-6)
+  kept = np.asarray(context)[..., 0] * 64 * 0.75  # how many of 64 keys each query kept
+  assert abs(kept.mean() - 48) < 1 and kept.std() == pytest.approx(
+    (64 * 0.25 * 0.75) ** 0.5, rel=0.2
+  )
+
+
+def test_softmax_and_layer_norm_stay_float32_in_bfloat16(params):
+  config = dataclasses.replace(TINY, dtype='bfloat16')
+  batch = batch_of(np.random.default_rng(8))
+  out = run(config, params, batch, capture=('attention',))
+  assert out['hidden'].dtype == jnp.bfloat16
+  assert out['attention'].dtype == out['mlm_logits'].dtype == jnp.float32
+  np.testing.assert_allclose(
+    out['hidden'].astype(np.float32), run(TINY, params, batch)['hidden'], atol=0.05
+  )
+  text = jax.jit(lambda p: run(config, p, batch)).lower(params).as_text()
+  assert 'rsqrt' in text
+  assert not [x for x in text.split('\n') if 'rsqrt' in x and 'bf16' in x]
+  assert not [x for x in text.split('\n') if 'stablehlo.exponential' in x and 'bf16' in x]
+
+
+def test_layer_norm_with_eps_1e_12_survives_a_constant_row():
+  from bertjax.model.encoder import LayerNorm
+
+  config = dataclasses.replace(TINY, dtype='bfloat16')
+  norm = LayerNorm(config)
+  x = jnp.full((2, 32), 3.0, jnp.bfloat16)
+  out = norm.apply(norm.init(jax.random.key(0), x), x)
+  assert np.isfinite(np.asarray(out, np.float32)).all()
+
+
+@pytest.mark.parametrize(('name', 'value'), [('gelu', 0.8413447), ('gelu_tanh', 0.8411920)])
+def test_both_forms_of_gelu(name, value):
+  # x * Phi(x) at 1, exact by erf, and by the tanh approximation (Hendrycks and Gimpel 2016).
+  from bertjax.model.encoder import ACTIVATION
+
+  assert float(ACTIVATION[name](jnp.float32(1.0))) == pytest.approx(value, abs=1e-6)
+
+
+def test_a_foreign_batch_key_names_ours(params):
+  with pytest.raises(ValueError, match='segment_ids'):
+    run(TINY, params, {'input_ids': np.zeros((1, 4), np.int32), 'input_mask': np.ones((1, 4))})
+
+
+@pytest.mark.parametrize(
+  ('batch', 'options', 'words'),
+  [
+    ({'tokens': np.zeros((1, 4))}, {}, 'input_ids'),
+    ({'input_ids': np.zeros((1, 25), np.int32)}, {}, 'max_positions=24'),
+    ({'input_ids': np.zeros((1, 4), np.int32)}, {'heads': ('squad',)}, 'unknown head'),
+    ({'input_ids': np.zeros((1, 4), np.int32)}, {'capture': ('logits',)}, 'unknown capture'),
+  ],
+)
+def test_a_wrong_call_says_the_rule(params, batch, options, words):
+  with pytest.raises(ValueError, match=words):
+    run(TINY, params, batch, **options)
+
+
+@pytest.mark.parametrize(
+  ('fields', 'words'),
+  [
+    ({'hidden_size': 100, 'num_heads': 12}, 'num_heads=1'),
+    ({'hidden_dropout': 1.0}, 'hidden_dropout'),
+    ({'activation': 'relu'}, 'gelu_tanh'),
+    ({'num_layers': 0}, 'num_layers'),
+    ({'remat': 'some'}, 'remat'),
+    ({'dtype': 'float16'}, 'dtype'),
+  ],
+)
+def test_a_wrong_config_says_what_it_got(fields, words):
+  with pytest.raises(ValueError, match=words):
+    EncoderConfig(**fields)
+
+
+def test_auto_attention_logs_its_choice(caplog):
+  attention_lib._log_choice.cache_clear()
+  x = jnp.zeros((1, 2, 1, 4))
+  with caplog.at_level(logging.INFO, logger='bertjax.model.attention'):
+    attention(x, x, x, jnp.ones((1, 2), jnp.int32))
+  assert "chose 'xla'" in caplog.text
+
+
+@pytest.mark.parametrize(
+  ('options', 'words'),
+  [
+    ({'impl': 'cudnn'}, 'needs an NVIDIA GPU'),
+    ({'impl': 'flash'}, "'cudnn', got 'flash'"),
+    ({'dropout_rate': 0.1}, 'dropout_rng'),
+  ],
+)
+def test_a_named_attention_that_cannot_raises(options, words):
+  x = jnp.zeros((1, 2, 1, 4))
+  with pytest.raises(ValueError, match=words):
+    attention(x, x, x, jnp.ones((1, 2), jnp.int32), **options)

@@ -1,0 +1,143 @@
+"""Optimizers against Google's rules written out in NumPy; schedules; decay exclusions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bertjax.model.encoder import PARAM_AXES
+from bertjax.model.heads import Bert, init_params
+from bertjax.training.mesh import path_name
+from bertjax.training.optimizer import decay_mask, make_optimizer, unit_schedule
+from tests.test_model import TINY
+
+
+@pytest.fixture(scope='module')
+def params():
+  return jax.tree.map(np.asarray, init_params(Bert(TINY), jax.random.key(0)))
+
+
+def gradients(params, step):
+  rng = np.random.default_rng(step)
+  return jax.tree.map(lambda p: rng.normal(size=p.shape).astype(np.float32) * 0.1, params)
+
+
+def google_adam(params, steps, rate, decay=0.01, b1=0.9, b2=0.999, eps=1e-6, clip=1.0):
+  """AdamWeightDecayOptimizer and clip_by_global_norm as in Google's optimization.py, float64."""
+  flat = {path_name(k): np.float64(v) for k, v in jax.tree_util.tree_leaves_with_path(params)}
+  m = {k: np.zeros_like(v) for k, v in flat.items()}
+  v = {k: np.zeros_like(p) for k, p in flat.items()}
+  for step in range(steps):
+    grads = {
+      path_name(k): np.float64(g)
+      for k, g in jax.tree_util.tree_leaves_with_path(gradients(params, step))
+    }
+    norm = np.sqrt(sum((g**2).sum() for g in grads.values()))
+    for k, g in grads.items():
+      g = g * clip / max(norm, clip)
+      m[k] = b1 * m[k] + (1 - b1) * g
+      v[k] = b2 * v[k] + (1 - b2) * g**2
+      update = m[k] / (np.sqrt(v[k]) + eps)
+      if not any(word in k for word in ('layer_norm', 'bias')):
+        update = update + decay * flat[k]
+      flat[k] = flat[k] - rate * update
+  return flat
+
+
+def ours(params, steps, rate, **options):
+  transform = make_optimizer(**options, param_axes=PARAM_AXES)
+  state = transform.init(params)
+  now = params
+  for step in range(steps):
+    direction, state = transform.update(gradients(params, step), state, now)
+    now = jax.tree.map(lambda p, d: p - rate * d, now, direction)
+  return {path_name(k): np.asarray(v) for k, v in jax.tree_util.tree_leaves_with_path(now)}
+
+
+def test_berts_adam_equals_googles_over_ten_steps(params):
+  expected = google_adam(params, 10, rate=1e-3)
+  for name, value in ours(params, 10, rate=1e-3, name='bert').items():
+    np.testing.assert_allclose(value, expected[name], rtol=1e-4, atol=2e-6, err_msg=name)
+
+
+def test_berts_adam_has_no_bias_correction(params):
+  grads = gradients(params, 0)
+  bert, adamw = (
+    make_optimizer(name, weight_decay=0.0, clip_norm=0.0, eps=1e-12) for name in ('bert', 'adamw')
+  )
+  first, corrected = (
+    t.update(grads, t.init(params), params)[0]['nsp']['kernel'] for t in (bert, adamw)
+  )
+  # After one step m / sqrt(v) is 0.1 g / sqrt(0.001 g^2) without, and the sign of g with it.
+  np.testing.assert_allclose(first, corrected * 0.1 / 0.001**0.5, rtol=1e-3)
+
+
+def test_biases_and_layer_norms_alone_are_not_decayed(params):
+  for path, decayed in jax.tree_util.tree_leaves_with_path(decay_mask(params)):
+    name = path_name(path)
+    assert decayed == (not name.endswith(('bias', 'scale'))), name
+
+
+def test_lamb_takes_a_norm_for_each_layer_and_projection(params):
+  grads = gradients(params, 0)
+  options = {'weight_decay': 0.0, 'clip_norm': 0.0}
+  lamb = make_optimizer('lamb', **options, param_axes=PARAM_AXES)
+  adam = make_optimizer('adamw', **options)
+  scaled, plain = (t.update(grads, t.init(params), params)[0] for t in (lamb, adam))
+
+  def kernel(tree):
+    return np.asarray(tree['encoder']['layers']['attention']['qkv']['kernel'])
+
+  for layer in range(3):
+    for part in range(3):
+      p, u = kernel(params)[layer, :, part], kernel(plain)[layer, :, part]
+      expected = u * np.linalg.norm(p.ravel()) / np.linalg.norm(u.ravel())
+      np.testing.assert_allclose(kernel(scaled)[layer, :, part], expected, rtol=1e-4)
+  np.testing.assert_array_equal(scaled['nsp']['bias'], plain['nsp']['bias'])
+
+
+def test_sgd_has_momentum():
+  params = {'nsp': {'kernel': jnp.ones((2, 2))}}
+  transform = make_optimizer('sgd', b1=0.5, weight_decay=0.0, clip_norm=0.0)
+  state = transform.init(params)
+  for expected in (1.0, 1.5, 1.75):
+    direction, state = transform.update(params, state, params)
+    np.testing.assert_allclose(direction['nsp']['kernel'], expected)
+
+
+def test_googles_schedule_starts_at_zero_and_drops_when_the_warm_up_ends():
+  rate = unit_schedule('google', 1000, 100)
+  steps = [0, 50, 99, 100, 500, 1000, 2000]
+  expected = [0.0, 0.5, 0.99, 0.9, 0.5, 0.0, 0.0]
+  np.testing.assert_allclose([rate(s) for s in steps], expected, atol=1e-6)
+
+
+def test_the_linear_schedule_decays_from_the_full_peak():
+  rate = unit_schedule('linear', 1000, 100)
+  expected = [0.0, 0.5, 1.0, 0.5, 0.0]
+  np.testing.assert_allclose([rate(s) for s in (0, 50, 100, 550, 1000)], expected, atol=1e-6)
+
+
+def test_the_constant_schedule_stays():
+  rate = unit_schedule('constant', 1000, 10)
+  np.testing.assert_allclose([rate(s) for s in (5, 10, 999)], [0.5, 1.0, 1.0], atol=1e-6)
+
+
+def test_without_warm_up_every_schedule_starts_at_the_peak():
+  for name in ('google', 'linear', 'constant'):
+    assert float(unit_schedule(name, 10, 0)(0)) == 1.0
+
+
+@pytest.mark.parametrize(
+  ('call', 'words'),
+  [
+    (lambda: make_optimizer('adam'), "'adamw', 'lamb'"),
+    (lambda: make_optimizer(b1=1.0), 'b1'),
+    (lambda: make_optimizer(clip_norm=-1.0), 'clip_norm'),
+    (lambda: unit_schedule('cosine', 10, 1), "'google'"),
+    (lambda: unit_schedule('google', 10, 11), 'warmup_steps=11'),
+  ],
+)
+def test_wrong_settings_name_the_rule_and_the_value(call, words):
+  with pytest.raises(ValueError, match=words):
+    call()

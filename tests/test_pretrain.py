@@ -1,0 +1,417 @@
+"""The pre-training program from end to end: runs, resumption, refusals, command line."""
+
+import contextlib
+import json
+import os
+import pathlib
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from bertjax import pretrain
+from bertjax.__main__ import _flatten, load_recipe, main, parse
+from bertjax.data import store
+from bertjax.inference.predictor import Predictor
+from bertjax.training.log import read_metrics
+
+QUIET = ['--config.log_every=1', '--config.eval_every=0', '--config.save_every=20']
+
+
+def arguments(rows, workdir, *more):
+  return [
+    'pretrain', '--config=bert_mini:smoke', f'--workdir={workdir}',
+    f'--config.data.prepared={rows}', '--config.learning_rate=3e-3', *more,
+  ]  # fmt: skip
+
+
+def start(args, **environment):
+  """Starts the command as a process of its own, on one device."""
+  env = os.environ | {'XLA_FLAGS': '', **environment}
+  return subprocess.Popen(
+    [sys.executable, '-m', 'bertjax', *args], env=env, stderr=subprocess.PIPE, text=True
+  )
+
+
+def finish(process, code=0):
+  _, errors = process.communicate(timeout=300)
+  assert process.returncode == code, errors[-3000:]
+  return errors
+
+
+def wait_for_step(process, workdir, step):
+  """Waits until the log tells of a step, then returns."""
+  for _ in range(3000):
+    if process.poll() is not None:
+      raise AssertionError(process.communicate()[1][-3000:])
+    if any(row['step'] >= step for row in read_metrics(workdir)):
+      return
+    time.sleep(0.02)
+  raise AssertionError('no such step within a minute')
+
+
+def losses(workdir):
+  rows = read_metrics(workdir)
+  return {r['step']: (r['loss'], r['grad_norm']) for r in rows if r['kind'] == 'train'}
+
+
+def weights(workdir):
+  return (pathlib.Path(workdir) / 'model' / 'model.safetensors').read_bytes()
+
+
+@pytest.fixture(scope='module')
+def uninterrupted(tiny_rows, tmp_path_factory):
+  """120 steps in one go, fed by tf.data."""
+  folder = tmp_path_factory.mktemp('uninterrupted')
+  more = ['--config.steps=120', *QUIET, '--config.data.loader=tfdata']
+  finish(start(arguments(tiny_rows, folder, *more)))
+  return folder
+
+
+def test_the_loss_falls(uninterrupted):
+  values = [loss for _, (loss, _) in sorted(losses(uninterrupted).items())]
+  assert np.mean(values[-10:]) < np.mean(values[:10]) - 0.5
+
+
+@pytest.mark.parametrize(
+  ('kill', 'code'), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 75)]
+)
+def test_a_killed_and_resumed_run_is_bitwise_the_uninterrupted_one(
+  kill, code, uninterrupted, tiny_rows, tmp_path
+):
+  args = arguments(
+    tiny_rows, tmp_path, '--config.steps=120', *QUIET, '--config.data.loader=threads'
+  )
+  process = start(args)
+  wait_for_step(process, tmp_path, random.randint(21, 60))
+  process.send_signal(kill)
+  finish(process, code)
+  assert not (tmp_path / 'model').exists()
+  finish(start(args))
+  assert losses(tmp_path) == losses(uninterrupted)
+  assert weights(tmp_path) == weights(uninterrupted)
+
+
+def test_training_evaluation_and_fill_mask_need_no_tensorflow(tiny_rows, tmp_path):
+  block = tmp_path / 'block'
+  block.mkdir()
+  for name in ('tensorflow', 'tensorflow_text', 'tensorflow_datasets', 'torch', 'transformers'):
+    (block / f'{name}.py').write_text(f'raise ImportError("{name} is blocked")')
+  code = (
+    'import sys, bertjax\n'
+    'from bertjax.__main__ import main\n'
+    'for module in ("tensorflow", "torch"):\n'
+    '  try: __import__(module)\n'
+    '  except ImportError: pass\n'
+    '  else: raise SystemExit("not blocked")\n'
+    'run = sys.argv[1]\n'
+    'assert main(sys.argv[2:]) == 0\n'
+    'assert main(["evaluate", "--workdir=" + run]) == 0\n'
+    'fills = bertjax.Predictor.from_dir(run + "/model").fill_mask("a [MASK] b", 3)\n'
+    'assert len(fills[0]) == 3\n'
+  )
+  run = tmp_path / 'run'
+  args = arguments(tiny_rows, run, '--config.data.loader=threads')
+  env = os.environ | {'PYTHONPATH': str(block), 'XLA_FLAGS': ''}
+  done = subprocess.run(
+    [sys.executable, '-c', code, str(run), *args], env=env, capture_output=True, text=True
+  )
+  assert done.returncode == 0, done.stderr[-3000:]
+  assert json.loads((run / 'metrics.json').read_text())['mlm_loss'] < 7
+
+
+@pytest.fixture(scope='module')
+def finished(tiny_rows, tmp_path_factory):
+  """A finished smoke run on 8 devices."""
+  folder = tmp_path_factory.mktemp('finished') / 'run'
+  assert main(arguments(tiny_rows, folder)) == 0
+  return folder
+
+
+def test_a_run_leaves_what_the_manual_says(finished):
+  names = {path.name for path in finished.iterdir()}
+  assert names == {'checkpoints', 'logs', 'loss.png', 'run.json', 'metrics.json', 'model'}
+  info = json.loads((finished / 'run.json').read_text())
+  assert {'command', 'versions', 'commit', 'config', 'identity', 'devices'} <= set(info)
+  assert list((finished / 'logs').glob('tensorboard-*/events*'))
+  assert {p.name for p in (finished / 'model').iterdir()} == {
+    'config.json', 'model.safetensors', 'vocab.txt', 'tokenizer.json', 'tokenizer_config.json'
+  }  # fmt: skip
+
+
+def test_a_finished_run_started_again_changes_nothing(finished, tiny_rows):
+  before, mtime = weights(finished), (finished / 'checkpoints').stat().st_mtime
+  assert main(arguments(tiny_rows, finished)) == 0
+  assert weights(finished) == before and (finished / 'checkpoints').stat().st_mtime == mtime
+
+
+def test_a_relative_workdir_will_do(tiny_rows, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  assert main(arguments(tiny_rows, 'runs/here')) == 0
+  assert (tmp_path / 'runs' / 'here' / 'model' / 'config.json').exists()
+
+
+def test_more_steps_go_on_from_the_last(finished, tiny_rows, tmp_path):
+  shutil.copytree(finished, tmp_path / 'run')
+  assert main(arguments(tiny_rows, tmp_path / 'run', '--config.steps=30')) == 0
+  assert sorted(losses(tmp_path / 'run'))[-1] == 30
+
+
+def test_evaluate_prints_what_the_run_wrote_and_the_unigram_figure(finished, capsys):
+  assert main(['evaluate', f'--workdir={finished}', '--which=newest']) == 0
+  printed = json.loads(capsys.readouterr().out)
+  written = json.loads((finished / 'metrics.json').read_text())
+  assert printed['mlm_loss'] == pytest.approx(written['mlm_loss'], rel=1e-6)
+  assert printed['mlm_perplexity'] == pytest.approx(np.exp(printed['mlm_loss']))
+  assert 3 < printed['unigram_cross_entropy'] < np.log(600)
+
+
+def test_evaluate_reads_a_model_directory(finished, tiny_rows, capsys):
+  args = ['evaluate', '--config=bert_mini:smoke', f'--model={finished}/model']
+  assert main([*args, f'--config.data.prepared={tiny_rows}']) == 0
+  printed = json.loads(capsys.readouterr().out)
+  written = json.loads((finished / 'metrics.json').read_text())
+  assert printed['mlm_loss'] == pytest.approx(written['mlm_loss'], rel=1e-5)
+
+
+def test_the_unigram_figure_is_the_cross_entropy_of_the_same_tokens(tiny_rows):
+  from bertjax import evaluate
+
+  train = store.Rows(tiny_rows, 'train')
+  ids = train[np.arange(len(train))]['input_ids']
+  counts = np.bincount(ids.ravel(), minlength=600).astype(float)
+  counts[[0, 101, 102]] = 0
+  tokens = np.array([[150, 160, 0]])
+  batch = {'masked_lm_ids': tokens, 'masked_lm_weights': np.array([[1.0, 1.0, 0.0]])}
+  expected = -np.log((counts[[150, 160]] + 1) / (counts.sum() + 600)).mean()
+  got = evaluate.unigram_cross_entropy(train, [batch], 600, exclude=(0, 101, 102))
+  assert got == pytest.approx(expected)
+
+
+def test_fill_mask_gives_probabilities_in_order(finished):
+  first, second = Predictor.from_dir(finished / 'model').fill_mask('the [MASK] of [MASK].', top_k=4)
+  for fills in (first, second):
+    values = [fill.probability for fill in fills]
+    assert len(fills) == 4 and values == sorted(values, reverse=True) and sum(values) <= 1
+  assert first[0].text.startswith('the ') and first[0].text.count('[MASK]') == 1
+
+
+@pytest.mark.parametrize(
+  ('text', 'words'), [('no mask', 'no \\[MASK\\]'), ('[MASK] ' * 90, 'at most 64')]
+)
+def test_fill_mask_says_what_is_wrong_with_a_text(finished, text, words):
+  with pytest.raises(ValueError, match=words):
+    Predictor.from_dir(finished / 'model').fill_mask(text)
+
+
+def test_a_new_run_starts_from_a_model_directory(finished, tiny_rows, tmp_path):
+  more = [f'--config.init_from={finished}/model', '--config.warmup_steps=20']
+  assert main(arguments(tiny_rows, tmp_path / 'run', *more)) == 0
+  first = read_metrics(tmp_path / 'run')[-4:]
+  scratch = [r for r in read_metrics(finished) if r['kind'] == 'train']
+  assert next(r for r in first if r['kind'] == 'train')['loss'] < scratch[0]['loss'] - 0.3
+
+
+@pytest.mark.parametrize('words', ['no_nsp', 'ltr', 'mask_0_100', 'size_1_64_2'])
+def test_every_ablation_trains(words, corpus, vocab, tmp_path, monkeypatch):
+  monkeypatch.setenv('BERTJAX_CACHE', str(tmp_path / 'cache'))
+  args = ['pretrain', f'--config=bert_base:smoke,{words}', f'--workdir={tmp_path}/run',
+          f'--config.data.input={corpus}', f'--config.data.vocab={vocab}']  # fmt: skip
+  assert main([*args, '--config.steps=6']) == 0
+  scores = json.loads((tmp_path / 'run' / 'metrics.json').read_text())
+  assert np.isfinite(scores['mlm_loss']) and ('nsp_loss' in scores) == (
+    words[:4] in ('mask', 'size')
+  )
+
+
+@pytest.mark.parametrize('recipe', ['bert_base', 'bert_large', 'bert_mini', 'quickstart'])
+def test_every_recipe_has_a_smoke_form_and_a_runbook(recipe):
+  path = pathlib.Path(__file__).parent.parent / 'configs' / 'pretrain' / f'{recipe}.py'
+  assert 'bertjax ' in path.read_text().split('"""')[1]
+  assert load_recipe(f'{path}:smoke').steps == load_recipe(f'{recipe}:smoke').steps == 20
+
+
+def test_the_paper_recipes_have_the_papers_numbers():
+  base, large = load_recipe('bert_base'), load_recipe('bert_large')
+  for config in (base, large):
+    assert (config.batch_size, config.steps, config.warmup_steps) == (256, 1_000_000, 10_000)
+    assert (config.learning_rate, config.optimizer.weight_decay) == (1e-4, 0.01)
+    assert (config.data.length, config.masking.max_predictions) == (128, 20)
+  assert (base.model.num_layers, base.model.hidden_size) == (12, 768)
+  assert (large.model.num_layers, large.model.hidden_size, large.model.num_heads) == (24, 1024, 16)
+
+
+def refused(args, capsys, *words):
+  """Runs the command; it must end with code 2 and one sentence that holds the words."""
+  capsys.readouterr()
+  assert main(args) == 2
+  lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith('bertjax')]
+  assert len(lines) == 1
+  for word in words:
+    assert str(word) in lines[0], lines[0]
+
+
+@pytest.mark.parametrize(
+  ('flags', 'words'),
+  [
+    (['--config.batch_size=12'], ['batch_size=12', '8 replicas', 'try 8']),
+    (['--config.mesh.tensor=3'], ['8 devices']),
+    (['--config.stesp=3'], ['steps']),
+    (['--config.steps=1e3'], ['int', '1e3']),
+    (['--config.masking.rate=1.5'], ['masking.rate', '1.5']),
+    (['--config.optimizer.name=adam'], ['adamw']),
+    (['--config.model.hidden_size=33'], ['multiple of num_heads']),
+    (['--config.model.vocab_size=100'], ['model.vocab_size=100', '600']),
+    (['--config.data.length=32'], ['--config.data.length=64']),
+    (['--config.nsp=False'], ['--config.nsp=True']),
+    (['--config.objective=next_token'], ['causal']),
+    (['--config.data.loader=torch'], ['tfdata']),
+    (['--config.schedule=cosine'], ['google']),
+    (['--config.warmup_steps=21'], ['warmup_steps=21']),
+    (['--config.init_from=nowhere'], ['nowhere', 'config.json']),
+    (['--workdri=x'], ['workdir']),
+    (['--config=bert_mni'], ['bert_mini']),
+    (['--config=bert_mini:smok'], ['smoke']),
+    (['extra'], ['extra']),
+    (['--config.data.prepared='], ['--config.data.input=PATH']),
+    (['--config.data.prepared=nowhere'], ['nowhere', 'manifest.json']),
+  ],
+)
+def test_a_mistake_gets_one_sentence_before_anything_is_written(
+  flags, words, tiny_rows, tmp_path, capsys
+):
+  workdir = tmp_path / 'run'
+  refused(arguments(tiny_rows, workdir, *flags), capsys, *words)
+  assert not (workdir / 'logs').exists() and not list(workdir.glob('checkpoints/*'))
+
+
+def raw(corpus, vocab, tmp_path, *more):
+  return [
+    'pretrain', '--config=bert_mini:smoke', f'--workdir={tmp_path}/run',
+    f'--config.data.input={corpus}', f'--config.data.vocab={vocab}',
+    f'--config.data.cache_dir={tmp_path}/cache', *more,
+  ]  # fmt: skip
+
+
+def test_bad_text_gets_one_sentence(corpus, vocab, tmp_path, capsys):
+  empty, blank, binary, one = (tmp_path / name for name in ('empty', 'blank', 'binary', 'one'))
+  for folder in (empty, blank, binary, one):
+    folder.mkdir()
+  (blank / 'a.txt').write_text(' \n\n ')
+  (binary / 'a.txt').write_bytes(b'\0\1\2\3')
+  (one / 'a.txt').write_text('One document. It has two sentences.')
+  for folder, words in (
+    (tmp_path / 'missing', ['missing', 'no such file']),
+    (empty, ['holds no files']),
+    (blank, ['holds no text']),
+    (binary, ['a.txt', 'binary', 'skip']),
+    (one, ['one document', 'nsp=False']),
+  ):
+    refused(raw(folder, vocab, tmp_path), capsys, *words)
+  assert not (tmp_path / 'run').exists() and not list((tmp_path / 'cache').glob('*'))
+
+
+def test_a_bad_vocabulary_gets_one_sentence(corpus, tmp_path, capsys):
+  path = tmp_path / 'vocab.txt'
+  refused(raw(corpus, path, tmp_path), capsys, 'no vocabulary file', path)
+  path.write_text('[PAD]\n[UNK]\n[CLS]\nthe\n')
+  refused(raw(corpus, path, tmp_path), capsys, '[SEP]', '[MASK]')
+  refused(raw(corpus, '', tmp_path), capsys, 'bertjax vocab')
+
+
+def test_a_workdir_of_another_run_is_refused_and_the_fields_are_listed(finished, tiny_rows, capsys):
+  before = weights(finished)
+  more = ['--config.seed=7', '--config.model.num_layers=1', '--config.batch_size=16']
+  refused(
+    arguments(tiny_rows, finished, *more), capsys,
+    'seed: 0 there, 7 here', 'model.num_layers: 2 there, 1 here', 'batch_size: 8 there, 16 here',
+  )  # fmt: skip
+  assert weights(finished) == before
+
+
+def test_a_damaged_shard_is_named(tiny_rows, tmp_path, capsys):
+  rows = tmp_path / 'rows'
+  shutil.copytree(tiny_rows, rows)
+  path = rows / 'train' / '00000.input_ids.bin'
+  data = bytearray(path.read_bytes())
+  data[99] ^= 1
+  path.write_bytes(data)
+  refused(arguments(rows, tmp_path / 'run'), capsys, path, 'checksum')
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+  """A file system of 8 MB."""
+  folder = tmp_path / 'disk'
+  folder.mkdir()
+  mounted = subprocess.run(
+    ['mount', '-t', 'tmpfs', '-o', 'size=8m', 'tmpfs', str(folder)], capture_output=True, text=True
+  )
+  if mounted.returncode:
+    pytest.skip(f'may not mount a small disk: {mounted.stderr.strip()}')
+  yield folder
+  subprocess.run(['umount', '-l', str(folder)], check=True)
+
+
+def test_a_disk_that_fills_loses_no_checkpoint(tiny_rows, small_disk):
+  run = small_disk / 'run'
+  args = arguments(tiny_rows, run, '--config.steps=300', *QUIET)
+  process = start(args)
+  wait_for_step(process, run, 45)
+  filler = small_disk / 'filler'
+  with contextlib.suppress(OSError), filler.open('wb', buffering=0) as file:
+    while True:
+      file.write(bytes(4096))
+  errors = finish(process, code=2)
+  assert 'Traceback' not in errors
+  (line,) = [line for line in errors.splitlines() if line.startswith('bertjax pretrain:')]
+  assert 'space' in line or 'free' in line
+  filler.unlink()
+  errors = finish(start([*args, '--config.steps=60']))
+  assert re.search('resuming from step (20|40) ', errors)
+  assert sorted(losses(run))[-1] == 60
+
+
+@pytest.mark.parametrize('verb', ['quickstart', 'vocab', 'prepare', 'pretrain', 'evaluate'])
+def test_help_tells_every_flag(verb, capsys):
+  import importlib
+
+  assert main([verb, '--help']) == 0
+  text = capsys.readouterr().out
+  for name in importlib.import_module(f'bertjax.{verb}').FLAGS:
+    assert f'--{name}' in text
+
+
+def test_help_tells_every_config_field_with_its_value_and_a_reason(capsys):
+  main(['pretrain', '--config=bert_mini', '--help'])
+  lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith('  --config.')]
+  assert len(lines) == len(list(_flatten(load_recipe('bert_mini'))))
+  assert [line for line in lines if len(line.split(None, 1)) < 2] == []
+  assert any(line.startswith('  --config.batch_size=32 ') for line in lines)
+
+
+def test_an_unknown_verb_names_the_nearest(capsys):
+  assert main(['pretran']) == 2
+  assert "'pretrain'" in capsys.readouterr().err
+
+
+def test_flags_reach_the_config():
+  from bertjax import pretrain as program
+
+  got = parse(program, ['--config=bert_mini', '--config.model.num_layers=3', '--noconfig.nsp'])
+  assert got['config'].model.num_layers == 3 and got['config'].nsp is False
+
+
+def test_a_traceback_means_a_bug(monkeypatch):
+  def broken(**_):
+    {}['a bug']
+
+  monkeypatch.setattr(pretrain, 'run', broken)
+  with pytest.raises(KeyError):
+    main(['pretrain', '--workdir=x'])

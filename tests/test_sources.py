@@ -1,0 +1,258 @@
+"""Sources: every format, what bad input gets, sentences, and the embedded corpus."""
+
+import gzip
+import hashlib
+import importlib.resources
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bertjax.data import sources
+
+WIKI = ' \n = Dogs = \n They bark . \n = = Food = = \n Bones . \n = Cats = \n They meow . \n'
+
+
+def read(source, format='prose', **options):
+  return list(sources.read_documents(str(source), format, **options))
+
+
+def write(path, content):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_bytes(content.encode() if isinstance(content, str) else content)
+  return path
+
+
+@pytest.mark.parametrize(
+  'name, content, format, documents',
+  [
+    ('a.txt', 'One.\n\nTwo.\n', 'prose', ['One.\n\nTwo.\n']),
+    ('[1].txt', 'a name, no glob', 'prose', ['a name, no glob']),
+    ('bom.txt', '\ufeffHello.', 'prose', ['Hello.']),
+    ('a.txt.gz', gzip.compress('Zürich.'.encode()), 'prose', ['Zürich.']),
+    ('latin.txt', b'na\xefve', 'prose', ['na\ufffdve']),
+    ('blank.txt', ' \n\n', 'prose', []),
+    ('a.txt', 'One.\nTwo.\n \nThree.\n\n\n\n', 'google', ['One.\nTwo.', 'Three.']),
+    ('dos.txt', 'One.\r\n\r\nTwo.', 'google', ['One.\r', 'Two.']),
+    ('a.txt', WIKI, 'wikitext', [WIKI[2 : WIKI.index(' = Cats')], WIKI[WIKI.index(' = Cats') :]]),
+    (
+      'a.jsonl',
+      '{"text": "a\\nb"}\n\n{"text": "c\u2028d", "id": 1}\n',
+      'jsonl',
+      ['a\nb', 'c\u2028d'],
+    ),
+  ],
+)
+def test_a_file_falls_into_its_documents(tmp_path, name, content, format, documents):
+  assert read(write(tmp_path / name, content), format) == documents
+
+
+@pytest.mark.parametrize(
+  'source, names',
+  [
+    ('', ['a/z.txt', 'b.txt', 'c/d/e.txt', 'c/f.md']),  # all levels, by name, none hidden
+    ('c', ['c/d/e.txt', 'c/f.md']),
+    ('*.txt', ['b.txt']),
+    ('**/*.txt', ['a/z.txt', 'b.txt', 'c/d/e.txt']),
+    ('c/f.md, ROOT/a', ['c/f.md', 'a/z.txt']),  # several, in the order given
+  ],
+)
+def test_folders_globs_and_lists_give_their_files_in_order(tmp_path, source, names):
+  for name in ('b.txt', 'a/z.txt', 'a/.hidden', '.git/config.txt', 'c/d/e.txt', 'c/f.md'):
+    write(tmp_path / name, name)
+  assert read(f'{tmp_path}/{source}'.replace('ROOT', str(tmp_path))) == names
+
+
+def test_a_key_of_one_s_own_is_read_from_json(tmp_path):
+  path = write(tmp_path / 'a.jsonl', '{"body": "x", "text": "y"}')
+  assert read(path, 'jsonl', text_key='body') == ['x']
+
+
+@pytest.mark.parametrize(
+  'source, format, options, message',
+  [
+    (' , ', 'prose', {}, 'data.input is empty'),
+    ('/no/such.txt', 'prose', {}, 'no such file or folder.*: /no/such.txt$'),
+    ('/no/*.txt', 'prose', {}, r'no match of the glob: /no/\*.txt$'),
+    ('embedded', 'xml', {}, "data.format must be one of .*'jsonl'.* got 'xml'"),
+    ('embedded', 'prose', {'binary': 'guess'}, "data.binary must be .* got 'guess'"),
+    (__file__, 'tfds', {}, 'data.format=tfds goes with data.input=tfds:NAME'),
+  ],
+)
+def test_a_wrong_source_or_option_is_named(source, format, options, message):
+  with pytest.raises(ValueError, match=message):
+    read(source, format, **options)
+
+
+def test_a_folder_without_files_is_refused(tmp_path):
+  (tmp_path / 'empty').mkdir()
+  with pytest.raises(ValueError, match=f'folder {tmp_path} holds no files'):
+    read(tmp_path)
+
+
+ZIP = gzip.compress(json.dumps(list(range(2000))).encode())
+FLIPPED = ZIP[:40] + bytes(byte ^ 255 for byte in ZIP[40:60]) + ZIP[60:]
+
+
+@pytest.mark.parametrize(
+  'content, name, message',
+  [
+    (b'\x89PNG\r\n\0\0', 'a.png', ' is a binary file.*data.binary=skip'),
+    (bytes(range(128, 256)) * 9, 'a.txt', ' is a binary file'),
+    (ZIP[:9], 'a.txt.gz', ' is not a whole gzip file'),
+    (ZIP[:-20], 'a.txt.gz', ' is not a whole gzip file'),
+    (FLIPPED, 'a.txt.gz', ' is not a whole gzip file'),
+    ('{"text": "x"}\n\n{"text": "cut', 'a.jsonl', ':3: not a JSON object'),
+    (
+      '{"text": "x"}\n{"body": 1}',
+      'a.jsonl',
+      r":2: no text under data.text_key='text'.*\['body'\]",
+    ),
+    ('{"text": 5}', 'a.jsonl', ":1: no text under data.text_key='text'"),
+    ('["text"]', 'a.jsonl', ":1: no text under data.text_key='text'.*list"),
+  ],
+)
+def test_a_bad_file_is_named_with_its_line(tmp_path, content, name, message):
+  path = write(tmp_path / name, content)
+  with pytest.raises(ValueError, match=str(path) + message):
+    read(tmp_path, 'jsonl' if 'json' in name else 'prose')
+
+
+def test_what_was_skipped_or_replaced_is_counted(tmp_path):
+  write(tmp_path / 'a.png', b'\x89PNG\r\n\0\0'), write(tmp_path / 'b.txt', ' ')
+  write(tmp_path / 'c.txt', b'caf\xe9, na\xefve, not \xef\xbf\xbd')  # the last is U+FFFD itself
+  report = sources.Report()
+  assert read(tmp_path, binary='skip', report=report) == ['caf\ufffd, na\ufffdve, not \ufffd']
+  assert report == sources.Report(files=2, documents=1, invalid_utf8=2, binary_skipped=1)
+
+
+def test_half_a_surrogate_pair_in_json_is_replaced_and_counted(tmp_path):
+  path, report = write(tmp_path / 'a', r'{"text": "a\ud800 \ud83d\ude00"}'), sources.Report()
+  assert read(path, 'jsonl', report=report) == ['a\ufffd \U0001f600']
+  assert report.invalid_utf8 == 1
+
+
+@pytest.fixture(scope='module')
+def tfds_source(tmp_path_factory):
+  """A TensorFlow data set of our own, as TFDS itself writes it."""
+  import tensorflow as tf
+  import tensorflow_datasets as tfds
+
+  if not importlib.util.find_spec('importlib_resources'):
+    # tensorflow-datasets 4.9.10 writes with it and does not require it; this is the same code.
+    sys.modules['importlib_resources'] = importlib.resources
+  splits = {'train': [f'Text {i}.' for i in range(20)], 'test': ['Zürich.', b'bad \xff byte']}
+  builder = tfds.dataset_builders.store_as_tfds_dataset(
+    name='tiny',
+    version='1.0.0',
+    features=tfds.features.FeaturesDict({'text': tfds.features.Text(), 'label': tf.int64}),
+    split_datasets={
+      name: tf.data.Dataset.from_tensor_slices({'text': texts, 'label': [7] * len(texts)})
+      for name, texts in splits.items()
+    },
+    data_dir=tmp_path_factory.mktemp('tfds'),
+  )
+  return f'tfds:{builder.data_path}'
+
+
+def test_tfds_gives_the_training_split_in_a_fixed_order(tfds_source):
+  texts = read(tfds_source)
+  assert sorted(texts) == sorted(f'Text {i}.' for i in range(20))
+  assert texts == read(f'{tfds_source}:train', 'tfds')
+
+
+def test_tfds_gives_a_named_split_and_counts_invalid_utf8(tfds_source):
+  report = sources.Report()
+  assert sorted(read(f'{tfds_source}:test', report=report)) == ['Zürich.', 'bad \ufffd byte']
+  assert (report.documents, report.invalid_utf8) == (2, 1)
+
+
+@pytest.mark.parametrize(
+  'suffix, key, message',
+  [
+    ('', 'body', r"no text under data.text_key='body'; it has \['text'\]"),
+    ('', 'label', r"no text under data.text_key='label'; it has \['text'\]"),
+    (':dev', 'text', 'tfds:.*dev'),
+  ],
+)
+def test_a_wrong_tfds_key_or_split_is_named(tfds_source, suffix, key, message):
+  with pytest.raises(ValueError, match=message):
+    read(tfds_source + suffix, text_key=key)
+
+
+@pytest.mark.parametrize(
+  'marked',  # '|' stands where one sentence ends
+  [
+    'Mr. Smith met Dr. Jones.| They sat, etc. Quietly.',
+    'By J. R. R. Tolkien.| He wrote.| It was I.| He knew.',
+    '"Stop!" he said.| "Why?"| She\nleft.| (He left.)| Then it rained.',
+    'He waited…| Then he left...| Really?!| It was 1815.| 1816 followed.| Été came.',
+    'it costs 3.50 or... less, e.g. nothing. now',
+    'A Title\n\n|and a text\nwrapped\n \t\n|and another',
+    'See No. 7.| "No."| She left.| No.| She stayed, as No. 3 did.| Yes.',
+  ],
+)
+def test_prose_is_split_at_the_ends_of_sentences(marked):
+  sentences = [' '.join(sentence.split()) for sentence in marked.split('|')]
+  assert sources.split_prose(marked.replace('|', '')) == sentences
+
+
+def test_wikitext_sentences_end_at_marks_that_stand_alone():
+  text = ' = Dogs = \n The U.S. dog , at 4 @.@ 5 kg , barked . It ran ! \n Why ? \n'
+  sentences = ['= Dogs =', 'The U.S. dog , at 4 @.@ 5 kg , barked .', 'It ran !', 'Why ?']
+  assert sources.split_document(text, 'wikitext') == sentences
+
+
+PIECES = ['a', 'Mr', 'X', '.', '!', '?', '…', '"', ')', ' ', '\n', '\n\n', '\t', '\u2028', '=']
+
+
+@given(
+  st.lists(st.sampled_from(PIECES)).map(''.join) | st.text(),
+  st.sampled_from(['prose', 'google', 'wikitext']),
+)
+@settings(deadline=None, max_examples=150)
+def test_splitting_loses_nothing_but_white_space(text, format):
+  sentences = sources.split_document(text, format)
+  assert ''.join(''.join(sentences).split()) == ''.join(text.split())
+  assert all(sentence.strip() for sentence in sentences)
+
+
+def test_splitting_takes_linear_time_on_a_long_run_of_dots():
+  start = time.monotonic()
+  assert len(sources.split_prose('Contents ' + '.' * 100_000 + '7')) == 1
+  assert time.monotonic() - start < 10  # 100 s when quadratic
+
+
+@pytest.fixture(scope='module')
+def embedded():
+  return list(sources.embedded_documents())
+
+
+def test_the_embedded_corpus_is_large_enough_to_learn_from(embedded):
+  assert len(embedded) > 300 and sum(map(len, embedded)) > 2_000_000
+  assert all(text.strip() for text in embedded)
+
+
+def test_the_embedded_corpus_is_the_same_in_any_process_and_imports_nothing_it_parses(embedded):
+  script = """if True:
+    import hashlib, sys
+    from bertjax.data import sources
+    text = '|'.join(sources.embedded_documents())
+    parsed = ('antigravity', 'this', 'turtle', 'idlelib', 'pydoc_data.topics')
+    print(hashlib.sha256(text.encode()).hexdigest(), [m for m in parsed if m in sys.modules])"""
+  environment = os.environ | {'PYTHONHASHSEED': '7'}
+  output = subprocess.check_output([sys.executable, '-c', script], env=environment, text=True)
+  assert output == hashlib.sha256('|'.join(embedded).encode()).hexdigest() + ' []\n'
+
+
+@pytest.mark.data
+def test_google_s_sample_and_wikitext_have_their_known_documents(data_dir):
+  sample = read(data_dir / 'google_sample' / 'sample_text.txt', 'google')
+  assert len(sample) == 3 and sample[0].startswith('This text is included')
+  assert len(read(data_dir / 'wikitext-2' / 'valid.txt', 'wikitext')) == 60  # Merity et al. 2016

@@ -1,0 +1,107 @@
+"""Training WordPiece vocabularies: exact, deterministic, and by the rule."""
+
+import collections
+import itertools
+import os
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bertjax.data.tokenizer import SPECIAL_TOKENS, Tokenizer
+from bertjax.data.vocabulary import count_words, train_wordpiece
+
+HEADER = 104  # [PAD], 99 unused entries, [UNK], [CLS], [SEP], [MASK]
+
+
+def plain_wordpiece(counts: dict[str, int], min_count: int) -> list[str]:
+  """The rule with everything counted anew after each merge: characters, then merges."""
+  words = {word: [word[0], *('##' + c for c in word[1:])] for word in counts}
+  entries = dict.fromkeys(sorted({piece for word in words.values() for piece in word}))
+  while True:
+    pairs = collections.Counter()
+    for word, pieces in words.items():
+      for pair in itertools.pairwise(pieces):
+        pairs[pair] += counts[word]
+    best = min(pairs, key=lambda pair: (-pairs[pair], pair), default=None)
+    if best is None or pairs[best] < min_count:
+      return list(entries)
+    merged = best[0] + best[1].removeprefix('##')
+    entries.setdefault(merged)
+    for pieces in words.values():
+      i = 0
+      while i < len(pieces) - 1:
+        if (pieces[i], pieces[i + 1]) == best:
+          pieces[i : i + 2] = [merged]
+        i += 1
+
+
+def test_the_most_frequent_pair_is_merged_first_and_ties_go_by_spelling():
+  # Pairs at first: ##u ##g 20, p ##u 17, ##u ##n 16, h ##u 15, ##g ##s 5, b ##u 4.
+  counts = {'hug': 10, 'pug': 5, 'pun': 12, 'bun': 4, 'hugs': 5}
+  merges = ['##ug', '##un', 'hug', 'pun', 'hugs', 'pug', 'bun']  # 20, 16, 15, 12, 5, 5, 4
+  letters = ['##g', '##n', '##s', '##u', 'b', 'h', 'p']
+  assert train_wordpiece(counts, HEADER + 14)[HEADER:] == letters + merges
+
+
+@given(
+  st.dictionaries(st.text('abc', min_size=1, max_size=8), st.integers(1, 9), min_size=1),
+  st.integers(1, 6),
+)
+@settings(deadline=None, max_examples=150)
+def test_training_equals_the_plain_rule_on_any_words(counts, min_count):
+  entries = plain_wordpiece(counts, min_count)
+  size = HEADER + len(entries)
+  assert train_wordpiece(counts, size, min_count=min_count)[HEADER:] == entries
+  with pytest.raises(ValueError, match=f'yields only {size} entries, {size + 1} were asked'):
+    train_wordpiece(counts, size + 1, min_count=min_count)
+
+
+@pytest.mark.parametrize('size', [240, 500])
+def test_the_size_is_exact_and_no_entry_stands_twice(documents, size):
+  vocab = train_wordpiece(count_words(documents), size)
+  assert len(vocab) == len(set(vocab)) == size
+
+
+def test_special_tokens_have_google_s_places(vocab):
+  entries = vocab.read_text(encoding='utf-8').splitlines()
+  assert [entries.index(token) for token in SPECIAL_TOKENS] == [0, 100, 101, 102, 103]
+  assert entries[1:100] == [f'[unused{i}]' for i in range(99)]
+
+
+def test_two_processes_with_different_hash_seeds_train_the_same_vocabulary():
+  script = """if True:
+    from bertjax.data import vocabulary
+    words = ['%x' % (i * i * 7919 % 65521) for i in range(3000)]
+    print(vocabulary.train_wordpiece(vocabulary.count_words([' '.join(words)]), 900))"""
+  environments = [os.environ | {'PYTHONHASHSEED': seed} for seed in ('1', '2')]
+  one, other = (
+    subprocess.check_output([sys.executable, '-c', script], env=e) for e in environments
+  )
+  assert one == other and one.count(b',') == 899
+
+
+def test_words_are_counted_as_bert_splits_them():
+  counts = count_words(["Don't! DON", 'Don\u00ad Élan 字字'])
+  assert counts == {'don': 3, "'": 1, 't': 1, '!': 1, 'elan': 1, '字': 2}
+  assert count_words(['Élan'], lowercase=False) == {'Élan': 1}
+
+
+def test_a_size_below_the_alphabet_is_refused_with_the_least_size():
+  with pytest.raises(ValueError, match=r'104 special entries and 3 single.* at least 107'):
+    train_wordpiece({'abc': 5}, 106)
+  assert len(train_wordpiece({'abc': 5}, 107)) == 107
+
+
+def test_words_of_the_most_frequent_letters_can_be_tokenised_and_no_others(documents):
+  counts = count_words(documents)
+  letters = collections.Counter(letter for word in counts.elements() for letter in word)
+  kept = {letter for letter, _ in letters.most_common(30)}
+  tokenizer = Tokenizer(train_wordpiece(counts, 300, alphabet=30))
+  words = [word for word in counts if kept.issuperset(word)]
+  others = [word for word in counts if not kept.issuperset(word)]
+  assert len(words) > 1000 and len(others) > 20
+  assert not any(tokenizer.unk_id in ids for ids in tokenizer.encode(words))
+  assert all(tokenizer.unk_id in ids for ids in tokenizer.encode(others))
