@@ -104,7 +104,7 @@ def run_config(workdir: str, default):
 
 def _checkpoint_params(config, bert, mesh, workdir, which):
   folder = epath.Path(workdir) / 'checkpoints'
-  checkpoints = checkpoint.Checkpoints(folder, keep=config.keep)
+  checkpoints = checkpoint.Checkpoints(folder, keep=config.keep, read_only=True)
   steps = checkpoints.steps()
   if not steps:
     raise ValueError(f'{folder} holds no checkpoint yet.')

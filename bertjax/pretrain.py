@@ -15,6 +15,7 @@ import importlib.util
 import json
 import logging
 import math
+import re
 
 import jax
 import ml_collections
@@ -128,8 +129,8 @@ def vary(config, arg: str, smoke: dict):
       config.nsp, config.objective, config.model.causal = False, 'next_token', True
     elif word in MLM_VARIANTS:
       config.masking.mask_share, config.masking.random_share = MLM_VARIANTS[word]
-    elif word.startswith('size_') and word.count('_') == 3:
-      layers, width, num_heads = map(int, word.split('_')[1:])
+    elif size := re.fullmatch(r'size_(\d+)_(\d+)_(\d+)', word):
+      layers, width, num_heads = map(int, size.groups())
       config.model.update(
         {'num_layers': layers, 'hidden_size': width, 'num_heads': num_heads, 'mlp_size': 4 * width}
       )

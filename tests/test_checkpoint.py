@@ -1,5 +1,8 @@
 """Checkpoints: whole, verified, the newest and the best kept; a full disk loses nothing."""
 
+import shutil
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -118,6 +121,21 @@ def test_no_whole_checkpoint_is_an_error_and_not_a_fresh_start(tmp_path):
   damage(tmp_path, 1)
   with pytest.raises(CheckpointError, match='no checkpoint'):
     checkpoints.restore_newest(abstract(state_at(0)))
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused_before_writing(tmp_path, monkeypatch):
+  checkpoints = saved(tmp_path, {1: None})
+  monkeypatch.setattr(shutil, 'disk_usage', lambda path: types.SimpleNamespace(free=1000))
+  with pytest.raises(CheckpointError, match=r'0\.0 MB are free.*\[1\]'):
+    checkpoints.save(2, state_at(2), {})
+  assert [path.name for path in tmp_path.iterdir()] == ['1']
+
+
+def test_a_reader_leaves_a_trainers_unfinished_files_alone(tmp_path):
+  saved(tmp_path, {1: None})
+  unfinished = tmp_path / '2.orbax-checkpoint-tmp'
+  unfinished.mkdir()
+  assert Checkpoints(tmp_path, read_only=True).steps() == [1] and unfinished.exists()
 
 
 def test_a_save_that_fails_is_told_and_leaves_the_earlier_ones(tmp_path, monkeypatch):

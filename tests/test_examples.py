@@ -37,53 +37,37 @@ def google_rows(documents, index, rng, max_seq_length, short_seq_prob):
   def randint(low, high):  # random.randint's stream differs between Python versions
     return low + int(rng.random() * (high - low + 1))
 
-  document = documents[index]
-  max_num_tokens = max_seq_length - 3
+  document, max_num_tokens = documents[index], max_seq_length - 3
   target_seq_length = max_num_tokens
   if rng.random() < short_seq_prob:
     target_seq_length = randint(2, max_num_tokens)
-  instances, current_chunk, current_length, i = [], [], 0, 0
+  instances, chunk, i = [], [], 0
   while i < len(document):
-    segment = document[i]
-    current_chunk.append(segment)
-    current_length += len(segment)
-    if i == len(document) - 1 or current_length >= target_seq_length:
-      if current_chunk:
-        a_end = 1
-        if len(current_chunk) >= 2:
-          a_end = randint(1, len(current_chunk) - 1)
-        tokens_a = []
-        for j in range(a_end):
-          tokens_a.extend(current_chunk[j])
-        tokens_b = []
-        is_random_next = False
-        if len(current_chunk) == 1 or rng.random() < 0.5:
-          is_random_next = True
-          target_b_length = target_seq_length - len(tokens_a)
-          for _ in range(10):
-            random_document_index = randint(0, len(documents) - 1)
-            if random_document_index != index:
-              break
-          random_document = documents[random_document_index]
-          random_start = randint(0, len(random_document) - 1)
-          for j in range(random_start, len(random_document)):
-            tokens_b.extend(random_document[j])
-            if len(tokens_b) >= target_b_length:
-              break
-          num_unused_segments = len(current_chunk) - a_end
-          i -= num_unused_segments
-        else:
-          for j in range(a_end, len(current_chunk)):
-            tokens_b.extend(current_chunk[j])
-        while len(tokens_a) + len(tokens_b) > max_num_tokens:  # truncate_seq_pair
-          trunc_tokens = tokens_a if len(tokens_a) > len(tokens_b) else tokens_b
-          if rng.random() < 0.5:
-            del trunc_tokens[0]
-          else:
-            trunc_tokens.pop()
-        instances.append((tokens_a, tokens_b, int(is_random_next)))
-      current_chunk = []
-      current_length = 0
+    chunk.append(document[i])
+    if i == len(document) - 1 or sum(map(len, chunk)) >= target_seq_length:
+      a_end = 1
+      if len(chunk) >= 2:
+        a_end = randint(1, len(chunk) - 1)
+      tokens_a, tokens_b, is_random_next = list(itertools.chain(*chunk[:a_end])), [], False
+      if len(chunk) == 1 or rng.random() < 0.5:
+        is_random_next = True
+        for _ in range(10):
+          random_document_index = randint(0, len(documents) - 1)
+          if random_document_index != index:
+            break
+        random_document = documents[random_document_index]
+        for j in range(randint(0, len(random_document) - 1), len(random_document)):
+          tokens_b.extend(random_document[j])
+          if len(tokens_b) >= target_seq_length - len(tokens_a):
+            break
+        i -= len(chunk) - a_end  # the unused segments go back
+      else:
+        tokens_b = list(itertools.chain(*chunk[a_end:]))
+      while len(tokens_a) + len(tokens_b) > max_num_tokens:  # truncate_seq_pair
+        longer = tokens_a if len(tokens_a) > len(tokens_b) else tokens_b
+        longer.pop(0 if rng.random() < 0.5 else -1)
+      instances.append((tokens_a, tokens_b, int(is_random_next)))
+      chunk = []
     i += 1
   return instances
 

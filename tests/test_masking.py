@@ -90,7 +90,7 @@ def test_predictions_are_sorted_distinct_maskable_tokens_and_unused_slots_zero(s
     assert not np.isin(ids[:count], (PAD, CLS, SEP)).any()
 
 
-@given(st.integers(0, 2**32), st.sampled_from([0.15, 0.3, 0.5, 1.0]), st.integers(1, 40))
+@given(st.integers(0, 2**32), st.sampled_from([0.01, 0.15, 0.3, 0.5, 1.0]), st.integers(1, 40))
 @settings(deadline=None, max_examples=60)
 def test_the_count_is_google_s_with_python_s_rounding(seed, rate, slots):
   batch = make_batch(20, 64, seed)
@@ -98,11 +98,6 @@ def test_the_count_is_google_s_with_python_s_rounding(seed, rate, slots):
   for count, ids, segments in zip(counts, batch['input_ids'], batch['segment_ids'], strict=True):
     wanted = min(slots, max(1, round(int(segments.sum()) * rate)))
     assert count == min(wanted, (~np.isin(ids, (PAD, CLS, SEP))).sum())
-
-
-@pytest.mark.parametrize('rate, count', [(0.25, 2), (0.35, 4), (0.45, 4)])  # 2.5, 3.5, 4.5
-def test_halves_are_rounded_to_even(rate, count):
-  assert mask(make_batch(1, 10, full=True), rate=rate)['masked_lm_weights'].sum() == count
 
 
 def test_tokens_that_were_not_chosen_stay_and_the_batch_given_is_not_changed(many):

@@ -106,6 +106,62 @@ def test_a_saved_model_loads_in_transformers_without_a_missing_key(
   assert fast(text)['input_ids'] == tokenizer([text])['input_ids'][0].tolist()
 
 
+def test_twenty_training_steps_follow_pytorchs(tmp_path, vocab):
+  import jax
+
+  from bertjax.model import losses
+  from bertjax.model.encoder import PARAM_AXES
+  from bertjax.training import loop, mesh
+  from bertjax.training.optimizer import make_optimizer, unit_schedule
+
+  tokenizer = Tokenizer.from_file(vocab)
+  size, rate = tokenizer.vocab_size, 2e-3
+  still = {'hidden_dropout_prob': 0.0, 'attention_probs_dropout_prob': 0.0}
+  model = theirs(size, **still).train()
+  model.save_pretrained(tmp_path)
+  tokenizer.save(tmp_path)
+  config, params, _ = load_model(tmp_path)
+  one = mesh.make_mesh(devices=jax.devices()[:1])
+  transform, schedule = make_optimizer('adamw'), unit_schedule('google', 20, 5)
+  state, shardings = loop.init_state(
+    lambda: loop.TrainState.create(params, transform, jax.random.key(0), rate), one, PARAM_AXES
+  )
+  step = loop.make_train_step(
+    losses.pretraining_loss(Bert(config)), losses.pretraining_weights, transform, schedule,
+    mesh=one, state_shardings=shardings,
+  )  # fmt: skip
+  kept = [p for n, p in model.named_parameters() if 'bias' in n or 'LayerNorm' in n]
+  decayed = [p for n, p in model.named_parameters() if not ('bias' in n or 'LayerNorm' in n)]
+  groups = [{'params': kept, 'weight_decay': 0.0}, {'params': decayed, 'weight_decay': 0.01}]
+  adamw = torch.optim.AdamW(groups, lr=rate, eps=1e-6)
+
+  for number in range(20):
+    batch, rng = inputs(size), np.random.default_rng(number)
+    batch['masked_lm_positions'] = rng.integers(0, 11, (3, 4), dtype=np.int32)
+    batch['masked_lm_ids'] = rng.integers(0, size, (3, 4), dtype=np.int32)
+    batch['masked_lm_weights'] = np.array([[1, 1, 1, 0]] * 3, np.float32)
+    batch['next_sentence_labels'] = np.array([0, 1, 0], np.int32)
+    state, metrics = step(state, batch)
+
+    t = {k: torch.tensor(v).long() for k, v in batch.items()}
+    out = model(
+      input_ids=t['input_ids'],
+      token_type_ids=t['token_type_ids'],
+      attention_mask=t['segment_ids'],
+    )
+    picked = out.prediction_logits[torch.arange(3)[:, None], t['masked_lm_positions']][:, :3]
+    loss = torch.nn.functional.cross_entropy(
+      picked.reshape(9, size), t['masked_lm_ids'][:, :3].reshape(9)
+    ) + torch.nn.functional.cross_entropy(out.seq_relationship_logits, t['next_sentence_labels'])
+    adamw.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    for group in adamw.param_groups:
+      group['lr'] = rate * float(schedule(number))
+    adamw.step()
+    assert float(metrics['loss']) == pytest.approx(loss.item(), rel=1e-4), number
+
+
 def test_weights_return_bit_for_bit(tmp_path, vocab):
   import jax
 

@@ -159,12 +159,20 @@ def test_the_cache_is_another_for_other_text_settings_vocabulary_or_seed(config,
   assert len(set(folders)) == len(hashes) == 6
 
 
-def test_the_cache_of_a_tfds_folder_follows_its_files(config, tmp_path, monkeypatch):
+def test_the_cache_follows_the_files_of_tfds_and_the_python_of_embedded_text(
+  config, corpus_file, monkeypatch
+):
   monkeypatch.setattr(prepare, 'prepare', lambda *_: {'counts': {}})
-  config.data.input = f'tfds:{tmp_path}/in:train'
-  before = cached(config)
-  (tmp_path / 'in' / 'corpus.txt').write_text('other')
-  assert cached(config) != before
+  seen = []
+  for change in (lambda: None, lambda: corpus_file.write_text('other')):
+    change()
+    config.data.input = f'tfds:{corpus_file.parent}:train'
+    seen.append(cached(config))
+  for version in ('3.11.1', '3.12.1'):
+    monkeypatch.setattr('platform.python_version', lambda version=version: version)
+    config.data.input = 'embedded'
+    seen.append(cached(config))
+  assert len(set(seen)) == 4
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ on the devices; a restore verifies it, and names and passes over a damaged check
 """
 
 import logging
-import pathlib
+import os
 import shutil
 
 import jax
@@ -49,11 +49,15 @@ class Checkpoints:
   Args:
     directory: where they lie; made if missing. May be remote (`gs://`).
     keep: how many of the newest to keep. The one with the lowest evaluation 'loss' stays besides.
+    read_only: for a reader beside a running trainer, whose unfinished files must stay.
   """
 
-  def __init__(self, directory, keep: int = 2):
-    self.directory = epath.Path(directory).resolve()  # orbax refuses relative paths
-    self.directory.mkdir(parents=True, exist_ok=True)
+  def __init__(self, directory, keep: int = 2, *, read_only: bool = False):
+    self._remote = '://' in os.fspath(directory)
+    path = epath.Path(directory)
+    self.directory = path if self._remote else path.resolve()  # orbax refuses relative paths
+    if not read_only:
+      self.directory.mkdir(parents=True, exist_ok=True)
     # `best_fn` alone makes orbax write and read the metrics, and with `max_to_keep` it would drop
     # the newest step, from which a run resumes; the policy decides what stays.
     policy = policies.AnyPreservationPolicy([
@@ -66,7 +70,7 @@ class Checkpoints:
       self.directory,
       options=ocp.CheckpointManagerOptions(
         best_fn=_loss, best_mode='min', preservation_policy=policy,
-        enable_async_checkpointing=True, cleanup_tmp_directories=True,
+        cleanup_tmp_directories=not read_only, read_only=read_only, create=False,
       ),
     )  # fmt: skip
 
@@ -152,7 +156,7 @@ class Checkpoints:
   def _check_space(self, state) -> None:
     """Refuses before writing: a disk that fills half-way makes orbax's threads very loud."""
     needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-    if not isinstance(self.directory, pathlib.Path):
+    if self._remote:
       return  # remote storage does not fill
     free = shutil.disk_usage(self.directory).free
     if free < 1.1 * needed:
