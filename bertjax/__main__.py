@@ -80,8 +80,8 @@ def parse(program, arguments: list[str]) -> dict:
     define = flags.DEFINE_integer if isinstance(default, int) else flags.DEFINE_string
     define(name, default, text, flag_values=values)
   fields = {}
-  if 'config' in program.FLAGS:
-    spec, arguments = _take_recipe(program.FLAGS['config'][0], arguments)
+  spec, arguments = _take_recipe(program.FLAGS.get('config', ('',))[0], arguments)
+  if spec:
     config = load_recipe(spec)
     fields = {f'config.{name}': value for name, value in _flatten(config)}
     _check_fields(arguments, fields)
@@ -102,7 +102,9 @@ def parse(program, arguments: list[str]) -> dict:
   if len(left) > 1:
     raise ValueError(f'unexpected argument {left[1]!r}; options are written --name=value.')
   result = {name: values[name].value for name in known}
-  return result | ({'config': values['config'].value} if fields else {})
+  if 'config' in program.FLAGS:
+    result['config'] = values['config'].value if spec else None
+  return result
 
 
 def load_recipe(spec: str):
@@ -193,7 +195,7 @@ def _help(verb: str, program, arguments: list[str]) -> str:
     from bertjax import pretrain
     from bertjax.model.config import EncoderConfig
 
-    spec, _ = _take_recipe(program.FLAGS['config'][0], arguments)
+    spec, _ = _take_recipe(program.FLAGS['config'][0] or 'bert_mini', arguments)
     told = _comments(EncoderConfig) | _comments(pretrain.default_config)
     parts += ['', f'Fields of the config {spec}, with its values:']
     for name, value in _flatten(load_recipe(spec)):

@@ -25,23 +25,30 @@ from bertjax.training import checkpoint, loop
 from bertjax.training import mesh as mesh_lib
 
 FLAGS = {
-  'config': ('bert_mini', 'a recipe for the data, with --model; a run has its own'),
-  'workdir': ('', 'folder of a pre-training run'),
-  'model': ('', 'or a model directory'),
+  'workdir': ('', 'folder of a pre-training run; it has its own config'),
   'which': ('best', "'best', 'newest' or a step, of --workdir"),
+  'model': ('', 'or a model directory'),
+  'config': ('', 'with --model: a recipe, whose data section says what to evaluate on'),
+  'rows': (0, "held-out rows to read at most; 0 = the config's eval_rows"),
 }
 
 
-def run(config, *, workdir: str = '', model: str = '', which: str = 'best') -> dict[str, float]:
+def run(
+  config=None, *, workdir: str = '', model: str = '', which: str = 'best', rows: int = 0
+) -> dict[str, float]:
   """Evaluates, prints the metrics as JSON and returns them.
 
   Raises:
-    ValueError: unless exactly one of workdir and model is given and can be read.
+    ValueError: unless either workdir, or model and config, are given and can be read.
   """
-  if bool(workdir) == bool(model):
-    raise ValueError('evaluate needs --workdir=DIR (a run) or --model=DIR (a model directory).')
+  if bool(workdir) == bool(model) or bool(model) != (config is not None):
+    raise ValueError(
+      'evaluate needs --workdir=DIR (a run, which has its own config), or --model=DIR and '
+      '--config=RECIPE with its data.'
+    )
   if workdir:
-    config = run_config(workdir, config)
+    config = run_config(workdir)
+  rows = rows or config.eval_rows
   mesh = mesh_lib.make_mesh(**config.mesh)
   mesh_lib.check_batch_size(mesh, config.batch_size)
   folder = pretrain.prepared_folder(config)
@@ -60,8 +67,8 @@ def run(config, *, workdir: str = '', model: str = '', which: str = 'best') -> d
     mesh=mesh,
   )
   loader = pretrain.choose_loader(config.data.loader)
-  scores = pretrain.evaluate_rows(eval_step, params, heldout, config.eval_rows, mesh, loader)
-  stop = min(heldout.evaluation_steps, -(-config.eval_rows // config.batch_size))
+  scores = pretrain.evaluate_rows(eval_step, params, heldout, rows, mesh, loader)
+  stop = min(heldout.evaluation_steps, -(-rows // config.batch_size))
   scores['unigram_cross_entropy'] = unigram_cross_entropy(
     store.Rows(folder, 'train'), (heldout.evaluation(step) for step in range(stop)),
     tokenizer.vocab_size, exclude=(tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id),
@@ -92,12 +99,12 @@ def unigram_cross_entropy(train: store.Rows, heldout, vocab_size: int, *, exclud
   return total / weight
 
 
-def run_config(workdir: str, default):
+def run_config(workdir: str):
   """The config a run was started with, from its run.json, on top of the defaults of today."""
   path = epath.Path(workdir) / 'run.json'
   if not path.exists():
     raise ValueError(f'{workdir} holds no run: it has no run.json.')
-  config = default.copy_and_resolve_references()
+  config = pretrain.default_config()
   config.update(json.loads(path.read_text())['config'])
   return config
 

@@ -8,6 +8,7 @@ never stand on both sides. The folder carries its vocabulary; `--config.data.pre
 from it, also on machines without TensorFlow.
 """
 
+import array
 import dataclasses
 import hashlib
 import importlib.util
@@ -152,7 +153,7 @@ def cached(config, cache_dir='') -> epath.Path:
   """
   tokenizer, settings = load_vocab(config), settings_of(config)
   files = []
-  for part in filter(None, map(str.strip, config.data.input.split(','))):
+  for part in sources.split_source(config.data.input):
     if part == 'embedded':
       files.append(platform.python_version())
       continue
@@ -186,7 +187,8 @@ def _tokenised(texts, tokenizer, settings) -> Iterator[tuple[str, examples.Docum
   def flush():
     ids = iter(encode(sentences))
     for text, count in waiting:
-      document = [sentence for sentence in (next(ids) for _ in range(count)) if sentence]
+      document = [array.array('i', next(ids)) for _ in range(count)]  # 4 bytes a token, not 36
+      document = [sentence for sentence in document if sentence]
       if document:
         yield text, document
 

@@ -42,7 +42,7 @@ def run(*, workdir: str, recipe: str = 'quickstart', seed: int = 0) -> dict[str,
   config.seed, config.data.vocab = seed, str(vocabulary)
   pretrain.run(config, workdir=workdir)
   print('\nHeld-out documents:')
-  scores = evaluate.run(config, workdir=workdir, which='newest')
+  scores = evaluate.run(workdir=workdir, which='newest')
   gain = scores['unigram_cross_entropy'] - scores['mlm_loss']
   print(f'masked-LM loss is {gain:.2f} nats below the unigram cross-entropy of the same tokens.')
   predictor = Predictor.from_dir(folder / 'model')

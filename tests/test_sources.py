@@ -195,7 +195,7 @@ def test_a_wrong_tfds_key_or_split_is_named(tfds_source, suffix, key, message):
     'He waited…| Then he left...| Really?!| It was 1815.| 1816 followed.| Été came.',
     'it costs 3.50 or... less, e.g. nothing. now',
     'A Title\n\n|and a text\nwrapped\n \t\n|and another',
-    'See No. 7.| "No."| She left.| No.| She stayed, as No. 3 did.| Yes.',
+    'See No. 7.| "No."| She left.| No.| She stayed, as No. 3 did.| Yes "etc."| Oh.',
   ],
 )
 def test_prose_is_split_at_the_ends_of_sentences(marked):

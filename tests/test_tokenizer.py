@@ -75,7 +75,9 @@ def test_graph_twin_treats_every_character_of_unicode_3_2_alike(lowercase):
     assert [word.decode() for word in words] == [word for word, _ in wanted], text.encode()
 
 
-LETTERS = 'aBe1 .,-[]#\t\n\0\x0b\x85\u2028\u3000\u00ad\u200d\ufeff\ufffd\u0301ΣσςİıßﬁǅÉ…½™漢字한Я'
+LETTERS = (
+  'aBe1 .,-[]#\t\n\0\x0b\x85\u2028\u3000\u00ad\u200d\ufeff\ufffd\u0301ΣσςİıßﬁǅÉ…½™漢字한Я\U0002b820'
+)
 
 
 @pytest.fixture(scope='module')

@@ -110,6 +110,8 @@ def iterate(
 
     yield from tfdata_batches(make, start, stop)
     return
+  if loader != 'threads':
+    raise ValueError(f"loader must be 'tfdata' or 'threads', got {loader!r}.")
   ahead, queue, step = 4, [], start
   with concurrent.futures.ThreadPoolExecutor(2) as pool:
     try:

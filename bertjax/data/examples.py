@@ -19,7 +19,7 @@ from bertjax.data.order import EXAMPLES, mix
 
 KINDS = ('nsp', 'full_sentences')
 
-Document = list[list[int]]  # sentences of token ids, none empty
+Document = Sequence[Sequence[int]]  # sentences of token ids, none empty
 Row = tuple[list[int], list[int], int]
 
 
@@ -133,7 +133,7 @@ def full_sentences(document: Document, max_tokens: int) -> Iterator[Row]:
     if row and len(row) + len(sentence) > max_tokens:
       yield row, [], 0
       row = []
-    row = row + sentence
+    row = [*row, *sentence]
     while len(row) > max_tokens:
       yield row[:max_tokens], [], 0
       row = row[max_tokens:]

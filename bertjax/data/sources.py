@@ -68,7 +68,7 @@ def read_documents(
     raise ValueError(f'data.format must be one of {FORMATS}, got {format!r}.')
   if binary not in ('refuse', 'skip'):
     raise ValueError(f"data.binary must be 'refuse' or 'skip', got {binary!r}.")
-  parts = [part.strip() for part in source.split(',') if part.strip()]
+  parts = split_source(source)
   if not parts:
     raise ValueError(
       'data.input is empty: name a file, a folder, a glob, tfds:NAME or embedded '
@@ -85,6 +85,13 @@ def read_documents(
       if text.strip():
         report.documents += 1
         yield text
+
+
+def split_source(source: str) -> list[str]:
+  """The sources joined by commas; a path that exists as it stands is one source."""
+  if source.strip() and epath.Path(source).exists():
+    return [source]
+  return [part.strip() for part in source.split(',') if part.strip()]
 
 
 def split_document(text: str, format: str) -> list[str]:

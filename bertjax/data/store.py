@@ -10,6 +10,7 @@ written under a temporary name and renamed when it is whole.
 
 import hashlib
 import json
+import os
 import shutil
 import zlib
 
@@ -40,7 +41,9 @@ class Writer:
     manifest = self.directory / 'manifest.json'
     if self.directory.exists() and any(self.directory.iterdir()) and not manifest.exists():
       raise StoreError(f'{directory} exists and is no prepared folder; choose another.')
-    self._temporary = self.directory.parent / (self.directory.name + '.incomplete')
+    # A name of this process's own, so that two that prepare the same folder do not mix.
+    name = f'{self.directory.name}.incomplete-{os.getpid()}'
+    self._temporary = self.directory.parent / name
     self._columns = {name: (np.dtype(d), tuple(shape)) for name, (d, shape) in columns.items()}
     self._shards = {split: [] for split in SPLITS}
 

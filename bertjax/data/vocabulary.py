@@ -7,6 +7,7 @@ same file (Hugging Face's trainer iterates over hash maps and does not).
 import collections
 import heapq
 import itertools
+import re
 from collections.abc import Iterable
 
 from bertjax.data.tokenizer import SPECIAL_TOKENS, word_splitter
@@ -19,10 +20,13 @@ _HEADER = ('[PAD]', *(f'[unused{i}]' for i in range(UNUSED)), *SPECIAL_TOKENS[1:
 def count_words(texts: Iterable[str], *, lowercase: bool = True) -> collections.Counter:
   """Counts words as BERT's normaliser and pre-tokenizer see them."""
   normalizer, splitter = word_splitter(lowercase)
-  counts = collections.Counter()
+  chunks = collections.Counter()  # split where both rules split; each distinct chunk is cut once
   for text in texts:
-    words = splitter.pre_tokenize_str(normalizer.normalize_str(text))
-    counts.update(word for word, _ in words)
+    chunks.update(re.findall(r'[^ \t\n\r]+', text))
+  counts = collections.Counter()
+  for chunk, count in chunks.items():
+    for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(chunk)):
+      counts[word] += count
   return counts
 
 
