@@ -55,7 +55,7 @@ def run(
   tokenizer = Tokenizer.from_dir(folder)
   heldout = pretrain.make_batches(config, folder, 'heldout', tokenizer, mesh)
   if workdir:
-    bert = pretrain.make_model(config, tokenizer)
+    bert = pretrain.make_model(config, tokenizer.vocab_size)
     params = _checkpoint_params(config, bert, mesh, workdir, which)
   else:
     bert, params = _directory_params(config, model, tokenizer)

@@ -165,9 +165,11 @@ def run(config, *, workdir: str) -> dict[str, float]:
   transform = make_transform(config)
   schedule = optimizer.unit_schedule(config.schedule, config.steps, config.warmup_steps)
   loader = choose_loader(config.data.loader)
+  make_model(config, vocab_size=1)  # raises now what it would raise after a long preparation
+  Masking(**config.masking)
   folder = prepared_folder(config)
   tokenizer = Tokenizer.from_dir(folder)
-  bert = make_model(config, tokenizer)
+  bert = make_model(config, tokenizer.vocab_size)
   train = make_batches(config, folder, 'train', tokenizer, mesh)
   heldout = make_batches(config, folder, 'heldout', tokenizer, mesh)
 
@@ -260,14 +262,14 @@ def prepared_folder(config) -> epath.Path:
   return folder
 
 
-def make_model(config, tokenizer: Tokenizer) -> heads.Bert:
+def make_model(config, vocab_size: int) -> heads.Bert:
   """The model of a config, its vocabulary size checked against the tokenizer's."""
   fields = config.model.to_dict()
-  fields['vocab_size'] = fields['vocab_size'] or tokenizer.vocab_size
-  if fields['vocab_size'] < tokenizer.vocab_size:
+  fields['vocab_size'] = fields['vocab_size'] or vocab_size
+  if fields['vocab_size'] < vocab_size:
     raise ValueError(
       f'model.vocab_size={fields["vocab_size"]} is smaller than the vocabulary, which has '
-      f"{tokenizer.vocab_size} entries; leave it 0 to take the vocabulary's size."
+      f"{vocab_size} entries; leave it 0 to take the vocabulary's size."
     )
   encoder_config = model_config.EncoderConfig(**fields)
   if config.data.length > encoder_config.max_positions:
