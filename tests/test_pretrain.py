@@ -1,6 +1,7 @@
 """The pre-training program from end to end: runs, resumption, refusals, command line."""
 
 import contextlib
+import importlib
 import json
 import os
 import pathlib
@@ -252,6 +253,11 @@ def test_every_recipe_has_a_smoke_form_and_a_runbook(recipe):
   assert load_recipe(f'{path}:smoke').steps == load_recipe(f'{recipe}:smoke').steps == 20
 
 
+def test_recipes_are_installed_with_the_package():
+  module = importlib.import_module('bertjax.configs.pretrain.bert_base')
+  assert module.get_config('smoke').steps == 20
+
+
 def test_the_paper_recipes_have_the_papers_numbers():
   base, large = load_recipe('bert_base'), load_recipe('bert_large')
   for config in (base, large):
@@ -395,8 +401,6 @@ def test_a_disk_that_fills_loses_no_checkpoint(tiny_rows, small_disk):
 
 @pytest.mark.parametrize('verb', ['quickstart', 'vocab', 'prepare', 'pretrain', 'evaluate'])
 def test_help_tells_every_flag(verb, capsys):
-  import importlib
-
   assert main([verb, '--help']) == 0
   text = capsys.readouterr().out
   for name in importlib.import_module(f'bertjax.{verb}').FLAGS:

@@ -18,7 +18,8 @@ def get_config(arg=''):
   config.model.initializer_range = 0.05
   config.model.hidden_dropout = config.model.attention_dropout = 0.0
   config.model.unroll = 2
-  config.batch_size, config.steps, config.warmup_steps = 32, 4_000, 200
+  config.batch_size, config.steps, config.warmup_steps = 32, 3_200, 200
   config.learning_rate = 1e-3
-  config.log_every, config.eval_every, config.save_every = 100, 1_000, 500
+  config.data.heldout = 0.1  # of some 380 documents
+  config.log_every, config.eval_every, config.save_every = 100, 800, 400
   return pretrain.vary(config, arg, pretrain.SMOKE)
