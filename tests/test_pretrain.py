@@ -412,7 +412,7 @@ def test_help_tells_every_config_field_with_its_value_and_a_reason(capsys):
   lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith('  --config.')]
   assert len(lines) == len(list(_flatten(load_recipe('bert_mini'))))
   assert [line for line in lines if len(line.split(None, 1)) < 2] == []
-  assert any(line.startswith('  --config.batch_size=32 ') for line in lines)
+  assert any(line.startswith('  --config.batch_size=16 ') for line in lines)
 
 
 def test_an_unknown_verb_names_the_nearest(capsys):

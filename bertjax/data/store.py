@@ -48,8 +48,9 @@ class Writer:
     self._shards = {split: [] for split in SPLITS}
 
   def __enter__(self):
-    if self._temporary.exists():
-      self._temporary.rmtree()
+    for left in self.directory.parent.glob(f'{self.directory.name}.incomplete-*'):
+      if not _is_running(int(left.name.rpartition('-')[2])):  # of a killed process
+        left.rmtree()
     for split in SPLITS:
       (self._temporary / split).mkdir(parents=True)
     return self
@@ -91,6 +92,16 @@ class Writer:
   def __exit__(self, kind, *_):
     if kind is not None and self._temporary.exists():
       self._temporary.rmtree()
+
+
+def _is_running(pid: int) -> bool:
+  try:
+    os.kill(pid, 0)
+  except ProcessLookupError:
+    return False
+  except PermissionError:
+    pass
+  return pid != os.getpid()
 
 
 def read_manifest(directory) -> dict:
