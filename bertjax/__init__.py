@@ -1,4 +1,4 @@
-"""bertjax: BERT pre-training and fine-tuning in JAX and Flax.
+"""bertjax: BERT pre-training in JAX and Flax.
 
 Names load on first use, so `import bertjax` is quick and imports neither TensorFlow nor torch.
 """

@@ -10,6 +10,7 @@ import difflib
 import importlib
 import importlib.util
 import inspect
+import json
 import logging
 import os
 import pathlib
@@ -18,6 +19,8 @@ import sys
 
 from absl import flags
 from ml_collections import config_flags
+
+_recipes_read = set()  # their errors are the user's
 
 # In the order of a first day's work.
 VERBS = {
@@ -56,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
       print(_help(verb, program, arguments))
       return 0
     program.run(**parse(program, arguments))
-  except (ValueError, OSError, RuntimeError) as error:
+  except (ValueError, OSError, RuntimeError, ImportError) as error:
     if os.environ.get('BERTJAX_TRACEBACK') or not _is_users(error):
       raise
     print(f'bertjax {verb}: {error}', file=sys.stderr)
@@ -118,6 +121,7 @@ def load_recipe(spec: str):
         f'no recipe {name}{_nearest(path.stem, found)}: give a file, or one of {", ".join(found)}.'
       )
     path = found[path.stem]
+  _recipes_read.add(path.resolve())
   loader = importlib.util.spec_from_file_location(f'bertjax_recipe_{path.stem}', path)
   module = importlib.util.module_from_spec(loader)
   loader.loader.exec_module(module)
@@ -167,21 +171,21 @@ def _nearest(name: str, known) -> str:
 
 
 def _is_users(error: BaseException) -> bool:
-  """Raised by a `raise` of ours, or a file that cannot be read or written: no bug."""
-  if isinstance(error, OSError):
+  """Raised by a `raise` of ours or a recipe, or a file or a package is missing: no bug."""
+  if isinstance(error, OSError | json.JSONDecodeError | ModuleNotFoundError):
     return True
   last = error.__traceback__
   while last.tb_next:
     last = last.tb_next
   path = pathlib.Path(last.tb_frame.f_code.co_filename).resolve()
   package = pathlib.Path(__file__).resolve().parent
-  return package in path.parents or path.parent.parent.name == 'configs'
+  return package in path.parents or path in _recipes_read
 
 
 def _overview() -> str:
   lines = [f'  {verb:<12}{text}' for verb, text in VERBS.items()]
   return '\n'.join([
-    'bertjax: BERT pre-training and fine-tuning in JAX.', '',
+    'bertjax: BERT pre-training in JAX.', '',
     'usage: bertjax VERB [--flag=value ...]', '', *lines, '',
     'bertjax VERB --help tells the flags of a verb and every field of its config.',
   ])  # fmt: skip

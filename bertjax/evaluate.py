@@ -49,9 +49,14 @@ def run(
   if workdir:
     config = run_config(workdir)
   rows = rows or config.eval_rows
-  mesh = mesh_lib.make_mesh(**config.mesh)
+  if rows < 1:
+    raise ValueError(f'--rows must be at least 1, got {rows}.')
+  mesh = mesh_lib.make_mesh()  # all devices of this machine, whatever the run had
   mesh_lib.check_batch_size(mesh, config.batch_size)
+  config.model.attention = 'auto'
   folder = pretrain.prepared_folder(config)
+  if workdir:
+    _check_rows(workdir, folder)
   tokenizer = Tokenizer.from_dir(folder)
   heldout = pretrain.make_batches(config, folder, 'heldout', tokenizer, mesh)
   if workdir:
@@ -68,10 +73,13 @@ def run(
   )
   loader = pretrain.choose_loader(config.data.loader)
   scores = pretrain.evaluate_rows(eval_step, params, heldout, rows, mesh, loader)
+  never = [tokenizer.pad_id, tokenizer.cls_id]
+  if config.objective == 'mlm':
+    never.append(tokenizer.sep_id)
   stop = min(heldout.evaluation_steps, -(-rows // config.batch_size))
   scores['unigram_cross_entropy'] = unigram_cross_entropy(
     store.Rows(folder, 'train'), (heldout.evaluation(step) for step in range(stop)),
-    tokenizer.vocab_size, exclude=(tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id),
+    tokenizer.vocab_size, exclude=never,
   )  # fmt: skip
   print(json.dumps(scores, indent=2))
   return scores
@@ -109,6 +117,19 @@ def run_config(workdir: str):
   return config
 
 
+def _check_rows(workdir, folder) -> None:
+  """The rows must be those of the run: its text or its vocabulary may have changed since."""
+  before = json.loads((epath.Path(workdir) / 'run.json').read_text())['identity']
+  manifest = store.read_manifest(folder)
+  if (before['tokenizer'], before['rows']) != (
+    manifest['tokenizer'], store.manifest_hash(manifest),
+  ):  # fmt: skip
+    raise ValueError(
+      f'the text or the vocabulary of {workdir} has changed since its run; evaluate its model/ '
+      'with --model and --config instead.'
+    )
+
+
 def _checkpoint_params(config, bert, mesh, workdir, which):
   folder = epath.Path(workdir) / 'checkpoints'
   checkpoints = checkpoint.Checkpoints(folder, keep=config.keep, read_only=True)
@@ -128,7 +149,7 @@ def _directory_params(config, model, tokenizer):
   own = Tokenizer.from_dir(model)
   if own.fingerprint != tokenizer.fingerprint:
     raise ValueError(
-      f'{model} has another vocabulary than the prepared rows; set '
+      f'{model} has another vocabulary than the prepared rows; prepare the text with '
       f'--config.data.vocab={model}/vocab.txt --config.data.lowercase={own.lowercase}.'
     )
   terms = pretrain.loss_terms(config)

@@ -64,7 +64,7 @@ def default_config(preset: str = 'base') -> ml_collections.ConfigDict:
     'seed': 0,  # of initial weights, data order, masks and dropout
     'steps': 1_000_000,  # the run's last step
     'batch_size': 256,  # rows of a global batch, over all devices and microbatches
-    'accumulation': 1,  # microbatches a step; the result is that of one big batch
+    'accumulation': 1,  # microbatches a step; without dropout the result is one big batch's
     'learning_rate': 1e-4,  # the peak
     'warmup_steps': 10_000,  # steps from 0 to the peak
     'schedule': 'google',  # decay counted from step 0; 'linear': from the warm-up; 'constant'
@@ -114,8 +114,8 @@ def vary(config, arg: str, smoke: dict):
   """Applies the words after a recipe's colon, joined by commas, and returns the config.
 
   'no_nsp', 'ltr' (left-to-right and no NSP) and 'mask_80_20' etc. are the paper's ablations,
-  'size_6_768_12' (layers, width, heads) its Table 6; 'smoke' makes a run of seconds with the
-  changes given.
+  'size_6_768_12' (layers, width, heads) its Table 6, 'length_512' its second part on long rows;
+  'smoke' makes a run of seconds with the changes given.
 
   Raises:
     ValueError: for an unknown word.
@@ -123,6 +123,9 @@ def vary(config, arg: str, smoke: dict):
   for word in filter(None, arg.split(',')):
     if word == 'smoke':
       config.update_from_flattened_dict(smoke)
+    elif word == 'length_512':
+      config.data.length, config.masking.max_predictions = 512, 76
+      config.steps, config.warmup_steps, config.learning_rate = 100_000, 1_000, 1e-5
     elif word == 'no_nsp':
       config.nsp = False
     elif word == 'ltr':
@@ -135,12 +138,12 @@ def vary(config, arg: str, smoke: dict):
         {'num_layers': layers, 'hidden_size': width, 'num_heads': num_heads, 'mlp_size': 4 * width}
       )
     else:
-      words = ('smoke', 'no_nsp', 'ltr', *MLM_VARIANTS, 'size_LAYERS_WIDTH_HEADS')
+      words = ('smoke', 'length_512', 'no_nsp', 'ltr', *MLM_VARIANTS, 'size_LAYERS_WIDTH_HEADS')
       raise ValueError(f'unknown word {word!r} after the recipe; known are {", ".join(words)}.')
   return config
 
 
-# A smoke form of any recipe: the whole way in seconds, on the text every Python has.
+# A smoke form of any recipe: the whole way in seconds.
 SMOKE = {
   'model.num_layers': 2, 'model.hidden_size': 32, 'model.num_heads': 2, 'model.mlp_size': 64,
   'model.max_positions': 64, 'model.dtype': 'float32', 'data.length': 64, 'data.passes': 1,
@@ -165,6 +168,7 @@ def run(config, *, workdir: str) -> dict[str, float]:
   transform = make_transform(config)
   schedule = optimizer.unit_schedule(config.schedule, config.steps, config.warmup_steps)
   loader = choose_loader(config.data.loader)
+  check_intervals(config)
   make_model(config, vocab_size=1)  # raises now what it would raise after a long preparation
   Masking(**config.masking)
   folder = prepared_folder(config)
@@ -180,7 +184,7 @@ def run(config, *, workdir: str) -> dict[str, float]:
   state, shardings = start(config, bert, transform, mesh, checkpoints)
   first = int(state.step)
   if jax.process_index() == 0:
-    log.write_json(workdir / 'run.json', log.run_info(config.to_dict(), identity=identity))
+    log.write_run(workdir / 'run.json', config.to_dict(), identity=identity)
 
   terms = loss_terms(config)
   loss_fn = losses.pretraining_loss(bert, terms)
@@ -210,8 +214,8 @@ def run(config, *, workdir: str) -> dict[str, float]:
       eval_every=config.eval_every, save=save, save_every=config.save_every,
     )  # fmt: skip
   finally:
+    checkpoints.close()  # first: it waits for what is still being written
     run_log.close()
-    checkpoints.close()
   if stopped:
     _log.warning('stopped by SIGTERM at step %d, saved; the same command goes on.', state.step)
     raise SystemExit(loop.STOPPED_EXIT_CODE)
@@ -226,6 +230,15 @@ def finish(workdir, config, params, tokenizer, scores) -> None:
   directory.save_model(workdir / 'model', config, params, tokenizer)
   log.write_json(workdir / 'metrics.json', scores)
   _log.info('model written to %s', workdir / 'model')
+
+
+def check_intervals(config) -> None:
+  """Raises ValueError for counts that are out of range."""
+  for least, names in ((1, ('steps', 'log_every', 'eval_rows', 'keep')),
+                       (0, ('eval_every', 'save_every'))):  # fmt: skip
+    for name in names:
+      if config[name] < least:
+        raise ValueError(f'{name} must be at least {least}, got {config[name]}.')
 
 
 def prepared_folder(config) -> epath.Path:
@@ -347,13 +360,12 @@ def start(config, bert, transform, mesh, checkpoints):
     state, _ = checkpoints.restore_newest(abstract)
     _log.info('resuming from step %d of %s', state.step, checkpoints.directory)
     return state, shardings
-  params = None
+  args = ()
   if config.init_from:
-    params = directory.load_params(config.init_from, bert)
+    args = (directory.load_params(config.init_from, bert),)
     _log.info('starting from the weights of %s', config.init_from)
-  return loop.init_state(
-    lambda: make_state(config, bert, transform, params), mesh, encoder.PARAM_AXES
-  )
+  make = functools.partial(make_state, config, bert, transform)
+  return loop.init_state(make, mesh, encoder.PARAM_AXES, *args)
 
 
 # What a resumed run must share with the one it goes on with.
@@ -369,15 +381,17 @@ def run_identity(config, encoder_config, folder) -> dict:
     value = config[name]
     nested = isinstance(value, ml_collections.ConfigDict)
     flat |= {f'{name}.{k}': v for k, v in value.items()} if nested else {name: value}
-  flat |= {f'model.{k}': v for k, v in dataclasses.asdict(encoder_config).items()}
+  model = dataclasses.asdict(encoder_config)
+  flat |= {f'model.{k}': v for k, v in model.items() if k not in ('attention', 'remat', 'unroll')}
   return flat | {'tokenizer': manifest['tokenizer'], 'rows': store.manifest_hash(manifest)}
 
 
 def check_same_run(workdir, identity: dict) -> None:
   """Refuses a workdir that holds a run of another config, listing what differs."""
   path = epath.Path(workdir) / 'run.json'
-  if not path.exists():
-    return
+  saved = epath.Path(workdir) / 'checkpoints'
+  if not path.exists() or not saved.exists() or not any(saved.iterdir()):
+    return  # nothing to go on with, nothing to lose
   before = json.loads(path.read_text())['identity']
   differ = sorted(k for k in before.keys() | identity.keys() if before.get(k) != identity.get(k))
   if differ:

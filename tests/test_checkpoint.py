@@ -116,6 +116,25 @@ def test_a_flipped_bit_is_found_and_the_checkpoint_before_is_used(tmp_path, capl
   assert meta['next_batch'] == 1 and str(tmp_path / '2') in caplog.text
 
 
+def test_the_step_of_a_damaged_checkpoint_can_be_saved_again(tmp_path):
+  checkpoints = saved(tmp_path, {1: None, 3: None})
+  damage(tmp_path, 3)
+  checkpoints = Checkpoints(tmp_path)
+  checkpoints.restore_newest(abstract(state_at(0)))
+  assert (tmp_path / '3.damaged').exists()
+  checkpoints.save(2, state_at(2), {})
+  checkpoints.save(3, state_at(3), {})
+  checkpoints.wait()
+  assert checkpoints.steps() == [2, 3]
+  same(checkpoints.restore(3, abstract(state_at(0)))[0], state_at(3))
+
+
+def test_a_save_behind_the_newest_checkpoint_is_refused_and_not_passed_over(tmp_path):
+  checkpoints = saved(tmp_path, {5: None})
+  with pytest.raises(CheckpointError, match='newer than step 3'):
+    checkpoints.save(3, state_at(3), {})
+
+
 def test_no_whole_checkpoint_is_an_error_and_not_a_fresh_start(tmp_path):
   checkpoints = saved(tmp_path, {1: None})
   damage(tmp_path, 1)

@@ -295,6 +295,8 @@ def refused(args, capsys, *words):
     (['--config.data.loader=torch'], ['tfdata']),
     (['--config.schedule=cosine'], ['google']),
     (['--config.warmup_steps=21'], ['warmup_steps=21']),
+    (['--config.log_every=0'], ['log_every', 'at least 1']),
+    (['--config.eval_rows=0'], ['eval_rows', 'at least 1']),
     (['--config.init_from=nowhere'], ['nowhere', 'config.json']),
     (['--workdri=x'], ['workdir']),
     (['--config=bert_mni'], ['bert_mini']),
@@ -341,6 +343,8 @@ def test_bad_text_gets_one_sentence(corpus, vocab, tmp_path, capsys):
 def test_a_bad_vocabulary_gets_one_sentence(corpus, tmp_path, capsys):
   path = tmp_path / 'vocab.txt'
   refused(raw(corpus, path, tmp_path), capsys, 'no vocabulary file', path)
+  path.write_bytes(b'[PAD]\n\xff\xfe')
+  refused(raw(corpus, path, tmp_path), capsys, 'not UTF-8', path)
   path.write_text('[PAD]\n[UNK]\n[CLS]\nthe\n')
   refused(raw(corpus, path, tmp_path), capsys, '[SEP]', '[MASK]')
   refused(raw(corpus, '', tmp_path), capsys, 'bertjax vocab')
@@ -354,6 +358,33 @@ def test_a_workdir_of_another_run_is_refused_and_the_fields_are_listed(finished,
     'seed: 0 there, 7 here', 'model.num_layers: 2 there, 1 here', 'batch_size: 8 there, 16 here',
   )  # fmt: skip
   assert weights(finished) == before
+
+
+def test_a_kernel_and_a_remat_policy_may_change_on_resumption(finished, tiny_rows, tmp_path):
+  shutil.copytree(finished, tmp_path / 'run')
+  more = ['--config.model.remat=dots', '--config.model.unroll=2', '--config.steps=24']
+  assert main(arguments(tiny_rows, tmp_path / 'run', *more)) == 0
+  info = json.loads((tmp_path / 'run' / 'run.json').read_text())
+  assert len(info['earlier']) == 1 and info['config']['model']['remat'] == 'dots'
+
+
+def test_evaluate_refuses_rows_that_are_not_the_runs(finished, tiny_rows, tmp_path, capsys):
+  run = tmp_path / 'run'
+  shutil.copytree(finished, run)
+  info = json.loads((run / 'run.json').read_text())
+  info['identity']['rows'] = 'other'
+  (run / 'run.json').write_text(json.dumps(info))
+  refused(['evaluate', f'--workdir={run}'], capsys, 'has changed')
+
+
+def test_a_model_never_replaces_a_folder_of_something_else(finished, tmp_path):
+  from bertjax.interop.directory import load_model, save_model
+
+  (tmp_path / 'mine').mkdir()
+  (tmp_path / 'mine' / 'thesis.txt').write_text('years')
+  with pytest.raises(ValueError, match='no model directory'):
+    save_model(tmp_path / 'mine', *load_model(finished / 'model'))
+  assert (tmp_path / 'mine' / 'thesis.txt').read_text() == 'years'
 
 
 def test_a_damaged_shard_is_named(tiny_rows, tmp_path, capsys):

@@ -54,7 +54,7 @@ def read_documents(
 
   Args:
     source: see the module's text.
-    format: one of `FORMATS`; `tfds:` sources and `embedded` bring their own.
+    format: one of `FORMATS`; `tfds:` sources and `embedded` are prose.
     text_key: field of the text in JSONL objects and TFDS examples.
     binary: 'refuse' raises at a binary file, 'skip' counts it.
     report: counts are added here.
@@ -75,6 +75,9 @@ def read_documents(
       '(--config.data.input=PATH).'
     )
   for part in parts:
+    own = part == 'embedded' or part.startswith('tfds:')
+    if own and format in ('google', 'wikitext'):
+      raise ValueError(f'{part} holds prose, but data.format={format}; leave it prose.')
     if part == 'embedded':
       texts = embedded_documents()
     elif part.startswith('tfds:'):

@@ -11,6 +11,7 @@ written under a temporary name and renamed when it is whole.
 import hashlib
 import json
 import os
+import platform
 import shutil
 import zlib
 
@@ -42,14 +43,16 @@ class Writer:
     if self.directory.exists() and any(self.directory.iterdir()) and not manifest.exists():
       raise StoreError(f'{directory} exists and is no prepared folder; choose another.')
     # A name of this process's own, so that two that prepare the same folder do not mix.
-    name = f'{self.directory.name}.incomplete-{os.getpid()}'
+    _refuse_remote(directory)
+    name = f'{self.directory.name}.incomplete-{platform.node()}-{os.getpid()}'
     self._temporary = self.directory.parent / name
     self._columns = {name: (np.dtype(d), tuple(shape)) for name, (d, shape) in columns.items()}
     self._shards = {split: [] for split in SPLITS}
 
   def __enter__(self):
     for left in self.directory.parent.glob(f'{self.directory.name}.incomplete-*'):
-      if not _is_running(int(left.name.rpartition('-')[2])):  # of a killed process
+      host, _, pid = left.name.rpartition('.incomplete-')[2].rpartition('-')
+      if host == platform.node() and not _is_running(int(pid)):  # of a killed process
         left.rmtree()
     for split in SPLITS:
       (self._temporary / split).mkdir(parents=True)
@@ -92,6 +95,11 @@ class Writer:
   def __exit__(self, kind, *_):
     if kind is not None and self._temporary.exists():
       self._temporary.rmtree()
+
+
+def _refuse_remote(directory) -> None:
+  if '://' in os.fspath(directory):
+    raise StoreError(f'prepared rows are memory-mapped from a local disk, got {directory}; copy.')
 
 
 def _is_running(pid: int) -> bool:
@@ -143,6 +151,7 @@ class Rows:
   """
 
   def __init__(self, directory, split: str, *, verify: bool = True):
+    _refuse_remote(directory)
     self.directory = epath.Path(directory)
     self.manifest = read_manifest(directory)
     shards = self.manifest['shards'][split]

@@ -61,7 +61,12 @@ class Tokenizer:
     path = epath.Path(path)
     if not path.is_file():
       raise ValueError(f'no vocabulary file {path}.')
-    lines = path.read_text(encoding='utf-8').split('\n')
+    try:
+      lines = path.read_text(encoding='utf-8').split('\n')
+    except UnicodeDecodeError as error:
+      raise ValueError(
+        f'{path} is no vocabulary: it is not UTF-8 text ({error.reason}).'
+      ) from error
     if lines and not lines[-1]:
       lines.pop()
     return cls([line.rstrip('\r') for line in lines], lowercase=lowercase, source=str(path))

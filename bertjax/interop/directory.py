@@ -19,12 +19,17 @@ def save_model(directory, config: EncoderConfig, params: dict, tokenizer: Tokeni
   """Writes a model directory; an older one at the same place is replaced once this is whole.
 
   Args:
-    directory: where to; may be remote.
+    directory: where to.
     config: of the encoder.
     params: parameters as host or device arrays; their heads decide the architecture's name.
     tokenizer: its vocabulary and settings are saved beside.
+
+  Raises:
+    ValueError: if the folder holds something else, which would be lost.
   """
   target = epath.Path(directory)
+  if target.exists() and any(target.iterdir()) and not (target / 'model.safetensors').exists():
+    raise ValueError(f'{target} exists and is no model directory; choose another.')
   temporary = target.parent / (target.name + '.incomplete')
   if temporary.exists():
     temporary.rmtree()

@@ -34,8 +34,7 @@ class EncoderConfig:
   initializer_range: float = 0.02  # of a normal truncated at two standard deviations
   causal: bool = False  # a token sees itself and what precedes it (paper, section 5.1, "LTR")
 
-  dtype: str = 'float32'  # of activations and matrix products; 'bfloat16' on TPU and GPU
-  param_dtype: str = 'float32'  # of parameters
+  dtype: str = 'float32'  # of activations and products; 'bfloat16' on TPU and GPU (weights stay)
   attention: str = 'auto'  # or a kernel by name: 'xla', 'cudnn'
   remat: str = 'none'  # 'full' saves nothing within a layer, 'dots' saves matrix products
   unroll: int = 1  # layers per iteration of the layer loop; num_layers unrolls it completely
@@ -60,8 +59,7 @@ class EncoderConfig:
         raise ValueError(f'{name} must be in [0, 1), got {getattr(self, name)}.')
     for name, choices in (('activation', ACTIVATIONS), ('remat', REMAT_POLICIES),
                           ('attention', ATTENTION_IMPLS),
-                          ('dtype', ('float32', 'bfloat16')),
-                          ('param_dtype', ('float32', 'bfloat16'))):  # fmt: skip
+                          ('dtype', ('float32', 'bfloat16'))):  # fmt: skip
       if getattr(self, name) not in choices:
         raise ValueError(f'{name} must be one of {choices}, got {getattr(self, name)!r}.')
 

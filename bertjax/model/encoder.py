@@ -19,8 +19,8 @@ from bertjax.model.config import EncoderConfig
 # reads the table names 'layers'. The first match counts; the optimizer's moments match as well,
 # since their paths end in their parameter's.
 PARAM_AXES = (
-  (r'embeddings/word/embedding$', ('vocab', 'embed')),
-  (r'embeddings/(position|token_type)/embedding$', (None, 'embed')),
+  (r'embeddings/word/embedding$', ('vocab', None)),
+  (r'embeddings/(position|token_type)/embedding$', (None, None)),
   (r'attention/qkv/kernel$', ('embed', 'qkv', 'heads', 'head_size')),
   (r'attention/qkv/bias$', ('qkv', 'heads', 'head_size')),
   (r'attention/out/kernel$', ('heads', 'head_size', 'embed')),
@@ -53,7 +53,7 @@ def kernel_init(config: EncoderConfig):
 def dense(config: EncoderConfig, features, name: str, axis=-1) -> nn.DenseGeneral:
   """A linear layer with BERT's initialisers and the config's dtypes."""
   return nn.DenseGeneral(
-    features, axis=axis, name=name, dtype=config.dtype, param_dtype=config.param_dtype,
+    features, axis=axis, name=name, dtype=config.dtype,
     kernel_init=kernel_init(config),
   )  # fmt: skip
 
@@ -68,7 +68,7 @@ class LayerNorm(nn.Module):
     """Normalises the last axis of x [..., D]; keeps x's dtype."""
     norm = nn.LayerNorm(
       epsilon=self.config.layer_norm_eps, dtype=jnp.float32, name='layer_norm',
-      param_dtype=self.config.param_dtype, use_fast_variance=False,
+      use_fast_variance=False,
     )  # fmt: skip
     nn.share_scope(self, norm)
     return norm(x).astype(x.dtype)
@@ -87,7 +87,7 @@ class Embeddings(nn.Module):
     def table(rows, name):
       return nn.Embed(
         rows, config.hidden_size, name=name, embedding_init=kernel_init(config),
-        dtype=config.dtype, param_dtype=config.param_dtype,
+        dtype=config.dtype,
       )  # fmt: skip
 
     word = table(config.vocab_size, 'word')

@@ -52,7 +52,7 @@ class MlmHead(nn.Module):
     config = self.config
     x = dense(config, config.hidden_size, 'transform')(x)
     x = LayerNorm(config, name='layer_norm')(ACTIVATION[config.activation](x))
-    bias = self.param('bias', nn.initializers.zeros, (config.vocab_size,), config.param_dtype)
+    bias = self.param('bias', nn.initializers.zeros, (config.vocab_size,), jnp.float32)
     logits = jnp.einsum(
       'bpd,vd->bpv', x, word_table.astype(x.dtype), preferred_element_type=jnp.float32
     )

@@ -83,7 +83,9 @@ class Checkpoints:
     self._check_space(state)
     meta = meta | {'checksums': checksums(state)}
     args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
-    self._attempt(lambda: self._manager.save(step, args=args, metrics=metrics))
+    started = self._attempt(lambda: self._manager.save(step, args=args, metrics=metrics))
+    if not started:  # orbax passes over a step that is not newer than the newest
+      raise CheckpointError(f'{self.directory} holds a checkpoint newer than step {step} already.')
 
   def wait(self) -> None:
     """Waits until everything is on disk; raises CheckpointError if it is not."""
@@ -140,18 +142,27 @@ class Checkpoints:
     return state, meta
 
   def restore_newest(self, abstract_state):
-    """Restores the newest checkpoint that is whole; each damaged one is named in a warning.
+    """Restores the newest checkpoint that is whole; each damaged one is named in a warning and set
+    aside as `STEP.damaged`, so that its step can be saved again.
 
     Raises:
       CheckpointError: if there are checkpoints, but none is whole.
     """
+    damaged = []
     for step in reversed(self.steps()):
       try:
-        return self.restore(step, abstract_state)
+        found = self.restore(step, abstract_state)
       except CheckpointError as error:
         _log.warning('%s Trying the one before.', error)
-        damaged = error
-    raise CheckpointError(f'no checkpoint in {self.directory} is whole; last error: {damaged}')
+        damaged.append((step, error))
+        continue
+      for step, _ in damaged:
+        (self.directory / str(step)).rename(self.directory / f'{step}.damaged')
+      self._manager.reload()
+      return found
+    raise CheckpointError(
+      f'no checkpoint in {self.directory} is whole; the newest: {damaged[0][1]}'
+    )
 
   def _check_space(self, state) -> None:
     """Refuses before writing: a disk that fills half-way makes orbax's threads very loud."""
@@ -168,7 +179,7 @@ class Checkpoints:
 
   def _attempt(self, action):
     try:
-      action()
+      return action()
     except Exception as error:
       raise CheckpointError(
         f'could not save to {self.directory} ({_first_line(error)}); is the disk full? '

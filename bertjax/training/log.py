@@ -170,6 +170,16 @@ def run_info(config: dict, **facts) -> dict:
   }
 
 
+def write_run(path, config: dict, **facts) -> None:
+  """Writes `run.json` for this start; the starts before it stay listed under 'earlier'."""
+  info, path = run_info(config, **facts), epath.Path(path)
+  if path.exists():
+    before = json.loads(path.read_text())
+    start = {name: before[name] for name in ('command', 'started', 'commit', 'versions')}
+    info['earlier'] = [*before.get('earlier', []), start]
+  write_json(path, info)
+
+
 def _commit() -> str:
   here = epath.Path(__file__).parent
   try:

@@ -54,10 +54,11 @@ class TrainState:
     )
 
 
-def init_state(make_state: Callable[[], TrainState], mesh, param_axes: AxisTable):
-  """Runs `make_state` compiled, every array born in its sharding; also returns the shardings."""
-  shardings = tree_shardings(mesh, param_axes, jax.eval_shape(make_state))
-  return jax.jit(make_state, out_shardings=shardings)(), shardings
+def init_state(make_state: Callable[..., TrainState], mesh, param_axes: AxisTable, *args):
+  """Runs `make_state(*args)` compiled, every array born in its sharding; returns the state and its
+  shardings. Weights to start from belong into args: as constants they would bloat the program."""
+  shardings = tree_shardings(mesh, param_axes, jax.eval_shape(make_state, *args))
+  return jax.jit(make_state, out_shardings=shardings)(*args), shardings
 
 
 def make_train_step(

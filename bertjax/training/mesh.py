@@ -3,7 +3,8 @@
 A mesh has three axes: 'data' (replicas), 'fsdp' (replicas that split parameters and moments
 between them) and 'tensor' (splits within a layer). A parameter's path gives its logical axes (a
 table such as `model.encoder.PARAM_AXES`), `RULES` gives the mesh axes of each logical axis, and
-the compiler does the rest (GSPMD). An unknown name raises; nothing is replicated by accident.
+the compiler does the rest (GSPMD). An unknown name raises; an axis that its size cannot share
+evenly stays whole, and the log tells it.
 """
 
 import logging
