@@ -22,6 +22,8 @@ def test_the_quickstart_goes_the_whole_way(tmp_path, monkeypatch, capsys):
   assert 'unigram_cross_entropy' in out and 'nats below' in out and 'bertjax pretrain' in out
   for sentence in quickstart.SENTENCES:
     assert sentence in out
+  for block in re.findall(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.S):
+    exec(block.replace('bertjax-quickstart', str(tmp_path / 'run')), {})
   config, _, tokenizer = load_model(tmp_path / 'run' / 'model')
   assert config.vocab_size == tokenizer.vocab_size == 4096
   assert (tmp_path / 'run' / 'loss.png').exists()
@@ -43,7 +45,7 @@ def commands():
       yield pytest.param(line, id=f'{path.name}: {line[:40]}')
 
 
-@pytest.mark.parametrize('line', commands())
+@pytest.mark.parametrize('line', list(commands()))
 def test_every_printed_command_has_flags_that_exist(line):
   verb, *arguments = shlex.split(re.sub(r'\s{2,}[a-z].*$', '', line.replace('...', 'bert_mini')))
   program = importlib.import_module(f'bertjax.{verb}')
