@@ -177,15 +177,15 @@ def test_evaluate_prints_what_the_run_wrote_and_the_unigram_figure(finished, cap
   'flags', [[], ['--workdir=a', '--model=b'], ['--workdir=a', '--config=bert_mini'], ['--model=b']]
 )
 def test_evaluate_takes_a_run_or_a_model_with_a_config(flags, capsys):
-  refused(['evaluate', *flags], capsys, '--workdir=DIR', '--config=RECIPE')
+  check_refused(['evaluate', *flags], capsys, '--workdir=DIR', '--config=RECIPE')
 
 
 def test_evaluate_of_a_folder_without_a_run_says_so(tmp_path, capsys):
-  refused(['evaluate', f'--workdir={tmp_path}'], capsys, tmp_path, 'run.json')
+  check_refused(['evaluate', f'--workdir={tmp_path}'], capsys, tmp_path, 'run.json')
 
 
 def test_a_config_field_without_a_recipe_is_refused(capsys):
-  refused(['evaluate', '--workdir=a', '--config.eval_rows=3'], capsys, 'config.eval_rows')
+  check_refused(['evaluate', '--workdir=a', '--config.eval_rows=3'], capsys, 'config.eval_rows')
 
 
 def test_evaluate_reads_a_model_directory(finished, tiny_rows, capsys):
@@ -268,7 +268,7 @@ def test_the_paper_recipes_have_the_papers_numbers():
   assert (large.model.num_layers, large.model.hidden_size, large.model.num_heads) == (24, 1024, 16)
 
 
-def refused(args, capsys, *words):
+def check_refused(args, capsys, *words):
   """Runs the command; it must end with code 2 and one sentence that holds the words."""
   capsys.readouterr()
   assert main(args) == 2
@@ -310,7 +310,7 @@ def test_a_mistake_gets_one_sentence_before_anything_is_written(
   flags, words, tiny_rows, tmp_path, capsys
 ):
   workdir = tmp_path / 'run'
-  refused(arguments(tiny_rows, workdir, *flags), capsys, *words)
+  check_refused(arguments(tiny_rows, workdir, *flags), capsys, *words)
   assert not (workdir / 'logs').exists() and not list(workdir.glob('checkpoints/*'))
 
 
@@ -336,24 +336,24 @@ def test_bad_text_gets_one_sentence(corpus, vocab, tmp_path, capsys):
     (binary, ['a.txt', 'binary', 'skip']),
     (one, ['one document', 'nsp=False']),
   ):
-    refused(raw(folder, vocab, tmp_path), capsys, *words)
+    check_refused(raw(folder, vocab, tmp_path), capsys, *words)
   assert not (tmp_path / 'run').exists() and not list((tmp_path / 'cache').glob('*'))
 
 
 def test_a_bad_vocabulary_gets_one_sentence(corpus, tmp_path, capsys):
   path = tmp_path / 'vocab.txt'
-  refused(raw(corpus, path, tmp_path), capsys, 'no vocabulary file', path)
+  check_refused(raw(corpus, path, tmp_path), capsys, 'no vocabulary file', path)
   path.write_bytes(b'[PAD]\n\xff\xfe')
-  refused(raw(corpus, path, tmp_path), capsys, 'not UTF-8', path)
+  check_refused(raw(corpus, path, tmp_path), capsys, 'not UTF-8', path)
   path.write_text('[PAD]\n[UNK]\n[CLS]\nthe\n')
-  refused(raw(corpus, path, tmp_path), capsys, '[SEP]', '[MASK]')
-  refused(raw(corpus, '', tmp_path), capsys, 'bertjax vocab')
+  check_refused(raw(corpus, path, tmp_path), capsys, '[SEP]', '[MASK]')
+  check_refused(raw(corpus, '', tmp_path), capsys, 'bertjax vocab')
 
 
 def test_a_workdir_of_another_run_is_refused_and_the_fields_are_listed(finished, tiny_rows, capsys):
   before = weights(finished)
   more = ['--config.seed=7', '--config.model.num_layers=1', '--config.batch_size=16']
-  refused(
+  check_refused(
     arguments(tiny_rows, finished, *more), capsys,
     'seed: 0 there, 7 here', 'model.num_layers: 2 there, 1 here', 'batch_size: 8 there, 16 here',
   )  # fmt: skip
@@ -376,7 +376,7 @@ def test_evaluate_refuses_rows_that_are_not_the_runs(finished, tiny_rows, tmp_pa
   info = json.loads((run / 'run.json').read_text())
   info['identity']['rows'] = 'other'
   (run / 'run.json').write_text(json.dumps(info))
-  refused(['evaluate', f'--workdir={run}'], capsys, 'has changed')
+  check_refused(['evaluate', f'--workdir={run}'], capsys, 'has changed')
 
 
 def test_a_model_never_replaces_a_folder_of_something_else(finished, tmp_path):
@@ -396,7 +396,7 @@ def test_a_damaged_shard_is_named(tiny_rows, tmp_path, capsys):
   data = bytearray(path.read_bytes())
   data[99] ^= 1
   path.write_bytes(data)
-  refused(arguments(rows, tmp_path / 'run'), capsys, path, 'checksum')
+  check_refused(arguments(rows, tmp_path / 'run'), capsys, path, 'checksum')
 
 
 @pytest.fixture
