@@ -13,9 +13,9 @@ from bertjax import pretrain
 
 def get_config(arg=''):
   config = pretrain.default_config('mini')
-  config.batch_size = 16  # early on the number of steps counts, not the size of a batch
+  config.batch_size = 16  # more steps for the same tokens; not compared with 32
   config.steps, config.warmup_steps, config.learning_rate = 40_000, 1_000, 5e-4
-  config.model.unroll = 4  # a loop over layers costs a sixth of the speed on a CPU
+  config.model.unroll = 4  # a 2-layer model ran at 21.8k instead of 18.1k tokens/s on two cores
   config.model.hidden_dropout = config.model.attention_dropout = 0.0  # far from one epoch too many
   config.log_every, config.eval_every, config.eval_rows, config.save_every = 50, 1_000, 1_024, 500
   return pretrain.vary(config, arg, pretrain.SMOKE)
