@@ -3,26 +3,38 @@
   bertjax prepare --config=configs/pretrain/bert_mini.py --out=DIR \\
       --config.data.input=TEXTS --config.data.vocab=vocab.txt
 
-Documents are split by a hash of their text into training and held-out ones, so exact duplicates
-never stand on both sides. The folder carries its vocabulary; `--config.data.prepared=DIR` trains
-from it, also on machines without TensorFlow.
+Documents are split by a hash of their text into training and held-out ones and into shards, so
+exact duplicates never stand on both sides. Worker processes tokenise and write shards in parallel;
+`--shard=i/n` on each of n machines that share the folder divides the shards between them; neither
+changes a byte. The same command goes on after a kill. The folder carries its vocabulary;
+`--config.data.prepared=DIR` trains from it, also on machines without TensorFlow.
 """
 
-import array
+import collections
+import concurrent.futures
+import contextlib
 import dataclasses
+import functools
 import hashlib
 import importlib.util
+import itertools
 import json
 import logging
+import multiprocessing
 import os
 import pathlib
 import platform
-from collections.abc import Iterator
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
 
+import numpy as np
 from etils import epath
 
 from bertjax.data import examples, sources, store
-from bertjax.data.order import mix
+from bertjax.data.order import SHARD, mix
+from bertjax.data.spill import Part, Spill, read_corpus
 from bertjax.data.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
@@ -30,7 +42,15 @@ _log = logging.getLogger(__name__)
 FLAGS = {
   'config': ('bert_mini', 'a recipe, path or name; its data section says what to prepare'),
   'out': ('', 'the folder to write; it must not exist yet'),
+  'workers': (-1, 'worker processes; 0 = none, -1 = one a core where the text is worth it'),
+  'shard': ('0/1', "'i/n': do part i, counted from 0, of n; all n write into the same --out"),
 }
+
+_SHARD_BYTES = 64 * 2**20  # of text: a shard's size where data.shards is 0
+_WORKER_BYTES = 64 * 2**20  # of text: less is done sooner than worker processes start
+_BATCH_CHARS = 2**18  # of text: what a worker gets at a time
+_COMMIT_SECONDS = 20
+_PIECE_CHARS = 100_000  # longer sentences are tokenised in parts, cut at white space
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +58,7 @@ class Settings:
   """All that decides the rows, apart from text and tokenizer.
 
   Attributes:
-    kind: 'nsp' pairs or 'full_sentences'.
+    kind: 'nsp', 'sop', 'doc_sentences' or 'full_sentences', see `data.examples`.
     length: tokens a row.
     format: how the source falls into documents, see `data.sources`.
     text_key: field of the text in JSONL and TFDS.
@@ -47,6 +67,8 @@ class Settings:
     short_probability: share of documents cut to a random shorter length in a pass.
     seed: of pairs and lengths.
     binary: 'refuse' or 'skip' binary files.
+    shards: of training rows; 0 = one for each 64 MB of text.
+    sequences: packed into a row at most; 1 = no packing.
   """
 
   kind: str = 'nsp'
@@ -58,6 +80,8 @@ class Settings:
   short_probability: float = 0.1
   seed: int = 0
   binary: str = 'refuse'
+  shards: int = 0
+  sequences: int = 1
 
   def __post_init__(self):
     if self.kind not in examples.KINDS:
@@ -68,6 +92,14 @@ class Settings:
       raise ValueError(f'data.heldout must be between 0 and 1, got {self.heldout}.')
     if self.passes < 1:
       raise ValueError(f'data.passes must be at least 1, got {self.passes}.')
+    if self.passes > 1 and self.kind not in examples.PAIR_KINDS:
+      raise ValueError(
+        f'data.passes makes other pairs in each pass and {self.kind!r} has none; got {self.passes}.'
+      )
+    if not 0 <= self.shards <= 99_999:
+      raise ValueError(f'data.shards must be in 0..99999, got {self.shards}.')
+    if not 1 <= self.sequences <= 100:
+      raise ValueError(f'data.sequences must be in 1..100, got {self.sequences}.')
     if not 0 <= self.short_probability <= 1:
       raise ValueError(f'data.short_probability must be in [0, 1], got {self.short_probability}.')
 
@@ -75,18 +107,29 @@ class Settings:
 def settings_of(config) -> Settings:
   """The settings that a recipe's config asks for."""
   names = {field.name for field in dataclasses.fields(Settings)} - {'kind', 'seed'}
-  kind = 'nsp' if config.nsp else 'full_sentences'
+  kind = config.data.kind or ('nsp' if config.nsp else 'doc_sentences')
+  if config.nsp and kind not in examples.PAIR_KINDS:
+    raise ValueError(
+      f'data.kind={kind!r} has no sentence pairs; train without them (--config.nsp=False) or '
+      f'choose one of {examples.PAIR_KINDS}.'
+    )
   return Settings(kind=kind, seed=config.seed, **{name: config.data[name] for name in names})
 
 
-def run(config, *, out: str) -> dict:
-  """Prepares what the config's data section names into `out`; returns the manifest."""
+def run(config, *, out: str, workers: int = -1, shard: str = '0/1') -> dict | None:
+  """Prepares what the config's data section names into `out`; returns the manifest when whole."""
   if not out:
     raise ValueError('prepare needs --out=DIR, the folder to write.')
   if epath.Path(out).exists():
     raise ValueError(f'{out} exists already; remove it or choose another --out.')
-  manifest = prepare(config.data.input, load_vocab(config), settings_of(config), out)
-  print(f'prepared {out}: {manifest["counts"]}')
+  match = re.fullmatch(r'(\d+)/(\d+)', shard)
+  if not match or int(match[1]) >= int(match[2]):
+    raise ValueError(f'--shard must be i/n with i in 0..n-1, got {shard!r}.')
+  manifest = prepare(
+    config.data.input, load_vocab(config), settings_of(config), out, workers=workers,
+    part=(int(match[1]), int(match[2])),
+  )  # fmt: skip
+  print(f'prepared {out}: {manifest["counts"]}' if manifest else f'{out}: part {shard} is done.')
   return manifest
 
 
@@ -100,49 +143,287 @@ def load_vocab(config) -> Tokenizer:
   return Tokenizer.from_file(config.data.vocab, lowercase=config.data.lowercase)
 
 
-def prepare(source: str, tokenizer: Tokenizer, settings: Settings, directory) -> dict:
-  """Writes a prepared folder and returns its manifest.
+def prepare(
+  source: str, tokenizer: Tokenizer, settings: Settings, directory, *, workers: int = -1,
+  part: tuple[int, int] = (0, 1),
+) -> dict | None:  # fmt: skip
+  """Writes a prepared folder and returns its manifest; goes on where a killed run stopped.
+
+  Args:
+    source: see `data.sources`.
+    tokenizer: whose ids to write.
+    settings: what decides the rows.
+    directory: the folder; it grows as DIRECTORY.incomplete.
+    workers: processes, see `FLAGS`.
+    part: (i, n), this machine's part; the manifest is written by who finishes last, and the others
+      get None.
 
   Raises:
     ValueError: if the source cannot be read or leaves no text, or next-sentence prediction has
       too few documents; nothing is left behind.
   """
-  documents = {split: [] for split in store.SPLITS}
+  store.refuse_remote(directory)
+  directory = pathlib.Path(directory)
+  incomplete = directory.with_name(directory.name + '.incomplete')
+  listing = list_source(source)
+  size = sum(size for _, size in listing)
+  shards = settings.shards or 1 + size // _SHARD_BYTES
+  outputs = [('train', number) for number in range(shards)] + [('heldout', 0)]
+  mine = outputs[part[0] :: part[1]]
+  if not mine:
+    raise ValueError(
+      f'--shard={part[0]}/{part[1]}: there are only {len(outputs)} shards to divide; raise '
+      'data.shards or take fewer parts.'
+    )
+  if workers < 0:
+    workers = _cores() if size >= _WORKER_BYTES else 0
+  plan = {
+    'settings': dataclasses.asdict(settings), 'tokenizer': tokenizer.fingerprint,
+    'source': [(pathlib.Path(name).name, size) for name, size in listing],
+  }  # fmt: skip
+  with store.lock(incomplete / f'lock-{part[0]}-of-{part[1]}'):
+    if (directory / 'manifest.json').exists():  # another process was faster
+      shutil.rmtree(incomplete, ignore_errors=True)
+      return store.read_manifest(directory)
+    columns = examples.columns(
+      settings.kind, settings.length, tokenizer.vocab_size, settings.sequences
+    )
+    try:
+      writer = store.Writer(directory, plan, columns)
+      tokenizer.save(writer.folder)
+      report = _write_shards(writer, source, settings, tokenizer, shards, mine, workers, part)
+    except ValueError:
+      if part[1] == 1:
+        shutil.rmtree(incomplete, ignore_errors=True)
+      raise
+    whole = writer.finish(
+      {'train': shards, 'heldout': 1}, settings=dataclasses.asdict(settings), source=source,
+      tokenizer=tokenizer.fingerprint, counts=report,
+    )  # fmt: skip
+  return store.read_manifest(directory) if whole else None
+
+
+def _write_shards(writer, source, settings, tokenizer, shards, mine, workers, part) -> dict:
+  """Both halves of the work, for this machine's outputs; returns what reading met."""
+  dtype = examples.columns(settings.kind, settings.length, tokenizer.vocab_size)['input_ids'][0]
+  folder = writer.folder / f'spill-{part[0]}-of-{part[1]}'
+  with _processes(workers) as in_order:
+    spill = Spill(folder, [_name(output) for output in mine], dtype)
+    if spill.facts is None:
+      encode = functools.partial(_encode, (str(writer.folder), settings, shards, tuple(mine)))
+      _tokenise(source, settings, spill, encode, in_order)
+    spill.close()
+    read = functools.partial(read_corpus, folder, dtype=dtype)
+    todo = [output for output in mine if writer.shard(*output) is None]
+    if part[1] == 1 and len(todo) == len(mine):
+      _check_documents({output: read(_name(output)) for output in mine}, source, settings)
+    build = functools.partial(_build_shard, writer, settings, tokenizer.special, read)
+    for _ in in_order(build, todo):
+      pass
+  spill.clear()
+  return spill.facts
+
+
+def _name(output) -> str:
+  return f'{output[0]}-{output[1]:05d}'
+
+
+def _tokenise(source, settings, spill: Spill, encode, in_order) -> None:
+  """The first half: reads documents and appends their ids to the outputs, in order."""
   report = sources.Report()
-  tokens = 0
   texts = sources.read_documents(
     source, settings.format, text_key=settings.text_key, binary=settings.binary, report=report
   )
-  for text, document in _tokenised(texts, tokenizer, settings):
-    documents['heldout' if _is_heldout(text, settings.heldout) else 'train'].append(document)
-    tokens += sum(map(len, document))
-  report.tell()
-  _check_documents(documents, source, settings)
+  done, saved, sizes = spill.texts, time.monotonic(), collections.deque()
+  collections.deque(itertools.islice(texts, done), maxlen=0)  # of a run that was killed
 
-  columns = examples.columns(settings.kind, settings.length, tokenizer.vocab_size)
-  counts = dataclasses.asdict(report) | {'tokens': tokens}
-  with store.Writer(directory, columns) as writer:
-    for split in store.SPLITS:
-      rows = examples.build_rows(
-        documents[split], settings.kind, length=settings.length, seed=settings.seed,
-        short_probability=settings.short_probability,
-        passes=settings.passes if split == 'train' else 1,
-      )  # fmt: skip
-      ids = {f'{name}_id': tokenizer.special[name] for name in ('cls', 'sep', 'pad')}
-      counts[f'{split}_documents'] = len(documents[split])
-      counts[f'{split}_rows'] = writer.add_shard(
-        split, examples.to_columns(rows, settings.length, **ids)
-      )
-    tokenizer.save(writer.folder)
-    writer.finish(
-      {
-        'settings': dataclasses.asdict(settings),
-        'source': source,
-        'tokenizer': tokenizer.fingerprint,
-        'counts': counts,
-      }
-    )
-  return store.read_manifest(directory)
+  def batches():
+    for batch in _batches(texts):
+      sizes.append(len(batch))
+      yield batch
+
+  for parts in in_order(encode, batches()):
+    for name, part in parts.items():
+      spill.append(name, part)
+    done += sizes.popleft()
+    if time.monotonic() - saved > _COMMIT_SECONDS:
+      spill.commit(done)
+      saved = time.monotonic()
+      _log.info('prepare: %d documents tokenised', done)
+  report.tell()
+  spill.commit(done, dataclasses.asdict(report))
+
+
+def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+  batch, chars = [], 0
+  for text in texts:
+    batch.append(text)
+    chars += len(text)
+    if chars >= _BATCH_CHARS:
+      yield batch
+      batch, chars = [], 0
+  if batch:
+    yield batch
+
+
+@contextlib.contextmanager
+def _processes(workers: int):
+  """Gives `in_order(function, items)`: a map over spawned processes, or `map` itself for none."""
+  if not workers:
+    yield map
+    return
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+  with (
+    _one_thread(),
+    concurrent.futures.ProcessPoolExecutor(
+      workers, mp_context=multiprocessing.get_context('spawn')
+    ) as executor,
+  ):
+
+    def in_order(function: Callable, items: Iterable) -> Iterator:
+      ahead = collections.deque()  # bounded: reading waits for the workers
+      try:
+        for item in items:
+          ahead.append(executor.submit(function, item))
+          if len(ahead) > 2 * workers:
+            yield ahead.popleft().result()
+        while ahead:
+          yield ahead.popleft().result()
+      except concurrent.futures.process.BrokenProcessPool as error:
+        raise RuntimeError(
+          'a worker process died, perhaps for want of memory; the same command, with fewer '
+          '--workers, goes on where it stopped.'
+        ) from error
+
+    yield in_order
+
+
+@contextlib.contextmanager
+def _one_thread():
+  """Each worker is one thread of TensorFlow or `tokenizers`; their number fills the cores."""
+  names = ('TF_NUM_INTRAOP_THREADS', 'TF_NUM_INTEROP_THREADS', 'RAYON_NUM_THREADS')
+  before = {name: os.environ.get(name) for name in names}
+  os.environ.update(dict.fromkeys(names, '1'))
+  try:
+    yield
+  finally:
+    for name, value in before.items():
+      os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _encode(encoder: tuple, texts: list[str]) -> dict[str, Part]:
+  return _encoder(*encoder)(texts)
+
+
+@functools.lru_cache(1)
+def _encoder(folder: str, settings: Settings, shards: int, outputs: tuple) -> Callable:
+  """Made once in a process: documents to the token ids of each output."""
+  tokenizer = Tokenizer.from_dir(folder)
+  encode = tokenizer.encode
+  if importlib.util.find_spec('tensorflow_text'):
+    from bertjax.data import graph_tokenizer
+
+    encode = graph_tokenizer.make_encoder(tokenizer)
+
+  def run(texts: list[str]) -> dict[str, Part]:
+    kept, sentences = [], []
+    for text, output in zip(texts, _outputs(texts, settings.heldout, shards), strict=True):
+      if output in outputs:
+        pieces = sources.split_document(text, settings.format)
+        kept.append((_name(output), len(pieces)))
+        sentences += pieces
+    tokens, lengths = _encode_sentences(encode, sentences)
+    return _divide(kept, tokens, lengths)
+
+  return run
+
+
+def _outputs(texts, heldout: float, shards: int) -> list[tuple[str, int]]:
+  """Where each text goes, by a hash of it: exact duplicates go together."""
+  digests = (
+    hashlib.blake2b(text.encode('utf-8', 'surrogatepass'), digest_size=8).digest() for text in texts
+  )
+  keys = np.array([int.from_bytes(digest, 'little') for digest in digests], np.uint64)
+  held = [key < heldout * 2**64 for key in mix(keys).tolist()]
+  numbers = (mix(keys, SHARD) % np.uint64(shards)).tolist()
+  return [('heldout', 0) if h else ('train', n) for h, n in zip(held, numbers, strict=True)]
+
+
+def _encode_sentences(encode, sentences: list[str]) -> tuple[np.ndarray, np.ndarray]:
+  """All ids end to end, and how many each sentence has."""
+  pieces = sentences
+  if huge := any(len(sentence) > _PIECE_CHARS for sentence in sentences):
+    cut = [_cut(sentence) for sentence in sentences]
+    pieces = list(itertools.chain.from_iterable(cut))
+  ids = encode(pieces)
+  lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+  tokens = np.fromiter(itertools.chain.from_iterable(ids), np.int32, lengths.sum())
+  if huge:
+    of = np.repeat(np.arange(len(cut)), [len(parts) for parts in cut])
+    lengths = np.bincount(of, lengths, len(cut)).astype(np.int64)
+  return tokens, lengths
+
+
+def _cut(sentence: str) -> list[str]:
+  """Cuts a huge sentence at white space, where words end in any case."""
+  return re.findall(rf'(?s).{{1,{_PIECE_CHARS}}}(?!\S)|\S+', sentence)
+
+
+def _divide(kept: list[tuple[str, int]], tokens, lengths) -> dict[str, Part]:
+  """Sorts the documents, (output, number of sentences) each, into the outputs."""
+  parts = collections.defaultdict(lambda: ([], [], []))
+  ends, sentence = np.concatenate([[0], np.cumsum(lengths)]), 0
+  for name, count in kept:
+    own = lengths[sentence : sentence + count]
+    own = own[own > 0]
+    if len(own):
+      start, sentence_end = ends[sentence], sentence + count
+      for column, value in zip(
+        parts[name], (tokens[start : ends[sentence_end]], own, [len(own)]), strict=True
+      ):
+        column.append(value)
+    sentence += count
+  return {name: tuple(map(np.concatenate, part)) for name, part in parts.items()}
+
+
+def _build_shard(writer: store.Writer, settings: Settings, special, read, output) -> None:
+  """The second half: the rows of one shard from its tokens."""
+  split, number = output
+  corpus = read(_name(output))
+  rows = examples.build(
+    corpus, settings.kind, length=settings.length, seed=int(mix(settings.seed, number)),
+    short_probability=settings.short_probability,
+    passes=settings.passes if split == 'train' else 1,
+  )  # fmt: skip
+  packed = examples.pack(rows, settings.length, settings.sequences)
+  ids = {f'{name}_id': special[name] for name in ('cls', 'sep', 'pad')}
+  columns = examples.to_columns(packed, corpus.tokens, settings.length, settings.sequences, **ids)
+  writer.add_shard(split, number, columns, documents=len(corpus), tokens=len(corpus.tokens))
+
+
+def list_source(source: str) -> list[tuple[str, int]]:
+  """Name and bytes of everything that a source reads; (name, 0) for what is no file."""
+  return [(name, size) for name, size, _ in _files(source)]
+
+
+def _files(source: str) -> list[tuple[str, int, float]]:
+  """(name, bytes, time of change)."""
+  files = []
+  for part in sources.split_source(source):
+    if part == 'embedded':
+      files.append((f'Python {platform.python_version()}', 0, 0))
+      continue
+    path = part.removeprefix('tfds:').partition(':')[0] if part.startswith('tfds:') else part
+    if path == part or epath.Path(path).is_dir():
+      stats = [(str(p), p.stat()) for p in sources.list_files(path)]
+      files += [(name, stat.length, stat.mtime) for name, stat in stats]
+    else:
+      files.append((path, 0, 0))  # a TFDS name stands for its version
+  return files
+
+
+def _cores() -> int:
+  return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 
 def cached(config, cache_dir='') -> epath.Path:
@@ -152,18 +433,10 @@ def cached(config, cache_dir='') -> epath.Path:
   the vocabulary, and the names, sizes and times of the files (of Python, if the text is its own).
   """
   tokenizer, settings = load_vocab(config), settings_of(config)
-  files = []
-  for part in sources.split_source(config.data.input):
-    if part == 'embedded':
-      files.append(platform.python_version())
-      continue
-    path = part.removeprefix('tfds:').partition(':')[0] if part.startswith('tfds:') else part
-    if path == part or epath.Path(path).is_dir():  # a TFDS name stands for its version
-      stats = [(str(p), p.stat()) for p in sources.list_files(path)]
-      files += [(name, stat.length, stat.mtime) for name, stat in stats]
-  key = json.dumps(
-    [store.VERSION, config.data.input, files, dataclasses.asdict(settings), tokenizer.fingerprint]
-  )
+  key = json.dumps([
+    store.VERSION, config.data.input, _files(config.data.input), dataclasses.asdict(settings),
+    tokenizer.fingerprint,
+  ])  # fmt: skip
   cache = cache_dir or os.environ.get('BERTJAX_CACHE') or pathlib.Path.home() / '.cache' / 'bertjax'
   folder = epath.Path(cache) / hashlib.sha256(key.encode()).hexdigest()[:16]
   if (folder / 'manifest.json').exists():
@@ -175,41 +448,11 @@ def cached(config, cache_dir='') -> epath.Path:
   return folder
 
 
-def _tokenised(texts, tokenizer, settings) -> Iterator[tuple[str, examples.Document]]:
-  """Pairs each text with its sentences' ids; encodes many documents at once."""
-  encode = tokenizer.encode
-  if importlib.util.find_spec('tensorflow_text'):
-    from bertjax.data import graph_tokenizer
-
-    encode = graph_tokenizer.make_encoder(tokenizer)
-  waiting, sentences = [], []
-
-  def flush():
-    ids = iter(encode(sentences))
-    for text, count in waiting:
-      document = [array.array('i', next(ids)) for _ in range(count)]  # 4 bytes a token, not 36
-      document = [sentence for sentence in document if sentence]
-      if document:
-        yield text, document
-
-  for text in texts:
-    pieces = sources.split_document(text, settings.format)
-    waiting.append((text, len(pieces)))
-    sentences += pieces
-    if len(sentences) >= 10_000:
-      yield from flush()
-      waiting, sentences = [], []
-  if sentences:
-    yield from flush()
-
-
-def _is_heldout(text: str, share: float) -> bool:
-  digest = hashlib.blake2b(text.encode('utf-8', 'surrogatepass'), digest_size=8).digest()
-  return int(mix(int.from_bytes(digest, 'little'))) < share * 2**64
-
-
-def _check_documents(documents, source, settings) -> None:
-  train, heldout = (len(documents[split]) for split in store.SPLITS)
+def _check_documents(corpora: dict[tuple[str, int], examples.Corpus], source, settings) -> None:
+  documents = collections.Counter()
+  for (split, _), corpus in corpora.items():
+    documents[split] += len(corpus)
+  train, heldout = (documents[split] for split in store.SPLITS)
   if not train + heldout:
     raise ValueError(f'data.input={source} holds no text once blank documents are left out.')
   if train + heldout == 1 and settings.kind == 'nsp':
@@ -225,3 +468,10 @@ def _check_documents(documents, source, settings) -> None:
         f'of {train + heldout} documents, {count} fell to the {split} side and {least} are needed; '
         f'change data.heldout (now {settings.heldout}) or add documents.'
       )
+  longest = max(int(np.diff(corpus.documents).max(initial=0)) for corpus in corpora.values())
+  if settings.kind in examples.PAIR_KINDS and longest < 2:
+    raise ValueError(
+      f'every document of data.input={source} is one sentence (data.format={settings.format}), so '
+      'none is followed by a true next one; name another format or train without pairs '
+      '(--config.nsp=False).'
+    )

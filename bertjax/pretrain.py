@@ -23,7 +23,7 @@ from etils import epath
 
 from bertjax import prepare
 from bertjax.data import batches as batches_lib
-from bertjax.data import store
+from bertjax.data import examples, store
 from bertjax.data.masking import Masking
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.interop import directory
@@ -83,10 +83,13 @@ def default_config(preset: str = 'base') -> ml_collections.ConfigDict:
       'text_key': 'text',  # field of the text in JSONL objects and TFDS examples
       'vocab': '',  # vocab.txt; a prepared folder brings its own
       'lowercase': True,  # for "uncased" vocabularies
+      'kind': '',  # of rows: nsp, sop, doc_sentences or full_sentences; '' = by the field nsp
       'length': 128,  # tokens a row
       'heldout': 0.05,  # share of documents kept for evaluation, chosen by a hash of their text
       'passes': 1,  # passes over the text with other sentence pairs (Google's dupe_factor)
       'short_probability': 0.1,  # share of documents cut to a random shorter length in a pass
+      'sequences': 1,  # packed into a row at most; 1 = no packing
+      'shards': 0,  # of training rows on disk; 0 = one for each 64 MB of text
       'binary': 'refuse',  # or 'skip' binary files
       'cache_dir': '',  # where raw text is prepared; '' = $BERTJAX_CACHE or ~/.cache/bertjax
       'loader': 'auto',  # 'tfdata', 'threads', or the first of them that is installed
@@ -96,6 +99,8 @@ def default_config(preset: str = 'base') -> ml_collections.ConfigDict:
       'max_predictions': 20,  # most predictions in a row: 20 at length 128, 76 at 512
       'mask_share': 0.8,  # of the chosen tokens: replaced by [MASK]
       'random_share': 0.1,  # replaced by a random token; the rest is kept
+      'unit': 'subword',  # what is chosen: 'subword', 'whole_word' or 'span' (n-grams of words)
+      'max_span': 3,  # words in the longest span, shorter ones are likelier (1/n)
     }),
     'mesh': c({
       'data': -1,  # replicas; -1 takes the devices left over
@@ -265,13 +270,20 @@ def prepared_folder(config) -> epath.Path:
   folder = epath.Path(data.prepared)
   found = store.read_manifest(folder)['settings']
   wanted = prepare.settings_of(config)
-  for name, flag in (('kind', f'--config.nsp={found["kind"] == "nsp"}'),
-                     ('length', f'--config.data.length={found["length"]}')):  # fmt: skip
+  for name in ('kind', 'length'):
     if found[name] != getattr(wanted, name):
+      pairs = '' if found['kind'] in examples.PAIR_KINDS else ' --config.nsp=False'
       raise ValueError(
         f'{folder} was prepared with {name}={found[name]!r}, this run wants '
-        f'{getattr(wanted, name)!r}; pass {flag}, or prepare again.'
+        f'{getattr(wanted, name)!r}; pass --config.data.{name}={found[name]}{pairs}, or prepare '
+        'again.'
       )
+  other = {k: v for k, v in dataclasses.asdict(wanted).items() if found.get(k, v) != v}
+  if other:
+    _log.info(
+      'data.prepared: %s was prepared with %s; what the config says of these (%s) is not used.',
+      folder, ', '.join(f'{k}={found[k]!r}' for k in other), ', '.join(map(str, other.values())),
+    )  # fmt: skip
   return folder
 
 

@@ -28,6 +28,7 @@ class Batches:
     masking: rates; unused by the next-token objective.
     vocab_size: V, range of random replacements.
     special: {'pad': id, 'cls': id, 'sep': id, 'mask': id}.
+    word_starts: bool [V], the ids that begin a word; for masks of whole words and spans.
     objective: 'mlm' or 'next_token' (left-to-right).
     local: which rows of the global batch this process makes (`mesh.local_rows`); None = all.
   """
@@ -38,6 +39,7 @@ class Batches:
   masking: Masking
   vocab_size: int
   special: dict[str, int]
+  word_starts: np.ndarray | None = None
   objective: str = 'mlm'
   local: np.ndarray | None = None
 
@@ -63,34 +65,62 @@ class Batches:
     row = step * self.batch_size + local
     real = row < len(self.rows)
     batch = self._make(np.zeros_like(row), np.where(real, row, 0))
-    batch['example_weights'] = real.astype(np.float32)
-    batch['masked_lm_weights'] *= batch['example_weights'][:, None]
+    for name in ('example_weights', 'masked_lm_weights'):
+      batch[name] *= real.reshape(-1, *[1] * (batch[name].ndim - 1))
     return batch
 
   def _make(self, epoch, row):
     batch = expand(self.rows[row])
-    batch['example_weights'] = np.ones(len(row), np.float32)
+    if 'masked_lm_weights' in batch:  # Google's TFRecords bring their masks
+      return batch
     if self.objective == 'next_token':
       return next_token_targets(batch)
     special = self.special
     return mask_tokens(
       batch, epoch, row, self.seed, self.masking, vocab_size=self.vocab_size,
       mask_id=special['mask'], never=(special['pad'], special['cls'], special['sep']),
+      word_starts=self.word_starts,
     )  # fmt: skip
 
 
 def expand(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """Columns of `examples` to batch arrays: ids, token types and segments, int32 [B, L] each."""
+  """Columns of `examples` (S sequences a row) to batch arrays.
+
+  Returns:
+    'input_ids', 'token_type_ids', 'segment_ids' int32 [B, L], 'example_weights' float32 [B]; packed
+    rows (S > 1) also 'position_ids' [B, L] that restart and 'cls_positions' [B, S], and [B, S]
+    for labels and weights (0 in unused places).
+  """
   ids = columns['input_ids'].astype(np.int32)
-  position = np.arange(ids.shape[1])
-  first_end, end = columns['ends'][:, 0, None], columns['ends'][:, 1, None]
+  position = np.arange(ids.shape[1], dtype=np.int32)
+  ends = columns['ends'].astype(np.int32)  # [B, S, 2]
+  used = ends[:, :, 1] > 0
+  if ends.shape[1] == 1:
+    first_end, end = ends[:, 0, :1], ends[:, 0, 1:]
+    inside, which, weights = position < end, np.zeros_like(ids), used[:, 0]
+  else:
+    end = ends[:, :, 1].max(1, keepdims=True)
+    inside = position < end
+    which = np.where(inside, (used[..., None] & (position >= ends[:, :, 1:])).sum(1), 0)
+    first_end, weights = np.take_along_axis(ends[:, :, 0], which, 1), used
   batch = {
     'input_ids': ids,
-    'token_type_ids': ((position >= first_end) & (position < end)).astype(np.int32),
-    'segment_ids': (position < end).astype(np.int32),
+    'token_type_ids': (inside & (position >= first_end)).astype(np.int32),
+    'segment_ids': np.where(inside, which + 1, 0).astype(np.int32),
+    'example_weights': weights.astype(np.float32),
   }
+  if ends.shape[1] > 1:
+    starts = np.where(used, np.pad(ends[:, :-1, 1], ((0, 0), (1, 0))), 0)
+    batch['position_ids'] = np.where(inside, position - np.take_along_axis(starts, which, 1), 0)
+    batch['cls_positions'] = starts
   if 'next_sentence_labels' in columns:
-    batch['next_sentence_labels'] = columns['next_sentence_labels'].astype(np.int32)
+    labels = columns['next_sentence_labels'].astype(np.int32)
+    batch['next_sentence_labels'] = labels if ends.shape[1] > 1 else labels[:, 0]
+  for name in ('masked_lm_positions', 'masked_lm_ids'):
+    if name in columns:
+      batch[name] = columns[name].astype(np.int32)
+  if 'masked_lm_weights' in columns:
+    batch['masked_lm_weights'] = columns['masked_lm_weights'].astype(np.float32)
   return batch
 
 

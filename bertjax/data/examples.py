@@ -1,124 +1,232 @@
 """Tokenised documents to training rows of fixed length.
 
-`nsp_pairs` follows create_pretraining_data.py (google-research/bert); `full_sentences` fills rows
-with consecutive sentences of one document, for models without next-sentence prediction. A row is
-(ids of A, ids of B, label); `to_columns` turns rows into the store's columns:
+A `Corpus` holds documents end to end in flat arrays. A builder yields sequences: spans of its
+tokens, each closed by [SEP]. `pack` puts several into a row, and `to_columns` lays rows out in the
+store's columns, S sequences a row (1 unless packed), `ends` 0 in unused places:
 
-  input_ids             [L]  [CLS] A [SEP] B [SEP] and padding; without B [CLS] A [SEP]
-  ends                  [2]  where A with its [SEP] ends, and where the text ends
-  next_sentence_labels  []   0 = B follows A, 1 = B is random
+  input_ids             [L]     [CLS] A [SEP] B [SEP], the next sequence, ..., padding
+  ends                  [S, 2]  where A with its [SEP] ends, and where the sequence ends
+  next_sentence_labels  [S]     'nsp': 0 = B follows A, 1 = B is random; 'sop': 1 = swapped
 """
 
+import bisect
+import dataclasses
 import itertools
 import random
 from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from bertjax.data.order import EXAMPLES, mix
 
-KINDS = ('nsp', 'full_sentences')
+PAIR_KINDS = ('nsp', 'sop')
+KINDS = (*PAIR_KINDS, 'doc_sentences', 'full_sentences')
+_OPEN_ROWS = 64  # rows that `pack` keeps open; more would hardly fill better
 
-Document = Sequence[Sequence[int]]  # sentences of token ids, none empty
-Row = tuple[list[int], list[int], int]
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+  """Documents end to end; the arrays may be memory-mapped.
+
+  Attributes:
+    tokens: ids of all sentences [T].
+    sentences: where each sentence starts in `tokens`, and T: int64 [N + 1].
+    documents: where each document starts in `sentences`, and N: int64 [M + 1].
+  """
+
+  tokens: np.ndarray
+  sentences: np.ndarray
+  documents: np.ndarray
+
+  @classmethod
+  def of(cls, documents: Sequence[Sequence[Sequence[int]]]) -> 'Corpus':
+    """From lists of sentences of ids."""
+    sentences = [sentence for document in documents for sentence in document]
+    return cls(
+      np.array([token for sentence in sentences for token in sentence], np.int32),
+      np.cumsum([0, *map(len, sentences)]),
+      np.cumsum([0, *map(len, documents)]),
+    )
+
+  def __len__(self) -> int:
+    return len(self.documents) - 1
+
+  def starts(self, document: int) -> list[int]:
+    """Where the sentences of a document start in `tokens`, and where the last one ends."""
+    first, last = self.documents[document], self.documents[document + 1]
+    return self.sentences[first : last + 1].tolist()
 
 
-def columns(kind: str, length: int, vocab_size: int) -> dict:
+class Example(NamedTuple):
+  """One sequence: spans (start, stop) of the corpus' tokens, each to be closed by [SEP]."""
+
+  spans: tuple[tuple[int, int], ...]
+  label: int = 0
+  pair: bool = False  # the second span is B; otherwise all spans are A
+
+  @property
+  def size(self) -> int:
+    """Tokens with [CLS] and [SEP]."""
+    return 1 + sum(stop - start + 1 for start, stop in self.spans)
+
+
+def columns(kind: str, length: int, vocab_size: int, sequences: int = 1) -> dict:
   """The store's columns of a kind of example: {name: (dtype, shape)}."""
   result = {
     'input_ids': ('uint16' if vocab_size <= 2**16 else 'int32', (length,)),
-    'ends': ('uint16', (2,)),
+    'ends': ('uint16', (sequences, 2)),
   }
-  return result | ({'next_sentence_labels': ('uint8', ())} if kind == 'nsp' else {})
+  return result | ({'next_sentence_labels': ('uint8', (sequences,))} if kind in PAIR_KINDS else {})
 
 
-def build_rows(
-  documents: Sequence[Document], kind: str, *, length: int, short_probability: float = 0.1,
-  passes: int = 1, seed: int = 0,
-) -> Iterator[Row]:  # fmt: skip
-  """Yields the rows of all documents, `passes` times with other pairs each time.
+def build(
+  corpus: Corpus, kind: str, *, length: int, short_probability: float = 0.1, passes: int = 1,
+  seed: int = 0,
+) -> Iterator[Example]:  # fmt: skip
+  """Yields the sequences of all documents, `passes` times with other pairs each time.
 
   Args:
-    documents: of one shard; random second sentences are drawn from these.
-    kind: 'nsp' or 'full_sentences'.
+    corpus: of one shard; random second sentences are drawn from its documents.
+    kind: 'nsp' (Google's pairs), 'sop' (ALBERT's), 'doc_sentences' or 'full_sentences' (RoBERTa's).
     length: L, special tokens included.
-    short_probability: share of passes over a document that use a random shorter length ('nsp').
+    short_probability: share of documents (of rows in 'full_sentences') with a random shorter length.
     passes: Google's dupe_factor.
     seed: every document of every pass has a random stream of its own.
 
   Raises:
     ValueError: if 'nsp' is asked of fewer than two documents.
   """
-  if kind == 'full_sentences':
-    for document in documents:
-      yield from full_sentences(document, length - 2)
-    return
-  if len(documents) < 2:
+  if kind == 'nsp' and len(corpus) < 2:
     raise ValueError(
-      f'next-sentence prediction draws its wrong answers from other documents, got '
-      f'{len(documents)} document(s); add text or train without it (--config.nsp=False).'
+      f'next-sentence prediction draws its wrong answers from other documents, got {len(corpus)} '
+      'document(s); add text, use fewer shards (--config.data.shards), or train without it '
+      '(--config.nsp=False).'
     )
+  special = {'nsp': 3, 'sop': 3, 'doc_sentences': 2, 'full_sentences': 1}[kind]
   for number in range(passes):
-    for index in range(len(documents)):
-      rng = random.Random(int(mix(seed, EXAMPLES, number, index)))
-      yield from nsp_pairs(documents, index, rng, length - 3, short_probability)
+    if kind == 'full_sentences':
+      rng = random.Random(int(mix(seed, EXAMPLES, number)))
+      yield from full_sentences(corpus, rng, length - special, short_probability)
+      continue
+    keys = mix(seed, EXAMPLES, number, np.arange(len(corpus))).tolist()
+    for index, key in enumerate(keys):
+      rng, limit = random.Random(key), length - special
+      target = _randint(rng, 2, limit) if rng.random() < short_probability else limit
+      if kind == 'nsp':
+        yield from nsp_pairs(corpus, index, rng, limit, target)
+      elif kind == 'sop':
+        yield from sop_pairs(corpus.starts(index), rng, limit, target)
+      else:
+        yield from doc_sentences(corpus.starts(index), target)
 
 
 def nsp_pairs(
-  documents: Sequence[Document], index: int, rng: random.Random, max_tokens: int, short: float
-) -> Iterator[Row]:
-  """Sentence pairs of one document by Google's rule; about half have a random second part.
+  corpus: Corpus, index: int, rng: random.Random, limit: int, target: int
+) -> Iterator[Example]:
+  """Pairs of one document by Google's rule (create_pretraining_data.py); over half are random.
 
-  Sentences are gathered up to a target length, which is drawn once for the document, and cut in
-  two at random. A random second part comes from another document (ten tries), and the sentences
-  it displaces are used again.
+  Sentences are gathered up to a target length and cut in two at random. A random second part comes
+  from another document (ten tries), and the sentences it displaces are used again.
   """
-  document = documents[index]
-  target = max_tokens
-  if rng.random() < short:
-    target = _randint(rng, 2, max_tokens)
-  chunk, size, i = [], 0, 0
-  while i < len(document):
-    chunk.append(document[i])
-    size += len(document[i])
-    if i == len(document) - 1 or size >= target:
-      cut = _randint(rng, 1, len(chunk) - 1) if len(chunk) >= 2 else 1
-      a = [token for sentence in chunk[:cut] for token in sentence]
-      is_random = len(chunk) == 1 or rng.random() < 0.5
-      if is_random:
-        b = _random_part(documents, index, rng, target - len(a))
-        i -= len(chunk) - cut  # put the displaced sentences back
-      else:
-        b = [token for sentence in chunk[cut:] for token in sentence]
-      _truncate(a, b, max_tokens, rng)
-      yield a, b, int(is_random)
-      chunk, size = [], 0
-    i += 1
+  starts, first = corpus.starts(index), 0
+  while first < len(starts) - 1:
+    end = _gather(starts, first, target)
+    cut = first + (_randint(rng, 1, end - first - 1) if end - first >= 2 else 1)
+    a, b = (starts[first], starts[cut]), (starts[cut], starts[end])
+    is_random = end - first == 1 or rng.random() < 0.5
+    if is_random:
+      b = _random_part(corpus, index, rng, target - (a[1] - a[0]))
+    first = cut if is_random else end
+    yield Example(_truncate(a, b, limit, rng), int(is_random), True)
 
 
-def _random_part(documents, index, rng, wanted) -> list[int]:
+def sop_pairs(starts: list[int], rng: random.Random, limit: int, target: int) -> Iterator[Example]:
+  """Sentence-order pairs (Lan et al. 2019, section 3.1): half of them are swapped, label 1.
+
+  A single sentence has no order and is left out; ALBERT's code gives it a random partner instead.
+  """
+  first = 0
+  while first < len(starts) - 1:
+    end = _gather(starts, first, target)
+    if end - first >= 2:
+      cut = first + _randint(rng, 1, end - first - 1)
+      swap = rng.random() < 0.5
+      pair = _truncate((starts[first], starts[cut]), (starts[cut], starts[end]), limit, rng)
+      yield Example(pair[::-1] if swap else pair, int(swap), True)
+    first = end
+
+
+def doc_sentences(starts: list[int], limit: int) -> Iterator[Example]:
+  """Consecutive sentences of one document, as many as fit; a longer one goes on in the next row."""
+  position = starts[0]
+  while position < starts[-1]:
+    stop = _fit(starts, position, limit) or position + limit
+    yield Example(((position, stop),))
+    position = stop
+
+
+def full_sentences(
+  corpus: Corpus, rng: random.Random, limit: int, short: float
+) -> Iterator[Example]:
+  """Rows filled across documents with a [SEP] between them (Liu et al. 2019, section 4.2)."""
+
+  def new_target():
+    return _randint(rng, 2, limit) if rng.random() < short else limit
+
+  spans, left = [], new_target()
+  for document in range(len(corpus)):
+    starts = corpus.starts(document)
+    position = starts[0]
+    while position < starts[-1]:
+      stop = _fit(starts, position, left - 1)
+      if stop is None and not spans:
+        stop = position + left - 1  # a sentence longer than a row
+      if stop is not None:
+        spans.append((position, stop))
+        left -= stop - position + 1
+        position = stop
+      if position < starts[-1] or left < 2:
+        yield Example(tuple(spans))
+        spans, left = [], new_target()
+  if spans:
+    yield Example(tuple(spans))
+
+
+def _gather(starts: list[int], first: int, target: int) -> int:
+  """One past the last sentence of the chunk that starts at `first` and reaches the target."""
+  return min(bisect.bisect_left(starts, starts[first] + target, first + 1), len(starts) - 1)
+
+
+def _fit(starts: list[int], position: int, limit: int) -> int | None:
+  """The last sentence end after `position` and at most `limit` tokens away, if there is one."""
+  stop = starts[bisect.bisect_right(starts, position + limit) - 1]
+  return stop if stop > position else None
+
+
+def _random_part(corpus, index, rng, wanted) -> tuple[int, int]:
   for _ in range(10):  # may still end at the same document, as in Google's code
-    other = _randint(rng, 0, len(documents) - 1)
+    other = _randint(rng, 0, len(corpus) - 1)
     if other != index:
       break
-  document, b = documents[other], []
-  for sentence in document[_randint(rng, 0, len(document) - 1) :]:
-    b.extend(sentence)
-    if len(b) >= wanted:
-      break
-  return b
+  begin, end = corpus.documents[other : other + 2].tolist()
+  first = _randint(rng, begin, end - 1)
+  start = int(corpus.sentences[first])
+  ends = corpus.sentences[first + 1 : end + 1]
+  last = min(int(np.searchsorted(ends, start + max(wanted, 1))), len(ends) - 1)
+  return start, int(ends[last])
 
 
-def _truncate(a: list[int], b: list[int], max_tokens: int, rng: random.Random) -> None:
-  """Drops tokens of the longer part, at its front or back with equal chance, until both fit."""
-  front = {id(a): 0, id(b): 0}
-  sizes = {id(a): len(a), id(b): len(b)}
-  while sum(sizes.values()) > max_tokens:
-    longer = id(a) if sizes[id(a)] > sizes[id(b)] else id(b)
-    sizes[longer] -= 1
-    front[longer] += rng.random() < 0.5
-  for part in (a, b):
-    part[:] = part[front[id(part)] : front[id(part)] + sizes[id(part)]]
+def _truncate(a, b, limit: int, rng: random.Random):
+  """Drops tokens of the longer span, at its front or back with equal chance, until both fit."""
+  (a_start, a_stop), (b_start, b_stop) = a, b
+  while (a_stop - a_start) + (b_stop - b_start) > limit:
+    front = rng.random() < 0.5
+    if a_stop - a_start > b_stop - b_start:
+      a_start, a_stop = a_start + front, a_stop - (not front)
+    else:
+      b_start, b_stop = b_start + front, b_stop - (not front)
+  return (a_start, a_stop), (b_start, b_stop)
 
 
 def _randint(rng: random.Random, low: int, high: int) -> int:
@@ -126,35 +234,46 @@ def _randint(rng: random.Random, low: int, high: int) -> int:
   return low + int(rng.random() * (high - low + 1))
 
 
-def full_sentences(document: Document, max_tokens: int) -> Iterator[Row]:
-  """Consecutive sentences, as many as fit in a row; a longer sentence goes on in the next row."""
-  row = []
-  for sentence in document:
-    if row and len(row) + len(sentence) > max_tokens:
-      yield row, [], 0
-      row = []
-    row = [*row, *sentence]
-    while len(row) > max_tokens:
-      yield row[:max_tokens], [], 0
-      row = row[max_tokens:]
-  if row:
-    yield row, [], 0
+def pack(items: Iterable[Example], length: int, sequences: int) -> Iterator[list[Example]]:
+  """Puts up to `sequences` sequences into a row of `length` tokens: first fit, 64 rows open."""
+  if sequences == 1:
+    yield from ([item] for item in items)
+    return
+  rows: list[tuple[int, list[Example]]] = []  # (tokens left, sequences), oldest first
+  for item in items:
+    size = item.size
+    place = next((i for i, (left, _) in enumerate(rows) if left >= size), None)
+    left, row = (length, []) if place is None else rows.pop(place)
+    row.append(item)
+    if len(row) == sequences or left - size < 5:  # [CLS] a [SEP] b [SEP] is the least
+      yield row
+    else:
+      rows.insert(len(rows) if place is None else place, (left - size, row))
+    if len(rows) > _OPEN_ROWS:
+      yield rows.pop(0)[1]
+  yield from (row for _, row in rows)
 
 
 def to_columns(
-  rows: Iterable[Row], length: int, *, cls_id: int, sep_id: int, pad_id: int, size: int = 4096
-) -> Iterator[dict[str, np.ndarray]]:
+  rows: Iterable[list[Example]], tokens: np.ndarray, length: int, sequences: int = 1,
+  *, cls_id: int, sep_id: int, pad_id: int, size: int = 4096,
+) -> Iterator[dict[str, np.ndarray]]:  # fmt: skip
   """Lays rows out in the store's columns, `size` rows at a time."""
-  rows = iter(rows)
+  rows, tokens = iter(rows), np.asarray(tokens)  # slices of a memory map itself are slow
   while batch := list(itertools.islice(rows, size)):
-    ids = np.full((len(batch), length), pad_id, np.int32)
-    ends = np.empty((len(batch), 2), np.int32)
-    for i, (a, b, _) in enumerate(batch):
-      tokens = [cls_id, *a, sep_id]
-      ends[i, 0] = len(tokens)
-      if b:
-        tokens += [*b, sep_id]
-      ends[i, 1] = len(tokens)
-      ids[i, : len(tokens)] = tokens
-    labels = np.array([label for _, _, label in batch], np.uint8)
+    ids = np.full((len(batch), length), pad_id, tokens.dtype)
+    ends = np.zeros((len(batch), sequences, 2), np.uint16)
+    labels = np.zeros((len(batch), sequences), np.uint8)
+    for i, row in enumerate(batch):
+      end = 0
+      for j, item in enumerate(row):
+        ids[i, end] = cls_id
+        end += 1
+        for number, (start, stop) in enumerate(item.spans):
+          ids[i, end : end + stop - start] = tokens[start:stop]
+          end += stop - start + 1
+          ids[i, end - 1] = sep_id
+          if number == 0 or not item.pair:
+            ends[i, j, 0] = end
+        ends[i, j, 1], labels[i, j] = end, item.label
     yield {'input_ids': ids, 'ends': ends, 'next_sentence_labels': labels}

@@ -9,7 +9,9 @@ import dataclasses
 
 import numpy as np
 
-from bertjax.data.order import ACTION, MASK, REPLACEMENT, mix
+from bertjax.data.order import ACTION, MASK, REPLACEMENT, SPAN, mix
+
+UNITS = ('subword', 'whole_word', 'span')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +23,10 @@ class Masking:
     max_predictions: P, slots for predictions in a row; Google uses 20 at length 128, 76 at 512.
     mask_share: share of the chosen tokens replaced by [MASK].
     random_share: share replaced by a random token; the rest stays as it is.
+    unit: what is chosen: 'subword' tokens, 'whole_word' (all pieces of a word; one that would
+      exceed the count is skipped, as in Google's code) or 'span' of up to `max_span` words, its
+      length n drawn with probability proportional to 1/n (ALBERT).
+    max_span: words in the longest span.
 
   Raises:
     ValueError: if a field is out of range.
@@ -30,8 +36,14 @@ class Masking:
   max_predictions: int = 20
   mask_share: float = 0.8
   random_share: float = 0.1
+  unit: str = 'subword'
+  max_span: int = 3
 
   def __post_init__(self):
+    if self.unit not in UNITS:
+      raise ValueError(f'masking.unit must be one of {UNITS}, got {self.unit!r}.')
+    if self.max_span < 1:
+      raise ValueError(f'masking.max_span must be at least 1, got {self.max_span}.')
     if not 0 < self.rate <= 1:
       raise ValueError(f'masking.rate must be in (0, 1], got {self.rate}.')
     if self.max_predictions < 1:
@@ -46,44 +58,44 @@ class Masking:
 
 def mask_tokens(
   batch: dict, epoch: np.ndarray, row: np.ndarray, seed: int, masking: Masking,
-  *, vocab_size: int, mask_id: int, never: tuple[int, ...],
+  *, vocab_size: int, mask_id: int, never: tuple[int, ...], word_starts: np.ndarray | None = None,
 ) -> dict:  # fmt: skip
   """Chooses and replaces tokens of a batch.
 
-  A row of n tokens gets min(max_predictions, max(1, round(rate * n))) predictions, Python's
-  round-half-even, at positions drawn uniformly from its maskable ones. A random replacement is any
-  entry of the vocabulary, special tokens and the original included (create_pretraining_data.py).
+  A sequence of n tokens gets min(max_predictions, max(1, round(rate * n))) predictions, Python's
+  round-half-even, at positions drawn uniformly from its maskable ones; sequences packed into a row
+  are counted each by itself and share the row's slots, the first ones first. A random replacement
+  is any entry of the vocabulary, special tokens and the original included
+  (create_pretraining_data.py).
 
   Args:
-    batch: 'input_ids' and 'segment_ids' (0 = padding), int32 [B, L].
+    batch: 'input_ids' and 'segment_ids' (0 = padding, 1.. = sequences), int32 [B, L].
     epoch: int64 [B], 0 in evaluation.
     row: int64 [B], the row's number in the prepared data.
     seed: the run's seed.
-    masking: rates.
+    masking: rates and unit.
     vocab_size: V.
     mask_id: the id of [MASK].
     never: ids that are never chosen: [CLS], [SEP] (and [PAD]).
+    word_starts: bool [V], the ids that begin a word; not needed for 'subword'.
 
   Returns:
     The batch with new 'input_ids' and 'masked_lm_positions', 'masked_lm_ids' (int32 [B, P], sorted
     by position, 0 in unused slots), 'masked_lm_weights' (float32 [B, P]).
   """
-  ids = batch['input_ids']
-  length = (batch['segment_ids'] > 0).sum(1)
-  maskable = (batch['segment_ids'] > 0) & ~np.isin(ids, never)
+  ids, segments = batch['input_ids'], batch['segment_ids']
+  maskable = segments > 0
+  for token in never:
+    maskable &= ids != token
   slots = min(masking.max_predictions, ids.shape[1])
-  wanted = np.maximum(1, np.rint(masking.rate * length))
-  count = np.minimum(np.minimum(wanted, slots), maskable.sum(1)).astype(np.int64)
-
-  position = np.arange(ids.shape[1])
-  rank = mix(mix(seed, MASK, epoch, row)[:, None], position)
-  # The lowest ranks win. Ranks of unmaskable positions come last; the top bit makes room for them.
-  rank = np.where(maskable, rank >> np.uint64(1), np.uint64(2**64 - 1))
-  chosen = np.argpartition(rank, slots - 1, axis=1)[:, :slots]
-  by_rank = np.argsort(np.take_along_axis(rank, chosen, 1), axis=1)
-  chosen = np.take_along_axis(chosen, by_rank, 1)
-  used = np.arange(slots) < count[:, None]
-  positions = np.sort(np.where(used, chosen, ids.shape[1]), axis=1)  # unused slots go to the end
+  key = mix(seed, MASK, epoch, row)[:, None]
+  if masking.unit == 'subword' and segments.max(initial=0) <= 1:
+    positions, used = _lowest_ranks(key, maskable, (segments > 0).sum(1), masking.rate, slots)
+  else:
+    first = _unit_starts(ids, segments, maskable, word_starts, masking, mix(key, SPAN))
+    chosen = _choose_units(key, segments, maskable, first, masking.rate, slots)
+    positions = np.argsort(~chosen, axis=1, kind='stable')[:, :slots]
+    used = np.arange(slots) < chosen.sum(1)[:, None]
   positions = np.where(used, positions, 0)
 
   originals = np.take_along_axis(ids, positions, 1)
@@ -104,6 +116,71 @@ def mask_tokens(
     'masked_lm_ids': np.where(used, originals, 0).astype(np.int32),
     'masked_lm_weights': used.astype(np.float32),
   }
+
+
+def _lowest_ranks(key, maskable, length, rate, slots):
+  """The fast path, one sequence a row and single tokens: (sorted positions, used) [B, P]."""
+  wanted = np.maximum(1, np.rint(rate * length))
+  count = np.minimum(np.minimum(wanted, slots), maskable.sum(1)).astype(np.int64)
+  rank = mix(key, np.arange(maskable.shape[1]))
+  # The lowest ranks win. Ranks of unmaskable positions come last; the top bit makes room for them.
+  rank = np.where(maskable, rank >> np.uint64(1), np.uint64(2**64 - 1))
+  chosen = np.argpartition(rank, slots - 1, axis=1)[:, :slots]
+  by_rank = np.argsort(np.take_along_axis(rank, chosen, 1), axis=1)
+  chosen = np.take_along_axis(chosen, by_rank, 1)
+  used = np.arange(slots) < count[:, None]
+  return np.sort(np.where(used, chosen, maskable.shape[1]), axis=1), used  # unused ones at the end
+
+
+def _unit_starts(ids, segments, maskable, word_starts, masking, key) -> np.ndarray:
+  """Where units of tokens that are masked together begin, bool [B, L]; only maskable ones count."""
+  first = maskable.copy()
+  if masking.unit == 'subword':
+    return first
+  # A word also begins after what is never masked and at the front of a sequence.
+  joined = maskable[:, :-1] & (segments[:, 1:] == segments[:, :-1])
+  first[:, 1:] &= word_starts[ids[:, 1:]] | ~joined
+  if masking.unit == 'whole_word' or masking.max_span == 1:
+    return first
+  share = 1 / np.arange(1, masking.max_span + 1)
+  draw = mix(key, np.arange(ids.shape[1])) / np.float64(2**64)
+  words = 1 + np.searchsorted(np.cumsum(share / share.sum())[:-1], draw, side='right')
+  begins, left = np.zeros_like(first), np.zeros(len(ids), np.int64)
+  for p in range(ids.shape[1]):
+    left = np.where(maskable[:, p], left, 0)  # a span ends at [SEP]
+    begins[:, p] = first[:, p] & (left <= 0)
+    left = np.where(begins[:, p], words[:, p], left) - first[:, p]
+  return begins
+
+
+def _choose_units(key, segments, maskable, first, rate, slots) -> np.ndarray:
+  """Takes whole units in random order while they fit in their sequence's count: bool [B, L]."""
+  size, position = first.shape, np.arange(first.shape[1])
+  sequence = np.arange(1, segments.max(initial=0) + 1)
+  length = (segments[:, :, None] == sequence).sum(1)  # [B, S]
+  wanted = np.where(length > 0, np.maximum(1, np.rint(rate * length)), 0).astype(np.int64)
+  budget = np.diff(np.minimum(np.cumsum(wanted, 1), slots), axis=1, prepend=0)
+  budget = np.pad(budget, ((0, 0), (1, 0)))  # segment 0 is padding
+  start = np.maximum.accumulate(np.where(first, position, 0), axis=1)  # of each token's unit
+  rank = mix(key, start) >> np.uint64(9)  # 55 bits; segments (at most 126) go above them
+  rank |= segments.astype(np.uint64) << np.uint64(56)
+  rank = np.where(maskable, rank, np.uint64(2**64 - 1))
+  order = np.argsort(rank, axis=1, kind='stable')  # units stay together, sequences too
+  count = np.zeros(size, np.int64)  # tokens of the unit that starts here
+  np.add.at(count, (np.arange(size[0])[:, None], start), maskable)
+  by_rank = [np.take_along_axis(a, order, 1) for a in (segments, maskable, first, count)]
+  taken, take = np.zeros(size, bool), np.zeros(size[0], bool)
+  used, before = np.zeros(size[0], np.int64), np.zeros(size[0], segments.dtype)
+  rows = np.arange(size[0])
+  for p in range(size[1]):
+    segment, real, begins, tokens = (a[:, p] for a in by_rank)
+    used = np.where(segment == before, used, 0)
+    take = real & np.where(begins, used + tokens <= budget[rows, segment], take)
+    used, before = used + take, segment
+    taken[:, p] = take
+  chosen = np.zeros(size, bool)
+  np.put_along_axis(chosen, order, taken, 1)
+  return chosen
 
 
 def next_token_targets(batch: dict) -> dict:

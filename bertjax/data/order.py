@@ -13,7 +13,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _ROUNDS = 6
 
 # Separate streams of random numbers.
-ORDER, MASK, ACTION, REPLACEMENT, EXAMPLES = range(1, 6)
+ORDER, MASK, ACTION, REPLACEMENT, EXAMPLES, SPAN, SHARD = range(1, 8)
 
 
 def mix(*keys) -> np.ndarray:

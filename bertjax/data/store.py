@@ -4,21 +4,26 @@
   DIR/vocab.txt, tokenizer_config.json
   DIR/train/00000.input_ids.bin  ...  DIR/heldout/00000.input_ids.bin  ...
 
-A column is a fixed-shape array for each row; the store does not know what it means. A folder is
-written under a temporary name and renamed when it is whole.
+A column is a fixed-shape array for each row; the store does not know what it means. A folder grows
+as DIR.incomplete, shard by shard, by one process or many, and is renamed when it is whole.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import json
+import logging
 import os
-import platform
-import shutil
+import pathlib
 import zlib
+from collections.abc import Iterable
 
 import numpy as np
 from etils import epath
 
-VERSION = 1
+_log = logging.getLogger(__name__)
+
+VERSION = 2
 SPLITS = ('train', 'heldout')
 
 
@@ -27,89 +32,116 @@ class StoreError(ValueError):
 
 
 class Writer:
-  """Writes a prepared folder; use as a context manager.
+  """A folder in the making, DIR.incomplete, that a killed program finds again.
 
   Args:
-    directory: the final folder; must not exist yet, or hold a whole preparation.
+    directory: the final folder.
+    plan: all that decides the content (settings, source, tokenizer), for JSON; work that was begun
+      with another plan is refused.
     columns: {name: (dtype, shape of one row)}.
 
   Raises:
-    StoreError: if the folder holds something else, which `finish` would delete.
+    StoreError: if the final folder holds something, or DIR.incomplete was begun with another plan.
   """
 
-  def __init__(self, directory, columns: dict[str, tuple[str, tuple[int, ...]]]):
-    self.directory = epath.Path(directory)
-    manifest = self.directory / 'manifest.json'
-    if self.directory.exists() and any(self.directory.iterdir()) and not manifest.exists():
-      raise StoreError(f'{directory} exists and is no prepared folder; choose another.')
-    # A name of this process's own, so that two that prepare the same folder do not mix.
-    _refuse_remote(directory)
-    name = f'{self.directory.name}.incomplete-{platform.node()}-{os.getpid()}'
-    self._temporary = self.directory.parent / name
+  def __init__(self, directory, plan: dict, columns: dict[str, tuple[str, tuple[int, ...]]]):
+    refuse_remote(directory)
+    self.directory = pathlib.Path(directory)
+    if self.directory.exists() and any(self.directory.iterdir()):
+      raise StoreError(f'{directory} exists and is not empty; choose another folder.')
+    self.folder = self.directory.with_name(self.directory.name + '.incomplete')
     self._columns = {name: (np.dtype(d), tuple(shape)) for name, (d, shape) in columns.items()}
-    self._shards = {split: [] for split in SPLITS}
-
-  def __enter__(self):
-    for left in self.directory.parent.glob(f'{self.directory.name}.incomplete-*'):
-      host, _, pid = left.name.rpartition('.incomplete-')[2].rpartition('-')
-      if host == platform.node() and not _is_running(int(pid)):  # of a killed process
-        left.rmtree()
     for split in SPLITS:
-      (self._temporary / split).mkdir(parents=True)
-    return self
+      (self.folder / split).mkdir(parents=True, exist_ok=True)
+    path, plan = self.folder / 'plan.json', json.loads(json.dumps(plan))
+    before = json.loads(path.read_text()) if path.exists() else plan
+    differ = sorted(k for k in plan.keys() | before.keys() if plan.get(k) != before.get(k))
+    if differ:
+      raise StoreError(
+        f'{self.folder} was begun with other {", ".join(differ)}; remove it, or give the same.'
+      )
+    write_text(path, json.dumps(plan))
 
-  @property
-  def folder(self) -> epath.Path:
-    """Where files that belong beside the manifest (the vocabulary) are to be written."""
-    return self._temporary
+  def shard(self, split: str, number: int) -> dict | None:
+    """What the manifest will say of a shard, or None if it is not written yet."""
+    path = self.folder / split / f'{number:05d}.json'
+    return json.loads(path.read_text()) if path.exists() else None
 
-  def add_shard(self, split: str, batches) -> int:
-    """Writes one shard from an iterable of {column: array [n, ...]}; returns its rows."""
-    name = f'{len(self._shards[split]):05d}'
-    files = {c: (self._temporary / split / f'{name}.{c}.bin').open('wb') for c in self._columns}
+  def add_shard(self, split: str, number: int, batches: Iterable[dict], **facts) -> dict:
+    """Writes one shard from an iterable of {column: array [n, ...]}; returns its entry."""
+    name = f'{number:05d}'
     crc, rows = dict.fromkeys(self._columns, 0), 0
-    try:
+    with contextlib.ExitStack() as stack:
+      files = {
+        c: stack.enter_context((self.folder / split / f'{name}.{c}.bin').open('wb'))
+        for c in self._columns
+      }
       for batch in batches:
         for column, (dtype, shape) in self._columns.items():
           array = np.ascontiguousarray(batch[column], dtype)
           assert array.shape[1:] == shape, f'{column}: {array.shape[1:]} is not {shape}'
-          data = array.tobytes()
-          crc[column] = zlib.crc32(data, crc[column])
-          files[column].write(data)
+          crc[column] = zlib.crc32(array, crc[column])
+          files[column].write(array)
         rows += len(array)
-    finally:
-      for file in files.values():
-        file.close()
-    self._shards[split].append({'name': name, 'rows': rows, 'crc32': crc})
-    return rows
+    entry = {'name': name, 'rows': rows, 'crc32': crc, **facts}
+    write_text(self.folder / split / f'{name}.json', json.dumps(entry))
+    return entry
 
-  def finish(self, facts: dict) -> None:
-    """Writes the manifest (with `facts`: settings, counts, tokenizer) and renames the folder."""
+  def finish(self, shards: dict[str, int], **facts) -> bool:
+    """Writes the manifest (with `facts`: settings, counts, tokenizer) and renames the folder.
+
+    Args:
+      shards: how many shards each split has.
+      **facts: for the manifest.
+
+    Returns:
+      False, with nothing done, while shards of other processes are still missing.
+    """
+    entries = {s: [self.shard(s, number) for number in range(n)] for s, n in shards.items()}
+    if any(entry is None for split in entries.values() for entry in split):
+      return False
     columns = {name: [dtype.str, list(shape)] for name, (dtype, shape) in self._columns.items()}
-    manifest = {'version': VERSION, 'columns': columns, 'shards': self._shards, **facts}
-    (self._temporary / 'manifest.json').write_text(json.dumps(manifest, indent=1))
+    counts = dict(facts.pop('counts', {}))
+    for split, split_entries in entries.items():
+      for name in ('documents', 'tokens', 'rows'):
+        counts[f'{split}_{name}'] = sum(entry.get(name, 0) for entry in split_entries)
+    manifest = {'version': VERSION, 'columns': columns, 'shards': entries, 'counts': counts} | facts
+    write_text(self.folder / 'manifest.json', json.dumps(manifest, indent=1))
     if self.directory.exists():
-      self.directory.rmtree()
-    shutil.move(self._temporary, self.directory)
+      self.directory.rmdir()  # empty
+    self.folder.rename(self.directory)
+    leftover = [*self.directory.glob('lock-*'), *self.directory.glob('*/*.json')]
+    for path in (self.directory / 'plan.json', *leftover):
+      path.unlink(missing_ok=True)
+    for path in self.directory.glob('spill-*'):
+      path.rmdir()
+    return True
 
-  def __exit__(self, kind, *_):
-    if kind is not None and self._temporary.exists():
-      self._temporary.rmtree()
+
+@contextlib.contextmanager
+def lock(path):
+  """Holds an exclusive lock on a file; it falls when the process ends, however it ends."""
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with path.open('w') as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      _log.info('another process is preparing the same (%s); waiting for it.', path)
+      fcntl.flock(file, fcntl.LOCK_EX)
+    yield
 
 
-def _refuse_remote(directory) -> None:
+def write_text(path, text: str) -> None:
+  """Writes a small file under a temporary name, then renames it."""
+  temporary = path.with_name(path.name + '.tmp')
+  temporary.write_text(text)
+  temporary.replace(path)
+
+
+def refuse_remote(directory) -> None:
   if '://' in os.fspath(directory):
     raise StoreError(f'prepared rows are memory-mapped from a local disk, got {directory}; copy.')
-
-
-def _is_running(pid: int) -> bool:
-  try:
-    os.kill(pid, 0)
-  except ProcessLookupError:
-    return False
-  except PermissionError:
-    pass
-  return pid != os.getpid()
 
 
 def read_manifest(directory) -> dict:
@@ -151,7 +183,7 @@ class Rows:
   """
 
   def __init__(self, directory, split: str, *, verify: bool = True):
-    _refuse_remote(directory)
+    refuse_remote(directory)
     self.directory = epath.Path(directory)
     self.manifest = read_manifest(directory)
     shards = self.manifest['shards'][split]
