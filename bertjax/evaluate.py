@@ -48,6 +48,7 @@ def run(
     )
   if workdir:
     config = run_config(workdir)
+  config = pretrain.make_phases(config)[-1].config
   rows = rows or config.eval_rows
   if rows < 1:
     raise ValueError(f'--rows must be at least 1, got {rows}.')
@@ -121,9 +122,8 @@ def _check_rows(workdir, folder) -> None:
   """The rows must be those of the run: its text or its vocabulary may have changed since."""
   before = json.loads((epath.Path(workdir) / 'run.json').read_text())['identity']
   manifest = store.read_manifest(folder)
-  if (before['tokenizer'], before['rows']) != (
-    manifest['tokenizer'], store.manifest_hash(manifest),
-  ):  # fmt: skip
+  rows = before.get('long.rows', before['rows'])  # of the last phase
+  if (before['tokenizer'], rows) != (manifest['tokenizer'], store.manifest_hash(manifest)):
     raise ValueError(
       f'the text or the vocabulary of {workdir} has changed since its run; evaluate its model/ '
       'with --model and --config instead.'

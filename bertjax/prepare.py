@@ -94,7 +94,8 @@ class Settings:
       raise ValueError(f'data.passes must be at least 1, got {self.passes}.')
     if self.passes > 1 and self.kind not in examples.PAIR_KINDS:
       raise ValueError(
-        f'data.passes makes other pairs in each pass and {self.kind!r} has none; got {self.passes}.'
+        f'data.passes makes other pairs each time, {self.kind!r} has none; got {self.passes}, '
+        'pass --config.data.passes=1.'
       )
     if not 0 <= self.shards <= 99_999:
       raise ValueError(f'data.shards must be in 0..99999, got {self.shards}.')
@@ -125,10 +126,18 @@ def run(config, *, out: str, workers: int = -1, shard: str = '0/1') -> dict | No
   match = re.fullmatch(r'(\d+)/(\d+)', shard)
   if not match or int(match[1]) >= int(match[2]):
     raise ValueError(f'--shard must be i/n with i in 0..n-1, got {shard!r}.')
+  part = (int(match[1]), int(match[2]))
+  folder = out
+  if '://' in out:
+    if part[1] > 1:
+      raise ValueError(f'--shard needs an --out that all machines mount, got {out}.')
+    folder = cache_folder(config.data.cache_dir) / ('upload-' + re.sub(r'\W+', '-', out))
   manifest = prepare(
-    config.data.input, load_vocab(config), settings_of(config), out, workers=workers,
-    part=(int(match[1]), int(match[2])),
-  )  # fmt: skip
+    config.data.input, load_vocab(config), settings_of(config), folder, workers=workers, part=part
+  )
+  if folder != out:
+    store.copy(folder, out)
+    epath.Path(folder).rmtree()
   print(f'prepared {out}: {manifest["counts"]}' if manifest else f'{out}: part {shard} is done.')
   return manifest
 
@@ -401,6 +410,12 @@ def _build_shard(writer: store.Writer, settings: Settings, special, read, output
   writer.add_shard(split, number, columns, documents=len(corpus), tokens=len(corpus.tokens))
 
 
+def cache_folder(cache_dir: str = '') -> epath.Path:
+  """Where raw text is prepared and remote rows are copied."""
+  home = pathlib.Path.home() / '.cache' / 'bertjax'
+  return epath.Path(cache_dir or os.environ.get('BERTJAX_CACHE') or home)
+
+
 def list_source(source: str) -> list[tuple[str, int]]:
   """Name and bytes of everything that a source reads; (name, 0) for what is no file."""
   return [(name, size) for name, size, _ in _files(source)]
@@ -429,7 +444,7 @@ def _cores() -> int:
 def cached(config, cache_dir='') -> epath.Path:
   """The prepared folder for a config's raw text: found in the cache, or prepared into it.
 
-  The cache is `data.cache_dir`, `$BERTJAX_CACHE` or ~/.cache/bertjax. Its key covers the settings,
+  The cache is `data.cache_dir`, `$BERTJAX_CACHE` or ~/.cache/bertjax. The key covers the settings,
   the vocabulary, and the names, sizes and times of the files (of Python, if the text is its own).
   """
   tokenizer, settings = load_vocab(config), settings_of(config)
@@ -437,8 +452,7 @@ def cached(config, cache_dir='') -> epath.Path:
     store.VERSION, config.data.input, _files(config.data.input), dataclasses.asdict(settings),
     tokenizer.fingerprint,
   ])  # fmt: skip
-  cache = cache_dir or os.environ.get('BERTJAX_CACHE') or pathlib.Path.home() / '.cache' / 'bertjax'
-  folder = epath.Path(cache) / hashlib.sha256(key.encode()).hexdigest()[:16]
+  folder = cache_folder(cache_dir) / hashlib.sha256(key.encode()).hexdigest()[:16]
   if (folder / 'manifest.json').exists():
     _log.info('prepared rows: found in %s', folder)
   else:

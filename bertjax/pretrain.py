@@ -16,6 +16,7 @@ import json
 import logging
 import math
 import re
+from typing import NamedTuple
 
 import jax
 import ml_collections
@@ -102,6 +103,13 @@ def default_config(preset: str = 'base') -> ml_collections.ConfigDict:
       'unit': 'subword',  # what is chosen: 'subword', 'whole_word' or 'span' (n-grams of words)
       'max_span': 3,  # words in the longest span, shorter ones are likelier (1/n)
     }),
+    'long': c({  # longer rows for the end of the run; optimizer, step and schedule go on
+      'share': 0.0,  # of the steps; the paper's is 0.1
+      'length': 512,  # tokens a row
+      'max_predictions': 76,  # in place of masking.max_predictions
+      'batch_size': 256,  # in place of batch_size
+      'prepared': '',  # in place of data.prepared
+    }),
     'mesh': c({
       'data': -1,  # replicas; -1 takes the devices left over
       'fsdp': 1,  # replicas that split parameters and moments between them
@@ -119,7 +127,8 @@ def vary(config, arg: str, smoke: dict):
   """Applies the words after a recipe's colon, joined by commas, and returns the config.
 
   'no_nsp', 'ltr' (left-to-right and no NSP) and 'mask_80_20' etc. are the paper's ablations,
-  'size_6_768_12' (layers, width, heads) its Table 6, 'length_512' its second part on long rows;
+  'size_6_768_12' (layers, width, heads) its Table 6; 'two_lengths' takes rows of 512 tokens for the
+  last tenth of the steps, as the paper did, and 'length_512' makes such a part a run of its own;
   'smoke' makes a run of seconds with the changes given.
 
   Raises:
@@ -128,13 +137,16 @@ def vary(config, arg: str, smoke: dict):
   for word in filter(None, arg.split(',')):
     if word == 'smoke':
       config.update_from_flattened_dict(smoke)
+    elif word == 'two_lengths':
+      config.long.share = 0.1
     elif word == 'length_512':
       config.data.length, config.masking.max_predictions = 512, 76
       config.steps, config.warmup_steps, config.learning_rate = 100_000, 1_000, 1e-5
     elif word == 'no_nsp':
-      config.nsp = False
+      config.nsp, config.data.passes = False, 1
     elif word == 'ltr':
       config.nsp, config.objective, config.model.causal = False, 'next_token', True
+      config.data.passes = 1  # there are no pairs to draw again
     elif word in MLM_VARIANTS:
       config.masking.mask_share, config.masking.random_share = MLM_VARIANTS[word]
     elif size := re.fullmatch(r'size_(\d+)_(\d+)_(\d+)', word):
@@ -143,7 +155,15 @@ def vary(config, arg: str, smoke: dict):
         {'num_layers': layers, 'hidden_size': width, 'num_heads': num_heads, 'mlp_size': 4 * width}
       )
     else:
-      words = ('smoke', 'length_512', 'no_nsp', 'ltr', *MLM_VARIANTS, 'size_LAYERS_WIDTH_HEADS')
+      words = (
+        'smoke',
+        'two_lengths',
+        'length_512',
+        'no_nsp',
+        'ltr',
+        *MLM_VARIANTS,
+        'size_LAYERS_WIDTH_HEADS',
+      )
       raise ValueError(f'unknown word {word!r} after the recipe; known are {", ".join(words)}.')
   return config
 
@@ -151,9 +171,10 @@ def vary(config, arg: str, smoke: dict):
 # A smoke form of any recipe: the whole way in seconds.
 SMOKE = {
   'model.num_layers': 2, 'model.hidden_size': 32, 'model.num_heads': 2, 'model.mlp_size': 64,
-  'model.max_positions': 64, 'model.dtype': 'float32', 'data.length': 64, 'data.passes': 1,
+  'model.max_positions': 128, 'model.dtype': 'float32', 'data.length': 64, 'data.passes': 1,
   'masking.max_predictions': 10, 'batch_size': 8, 'accumulation': 1, 'steps': 20,
-  'warmup_steps': 5, 'log_every': 5, 'eval_every': 10, 'eval_rows': 64, 'save_every': 10,
+  'long.length': 128, 'long.batch_size': 8, 'warmup_steps': 5, 'log_every': 5, 'eval_every': 10,
+  'eval_rows': 64, 'save_every': 10,
 }  # fmt: skip
 
 
@@ -169,25 +190,25 @@ def run(config, *, workdir: str) -> dict[str, float]:
     raise ValueError('pretrain needs --workdir=DIR, the folder of the run.')
   workdir = epath.Path(workdir)
   mesh = mesh_lib.make_mesh(**config.mesh)
-  mesh_lib.check_batch_size(mesh, config.batch_size, config.accumulation)
+  phases = make_phases(config)
+  for phase in phases:
+    mesh_lib.check_batch_size(mesh, phase.config.batch_size, config.accumulation)
   transform = make_transform(config)
   schedule = optimizer.unit_schedule(config.schedule, config.steps, config.warmup_steps)
   loader = choose_loader(config.data.loader)
   check_intervals(config)
-  make_model(config, vocab_size=1)  # raises now what it would raise after a long preparation
-  Masking(**config.masking)
-  folder = prepared_folder(config)
-  tokenizer = Tokenizer.from_dir(folder)
+  for phase in phases:  # raises now what it would raise after a long preparation
+    make_model(phase.config, vocab_size=1)
+    Masking(**phase.config.masking)
+  folders = [prepared_folder(phase.config) for phase in phases]
+  tokenizer = Tokenizer.from_dir(folders[0])
   bert = make_model(config, tokenizer.vocab_size)
-  train = make_batches(config, folder, 'train', tokenizer, mesh)
-  heldout = make_batches(config, folder, 'heldout', tokenizer, mesh)
 
-  identity = run_identity(config, bert.config, folder)
+  identity = run_identity(config, bert.config, phases, folders)
   check_same_run(workdir, identity)
   workdir.mkdir(parents=True, exist_ok=True)
   checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints', keep=config.keep)
   state, shardings = start(config, bert, transform, mesh, checkpoints)
-  first = int(state.step)
   if jax.process_index() == 0:
     log.write_run(workdir / 'run.json', config.to_dict(), identity=identity)
 
@@ -200,24 +221,32 @@ def run(config, *, workdir: str) -> dict[str, float]:
   )  # fmt: skip
   eval_step = loop.make_eval_step(loss_fn, loss_weights, mesh=mesh)
 
-  def evaluate(params):
-    return evaluate_rows(eval_step, params, heldout, config.eval_rows, mesh, loader)
-
   def save(state, step, scores):
     meta = {'identity': identity, 'config': config.to_dict(), 'next_batch': step}
     checkpoints.save(step, state, meta, scores)
 
   run_log = log.RunLog(
-    workdir, steps=config.steps, start=first, active=jax.process_index() == 0,
-    tokens_per_step=config.batch_size * config.data.length,
-  )  # fmt: skip
-  stream = batches_lib.iterate(train.training, first, loader=loader)
+    workdir, steps=config.steps, start=int(state.step), active=jax.process_index() == 0
+  )
+  scores, stopped = {}, False
   try:
-    state, scores, stopped = loop.fit(
-      state, train_step, loop.to_device(stream, mesh, config.batch_size), steps=config.steps,
-      log=run_log, log_every=config.log_every, evaluate_fn=evaluate,
-      eval_every=config.eval_every, save=save, save_every=config.save_every,
-    )  # fmt: skip
+    for phase, folder in zip(phases, folders, strict=True):
+      train = make_batches(phase.config, folder, 'train', tokenizer, mesh)
+      heldout = make_batches(phase.config, folder, 'heldout', tokenizer, mesh)
+      evaluate = functools.partial(
+        evaluate_rows, eval_step, heldout=heldout, rows=config.eval_rows, mesh=mesh, loader=loader
+      )
+      first = max(int(state.step), phase.start)
+      if stopped or first >= phase.stop:
+        continue
+      run_log.tokens_per_step = phase.config.batch_size * phase.config.data.length
+      stream = batches_lib.iterate(train.training, first - phase.start, loader=loader)
+      state, scores, stopped = loop.fit(
+        state, train_step, loop.to_device(stream, mesh, phase.config.batch_size), steps=phase.stop,
+        log=run_log, log_every=config.log_every, evaluate_fn=evaluate,
+        eval_every=config.eval_every, save=save, save_every=config.save_every,
+      )  # fmt: skip
+      stream.close()
   finally:
     checkpoints.close()  # first: it waits for what is still being written
     run_log.close()
@@ -227,6 +256,33 @@ def run(config, *, workdir: str) -> dict[str, float]:
   scores = scores or evaluate(state.params)  # a run that had already ended
   finish(workdir, bert.config, state.params, tokenizer, scores)
   return scores
+
+
+class Phase(NamedTuple):
+  """Steps start..stop-1 of a run, on rows of one length; `config` is the run's as of then."""
+
+  start: int
+  stop: int
+  config: ml_collections.ConfigDict
+
+
+def make_phases(config) -> list[Phase]:
+  """One phase, or two where `long.share` gives the end of the run to longer rows."""
+  long = config.long
+  if not 0 <= long.share < 1:
+    raise ValueError(f'long.share must be at least 0 and below 1, got {long.share}.')
+  switch = config.steps - round(long.share * config.steps)
+  if switch == config.steps:
+    return [Phase(0, config.steps, config)]
+  if bool(config.data.prepared) != bool(long.prepared):
+    raise ValueError(
+      'a run of two lengths needs two prepared folders, or raw text: got data.prepared='
+      f'{config.data.prepared!r} and long.prepared={long.prepared!r}.'
+    )
+  later = ml_collections.ConfigDict(config.to_dict())
+  later.batch_size, later.masking.max_predictions = long.batch_size, long.max_predictions
+  later.data.update(length=long.length, prepared=long.prepared)
+  return [Phase(0, switch, config), Phase(switch, config.steps, later)]
 
 
 def finish(workdir, config, params, tokenizer, scores) -> None:
@@ -267,7 +323,7 @@ def prepared_folder(config) -> epath.Path:
         'and give every process --config.data.prepared=DIR.'
       )
     return prepare.cached(config, data.cache_dir)
-  folder = epath.Path(data.prepared)
+  folder = store.local(data.prepared, prepare.cache_folder(data.cache_dir))
   found = store.read_manifest(folder)['settings']
   wanted = prepare.settings_of(config)
   for name in ('kind', 'length'):
@@ -325,7 +381,7 @@ def make_batches(config, folder, split, tokenizer, mesh) -> batches_lib.Batches:
   return batches_lib.Batches(
     store.Rows(folder, split), config.batch_size, config.seed, Masking(**config.masking),
     vocab_size=tokenizer.vocab_size, special=tokenizer.special, objective=config.objective,
-    local=mesh_lib.local_rows(sharding, config.batch_size),
+    word_starts=tokenizer.word_starts, local=mesh_lib.local_rows(sharding, config.batch_size),
   )  # fmt: skip
 
 
@@ -385,9 +441,8 @@ _SAME = ('nsp', 'objective', 'seed', 'batch_size', 'accumulation', 'learning_rat
          'schedule', 'optimizer', 'masking')  # fmt: skip
 
 
-def run_identity(config, encoder_config, folder) -> dict:
+def run_identity(config, encoder_config, phases, folders) -> dict:
   """Flat {field: value} of all that may not change between a start and its resumption."""
-  manifest = store.read_manifest(folder)
   flat = {}
   for name in _SAME:
     value = config[name]
@@ -395,7 +450,18 @@ def run_identity(config, encoder_config, folder) -> dict:
     flat |= {f'{name}.{k}': v for k, v in value.items()} if nested else {name: value}
   model = dataclasses.asdict(encoder_config)
   flat |= {f'model.{k}': v for k, v in model.items() if k not in ('attention', 'remat', 'unroll')}
-  return flat | {'tokenizer': manifest['tokenizer'], 'rows': store.manifest_hash(manifest)}
+  manifests = [store.read_manifest(folder) for folder in folders]
+  flat |= {'tokenizer': manifests[0]['tokenizer'], 'rows': store.manifest_hash(manifests[0])}
+  if len(phases) == 1:
+    return flat
+  if manifests[1]['tokenizer'] != flat['tokenizer']:
+    raise ValueError(f'{folders[0]} and {folders[1]} were prepared with different tokenizers.')
+  long = {'start': phases[1].start, 'batch_size': config.long.batch_size}
+  long |= {
+    'max_predictions': config.long.max_predictions,
+    'rows': store.manifest_hash(manifests[1]),
+  }
+  return flat | {f'long.{name}': value for name, value in long.items()}
 
 
 def check_same_run(workdir, identity: dict) -> None:

@@ -233,7 +233,8 @@ def test_sigterm_saves_the_step_at_hand_and_restores_the_handler():
 
 def test_a_later_file_wins_where_a_resumed_run_repeats_steps(tmp_path):
   for value in (1.0, 2.0):
-    log = RunLog(tmp_path, steps=10, start=0, tokens_per_step=100)
+    log = RunLog(tmp_path, steps=10, start=0)
+    log.tokens_per_step = 100
     log.train(5, {'loss': value, 'a_loss': value}, 1.0, 5)
     log.close()
   (row,) = read_metrics(tmp_path)
@@ -241,7 +242,7 @@ def test_a_later_file_wins_where_a_resumed_run_repeats_steps(tmp_path):
 
 
 def test_a_half_written_line_of_a_killed_process_is_passed_over(tmp_path):
-  log = RunLog(tmp_path, steps=10, start=0, tokens_per_step=1)
+  log = RunLog(tmp_path, steps=10, start=0)
   log.train(1, {'loss': 3.0, 'a_loss': 3.0}, 1.0, 1)
   log.close()
   (path,) = (tmp_path / 'logs').glob('*.jsonl')

@@ -88,9 +88,9 @@ def build(
 
   Args:
     corpus: of one shard; random second sentences are drawn from its documents.
-    kind: 'nsp' (Google's pairs), 'sop' (ALBERT's), 'doc_sentences' or 'full_sentences' (RoBERTa's).
+    kind: 'nsp' (Google's pairs), 'sop' (ALBERT's), 'doc_sentences', 'full_sentences' (RoBERTa's).
     length: L, special tokens included.
-    short_probability: share of documents (of rows in 'full_sentences') with a random shorter length.
+    short_probability: share of documents ('full_sentences': of rows) cut to a random length.
     passes: Google's dupe_factor.
     seed: every document of every pass has a random stream of its own.
 

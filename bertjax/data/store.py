@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import pathlib
+import shutil
 import zlib
 from collections.abc import Iterable
 
@@ -142,6 +143,45 @@ def write_text(path, text: str) -> None:
 def refuse_remote(directory) -> None:
   if '://' in os.fspath(directory):
     raise StoreError(f'prepared rows are memory-mapped from a local disk, got {directory}; copy.')
+
+
+def local(directory, cache) -> epath.Path:
+  """A prepared folder as it is, or, of a remote one ('gs://...'), a checked copy in `cache`.
+
+  Raises:
+    StoreError: if the disk has no room for the copy.
+  """
+  source = epath.Path(directory)
+  if '://' not in os.fspath(directory):
+    return source
+  manifest = read_manifest(source)
+  target = epath.Path(cache) / f'copy-{manifest_hash(manifest)}'
+  with lock(f'{target}.lock'):
+    if not (target / 'manifest.json').exists():
+      size = sum(path.stat().length for path in source.glob('**/*') if path.is_file())
+      free = shutil.disk_usage(target.parent).free
+      if size > free:
+        raise StoreError(
+          f'{directory} has {size / 1e9:.2f} GB, {target.parent} has only '
+          f'{free / 1e9:.2f} GB left; name another data.cache_dir.'
+        )
+      copy(source, target)
+      for split in SPLITS:
+        Rows(target, split)  # checks every file
+  return target
+
+
+def copy(source, target) -> None:
+  """Copies a prepared folder to or from remote storage, the manifest last."""
+  source, target = epath.Path(source), epath.Path(target)
+  files = [path for path in source.glob('**/*') if path.is_file()]
+  size = sum(path.stat().length for path in files)
+  _log.info('copying %.2f GB of prepared rows from %s to %s', size / 1e9, source, target)
+  for path in (p for p in files if p.name != 'manifest.json'):
+    goal = target / path.relative_to(source)
+    goal.parent.mkdir(parents=True, exist_ok=True)
+    path.copy(goal, overwrite=True)
+  (source / 'manifest.json').copy(target / 'manifest.json', overwrite=True)
 
 
 def read_manifest(directory) -> dict:

@@ -121,6 +121,11 @@ class Tokenizer:
     return {name: getattr(self, f'{name}_id') for name in names}
 
   @property
+  def word_starts(self) -> np.ndarray:
+    """Which ids begin a word: bool [V]."""
+    return np.array([not piece.startswith('##') for piece in self.vocab])
+
+  @property
   def fingerprint(self) -> str:
     """A hash of everything that decides the ids."""
     content = json.dumps([self.vocab, self.lowercase, MAX_CHARS_PER_WORD])

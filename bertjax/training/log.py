@@ -25,13 +25,15 @@ class RunLog:
     workdir: the run's folder.
     steps: the last step, for the progress bar and the remaining time.
     start: the step the run starts from.
-    tokens_per_step: real and padding tokens of a global batch.
     active: False on all processes but the first.
+
+  Attributes:
+    tokens_per_step: real and padding tokens of a global batch; whoever trains sets it.
   """
 
-  def __init__(self, workdir, *, steps: int, start: int, tokens_per_step: int, active: bool = True):
+  def __init__(self, workdir, *, steps: int, start: int, active: bool = True):
     self._active = active
-    self._tokens = tokens_per_step
+    self.tokens_per_step = 0
     self._workdir = epath.Path(workdir)
     self._logger = logging.getLogger('bertjax')
     self._bar = None
@@ -55,7 +57,7 @@ class RunLog:
     """Logs means over the last `steps` steps, which took `seconds`."""
     if not self._active:
       return
-    per_second = self._tokens * steps / max(seconds, 1e-9)
+    per_second = self.tokens_per_step * steps / max(seconds, 1e-9)
     self._write('train', step, metrics | {'tokens_per_second': per_second})
     left = (self._steps - step) * seconds / steps
     text = f'step {step}/{self._steps}  {_brief(metrics)}  {per_second:,.0f} tok/s'

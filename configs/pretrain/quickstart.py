@@ -14,6 +14,7 @@ def get_config(arg=''):
   config = pretrain.default_config('tiny')
   config.nsp = False
   config.data.input, config.data.length, config.masking.max_predictions = 'embedded', 64, 10
+  config.data.short_probability = 0.0
   config.model.max_positions = 128
   config.model.initializer_range = 0.05
   config.model.hidden_dropout = config.model.attention_dropout = 0.0
