@@ -37,8 +37,8 @@ class FoldTable(NamedTuple):
   Attributes:
     pages: int32 [pages, 256], row numbers.
     page_of: int32 [0x1100], the page of each 256 code points.
-    rows, row_splits: int32 and int64, the replacements, one row after another, and where each starts. An
-      entry is SELF or a code point, plus its rank * RANK: rank 0 is an ordinary character,
+    rows, row_splits: int32 and int64, the replacements, one after another, and where each starts.
+      An entry is SELF or a code point, plus its rank * RANK: rank 0 is an ordinary character,
       1 a BREAK, and from 2 on a mark that is to be sorted within its run.
     cased: bounds of ranges [start, end), where a capital sigma can become final; else None.
     ignorable: the same, of the characters that this rule looks through.

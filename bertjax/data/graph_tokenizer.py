@@ -16,7 +16,7 @@ import tensorflow_text as tft
 
 from bertjax.data import folding
 from bertjax.data.sentencepiece import QUOTES
-from bertjax.data.tokenizer import MAX_CHARS_PER_WORD, Tokenizer
+from bertjax.data.tokenizer import MAX_CHARS_PER_WORD, SPECIAL_TOKENS, Tokenizer
 
 for _kind in ('GPU', 'TPU'):
   tf.config.set_visible_devices([], _kind)
@@ -87,7 +87,7 @@ def _wordpiece(tokenizer: Tokenizer):
   )
   markers = {}
   if tokenizer.rules == 'huggingface':  # as words are split at punctuation, '[MASK]' cannot come
-    markers = {tokenizer.vocab[i]: m for i, m in zip(tokenizer.special.values(), _MARKERS)}
+    markers = dict(zip(SPECIAL_TOKENS, _MARKERS, strict=True))
   unknown = markers.get('[UNK]', '[UNK]')
   wordpiece = tft.FastWordpieceTokenizer(
     [markers.get(piece, piece) for piece in tokenizer.vocab],
@@ -125,13 +125,11 @@ def _sentencepiece(tokenizer: Tokenizer):
     match = parts.values[:, None] == tf.constant(names)
     special = tf.reduce_any(match, 1)
     known = tf.gather(ids, tf.argmax(tf.boolean_mask(match, special), 1))
-    plain = tf.strings.regex_replace(
-      tf.boolean_mask(parts.values, ~special), '|'.join(QUOTES), '"'
-    )
+    plain = tf.strings.regex_replace(tf.boolean_mask(parts.values, ~special), '|'.join(QUOTES), '"')
     known = tf.RaggedTensor.from_uniform_row_length(known, 1)
-    return parts.with_values(
-      _merge(special, known, pieces.tokenize(fold(plain)))
-    ).merge_dims(-2, -1)
+    return parts.with_values(_merge(special, known, pieces.tokenize(fold(plain)))).merge_dims(
+      -2, -1
+    )
 
   return _ASCII_NO_BRACKET, quick, exact
 

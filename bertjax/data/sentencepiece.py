@@ -100,7 +100,7 @@ class SentencePiece:
     if missing:
       raise ValueError(
         f'{source} lacks the special pieces {missing}; ALBERT has {list(SPECIAL_PIECES)}: '
-        "train with `bertjax vocab --kind=sentencepiece`, which adds them."
+        'train with `bertjax vocab --kind=sentencepiece`, which adds them.'
       )
     self._ids = {piece: self.vocab.index(piece) for piece in SPECIAL_PIECES}
     self._split = re.compile('(' + '|'.join(map(re.escape, SPECIAL_PIECES)) + ')').split
@@ -140,8 +140,10 @@ class SentencePiece:
   def decode(self, ids):
     special = set(self._ids.values())
     groups = itertools.groupby(ids, lambda i: self.vocab[i] if i in special else '')
-    texts = ([token] * len(list(run)) if token else [self._processor.decode(list(run))]
-             for token, run in groups)
+    texts = (
+      [token] * len(list(run)) if token else [self._processor.decode(list(run))]
+      for token, run in groups
+    )
     return ' '.join(itertools.chain.from_iterable(texts))
 
   def save(self, directory) -> dict:

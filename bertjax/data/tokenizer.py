@@ -2,9 +2,10 @@
 
 WordPiece cleans the text, isolates CJK, strips accents and lowers (if `lowercase`), splits on white
 space and punctuation and takes the longest matching pieces. Two references disagree in details
-(Unicode versions, final sigma, the longest word), so `rules` names one: 'huggingface' is
-`BertTokenizerFast`, where special tokens written out in a text ('[MASK]') stay special; 'google' is
-tokenization.py of google-research/bert, where they do not. `graph_tokenizer` is the TensorFlow twin.
+(Unicode tables, final sigma, the longest word), so `rules` names one: 'huggingface' is
+`BertTokenizerFast`, where special tokens written out in a text ('[MASK]') stay special; 'google'
+is tokenization.py of google-research/bert, where they do not. `graph_tokenizer` is the TensorFlow
+twin.
 """
 
 import hashlib
@@ -19,7 +20,6 @@ from etils import epath
 from tokenizers import decoders, models, pre_tokenizers
 
 from bertjax.data import folding
-from bertjax.data.folding import word_splitter  # noqa: F401: the vocabulary's trainer takes it here
 from bertjax.data.sentencepiece import SentencePiece
 
 SPECIAL_TOKENS = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')
@@ -71,9 +71,7 @@ class Tokenizer:
     )
 
   @classmethod
-  def from_file(
-    cls, path, *, lowercase: bool = True, rules: str = 'huggingface'
-  ) -> 'Tokenizer':
+  def from_file(cls, path, *, lowercase: bool = True, rules: str = 'huggingface') -> 'Tokenizer':
     """Reads a `vocab.txt`, a piece a line, or a SentencePiece model, `*.model`.
 
     Raises:
@@ -216,6 +214,9 @@ class Tokenizer:
     return batch
 
 
+word_splitter = folding.word_splitter
+
+
 class _WordPiece:
   """WordPiece by Hugging Face's library, after its own rules or Google's."""
 
@@ -279,10 +280,10 @@ def _check_vocab(vocab: list[str], source: str) -> None:
     )
   if len(known) != len(vocab) or '' in known:
     seen = set()
-    line, token = next(
-      (i, t) for i, t in enumerate(vocab, 1) if not t or t in seen or seen.add(t)
+    line, token = next((i, t) for i, t in enumerate(vocab, 1) if not t or t in seen or seen.add(t))
+    raise ValueError(
+      f'{source}, line {line}: {"empty entry" if not token else f"{token!r} twice"}.'
     )
-    raise ValueError(f'{source}, line {line}: {"empty entry" if not token else f"{token!r} twice"}.')
 
 
 def _build(vocab: list[str], lowercase: bool, rules: str) -> tokenizers.Tokenizer:
@@ -294,6 +295,6 @@ def _build(vocab: list[str], lowercase: bool, rules: str) -> tokenizers.Tokenize
   if rules == 'google':
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
   else:
-    tokenizer.normalizer, tokenizer.pre_tokenizer = word_splitter(lowercase)
+    tokenizer.normalizer, tokenizer.pre_tokenizer = folding.word_splitter(lowercase)
     tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
   return tokenizer
