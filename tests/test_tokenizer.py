@@ -1,14 +1,14 @@
-"""`Tokenizer` against transformers on real text, its TensorFlow twin, and its own rules."""
+"""`Tokenizer`: rules, offsets, batches and files; `test_graph_tokenizer` holds it to references."""
 
+import functools
 import json
-import unicodedata
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from bertjax.data import tokenizer as tokenizer_lib
+from bertjax.data import folding
 from bertjax.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 WORDS = ['hello', 'world', '##s', 'a', '##a', '##b', ',', '!', "'", 'ubung', 'Hello', '字']
@@ -20,86 +20,18 @@ def tiny():
   return Tokenizer(TINY)
 
 
-def make_twin(tokenizer):
-  from bertjax.data import graph_tokenizer
-
-  return graph_tokenizer.make_encoder(tokenizer)
-
-
 @pytest.fixture(scope='module')
 def real_lines(data_dir) -> list[str]:
-  """Lines of every book, WikiText-2, SQuAD's contexts and GLUE's sentences, about 2 MB."""
-  lines = (data_dir / 'wikitext-2' / 'valid.txt').read_text(encoding='utf-8').splitlines()
+  """Lines of WikiText-2, SQuAD and every book, many of them not ASCII."""
+  lines = (data_dir / 'wikitext-2' / 'valid.txt').read_text(encoding='utf-8').splitlines()[::10]
   for path in sorted((data_dir / 'books').iterdir()):
     book = path.read_text(encoding='utf-8').splitlines()
-    lines += book[:50] + [line for line in book if not line.isascii()][:10]
-  for path in sorted((data_dir / 'squad').glob('dev*.json')):
+    lines += book[:9] + [line for line in book if not line.isascii()][:10]
+  for path in sorted((data_dir / 'squad').glob('dev-v1*.json')):
     for article in json.loads(path.read_text(encoding='utf-8'))['data']:
-      lines += [paragraph['context'] for paragraph in article['paragraphs']]
-  for path in sorted((data_dir / 'glue').glob('*/dev.tsv')):
-    lines += [field for line in path.open(encoding='utf-8') for field in line.split('\t')[-3:]]
-  assert len(lines) > 15_000
+      lines += [paragraph['context'] for paragraph in article['paragraphs'][::3]]
+  assert len(lines) > 2_000
   return lines
-
-
-@pytest.mark.data
-@pytest.mark.parametrize('name', ['uncased', 'cased', 'multilingual-cased'])
-def test_ids_equal_transformers_and_the_graph_twin_s_on_real_text(data_dir, real_lines, name):
-  transformers = pytest.importorskip('transformers')
-  path, lowercase = str(data_dir / 'vocab' / f'bert-base-{name}-vocab.txt'), name == 'uncased'
-  tokenizer = Tokenizer.from_file(path, lowercase=lowercase)
-  ids = tokenizer.encode(real_lines)
-  reference = transformers.BertTokenizerFast(vocab=path, do_lower_case=lowercase)
-  assert reference.vocab_size == tokenizer.vocab_size > 20_000
-  assert reference(real_lines, add_special_tokens=False).input_ids == ids
-  twin = make_twin(tokenizer)(real_lines)
-  assert [line for line, a, b in zip(real_lines, ids, twin, strict=True) if a != b] == []
-
-
-@pytest.mark.parametrize('lowercase', [True, False])
-def test_graph_twin_treats_every_character_of_unicode_3_2_alike(lowercase):
-  import tensorflow as tf
-
-  from bertjax.data import graph_tokenizer
-
-  twin = graph_tokenizer.GraphTokenizer(Tokenizer(TINY, lowercase=lowercase))
-  normalizer, splitter = tokenizer_lib.word_splitter(lowercase)
-  moved = '\u166d\u1734\u1885\u1886'  # of another category in a later Unicode
-  category = unicodedata.ucd_3_2_0.category
-  letters = [c for c in map(chr, range(0x110000)) if category(c) not in ('Cn', 'Cs', 'Co')]
-  texts = [f'a{letter}b' for letter in letters if letter not in moved]
-  assert len(texts) > 90_000
-  split = tf.strings.split(twin.normalize(tf.constant([text.encode() for text in texts])))
-  for text, words in zip(texts, split.to_list(), strict=True):
-    wanted = splitter.pre_tokenize_str(normalizer.normalize_str(text))
-    assert [word.decode() for word in words] == [word for word, _ in wanted], text.encode()
-
-
-LETTERS = (
-  'aBe1 .,-[]#\t\n\0\x0b\x85\u2028\u3000\u00ad\u200d\ufeff\ufffd\u0301ΣσςİıßﬁǅÉ…½™漢字한Я\U0002b820'
-)
-
-
-@pytest.fixture(scope='module')
-def twins():
-  letters = {c for c in LETTERS + LETTERS.lower() if c.isprintable() and c not in ' ,'}
-  entries = dict.fromkeys([*TINY, *sorted(letters), *('##' + c for c in sorted(letters))])
-  tokenizers = [Tokenizer(entries, lowercase=lowercase) for lowercase in (True, False)]
-  return [(tokenizer.encode, make_twin(tokenizer)) for tokenizer in tokenizers]
-
-
-@given(st.lists(st.sampled_from([*LETTERS, *SPECIAL_TOKENS, '[mask]', 'the', 'x' * 60])))
-@settings(deadline=None, max_examples=150)
-def test_graph_twin_gives_the_same_ids_on_any_mixture(twins, parts):
-  for encode, twin in twins:
-    assert twin([''.join(parts), '']) == encode([''.join(parts), ''])
-
-
-@pytest.mark.parametrize('letter', ['x', 'é', '\U0001f600'])
-def test_a_word_of_101_characters_is_unknown_and_one_of_100_is_not(letter):
-  tokenizer = Tokenizer([*TINY, letter, f'##{letter}'], lowercase=False)
-  for encode in (tokenizer.encode, make_twin(tokenizer)):
-    assert encode([letter * 101, letter * 100]) == [[1], [len(TINY)] + [len(TINY) + 1] * 99]
 
 
 @pytest.mark.parametrize(
@@ -125,12 +57,59 @@ def test_offsets_point_into_the_original_text(tiny):
 
 
 @pytest.mark.data
-def test_offsets_spell_the_pieces_on_real_text(data_dir, real_lines):
-  path = data_dir / 'vocab' / 'bert-base-cased-vocab.txt'
-  tokenizer, lines = Tokenizer.from_file(path, lowercase=False), real_lines[::10]
-  for line, ids, offsets in zip(lines, *tokenizer.encode_offsets(lines), strict=True):
-    for token, (start, end) in zip(ids, offsets, strict=True):
-      assert tokenizer.vocab[token] in ('[UNK]', line[start:end], '##' + line[start:end])
+@pytest.mark.parametrize('rules', folding.RULES)
+@pytest.mark.parametrize('name', ['uncased', 'cased'])
+def test_offsets_spell_the_pieces_on_real_text(data_dir, real_lines, name, rules):
+  path = data_dir / 'vocab' / f'bert-base-{name}-vocab.txt'
+  tokenizer = Tokenizer.from_file(path, lowercase=name == 'uncased', rules=rules)
+  check_offsets(tokenizer, real_lines)
+
+
+@pytest.mark.parametrize('rules', folding.RULES)
+@pytest.mark.parametrize('lowercase', [True, False])
+@given(st.text(st.sampled_from('aBé İßﬁ\u0301\u00ad\u200d\u302e\U0001d165字한,\n\0x\ud800')))
+@settings(deadline=None, max_examples=200)
+def test_offsets_spell_the_pieces_of_any_mixture(rules, lowercase, text):
+  # Hugging Face's library tells wrong places where marks change theirs; ours does not.
+  assume(rules == 'google' or not {'\u302e', '\U0001d165'} & set(text))
+  # A letter can become several ('한' three, in NFD): their pieces share its span.
+  check_offsets(letter_tokenizer(rules, lowercase), [text], lambda piece, found: piece in found)
+
+
+@functools.cache
+def letter_tokenizer(rules, lowercase):
+  letters = 'aBbéeİißsﬁxS\u302e\U0001d165字한\u1112\u1161\u11ab,'
+  vocab = [*SPECIAL_TOKENS, *letters, *('##' + c for c in letters)]
+  return Tokenizer(vocab, lowercase=lowercase, rules=rules)
+
+
+def check_offsets(tokenizer, texts, spells=lambda piece, found: piece == found):
+  """Every piece is the folded slice of the text that its offsets tell."""
+  fold, split = folding.make_steps(tokenizer.rules, tokenizer.lowercase)
+  ids, offsets = tokenizer.encode_offsets(texts)
+  assert ids == tokenizer.encode(texts)
+  for text, row, spans in zip(tokenizer.replace_surrogates(texts), ids, offsets, strict=True):
+    for token, (start, end) in zip(row, spans, strict=True):
+      piece = tokenizer.vocab[token].removeprefix('##')
+      found = split(fold(text[start:end])).strip()
+      assert piece == '[UNK]' or spells(piece, found), (ascii(text), start, end)
+
+
+def test_lone_surrogates_are_dropped_and_counted(tiny):
+  texts = ['hel\ud800lo', 'a\udfff \udfff', 'a']
+  assert tiny.encode(texts) == [[5], [8], [8]]
+  assert tiny.surrogates == 3
+  assert tiny.encode_offsets(texts[:1])[1] == [[(0, 6)]]
+
+
+def test_rules_differ_in_special_tokens_and_in_the_final_sigma():
+  vocab = [*TINY, '[', ']', 'mask', 'οδος', 'οδοσ']
+  huggingface, google = (Tokenizer(vocab, rules=rules) for rules in folding.RULES)
+  assert huggingface.encode(['[MASK] ΟΔΟΣ']) == [[4, len(TINY) + 4]]
+  assert google.encode(['[MASK] ΟΔΟΣ']) == [[len(TINY) + i for i in (0, 2, 1, 3)]]
+  assert huggingface.fingerprint != google.fingerprint
+  with pytest.raises(ValueError, match=r"rules must be 'huggingface' or.* got 'hf'"):
+    Tokenizer(vocab, rules='hf')
 
 
 def test_decode_joins_pieces_and_keeps_special_tokens(tiny):
@@ -176,12 +155,13 @@ def test_windows_line_ends_are_no_part_of_a_piece(tmp_path):
   assert Tokenizer.from_file(tmp_path / 'vocab.txt').vocab == TINY
 
 
+@pytest.mark.parametrize('rules', folding.RULES)
 @pytest.mark.parametrize('lowercase', [True, False])
-def test_save_and_from_dir_keep_the_vocabulary_and_the_case(tmp_path, lowercase):
-  saved = Tokenizer(TINY, lowercase=lowercase)
+def test_save_and_from_dir_keep_vocabulary_case_and_rules(tmp_path, lowercase, rules):
+  saved = Tokenizer(TINY, lowercase=lowercase, rules=rules)
   saved.save(tmp_path)
   loaded = Tokenizer.from_dir(tmp_path)
-  assert (loaded.vocab, loaded.lowercase) == (TINY, lowercase)
+  assert (loaded.vocab, loaded.lowercase, loaded.rules) == (TINY, lowercase, rules)
   assert loaded.fingerprint == saved.fingerprint != Tokenizer(TINY[:-1]).fingerprint
   assert loaded.fingerprint != Tokenizer(TINY, lowercase=not lowercase).fingerprint
 
