@@ -18,7 +18,7 @@ from bertjax.data import sources
 from bertjax.data.tokenizer import Tokenizer
 
 # Lengths in tokens up to which sentences and documents are counted; the last bucket is open.
-EDGES = (16, 32, 64, 128, 256, 512)
+EDGES = (16, 64, 128, 512, 2048, 8192)
 
 _UNIT = 2**23  # characters
 _MEMO = 2**20  # chunks whose token counts a process remembers
