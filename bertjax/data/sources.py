@@ -1,8 +1,8 @@
 """Documents from files, folders, globs, JSONL, TensorFlow Datasets, or the running Python itself.
 
-A source is a string: a path (file, folder or glob; `.gz` is decompressed), `tfds:NAME`, or
-`embedded`; several are joined by commas. The format says how a file falls into documents and
-sentences and is named, never guessed:
+A source is a string: a path (file, folder or glob; `.gz` is decompressed), `embedded`, or
+`tfds:NAME[:VERSION][:SPLIT]` (`tfds:c4/en:train`); several are joined by commas. The format says
+how a file falls into documents and sentences and is named, never guessed:
 
   prose      one file a document, blank lines between paragraphs; sentences are split by rule
   google     a sentence a line, a blank line between documents (create_pretraining_data.py)
@@ -263,13 +263,13 @@ def _jsonl(lines: Iterable[str], text_key: str, path, report: Report) -> Iterato
 
 
 def _tfds(name: str, text_key: str, report: Report) -> Iterator[str]:
-  """Documents of `tfds:NAME[:SPLIT]`, or of a folder that TFDS wrote (`tfds:/path:SPLIT`)."""
+  """Documents of `NAME[:VERSION][:SPLIT]`, or of a folder that TFDS wrote, `/path[:SPLIT]`."""
   import tensorflow as tf
   import tensorflow_datasets as tfds
 
   for kind in ('GPU', 'TPU'):  # TensorFlow only reads; it must not take the accelerators' memory
     tf.config.set_visible_devices([], kind)
-  name, _, split = name.partition(':')
+  name, split = re.fullmatch(r'((?:\w+://)?[^:]*(?::\d[\d.]*)?)(?::(.*))?', name).groups()
   split = split or 'train'
   try:
     if epath.Path(name).is_dir():
