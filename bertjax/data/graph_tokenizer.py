@@ -1,73 +1,60 @@
-"""`GraphTokenizer`: the tf.data twin of `Tokenizer`, made of TensorFlow graph operations.
+"""`GraphTokenizer`: the tf.data twin of `Tokenizer`, made of TensorFlow graph operations alone.
 
-`tensorflow_text.FastBertTokenizer` folds compatibility forms ('…' to '. . .', 'ß' to 'ss') and is
-therefore another tokenizer. Here Google's rules are spelled out: NFD, strip accents, lower, drop
-control characters, isolate punctuation and CJK, split on white space, then its exact and fast
-longest-match `FastWordpieceTokenizer`. Tests hold it to `Tokenizer` on real text.
+`tensorflow_text.FastBertTokenizer` folds compatibility forms ('…' to '. . .', 'ß' to 'ss') and
+counts a word's length in bytes, so it is another tokenizer, except on printable ASCII: such texts
+take this fast path. All others are folded code point by code point with the tables of `folding`,
+and then cut by `FastWordpieceTokenizer`, whose longest match is exact.
 """
 
 import itertools
+import re
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import tensorflow as tf
 import tensorflow_text as tft
 
-from bertjax.data.tokenizer import MAX_CHARS_PER_WORD, SPECIAL_TOKENS, Tokenizer
+from bertjax.data import folding
+from bertjax.data.sentencepiece import QUOTES
+from bertjax.data.tokenizer import MAX_CHARS_PER_WORD, Tokenizer
 
 for _kind in ('GPU', 'TPU'):
   tf.config.set_visible_devices([], _kind)
 
-# The blocks of Google's _is_chinese_char, but for U+2B820..2B91F, which Hugging Face leaves out.
-_CJK = (
-  r'\x{4E00}-\x{9FFF}\x{3400}-\x{4DBF}\x{20000}-\x{2A6DF}\x{2A700}-\x{2B73F}\x{2B740}-\x{2B81F}'
-  r'\x{2B920}-\x{2CEAF}\x{F900}-\x{FAFF}\x{2F800}-\x{2FA1F}'
-)
-_PUNCTUATION = r'!-/:-@\[-`{-~\p{P}'
-_CONTROL = r'[\x{0}\x{FFFD}\p{Cc}\p{Cf}\p{Co}]'
+_ASCII = r'[\t\n\r -~]*'
+# The same without what might be a special token: '[' may stand before other letters only.
+_ASCII_PLAIN = r'(?:[\t\n\r -Z\\-~]|\[[\t\n\r -BD-LNOQRTV-Z\\-~])*\[?'
+_ASCII_NO_BRACKET = r'[\t\n\r -;=-Z\\-~]*'
+_MARKERS = [chr(folding.MARKERS + i) for i in range(folding.MARKER_COUNT)]
+_CUT = chr(folding.MARKERS + folding.MARKER_COUNT)
 
 
 class GraphTokenizer:
   """Maps strings to ids within a TensorFlow graph.
 
   Args:
-    tokenizer: whose vocabulary and case to take.
+    tokenizer: whose vocabulary, case and rules to take.
   """
 
   def __init__(self, tokenizer: Tokenizer):
-    self._lowercase = tokenizer.lowercase
-    self._wordpiece = tft.FastWordpieceTokenizer(
-      tokenizer.vocab,
-      suffix_indicator='##',
-      unknown_token='[UNK]',
-      max_bytes_per_word=4 * MAX_CHARS_PER_WORD,
-      token_out_type=tf.int32,
-      no_pretokenization=True,
-    )
+    make = _sentencepiece if tokenizer.kind == 'sentencepiece' else _wordpiece
+    self._pattern, self._quick, self._exact = make(tokenizer)
 
   def __call__(self, strings: tf.Tensor) -> tf.RaggedTensor:
-    """Maps UTF-8 strings [B] to a RaggedTensor of int32 ids [B, tokens]."""
-    words = tf.strings.split(self.normalize(strings))
-    # Too long in characters, though not in bytes.
-    words = tf.strings.regex_replace(words, rf'^.{{{MAX_CHARS_PER_WORD + 1},}}$', '[UNK]')
-    return self._wordpiece.tokenize(words).merge_dims(-2, -1)
+    """Maps UTF-8 strings [B] to a RaggedTensor of int32 ids [B, tokens].
 
-  def normalize(self, strings: tf.Tensor) -> tf.Tensor:
-    """Cleans, folds and puts spaces around punctuation and CJK, so that words can be split."""
-    x = tf.strings.regex_replace(strings, r'[\t\n\r]|\p{Z}', ' ')
-    x = tf.strings.regex_replace(x, _CONTROL, '')
-    if self._lowercase:
-      x = tft.normalize_utf8(x, 'NFD')
-      x = tf.strings.regex_replace(x, r'\p{Mn}', '')
-      # Hugging Face lowers letter by letter; TensorFlow would write a final sigma.
-      x = tf.strings.lower(tf.strings.regex_replace(x, 'Σ', 'σ'), encoding='utf-8')
-    return tf.strings.regex_replace(x, rf'([{_PUNCTUATION}{_CJK}])', r' \1 ')
+    Bytes that are no UTF-8 count as U+FFFD.
+    """
+    easy = tf.strings.regex_full_match(strings, self._pattern)
+    return _merge(
+      easy,
+      self._quick(tf.boolean_mask(strings, easy)),
+      self._exact(tf.boolean_mask(strings, ~easy)),
+    )
 
 
 def make_encoder(tokenizer: Tokenizer) -> Callable[[Sequence[str]], list[list[int]]]:
-  """Returns `encode(texts)`, `Tokenizer.encode` by the graph, compiled once.
-
-  A text that spells a special token ('[MASK]') goes to `Tokenizer`, which keeps the token whole.
-  """
+  """Returns `encode(texts)`, `Tokenizer.encode` by the graph, compiled once."""
   graph = GraphTokenizer(tokenizer)
 
   @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
@@ -76,12 +63,139 @@ def make_encoder(tokenizer: Tokenizer) -> Callable[[Sequence[str]], list[list[in
     return ragged.values, ragged.row_splits
 
   def encode(texts):
-    values, splits = run(tf.constant([t.encode('utf-8', 'replace') for t in texts], tf.string))
-    values, splits = values.numpy().tolist(), splits.numpy().tolist()
-    ids = [values[a:b] for a, b in itertools.pairwise(splits)]
-    for i, text in enumerate(texts):
-      if '[' in text and any(token in text for token in SPECIAL_TOKENS):
-        ids[i] = tokenizer.encode([text])[0]
-    return ids
+    texts = [text.encode() for text in tokenizer.replace_surrogates(texts)]
+    values, splits = (x.numpy().tolist() for x in run(tf.constant(texts, tf.string)))
+    return [values[a:b] for a, b in itertools.pairwise(splits)]
 
   return encode
+
+
+def _merge(mask: tf.Tensor, true: tf.RaggedTensor, false: tf.RaggedTensor) -> tf.RaggedTensor:
+  """Puts the rows of two ragged tensors back into the order of `mask`."""
+  order = tf.concat([tf.where(mask)[:, 0], tf.where(~mask)[:, 0]], 0)
+  return tf.gather(tf.concat([true, false], 0), tf.math.invert_permutation(order))
+
+
+def _wordpiece(tokenizer: Tokenizer):
+  """Returns the pattern of the easy texts, their tokenizer and that of the others."""
+  longest = MAX_CHARS_PER_WORD[tokenizer.rules]
+  ascii_only = tft.FastBertTokenizer(
+    tokenizer.vocab,
+    max_bytes_per_word=longest,
+    token_out_type=tf.int32,
+    lower_case_nfd_strip_accents=tokenizer.lowercase,
+  )
+  markers = {}
+  if tokenizer.rules == 'huggingface':  # as words are split at punctuation, '[MASK]' cannot come
+    markers = {tokenizer.vocab[i]: m for i, m in zip(tokenizer.special.values(), _MARKERS)}
+  unknown = markers.get('[UNK]', '[UNK]')
+  wordpiece = tft.FastWordpieceTokenizer(
+    [markers.get(piece, piece) for piece in tokenizer.vocab],
+    suffix_indicator='##',
+    unknown_token=unknown,
+    max_bytes_per_word=4 * longest,
+    token_out_type=tf.int32,
+    no_pretokenization=True,
+  )
+  fold = _make_fold(tokenizer.rules, tokenizer.lowercase)
+
+  def exact(strings):
+    words = tf.strings.split(fold(_mark(strings, markers) if markers else strings))
+    too_long = tf.strings.length(words.values, 'UTF8_CHAR') > longest
+    words = words.with_values(tf.where(too_long, unknown, words.values))
+    return wordpiece.tokenize(words).merge_dims(-2, -1)
+
+  return (_ASCII_PLAIN if markers else _ASCII), ascii_only.tokenize, exact
+
+
+def _sentencepiece(tokenizer: Tokenizer):
+  """As `_wordpiece`; here a text is cut at special tokens, and the rest goes to the model."""
+  pieces = tft.SentencepieceTokenizer(tokenizer.model, out_type=tf.int32)
+  fold = _make_fold('albert', tokenizer.lowercase)
+  ids = list(tokenizer.special.values())
+  names = [tokenizer.vocab[i] for i in ids]
+
+  def quick(strings):
+    strings = tf.strings.regex_replace(strings, '|'.join(QUOTES), '"')
+    return pieces.tokenize(tf.strings.lower(strings) if tokenizer.lowercase else strings)
+
+  def exact(strings):
+    strings = _mark(strings, {name: _CUT + name + _CUT for name in names})
+    parts = tf.strings.split(strings, _CUT)
+    match = parts.values[:, None] == tf.constant(names)
+    special = tf.reduce_any(match, 1)
+    known = tf.gather(ids, tf.argmax(tf.boolean_mask(match, special), 1))
+    plain = tf.strings.regex_replace(
+      tf.boolean_mask(parts.values, ~special), '|'.join(QUOTES), '"'
+    )
+    known = tf.RaggedTensor.from_uniform_row_length(known, 1)
+    return parts.with_values(
+      _merge(special, known, pieces.tokenize(fold(plain)))
+    ).merge_dims(-2, -1)
+
+  return _ASCII_NO_BRACKET, quick, exact
+
+
+def _mark(strings: tf.Tensor, replacements: dict[str, str]) -> tf.Tensor:
+  """Replaces special tokens; private characters of the text cannot pass for their markers."""
+  strings = tf.strings.regex_replace(strings, f'[{_MARKERS[0]}-{_CUT}]', '\ue000')
+  for name, replacement in replacements.items():
+    strings = tf.strings.regex_replace(strings, re.escape(name), replacement)
+  return strings
+
+
+def _make_fold(rules: str, lowercase: bool) -> Callable[[tf.Tensor], tf.Tensor]:
+  """Returns the function that folds strings [B] as `folding` says."""
+  table = folding.fold_table(rules, lowercase)
+  has_marks = table.rows.max() >= folding.RANK
+
+  def fold(strings):
+    codes = tf.strings.unicode_decode(strings, 'UTF-8')
+    if table.cased is not None:
+      codes = tf.cond(
+        tf.reduce_any(codes.values == ord('Σ')), lambda: _final_sigma(codes, table), lambda: codes
+      )
+    rows = tf.RaggedTensor.from_row_splits(table.rows, table.row_splits)
+    at = tf.gather(table.page_of * 256, codes.values // 256) + codes.values % 256
+    rows = tf.gather(rows, tf.gather(table.pages.ravel(), at))
+    values = tf.where(
+      rows.values == folding.SELF, tf.gather(codes.values, rows.value_rowids()), rows.values
+    )
+    splits = tf.gather(rows.row_splits, codes.row_splits)
+    folded = tf.RaggedTensor.from_row_splits(values, splits, validate=False)
+    if has_marks:
+      folded = tf.cond(
+        tf.reduce_any(values >= folding.RANK), lambda: _sort_marks(folded), lambda: folded
+      )
+    return tf.strings.unicode_encode(folded, 'UTF-8')
+
+  return fold
+
+
+def _sort_marks(folded: tf.RaggedTensor) -> tf.RaggedTensor:
+  """Sorts the marks of each run by rank, then drops ranks and breaks: the canonical order."""
+  rank = folded.values // folding.RANK
+  starts = tf.cumsum(tf.cast(rank <= folding.BREAK, tf.int64)) + folded.value_rowids()
+  order = tf.argsort(starts * 1024 + tf.cast(rank, tf.int64), stable=True)
+  values = folded.with_values(tf.gather(folded.values, order))
+  values = tf.ragged.boolean_mask(
+    values, values.with_values(values.values // folding.RANK != folding.BREAK)
+  )
+  return values.with_values(values.values % folding.RANK)
+
+
+def _final_sigma(codes: tf.RaggedTensor, table: folding.FoldTable) -> tf.RaggedTensor:
+  """Replaces capital sigmas at the end of words, as Python's `str.lower` does."""
+  where = tf.where(~_within(codes.values, table.ignorable))[:, 0]
+  near, row = tf.gather(codes.values, where), tf.gather(codes.value_rowids(), where)
+  cased, same_row = _within(near, table.cased), row[1:] == row[:-1]
+  before = tf.concat([[False], cased[:-1] & same_row], 0)
+  after = tf.concat([cased[1:] & same_row, [False]], 0)
+  final = tf.boolean_mask(where, (near == ord('Σ')) & before & ~after)
+  sigmas = tf.fill(tf.shape(final), ord('ς'))
+  return codes.with_values(tf.tensor_scatter_nd_update(codes.values, final[:, None], sigmas))
+
+
+def _within(codes: tf.Tensor, bounds: np.ndarray) -> tf.Tensor:
+  """Tells which code points lie in the ranges [bounds[0], bounds[1]), [bounds[2], ...)."""
+  return tf.searchsorted(bounds, codes, side='right') % 2 == 1

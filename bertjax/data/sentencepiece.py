@@ -1,13 +1,26 @@
-"""SentencePiece as ALBERT uses it: training unigram models, and the engine behind `Tokenizer`."""
+"""SentencePiece as ALBERT uses it: training unigram models, and the engine behind `Tokenizer`.
 
+Before the model's own normalisation ALBERT turns `` and '' into " and, if uncased, drops accents
+and lowers; letter by letter and by the tables of the `tokenizers` library, as Hugging Face does.
+"""
+
+import functools
+import hashlib
 import io
+import itertools
 import re
+import textwrap
 from collections.abc import Iterable, Iterator
 
 import sentencepiece
+import tokenizers
+from tokenizers import models, normalizers, pre_tokenizers
+
+from bertjax.data import folding
 
 SPECIAL_PIECES = ('<pad>', '<unk>', '[CLS]', '[SEP]', '[MASK]')  # ALBERT's names and places
-_MAX_BYTES = 4192  # SentencePiece's trainer leaves longer lines out
+QUOTES = ('``', "''")  # both become "
+_MAX_LINE = 1000  # characters; SentencePiece's trainer leaves lines of over 4,192 bytes out
 
 
 def train_sentencepiece(
@@ -61,6 +74,119 @@ def train_sentencepiece(
 
 
 def _lines(texts: Iterable[str], lowercase: bool) -> Iterator[str]:
+  fold = _folder(lowercase)
   for text in texts:
     for line in text.splitlines():
-      yield line.lower() if lowercase else line
+      yield from textwrap.wrap(fold(line), _MAX_LINE)
+
+
+class SentencePiece:
+  """A model file as `Tokenizer` needs it; special tokens in the text stay whole.
+
+  Raises:
+    ValueError: if the content is no model or lacks ALBERT's special pieces.
+  """
+
+  kind, special = 'sentencepiece', SPECIAL_PIECES
+
+  def __init__(self, model: bytes, lowercase: bool, source: str):
+    self.model, self._lowercase = model, lowercase
+    try:
+      self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    except RuntimeError as error:
+      raise ValueError(f'{source} is no SentencePiece model.') from error
+    self.vocab = self._processor.id_to_piece(list(range(self._processor.get_piece_size())))
+    missing = sorted(set(SPECIAL_PIECES) - set(self.vocab))
+    if missing:
+      raise ValueError(
+        f'{source} lacks the special pieces {missing}; ALBERT has {list(SPECIAL_PIECES)}: '
+        "train with `bertjax vocab --kind=sentencepiece`, which adds them."
+      )
+    self._ids = {piece: self.vocab.index(piece) for piece in SPECIAL_PIECES}
+    self._split = re.compile('(' + '|'.join(map(re.escape, SPECIAL_PIECES)) + ')').split
+    self._fold = _folder(lowercase)
+
+  @property
+  def identity(self) -> list:
+    """Everything that decides the ids."""
+    return ['sentencepiece', hashlib.sha256(self.model).hexdigest(), self._lowercase]
+
+  def encode(self, texts):
+    parts = [self._split(text) for text in texts]
+    plain = iter(self._processor.encode([self._fold(p) for row in parts for p in row[::2]]))
+    return [
+      [i for p, part in enumerate(row) for i in ([self._ids[part]] if p % 2 else next(plain))]
+      for row in parts
+    ]
+
+  def encode_offsets(self, texts):
+    rows = [self._encode_row(text) for text in texts]
+    return [ids for ids, _ in rows], [offsets for _, offsets in rows]
+
+  def _encode_row(self, text):
+    ids, offsets, start = [], [], 0
+    for p, part in enumerate(self._split(text)):
+      if p % 2:
+        ids.append(self._ids[part])
+        offsets.append((start, start + len(part)))
+      else:
+        folded, spans = _fold_spans(part, self._lowercase)
+        encoded = self._processor.encode(folded, return_type='offset_mapping')
+        ids += encoded['ids']
+        offsets += [_trim(text, start, spans, a, b) for a, b in encoded['offsets']]
+      start += len(part)
+    return ids, offsets
+
+  def decode(self, ids):
+    special = set(self._ids.values())
+    groups = itertools.groupby(ids, lambda i: self.vocab[i] if i in special else '')
+    texts = ([token] * len(list(run)) if token else [self._processor.decode(list(run))]
+             for token, run in groups)
+    return ' '.join(itertools.chain.from_iterable(texts))
+
+  def save(self, directory) -> dict:
+    (directory / 'spiece.model').write_bytes(self.model)
+    return {'tokenizer_class': 'AlbertTokenizer', 'keep_accents': not self._lowercase}
+
+
+def _trim(text, start, spans, a, b):
+  """Maps a piece's folded span to the text, without the white space that it begins with."""
+  begin, end = start + spans[a][0], start + (spans[b - 1][1] if b > a else spans[a][0])
+  while begin < end and text[begin].isspace():
+    begin += 1
+  return begin, end
+
+
+def _folder(lowercase: bool):
+  fold = _normalizer(lowercase).normalize_str
+
+  def fold_quickly(text):
+    if not text.isascii():
+      return fold(text)
+    for quote in QUOTES:
+      text = text.replace(quote, '"')
+    return text.lower() if lowercase else text
+
+  return fold_quickly
+
+
+def _normalizer(lowercase: bool):
+  quotes = [normalizers.Replace(quote, '"') for quote in QUOTES]
+  return normalizers.Sequence([*quotes, *(folding.albert_steps() if lowercase else [])])
+
+
+@functools.cache
+def _aligner(lowercase: bool) -> tokenizers.Tokenizer:
+  """Cuts a folded text into characters: only Hugging Face's encodings tell where each stood."""
+  aligner = tokenizers.Tokenizer(models.WordLevel({'': 0}, unk_token=''))
+  aligner.normalizer = _normalizer(lowercase)
+  aligner.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(r'[\s\S]'), 'isolated')
+  return aligner
+
+
+def _fold_spans(text: str, lowercase: bool) -> tuple[str, list[tuple[int, int]]]:
+  """Folds a text; also returns each character's span in it, and one for its end."""
+  folded = _normalizer(lowercase).normalize_str(text)
+  spans = _aligner(lowercase).encode(text).offsets
+  assert len(spans) == len(folded), 'an aligned span a character'
+  return folded, [*spans, (len(text), len(text))]

@@ -1,59 +1,80 @@
-"""`Tokenizer`: WordPiece as in BERT, by Hugging Face's `tokenizers` library; no TensorFlow.
+"""`Tokenizer`: WordPiece as in BERT and SentencePiece as in ALBERT, to the letter; no TensorFlow.
 
-The rules are those of `BertTokenizerFast`: clean text, split CJK, strip accents and lower (if
-`lowercase`), split on white space and punctuation, then the longest matching pieces. Special tokens
-written out in a text ('[MASK]') stay special. `graph_tokenizer` holds the TensorFlow twin.
+WordPiece cleans the text, isolates CJK, strips accents and lowers (if `lowercase`), splits on white
+space and punctuation and takes the longest matching pieces. Two references disagree in details
+(Unicode versions, final sigma, the longest word), so `rules` names one: 'huggingface' is
+`BertTokenizerFast`, where special tokens written out in a text ('[MASK]') stay special; 'google' is
+tokenization.py of google-research/bert, where they do not. `graph_tokenizer` is the TensorFlow twin.
 """
 
 import hashlib
 import json
+import re
+import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
 import tokenizers
 from etils import epath
-from tokenizers import decoders, models, normalizers, pre_tokenizers
+from tokenizers import decoders, models, pre_tokenizers
+
+from bertjax.data import folding
+from bertjax.data.folding import word_splitter  # noqa: F401: the vocabulary's trainer takes it here
+from bertjax.data.sentencepiece import SentencePiece
 
 SPECIAL_TOKENS = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')
-MAX_CHARS_PER_WORD = 100  # longer words become [UNK]; Hugging Face's value (Google's head: 200)
+MAX_CHARS_PER_WORD = {'huggingface': 100, 'google': 200}  # longer words become [UNK]
 
 
 class Tokenizer:
-  """A WordPiece tokenizer.
+  """Maps texts to ids and back.
 
   Args:
-    vocab: the pieces, by id; continuations start with '##'.
+    vocab: WordPiece: the pieces, by id, continuations with '##'. SentencePiece: the bytes of the
+      model file.
     lowercase: lower and strip accents, for "uncased" vocabularies.
+    rules: 'huggingface' or 'google'; SentencePiece has only the former.
+
+  Attributes:
+    vocab: the pieces, by id.
+    kind: 'wordpiece' or 'sentencepiece'.
+    model: the bytes of the SentencePiece model; empty for WordPiece.
+    surrogates: how many lone surrogates (half characters, which no UTF-8 can hold) were replaced
+      by U+FFFD in the texts seen so far.
 
   Raises:
-    ValueError: if the vocabulary lacks a special token or holds an entry twice or empty.
+    ValueError: if the vocabulary lacks a special token or holds an entry twice or empty, the model
+      is none, or there are no such rules.
   """
 
-  def __init__(self, vocab: Sequence[str], *, lowercase: bool = True, source: str = 'vocabulary'):
-    self.vocab, self.lowercase = list(vocab), lowercase
-    ids = {token: i for i, token in enumerate(self.vocab)}
-    missing = [token for token in SPECIAL_TOKENS if token not in ids]
-    if missing:
+  def __init__(
+    self,
+    vocab: Sequence[str] | bytes,
+    *,
+    lowercase: bool = True,
+    rules: str = 'huggingface',
+    source: str = 'vocabulary',
+  ):
+    if rules not in folding.RULES or (rules == 'google' and isinstance(vocab, bytes)):
       raise ValueError(
-        f'{source} lacks the special tokens {missing}; BERT needs {list(SPECIAL_TOKENS)}, '
-        'a line each.'
+        f"rules must be 'huggingface' or, for WordPiece, 'google'; got {rules!r} for {source}."
       )
-    if len(ids) != len(self.vocab) or '' in ids:
-      seen = set()
-      line, token = next(
-        (i, t) for i, t in enumerate(self.vocab, 1) if not t or t in seen or seen.add(t)
-      )
-      raise ValueError(
-        f'{source}, line {line}: {"empty entry" if not token else f"{token!r} twice"}.'
-      )
+    self.lowercase, self.rules, self.surrogates = lowercase, rules, 0
+    if isinstance(vocab, bytes):
+      self._engine = SentencePiece(vocab, lowercase, source)
+    else:
+      self._engine = _WordPiece(list(vocab), lowercase, rules, source)
+    self.vocab, self.kind = self._engine.vocab, self._engine.kind
+    self.model = vocab if isinstance(vocab, bytes) else b''
     self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (
-      ids[token] for token in SPECIAL_TOKENS
+      self.vocab.index(token) for token in self._engine.special
     )
-    self._tokenizer = _build(ids, lowercase)
 
   @classmethod
-  def from_file(cls, path, *, lowercase: bool = True) -> 'Tokenizer':
-    """Reads a `vocab.txt`, a piece a line.
+  def from_file(
+    cls, path, *, lowercase: bool = True, rules: str = 'huggingface'
+  ) -> 'Tokenizer':
+    """Reads a `vocab.txt`, a piece a line, or a SentencePiece model, `*.model`.
 
     Raises:
       ValueError: if there is no such file, or its content is no vocabulary.
@@ -61,6 +82,9 @@ class Tokenizer:
     path = epath.Path(path)
     if not path.is_file():
       raise ValueError(f'no vocabulary file {path}.')
+    options = {'lowercase': lowercase, 'rules': rules, 'source': str(path)}
+    if path.suffix == '.model':
+      return cls(path.read_bytes(), **options)
     try:
       lines = path.read_text(encoding='utf-8').split('\n')
     except UnicodeDecodeError as error:
@@ -69,11 +93,11 @@ class Tokenizer:
       ) from error
     if lines and not lines[-1]:
       lines.pop()
-    return cls([line.rstrip('\r') for line in lines], lowercase=lowercase, source=str(path))
+    return cls([line.rstrip('\r') for line in lines], **options)
 
   @classmethod
   def from_dir(cls, directory) -> 'Tokenizer':
-    """Reads what `save` (or Hugging Face) wrote; case comes from `tokenizer_config.json`.
+    """Reads what `save` (or Hugging Face) wrote; case and rules come from `tokenizer_config.json`.
 
     Hugging Face's transformers 5 writes no `vocab.txt`: then the pieces come from `tokenizer.json`.
     """
@@ -81,33 +105,36 @@ class Tokenizer:
     settings, path = {}, directory / 'tokenizer_config.json'
     if path.exists():
       settings = json.loads(path.read_text())
-    lowercase = settings.get('do_lower_case', True)
+    options = {
+      'lowercase': settings.get('do_lower_case', True),
+      'rules': settings.get('rules', 'huggingface'),
+    }
+    if (directory / 'spiece.model').exists():
+      if settings.get('keep_accents', not options['lowercase']) == options['lowercase']:
+        raise ValueError(f'{path}: keep_accents must be the contrary of do_lower_case.')
+      return cls.from_file(directory / 'spiece.model', **options)
     path = directory / 'tokenizer.json'
     if path.exists() and not (directory / 'vocab.txt').exists():
       model = json.loads(path.read_text(encoding='utf-8'))['model']
       if model['type'] != 'WordPiece':
         raise ValueError(f'{path} is a {model["type"]} tokenizer, BERT needs WordPiece.')
       pieces = sorted(model['vocab'], key=model['vocab'].get)
-      return cls(pieces, lowercase=lowercase, source=str(path))
-    return cls.from_file(directory / 'vocab.txt', lowercase=lowercase)
+      return cls(pieces, **options, source=str(path))
+    return cls.from_file(directory / 'vocab.txt', **options)
 
   def save(self, directory) -> None:
-    """Writes `vocab.txt`, `tokenizer.json` and `tokenizer_config.json` for Hugging Face."""
+    """Writes the vocabulary and its settings so that `from_dir` and Hugging Face can read them.
+
+    `vocab.txt` and `tokenizer.json`, or `spiece.model`; and `tokenizer_config.json`. Hugging Face
+    knows its own rules only, whatever `rules` says.
+    """
     directory = epath.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / 'vocab.txt').write_text('\n'.join(self.vocab) + '\n', encoding='utf-8')
-    fast = tokenizers.Tokenizer.from_str(self._tokenizer.to_str())
-    fast.post_processor = tokenizers.processors.BertProcessing(
-      ('[SEP]', self.sep_id), ('[CLS]', self.cls_id)
-    )
-    (directory / 'tokenizer.json').write_text(fast.to_str(pretty=True), encoding='utf-8')
-    settings = {
-      'tokenizer_class': 'BertTokenizer',
-      'do_lower_case': self.lowercase,
-      'strip_accents': None,
-      'tokenize_chinese_chars': True,
-      **{f'{token[1:-1].lower()}_token': token for token in SPECIAL_TOKENS},
-    }
+    settings = {'do_lower_case': self.lowercase, **self._engine.save(directory)}
+    if self.rules != 'huggingface':
+      settings['rules'] = self.rules
+    names = zip(self.special, self._engine.special, strict=True)
+    settings |= {f'{name}_token': token for name, token in names}
     (directory / 'tokenizer_config.json').write_text(json.dumps(settings, indent=2) + '\n')
 
   @property
@@ -123,22 +150,30 @@ class Tokenizer:
   @property
   def fingerprint(self) -> str:
     """A hash of everything that decides the ids."""
-    content = json.dumps([self.vocab, self.lowercase, MAX_CHARS_PER_WORD])
+    content = json.dumps(self._engine.identity)
     return hashlib.sha256(content.encode('utf-8', 'surrogatepass')).hexdigest()[:16]
 
   def encode(self, texts: Sequence[str]) -> list[list[int]]:
     """Maps texts to ids, without [CLS] and [SEP]."""
-    encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-    return [item.ids for item in encoded]
+    return self._engine.encode(self.replace_surrogates(texts))
 
   def encode_offsets(self, texts: Sequence[str]):
     """Maps texts to (ids, offsets): for each piece its (start, end) in the text's characters."""
-    encoded = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
-    return [item.ids for item in encoded], [item.offsets for item in encoded]
+    return self._engine.encode_offsets(self.replace_surrogates(texts))
 
   def decode(self, ids: Sequence[int]) -> str:
     """Joins pieces to text; special tokens are kept."""
-    return self._tokenizer.decode(list(ids), skip_special_tokens=False)
+    return self._engine.decode(list(ids))
+
+  def replace_surrogates(self, texts: Sequence[str]) -> list[str]:
+    """Puts U+FFFD, which the rules drop, for each lone surrogate, and adds to `surrogates`."""
+    clean = []
+    for text in texts:
+      if not text.isascii():
+        text, count = re.subn('[\ud800-\udfff]', '\ufffd', text)
+        self.surrogates += count
+      clean.append(text)
+    return clean
 
   def __call__(
     self, texts: Sequence[str], pairs: Sequence[str] | None = None, length: int | None = None
@@ -181,19 +216,84 @@ class Tokenizer:
     return batch
 
 
-def word_splitter(lowercase: bool):
-  """The normaliser and the pre-tokenizer of BERT: what comes before WordPiece."""
-  normalizer = normalizers.BertNormalizer(
-    clean_text=True, handle_chinese_chars=True, strip_accents=None, lowercase=lowercase
-  )
-  return normalizer, pre_tokenizers.BertPreTokenizer()
+class _WordPiece:
+  """WordPiece by Hugging Face's library, after its own rules or Google's."""
+
+  kind, special = 'wordpiece', SPECIAL_TOKENS
+
+  def __init__(self, vocab: list[str], lowercase: bool, rules: str, source: str):
+    _check_vocab(vocab, source)
+    self.vocab, self._lowercase, self._rules = vocab, lowercase, rules
+    self._tokenizer = _build(vocab, lowercase, rules)
+
+  @property
+  def identity(self) -> list:
+    """Everything that decides the ids; Google's rules move with Python's Unicode tables."""
+    google = ['google', unicodedata.unidata_version] if self._rules == 'google' else []
+    return [self.vocab, self._lowercase, MAX_CHARS_PER_WORD[self._rules], *google]
+
+  def encode(self, texts):
+    if self._rules == 'google':
+      texts = [folding.google_normalize(text, self._lowercase) for text in texts]
+    encoded = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+    return [item.ids for item in encoded]
+
+  def encode_offsets(self, texts):
+    origins = None
+    if self._rules == 'google':
+      aligned = [folding.google_align(text, self._lowercase) for text in texts]
+      texts, origins = [text for text, _ in aligned], [origin for _, origin in aligned]
+    encoded = self._tokenizer.encode_batch(texts, add_special_tokens=False)
+    offsets = [item.offsets for item in encoded]
+    if origins is not None:
+      offsets = [
+        [(at[a], at[b - 1] + 1) for a, b in pairs]
+        for at, pairs in zip(origins, offsets, strict=True)
+      ]
+    return [item.ids for item in encoded], offsets
+
+  def decode(self, ids):
+    return self._tokenizer.decode(ids, skip_special_tokens=False)
+
+  def save(self, directory) -> dict:
+    text = '\n'.join(self.vocab) + '\n'
+    (directory / 'vocab.txt').write_text(text, encoding='utf-8')
+    fast = _build(self.vocab, self._lowercase, 'huggingface')
+    fast.model.max_input_chars_per_word = MAX_CHARS_PER_WORD[self._rules]
+    fast.post_processor = tokenizers.processors.BertProcessing(
+      ('[SEP]', self.vocab.index('[SEP]')), ('[CLS]', self.vocab.index('[CLS]'))
+    )
+    (directory / 'tokenizer.json').write_text(fast.to_str(pretty=True), encoding='utf-8')
+    return {
+      'tokenizer_class': 'BertTokenizer', 'strip_accents': None, 'tokenize_chinese_chars': True
+    }  # fmt: skip
 
 
-def _build(ids: dict[str, int], lowercase: bool) -> tokenizers.Tokenizer:
+def _check_vocab(vocab: list[str], source: str) -> None:
+  known = set(vocab)
+  missing = [token for token in SPECIAL_TOKENS if token not in known]
+  if missing:
+    raise ValueError(
+      f'{source} lacks the special tokens {missing}; BERT needs {list(SPECIAL_TOKENS)}, '
+      'a line each.'
+    )
+  if len(known) != len(vocab) or '' in known:
+    seen = set()
+    line, token = next(
+      (i, t) for i, t in enumerate(vocab, 1) if not t or t in seen or seen.add(t)
+    )
+    raise ValueError(f'{source}, line {line}: {"empty entry" if not token else f"{token!r} twice"}.')
+
+
+def _build(vocab: list[str], lowercase: bool, rules: str) -> tokenizers.Tokenizer:
+  ids, longest = {token: i for i, token in enumerate(vocab)}, MAX_CHARS_PER_WORD[rules]
   tokenizer = tokenizers.Tokenizer(
-    models.WordPiece(ids, unk_token='[UNK]', max_input_chars_per_word=MAX_CHARS_PER_WORD)
+    models.WordPiece(ids, unk_token='[UNK]', max_input_chars_per_word=longest)
   )
-  tokenizer.normalizer, tokenizer.pre_tokenizer = word_splitter(lowercase)
   tokenizer.decoder = decoders.WordPiece(prefix='##')
-  tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
+  if rules == 'google':
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+  else:
+    tokenizer.normalizer, tokenizer.pre_tokenizer = word_splitter(lowercase)
+    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
   return tokenizer
