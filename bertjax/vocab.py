@@ -81,6 +81,10 @@ def _check(out, vocab, kind, case, report, max_words, size) -> None:
     raise ValueError('vocab needs either --out=FILE to train one, or --vocab=FILE to report on it.')
   if kind not in KINDS:
     raise ValueError(f'--kind must be one of {KINDS}, got {kind!r}.')
+  if out and out.endswith('.model') != (kind == 'sentencepiece'):
+    raise ValueError(
+      f'a SentencePiece model, and nothing else, is named *.model; got --kind={kind} --out={out}.'
+    )
   if case not in ('lower', 'keep'):
     raise ValueError(f"--case must be 'lower' or 'keep', got {case!r}.")
   if vocab and report == 'none':
