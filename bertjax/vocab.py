@@ -1,47 +1,146 @@
-"""Vocab: trains a WordPiece vocabulary on your text.
+"""Vocab: trains a vocabulary on your text, and tells how a vocabulary fits a text.
 
   bertjax vocab --input=TEXTS --size=30522 --out=vocab.txt
+  bertjax vocab --input=TEXTS --size=30000 --kind=sentencepiece --out=spiece.model
+  bertjax vocab --input=TEXTS --vocab=vocab.txt --report=report.json      # reports, trains nothing
 
-The special tokens stand in Google's places ([PAD] 0, [UNK] 100, [CLS] 101, [SEP] 102, [MASK] 103).
-Two trainings on the same text write the same file.
+In a WordPiece vocabulary the special tokens stand in Google's places ([PAD] 0, [UNK] 100, [CLS]
+101, [SEP] 102, [MASK] 103). Two trainings on the same text write the same file, whatever the number
+of workers.
 """
 
+import functools
+import json
 import logging
+import os
 
 from etils import epath
 
-from bertjax.data import sources, vocabulary
+from bertjax.data import corpus, sources, vocabulary
+from bertjax.data.tokenizer import Tokenizer
+
+KINDS = ('wordpiece', 'sentencepiece')
 
 _log = logging.getLogger(__name__)
 
 FLAGS = {
   'input': ('', 'file, folder, glob, tfds:NAME or embedded; several joined by commas'),
-  'out': ('', 'the vocab.txt to write'),
+  'out': ('', 'the vocab.txt or spiece.model to train and write'),
+  'vocab': ('', 'instead of --out: an existing vocabulary to report on'),
   'size': (30522, 'entries, special ones included'),
+  'kind': ('wordpiece', 'wordpiece or sentencepiece (a unigram model, as ALBERT)'),
   'format': ('prose', 'prose, google, wikitext, jsonl or tfds'),
   'text_key': ('text', 'field of the text in JSONL objects and TFDS examples'),
   'case': ('lower', "'lower' (also strips accents) or 'keep'"),
+  'report': ('', "a JSON file for the report, which is printed; 'none' = no report"),
+  'max_words': (1_000_000, 'distinct words in memory; beyond it the rare half is dropped'),
+  'workers': (0, 'processes, 0 = one for each core; the result does not depend on it'),
 }
 
 
-def run(*, input: str, out: str, size: int, format='prose', text_key='text', case='lower') -> None:
-  """Trains and writes a vocabulary.
+def run(
+  *, input: str, out: str = '', vocab: str = '', size: int = 30522, kind: str = 'wordpiece',
+  format: str = 'prose', text_key: str = 'text', case: str = 'lower', report: str = 'none',
+  max_words: int = 1_000_000, workers: int = 0,
+) -> None:  # fmt: skip
+  """Trains and writes a vocabulary, unless `vocab` names one; then reports how it fits the input.
 
   Raises:
     ValueError: if the input cannot be read, the size does not fit the text, or `out` exists.
   """
-  if not out:
-    raise ValueError('vocab needs --out=FILE, the vocab.txt to write.')
+  _check(out, vocab, kind, case, report, max_words, size)
+  workers, lowercase = workers or os.cpu_count() or 1, case == 'lower'
+  read = functools.partial(sources.read_documents, input, format, text_key=text_key)
+  error = 0
+  if out and kind == 'wordpiece':
+    texts = read()
+    counts = vocabulary.count_words(
+      texts, lowercase=lowercase, max_words=max_words, workers=workers
+    )
+    entries, error = vocabulary.train_wordpiece(counts, size), counts.error
+    _write(out, '\n'.join([*entries, '']).encode())
+    _log.info('%s: %d entries from %d distinct words', out, size, len(counts))
+  elif out:
+    from bertjax.data import sentencepiece
+
+    sentences = (s for text in read() for s in sources.split_document(text, format))
+    _write(out, sentencepiece.train_sentencepiece(sentences, size, lowercase=lowercase))
+    _log.info('%s: %d pieces', out, size)
+  if report != 'none':
+    facts = corpus.describe(
+      read(), out or vocab, format=format, lowercase=lowercase, workers=workers
+    )
+    facts['count_error'] = error
+    print('\n'.join(_lines(facts, Tokenizer.from_file(out or vocab, lowercase=lowercase))))
+    if report:
+      _write(report, (json.dumps(facts, indent=1) + '\n').encode())
+
+
+def _check(out, vocab, kind, case, report, max_words, size) -> None:
+  if bool(out) == bool(vocab):
+    raise ValueError('vocab needs either --out=FILE to train one, or --vocab=FILE to report on it.')
+  if kind not in KINDS:
+    raise ValueError(f'--kind must be one of {KINDS}, got {kind!r}.')
+  if out and out.endswith('.model') != (kind == 'sentencepiece'):
+    raise ValueError(
+      f'a SentencePiece model, and nothing else, is named *.model; got --kind={kind} --out={out}.'
+    )
   if case not in ('lower', 'keep'):
     raise ValueError(f"--case must be 'lower' or 'keep', got {case!r}.")
-  path = epath.Path(out)
-  if path.exists():
-    raise ValueError(f'{out} exists already; remove it or choose another --out.')
-  documents = sources.read_documents(input, format, text_key=text_key)
-  counts = vocabulary.count_words(documents, lowercase=case == 'lower')
-  vocab = vocabulary.train_wordpiece(counts, size)
+  if vocab and report == 'none':
+    raise ValueError('--vocab with --report=none leaves nothing to do; drop one of them.')
+  if max_words < size:
+    raise ValueError(f'--max_words must be at least --size={size}, got {max_words}.')
+  for name, path in (('out', out), ('report', report)):
+    if path and path != 'none' and epath.Path(path).exists():
+      raise ValueError(f'{path} exists already; remove it or choose another --{name}.')
+
+
+def _write(path: str, data: bytes) -> None:
+  """Writes under a temporary name first."""
+  path = epath.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.parent / (path.name + '.tmp')
-  temporary.write_text('\n'.join(vocab) + '\n', encoding='utf-8')
+  temporary.write_bytes(data)
   temporary.replace(path)
-  _log.info('%s: %d entries from %d distinct words', out, len(vocab), len(counts))
+
+
+def _lines(facts: dict, tokenizer: Tokenizer) -> list[str]:
+  """The report for people."""
+  documents, sentences, tokens = (facts[name] for name in ('documents', 'sentences', 'tokens'))
+  unknown, enough = facts['unknown'] / max(tokens, 1), facts['documents_for_nsp']
+  lines = [
+    f'corpus      {documents:,} documents, {sentences:,} sentences '
+    f'({sentences / documents:,.1f} a document), {facts["words"]:,} words',
+    f'tokens      {tokens:,}, {tokens / max(facts["words"], 1):.2f} a word, {unknown:.2%} [UNK]',
+    f'sentences   {_shares(facts["sentences_by_length"])}',
+    f'documents   {_shares(facts["documents_by_length"])}',
+    f'duplicates  {facts["duplicates"]:,} documents have the very text of an earlier one',
+    f'NSP         {enough:,} documents have two sentences or more: --config.nsp={facts["nsp"]}',
+  ]
+  if facts['count_error']:
+    lines.append(
+      f'pruned      --max_words was reached: counts are up to {facts["count_error"]:,} too low'
+    )
+  return lines + _misfits(unknown, tokenizer)
+
+
+def _shares(histogram: list[int]) -> str:
+  names = [*(f'up to {edge:,}' for edge in corpus.EDGES), 'more']
+  cells = zip(names, histogram, strict=True)
+  return 'tokens: ' + ', '.join(f'{name} {n / sum(histogram):.1%}' for name, n in cells if n)
+
+
+def _misfits(unknown: float, tokenizer: Tokenizer) -> list[str]:
+  """What a case other than the vocabulary's does: [UNK] for capitals, or entries never used."""
+  lines, own = [], [entry for entry in tokenizer.vocab if not entry.startswith(('[', '<'))]
+  cased = sum(entry != entry.lower() for entry in own)
+  if tokenizer.lowercase and cased:
+    lines.append(
+      f'case        {cased:,} entries have capitals and are never used with --case=lower: '
+      'is this a cased vocabulary (--case=keep)?'
+    )
+  if unknown > 0.01:
+    hint = '' if tokenizer.lowercase or cased else '; it has no capitals: --case=lower?'
+    lines.append(f'[UNK]       {unknown:.1%} of the tokens: the vocabulary does not fit{hint}')
+  return lines

@@ -6,6 +6,7 @@ import importlib.resources
 import importlib.util
 import json
 import os
+import pathlib
 import subprocess
 import sys
 import time
@@ -96,6 +97,63 @@ def test_a_folder_without_files_is_refused(tmp_path):
     read(tmp_path)
 
 
+@pytest.mark.parametrize(
+  'content, format, documents',
+  [
+    ('\n\n\nA\n\n\n \n\nB\nC\n', 'google', ['A', 'B\nC']),  # wherever blank lines stand
+    ('\ufeff{"text": "a"}', 'jsonl', ['a']),
+    (b'a\xe2\x82\nb\xff\n\n\xef\xbf\xbd', 'google', ['a\ufffd\nb\ufffd', '\ufffd']),
+    (' = A = \nx\n = B = \n = C = \n', 'wikitext', [' = A = \nx\n', ' = B = \n', ' = C = \n']),
+    ('\n' * 1_000_000, 'google', []),
+  ],
+)
+@pytest.mark.parametrize('zipped', [False, True])
+def test_lines_fall_into_documents_as_they_are_read(tmp_path, content, format, documents, zipped):
+  content = content.encode() if isinstance(content, str) else content
+  name, content = ('a.gz', gzip.compress(content)) if zipped else ('a', content)
+  assert read(write(tmp_path / name, content), format) == documents
+
+
+def test_a_million_empty_documents_do_no_harm(tmp_path):
+  path, report = write(tmp_path / 'a', '{"text": ""}\n' * 1_000_000), sources.Report()
+  assert read(path, 'jsonl', report=report) == [] and report.documents == 0
+
+
+@pytest.mark.parametrize(
+  'document, format, name',
+  [
+    ('A line of text.\n' * 20 + '\n', 'google', 'a.txt'),
+    ('A line of text.\n' * 20 + '\n', 'google', 'a.txt.gz'),
+    (' = Title = \n' + ' Some words . ' * 20 + '\n', 'wikitext', 'a.txt'),
+    ('{"text": "' + 'A line. ' * 40 + '"}\n', 'jsonl', 'a.jsonl'),
+  ],
+)
+def test_a_large_file_is_read_in_constant_memory(tmp_path, document, format, name):
+  data = document.encode() * (50_000_000 // len(document))
+  path = write(tmp_path / name, gzip.compress(data, 1) if name.endswith('.gz') else data)
+  script = """if True:
+    import resource, sys
+    from bertjax.data import sources
+    def peak():
+      return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # MB
+    before = peak()
+    count = sum(1 for _ in sources.read_documents(sys.argv[1], sys.argv[2]))
+    print(count, peak() - before)"""
+  command = [sys.executable, '-c', script, str(path), format]
+  count, grown = subprocess.check_output(command, text=True).split()
+  assert int(count) == 50_000_000 // len(document) and float(grown) < 20
+
+
+@pytest.mark.parametrize('piece', ['a', 'Mr. A. ', '."', 'so it is, ', 'It is. '])
+def test_splitting_one_long_line_takes_linear_time(piece):
+  def seconds(count):
+    text, start = piece * (count // len(piece)), time.process_time()
+    sources.split_prose(text)
+    return time.process_time() - start
+
+  assert seconds(1_000_000) < 40 * max(seconds(100_000), 0.01)  # 100 times when quadratic
+
+
 ZIP = gzip.compress(json.dumps(list(range(2000))).encode())
 FLIPPED = ZIP[:40] + bytes(byte ^ 255 for byte in ZIP[40:60]) + ZIP[60:]
 
@@ -115,6 +173,8 @@ FLIPPED = ZIP[:40] + bytes(byte ^ 255 for byte in ZIP[40:60]) + ZIP[60:]
       r":2: no text under data.text_key='text'.*\['body'\]",
     ),
     ('{"text": 5}', 'a.jsonl', ":1: no text under data.text_key='text'"),
+    ('[' * 200_000, 'a.jsonl', ':1: not a JSON object'),
+    ('{"n": ' + '9' * 5000 + '}', 'a.jsonl', ':1: not a JSON object'),
     ('["text"]', 'a.jsonl', ":1: no text under data.text_key='text'.*list"),
   ],
 )
@@ -147,7 +207,8 @@ def tfds_source(tmp_path_factory):
   if not importlib.util.find_spec('importlib_resources'):
     # tensorflow-datasets 4.9.10 writes with it and does not require it; this is the same code.
     sys.modules['importlib_resources'] = importlib.resources
-  splits = {'train': [f'Text {i}.' for i in range(20)], 'test': ['Zürich.', b'bad \xff byte']}
+  splits = {'train': [f'Text {i}.' for i in range(20)], 'test': ['Zürich.', b'bad \xff byte', ' ']}
+  folder = tmp_path_factory.mktemp('tfds')
   builder = tfds.dataset_builders.store_as_tfds_dataset(
     name='tiny',
     version='1.0.0',
@@ -156,21 +217,49 @@ def tfds_source(tmp_path_factory):
       name: tf.data.Dataset.from_tensor_slices({'text': texts, 'label': [7] * len(texts)})
       for name, texts in splits.items()
     },
-    data_dir=tmp_path_factory.mktemp('tfds'),
+    data_dir=folder,
+    download_config=tfds.download.DownloadConfig(num_shards=3),
   )
+  tfds.core.add_data_dir(folder)
   return f'tfds:{builder.data_path}'
 
 
-def test_tfds_gives_the_training_split_in_a_fixed_order(tfds_source):
-  texts = read(tfds_source)
+def test_tfds_gives_the_shards_of_the_training_split_one_after_the_other(tfds_source):
+  import tensorflow as tf
+
+  folder = pathlib.Path(tfds_source.removeprefix('tfds:'))
+  shards = sorted(folder.glob('tiny-train.tfrecord-*'))
+  assert len(shards) == 3
+  stored = [tf.train.Example.FromString(record) for shard in shards for record in raw(shard)]
+  texts = [example.features.feature['text'].bytes_list.value[0].decode() for example in stored]
   assert sorted(texts) == sorted(f'Text {i}.' for i in range(20))
-  assert texts == read(f'{tfds_source}:train', 'tfds')
+  assert read(tfds_source) == read(f'{tfds_source}:train', 'tfds') == texts
+
+
+def raw(shard):
+  import tensorflow as tf
+
+  return tf.data.TFRecordDataset(str(shard)).as_numpy_iterator()
+
+
+def test_tfds_finds_a_data_set_and_its_parts_by_name(tfds_source):
+  texts = read(tfds_source)
+  assert read('tfds:tiny') == read('tfds:tiny:1.0.0') == read('tfds:tiny:1.0.0:train') == texts
+  assert read('tfds:tiny:train[:5]') == texts[:5]
+  assert read('tfds:tiny:train+test')[:20] == texts
+  assert read('tfds:tiny:test, tfds:tiny:train[5:7]')[2:] == texts[5:7]
 
 
 def test_tfds_gives_a_named_split_and_counts_invalid_utf8(tfds_source):
   report = sources.Report()
   assert sorted(read(f'{tfds_source}:test', report=report)) == ['Zürich.', 'bad \ufffd byte']
   assert (report.documents, report.invalid_utf8) == (2, 1)
+
+
+@pytest.mark.parametrize('name', ['tfds:no_such_set', 'tfds:tiny:9.9.9', 'tfds:/no/folder'])
+def test_a_data_set_that_tfds_does_not_have_is_named(tfds_source, name):
+  with pytest.raises(ValueError, match=name):
+    read(name)
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bertjax.data.tokenizer import SPECIAL_TOKENS, Tokenizer
-from bertjax.data.vocabulary import count_words, train_wordpiece
+from bertjax.data.tokenizer import SPECIAL_TOKENS, Tokenizer, word_splitter
+from bertjax.data.vocabulary import WordCounts, count_words, train_wordpiece
 
 HEADER = 104  # [PAD], 99 unused entries, [UNK], [CLS], [SEP], [MASK]
 
@@ -105,3 +105,29 @@ def test_words_of_the_most_frequent_letters_can_be_tokenised_and_no_others(docum
   assert len(words) > 1000 and len(others) > 20
   assert not any(tokenizer.unk_id in ids for ids in tokenizer.encode(words))
   assert all(tokenizer.unk_id in ids for ids in tokenizer.encode(others))
+
+
+@given(
+  st.text(
+    st.sampled_from([*map(chr, range(33, 127)), ' ', '\t', 'é', '\u0301', '字', '\x07', '\u200b'])
+  )
+)
+@settings(deadline=None, max_examples=300)
+def test_counting_equals_the_tokenizer_s_own_splitting(text):
+  for lowercase in (True, False):
+    normalizer, splitter = word_splitter(lowercase)
+    words = splitter.pre_tokenize_str(normalizer.normalize_str(text))
+    assert count_words([text], lowercase=lowercase) == collections.Counter(w for w, _ in words)
+
+
+def test_a_text_without_white_space_is_counted_in_pieces():
+  assert count_words(['字' * 25_000]) == {'字': 25_000}
+  assert sum(len(w) * n for w, n in count_words(['é' * 25_000]).items()) == 25_000
+
+
+def test_the_rare_half_is_pruned_and_what_may_be_lost_is_kept():
+  counts = WordCounts(a=9, b=5, c=5, d=2, e=1)
+  counts.prune(5)
+  assert (counts.error, len(counts)) == (0, 5)
+  counts.prune(4)  # at most two stay: those above the third's count
+  assert (counts, counts.error) == ({'a': 9}, 5)

@@ -1,20 +1,26 @@
 """Documents from files, folders, globs, JSONL, TensorFlow Datasets, or the running Python itself.
 
-A source is a string: a path (file, folder or glob; `.gz` is decompressed), `tfds:NAME`, or
-`embedded`; several are joined by commas. The format says how a file falls into documents and
-sentences and is named, never guessed:
+A source is a string: a path (file, folder or glob; `.gz` is decompressed), `embedded`, or
+`tfds:NAME[:VERSION][:SPLIT]` (`tfds:c4/en:train`); several are joined by commas. The format says
+how a file falls into documents and sentences and is named, never guessed:
 
   prose      one file a document, blank lines between paragraphs; sentences are split by rule
   google     a sentence a line, a blank line between documents (create_pretraining_data.py)
   wikitext   an article starts at a line ' = Title = ', a paragraph a line, tokens by spaces
   jsonl      an object a line, its `text_key` is a document of prose
   tfds       an example a document, its `text_key` is prose
+
+Files of any size are read in the memory that their longest document needs.
 """
 
 import ast
+import codecs
+import contextlib
 import dataclasses
 import glob
 import gzip
+import io
+import itertools
 import json
 import logging
 import pathlib
@@ -129,10 +135,11 @@ def split_prose(text: str) -> list[str]:
   """
   sentences = []
   for paragraph in re.split(r'\n\s*\n', text):
-    paragraph = ' '.join(paragraph.split())
+    paragraph = re.sub(r'[^\S ]\s*| \s+', ' ', paragraph).strip()  # holds no list of words
     start = 0
     for match in _BOUNDARY.finditer(paragraph):
-      before = paragraph[start : match.start()].rsplit(' ', 1)[-1].lstrip('"\'“‘([').lower()
+      last = max(start, paragraph.rfind(' ', start, match.start()) + 1)
+      before = paragraph[last : match.start()].lstrip('"\'“‘([').lower()
       initial = len(before) == 1 and before.isalpha() and before != 'i'
       number = before in ('no', 'nos') and paragraph[match.end()].isdigit()  # 'No. 7', not 'No. So'
       if match.group().strip() == '.' and (before in _ABBREVIATIONS or initial or number):
@@ -146,18 +153,18 @@ def split_prose(text: str) -> list[str]:
 
 def _files(pattern: str, format: str, text_key: str, binary: str, report: Report):
   for path in list_files(pattern):
-    data = _read_bytes(path)
-    if _is_binary(data[:8192]):
-      if binary == 'refuse':
-        raise ValueError(
-          f'{path} is a binary file, not text; remove it, or pass --config.data.binary=skip.'
-        )
-      report.binary_skipped += 1
-      continue
-    report.files += 1
-    text = data.decode('utf-8', errors='replace')
-    report.invalid_utf8 += text.count('\ufffd') - data.count(b'\xef\xbf\xbd')
-    yield from _documents(text.removeprefix('\ufeff'), format, text_key, path, report)
+    with _open(path) as stream:
+      head = stream.read(8192)
+      if _is_binary(head):
+        if binary == 'refuse':
+          raise ValueError(
+            f'{path} is a binary file, not text; remove it, or pass --config.data.binary=skip.'
+          )
+        report.binary_skipped += 1
+        continue
+      report.files += 1
+      stream.seek(len(codecs.BOM_UTF8) if head.startswith(codecs.BOM_UTF8) else 0)
+      yield from _documents(stream, format, text_key, path, report)
 
 
 def list_files(pattern: str) -> list[epath.Path]:
@@ -187,14 +194,14 @@ def _walk(folder: epath.Path) -> Iterator[epath.Path]:
       yield path
 
 
-def _read_bytes(path: epath.Path) -> bytes:
-  data = path.read_bytes()
-  if path.suffix == '.gz':
+@contextlib.contextmanager
+def _open(path: epath.Path) -> Iterator[io.BufferedIOBase]:
+  """Opens a file for reading, decompressed if it ends in `.gz`; names it where it is damaged."""
+  with path.open('rb') as file:
     try:
-      return gzip.decompress(data)
-    except (OSError, EOFError, zlib.error) as error:
+      yield io.BufferedReader(gzip.GzipFile(fileobj=file)) if path.suffix == '.gz' else file
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
       raise ValueError(f'{path} is not a whole gzip file: {error}.') from error
-  return data
 
 
 def _is_binary(head: bytes) -> bool:
@@ -202,26 +209,48 @@ def _is_binary(head: bytes) -> bool:
   return b'\0' in head or head.decode('utf-8', 'replace').count('\ufffd') > 0.3 * max(len(head), 1)
 
 
-def _documents(text: str, format: str, text_key: str, path, report: Report) -> Iterable[str]:
+def _documents(stream, format: str, text_key: str, path, report: Report) -> Iterable[str]:
+  """Cuts a file into documents as it is read: no more than one of them is held in memory."""
   if format == 'prose':
-    return [text]
+    return [_decode(stream.read(), report)]
+  lines = (_decode(line, report) for line in stream)
   if format == 'google':
-    return re.split(r'\n[^\S\n]*\n', text)
+    groups = itertools.groupby(lines, key=str.isspace)
+    return (''.join(group).removesuffix('\n') for blank, group in groups if not blank)
   if format == 'wikitext':
-    return re.split(r'(?m)^(?= = [^=].* = \s*$)', text)
+    return _articles(lines)
   if format == 'jsonl':
-    return _jsonl(text, text_key, path, report)
+    return _jsonl(lines, text_key, path, report)
   raise ValueError("data.format=tfds goes with data.input=tfds:NAME, got a path: use 'prose'.")
 
 
-def _jsonl(text: str, text_key: str, path, report: Report) -> Iterator[str]:
-  for number, line in enumerate(text.split('\n'), 1):
-    if not line.strip():
+def _decode(data: bytes, report: Report) -> str:
+  try:
+    return data.decode()
+  except UnicodeDecodeError:
+    text = data.decode(errors='replace')
+    report.invalid_utf8 += text.count('\ufffd') - data.count(b'\xef\xbf\xbd')
+    return text
+
+
+def _articles(lines: Iterable[str]) -> Iterator[str]:
+  article = []
+  for line in lines:
+    if re.match(r' = [^=\n].* = \s*$', line):
+      yield ''.join(article)
+      article = []
+    article.append(line)
+  yield ''.join(article)
+
+
+def _jsonl(lines: Iterable[str], text_key: str, path, report: Report) -> Iterator[str]:
+  for number, line in enumerate(lines, 1):
+    if line.isspace():
       continue
     try:
       value = json.loads(line)
-    except json.JSONDecodeError as error:
-      raise ValueError(f'{path}:{number}: not a JSON object ({error.msg}).') from error
+    except (ValueError, RecursionError) as error:  # of the syntax, a huge number, or the depth
+      raise ValueError(f'{path}:{number}: not a JSON object ({error}).') from error
     if not isinstance(value, dict) or not isinstance(value.get(text_key), str):
       keys = sorted(value) if isinstance(value, dict) else type(value).__name__
       raise ValueError(
@@ -234,13 +263,13 @@ def _jsonl(text: str, text_key: str, path, report: Report) -> Iterator[str]:
 
 
 def _tfds(name: str, text_key: str, report: Report) -> Iterator[str]:
-  """Documents of `tfds:NAME[:SPLIT]`, or of a folder that TFDS wrote (`tfds:/path:SPLIT`)."""
+  """Documents of `NAME[:VERSION][:SPLIT]`, or of a folder that TFDS wrote, `/path[:SPLIT]`."""
   import tensorflow as tf
   import tensorflow_datasets as tfds
 
   for kind in ('GPU', 'TPU'):  # TensorFlow only reads; it must not take the accelerators' memory
     tf.config.set_visible_devices([], kind)
-  name, _, split = name.partition(':')
+  name, split = re.fullmatch(r'((?:\w+://)?[^:]*(?::\d[\d.]*)?)(?::(.*))?', name).groups()
   split = split or 'train'
   try:
     if epath.Path(name).is_dir():

@@ -5,28 +5,72 @@ same file (Hugging Face's trainer iterates over hash maps and does not).
 """
 
 import collections
+import functools
 import heapq
 import itertools
 import re
 from collections.abc import Iterable
 
+from bertjax.data import corpus
 from bertjax.data.tokenizer import SPECIAL_TOKENS, word_splitter
 
 # Google's places: [PAD] is 0, 99 unused rows for words of one's own, then the other four.
 UNUSED = 99
 _HEADER = ('[PAD]', *(f'[unused{i}]' for i in range(UNUSED)), *SPECIAL_TOKENS[1:])
+_LONG = 10_000  # characters without white space are cut here, which bounds the normaliser's memory
 
 
-def count_words(texts: Iterable[str], *, lowercase: bool = True) -> collections.Counter:
-  """Counts words as BERT's normaliser and pre-tokenizer see them."""
+class WordCounts(collections.Counter):
+  """Counts by word.
+
+  Attributes:
+    error: at most so many occurrences of any word were lost to pruning; 0 = the counts are exact.
+  """
+
+  error = 0
+
+  def prune(self, most: int) -> None:
+    """If there are more than `most` words, keeps at most half as many: the more frequent ones."""
+    if len(self) > most:
+      floor = sorted(self.values(), reverse=True)[most // 2]
+      for word in [word for word, count in self.items() if count <= floor]:
+        del self[word]
+      self.error += floor
+
+
+def count_words(
+  texts: Iterable[str], *, lowercase: bool = True, max_words: int = 1_000_000, workers: int = 1
+) -> WordCounts:
+  """Counts words as BERT's normaliser and pre-tokenizer see them.
+
+  Args:
+    texts: documents.
+    lowercase: lower and strip accents.
+    max_words: when more distinct words than this are held, the rare half is dropped, which bounds
+      the memory (lossy counting, Manku and Motwani 2002).
+    workers: spawned processes; the result does not depend on it.
+  """
+  counts = WordCounts()
+  for part in corpus.map_units(functools.partial(_count, lowercase=lowercase), texts, workers):
+    counts.update(part)
+    counts.prune(max_words)
+  return counts
+
+
+def _count(texts: list[str], lowercase: bool) -> collections.Counter:
+  """Counts the words of one unit; each distinct chunk between white space is cut once."""
   normalizer, splitter = word_splitter(lowercase)
-  chunks = collections.Counter()  # split where both rules split; each distinct chunk is cut once
-  for text in texts:
-    chunks.update(re.findall(r'[^ \t\n\r]+', text))
+  seen = collections.Counter(chunk for text in texts for chunk in corpus.chunks(text))
   counts = collections.Counter()
-  for chunk, count in chunks.items():
-    for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(chunk)):
-      counts[word] += count
+  for chunk, count in seen.items():
+    if chunk.isascii() and chunk.isprintable():  # what is no letter or digit is punctuation
+      for word in re.findall('[A-Za-z0-9]+|[^A-Za-z0-9]', chunk.lower() if lowercase else chunk):
+        counts[word] += count
+      continue
+    for start in range(0, len(chunk), _LONG):
+      piece = normalizer.normalize_str(chunk[start : start + _LONG])
+      for word, _ in splitter.pre_tokenize_str(piece):
+        counts[word] += count
   return counts
 
 
@@ -54,7 +98,8 @@ def train_wordpiece(
       letters[letter] += count
   kept = {c for c, _ in sorted(letters.items(), key=lambda item: (-item[1], item[0]))[:alphabet]}
   words = [(w, n) for w, n in sorted(counts.items()) if len(w) <= 100 and kept.issuperset(w)]
-  pieces = [[w[0], *('##' + c for c in w[1:])] for w, _ in words]
+  inner = {letter: '##' + letter for letter in kept}  # one object each
+  pieces = [[w[0], *map(inner.__getitem__, w[1:])] for w, _ in words]
   initial = sorted({piece for word in pieces for piece in word})
   vocab = dict.fromkeys([*_HEADER, *initial])
   if size < len(vocab):

@@ -1,0 +1,146 @@
+"""What a corpus holds, seen through a vocabulary: lengths, [UNK] rate, duplicates, NSP or not.
+
+Also cuts any stream of texts into units for spawned worker processes. The units depend on the texts
+alone, so what is computed from them does not depend on the number of processes.
+"""
+
+import collections
+import concurrent.futures
+import functools
+import hashlib
+import itertools
+import multiprocessing
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+
+from bertjax.data import sources
+from bertjax.data.tokenizer import Tokenizer
+
+# Lengths in tokens up to which sentences and documents are counted; the last bucket is open.
+EDGES = (16, 64, 128, 512, 2048, 8192)
+
+_UNIT = 2**23  # characters
+_MEMO = 2**20  # chunks whose token counts a process remembers
+
+
+def map_units(function: Callable, texts: Iterable[str], workers: int = 1) -> Iterator:
+  """Yields function(list of texts) for units of about 8 million characters, in order.
+
+  Args:
+    function: picklable; it runs in this process if there is but one unit or one worker.
+    texts: documents; a longer one is a unit of its own.
+    workers: processes, spawned.
+  """
+  units = _units(texts)
+  first = list(itertools.islice(units, 2))
+  units = itertools.chain(first, units)
+  if workers == 1 or len(first) < 2:
+    yield from map(function, units)
+    return
+  context = multiprocessing.get_context('spawn')
+  with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
+    waiting = collections.deque()
+    for unit in units:
+      waiting.append(pool.submit(function, unit))
+      if len(waiting) > workers + 1:  # bounds what is in memory
+        yield waiting.popleft().result()
+    while waiting:
+      yield waiting.popleft().result()
+
+
+def _units(texts: Iterable[str]) -> Iterator[list[str]]:
+  unit, size = [], 0
+  for text in texts:
+    unit.append(text)
+    size += len(text)
+    if size >= _UNIT:
+      yield unit
+      unit, size = [], 0
+  if unit:
+    yield unit
+
+
+def chunks(text: str) -> list[str]:
+  """Splits at the white space that no tokenizer looks beyond."""
+  for space in '\t\n\r':
+    text = text.replace(space, ' ')
+  return [chunk for chunk in text.split(' ') if chunk]
+
+
+def describe(
+  texts: Iterable[str], vocab, *, format: str = 'prose', lowercase: bool = True, workers: int = 1
+) -> dict:
+  """Measures a corpus in tokens of a vocabulary.
+
+  Args:
+    texts: documents of `sources.read_documents`.
+    vocab: a `vocab.txt` or `spiece.model`.
+    format: how documents fall into sentences, see `sources`.
+    lowercase: as for `Tokenizer.from_file`.
+    workers: spawned processes; the result does not depend on it.
+
+  Returns:
+    Counts by name (tokens without special ones, words between white space, `duplicates` = documents
+    whose text occurred before), two histograms over `EDGES`, and the advice for `--config.nsp`.
+
+  Raises:
+    ValueError: if the vocabulary cannot be read or there is no text.
+  """
+  vocab = str(vocab)
+  _tokenizer(vocab, lowercase)  # a bad vocabulary is told here, not by a worker
+  measure = functools.partial(_measure, vocab=vocab, format=format, lowercase=lowercase)
+  total, hashes = None, []
+  for counts, digests in map_units(measure, texts, workers):
+    total = counts if total is None else {name: total[name] + n for name, n in counts.items()}
+    hashes.append(digests)
+  if total is None:
+    raise ValueError('the input holds no text once blank documents are left out.')
+  result = {name: n.tolist() if isinstance(n, np.ndarray) else n for name, n in total.items()}
+  result['duplicates'] = result['documents'] - len(np.unique(np.concatenate(hashes)))
+  result['nsp'] = 2 * result['documents_for_nsp'] >= max(4, result['documents'])
+  return result
+
+
+def _measure(texts: list[str], vocab: str, format: str, lowercase: bool) -> tuple[dict, np.ndarray]:
+  """Counts of one unit, and a 64-bit hash of each document."""
+  documents = [[chunks(s) for s in sources.split_document(text, format)] for text in texts]
+  seen = collections.Counter(c for document in documents for s in document for c in s)
+  tokens, unknown = _token_counts(seen, vocab, lowercase)
+  lengths = [[sum(map(tokens.__getitem__, s)) for s in document] for document in documents]
+  counts = {
+    'documents': len(texts),
+    'sentences': sum(map(len, lengths)),
+    'words': seen.total(),
+    'tokens': sum(map(sum, lengths)),
+    'unknown': sum(n * unknown[chunk] for chunk, n in seen.items() if chunk in unknown),
+    'documents_for_nsp': sum(len(document) >= 2 for document in lengths),
+    'sentences_by_length': _histogram([n for document in lengths for n in document]),
+    'documents_by_length': _histogram([sum(document) for document in lengths]),
+  }
+  digests = b''.join(hashlib.blake2b(t.encode(), digest_size=8).digest() for t in texts)
+  return counts, np.frombuffer(digests, np.uint64)
+
+
+def _histogram(lengths: list[int]) -> np.ndarray:
+  return np.bincount(np.searchsorted(EDGES, lengths), minlength=len(EDGES) + 1)
+
+
+@functools.lru_cache(1)
+def _tokenizer(vocab: str, lowercase: bool) -> tuple[Tokenizer, dict, dict]:
+  """The tokenizer and what this process knows by chunk: its tokens, and how many are [UNK]."""
+  return Tokenizer.from_file(vocab, lowercase=lowercase), {}, {}
+
+
+def _token_counts(seen: Iterable[str], vocab: str, lowercase: bool) -> tuple[dict, dict]:
+  """Token counts of chunks: every distinct one is tokenised once, for no piece spans two."""
+  tokenizer, tokens, unknown = _tokenizer(vocab, lowercase)
+  if len(tokens) > _MEMO:
+    tokens.clear(), unknown.clear()
+  new = (chunk for chunk in seen if chunk not in tokens)
+  while batch := list(itertools.islice(new, 10_000)):
+    for chunk, ids in zip(batch, tokenizer.encode(batch), strict=True):
+      tokens[chunk] = len(ids)
+      if tokenizer.unk_id in ids:
+        unknown[chunk] = ids.count(tokenizer.unk_id)
+  return tokens, unknown

@@ -1,0 +1,185 @@
+"""TFRecords of google-research/bert's create_pretraining_data.py, read into rows and written.
+
+Their masks are static: `input_ids` are masked already, and the predictions stand in columns of
+their own (`MASKED_COLUMNS`) beside those of `examples`. Name trap: Google's `segment_ids` are our
+`token_type_ids`, and its `input_mask` is our `segment_ids > 0`. TensorFlow is imported by the
+functions that read and write files, and by nothing else.
+"""
+
+import contextlib
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+from etils import epath
+
+from bertjax.data import examples, sources
+
+MASKED_COLUMNS = ('masked_lm_positions', 'masked_lm_ids', 'masked_lm_weights')
+
+_INTEGERS = (
+  'input_ids', 'input_mask', 'segment_ids', 'masked_lm_positions', 'masked_lm_ids',
+  'next_sentence_labels',
+)  # fmt: skip
+
+
+def masked_columns(length: int, predictions: int, vocab_size: int) -> dict:
+  """The store's columns of rows with static masks: {name: (dtype, shape)}."""
+  columns = examples.columns('nsp', length, vocab_size)
+  dtypes = ('uint16', columns['input_ids'][0], 'uint8')
+  masks = zip(MASKED_COLUMNS, dtypes, strict=True)
+  return columns | {name: (dtype, (predictions,)) for name, dtype in masks}
+
+
+def static_masks(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """The batch fields of the predictions: [B, P], int32 and float32 (weights)."""
+  dtypes = (np.int32, np.int32, np.float32)
+  return {n: columns[n].astype(d) for n, d in zip(MASKED_COLUMNS, dtypes, strict=True)}
+
+
+def rows_from_tfrecords(
+  source: str, vocab_size: int, *, size: int = 4096
+) -> Iterator[dict[str, np.ndarray]]:
+  """Yields the rows of TFRecord files in order, as the columns of `masked_columns`.
+
+  Args:
+    source: file, folder or glob; several joined by commas. Not compressed, as Google writes them.
+    vocab_size: V; ids must be below it.
+    size: rows read at a time.
+
+  Raises:
+    ValueError: for a damaged file, a missing feature, other lengths than in the rows before, or
+      values that no such row can have; the file and the record are named.
+  """
+  known = None
+  for path in itertools.chain.from_iterable(map(sources.list_files, sources.split_source(source))):
+    start = 0
+    for features in _read(path, size):
+      lengths = (features['input_ids'].shape[1], features['masked_lm_ids'].shape[1])
+      known = known or lengths
+      if lengths != known:
+        raise ValueError(
+          f'{path} has rows of {lengths[0]} tokens and {lengths[1]} predictions, those before it '
+          f'{known[0]} and {known[1]}; rows of one preparation must be alike.'
+        )
+      yield _columns(features, vocab_size, path, start)
+      start += len(features['input_ids'])
+
+
+def _read(path, size: int) -> Iterator[dict[str, np.ndarray]]:
+  """The features of one file, each an array [n, length]."""
+  import tensorflow as tf
+
+  for kind in ('GPU', 'TPU'):  # TensorFlow only reads; it must not take the accelerators' memory
+    tf.config.set_visible_devices([], kind)
+  spec = {name: tf.io.RaggedFeature(tf.int64) for name in _INTEGERS}
+  spec['masked_lm_weights'] = tf.io.RaggedFeature(tf.float32)
+  records = tf.data.TFRecordDataset(os.fspath(path)).batch(size)
+  try:
+    for features in records.map(lambda batch: tf.io.parse_example(batch, spec)):
+      yield {name: _dense(ragged, name, path) for name, ragged in features.items()}
+  except tf.errors.DataLossError as error:
+    raise ValueError(f'{path} is damaged, or no uncompressed TFRecord file.') from error
+  except tf.errors.InvalidArgumentError as error:
+    reason = error.message.splitlines()[0]
+    raise ValueError(
+      f'{path} holds other records than create_pretraining_data.py: {reason}'
+    ) from error
+
+
+def _dense(ragged, name: str, path) -> np.ndarray:
+  lengths = ragged.row_lengths().numpy()
+  if not lengths.all():
+    raise ValueError(f'{path} has a record without the feature {name}.')
+  if (lengths != lengths[0]).any():
+    raise ValueError(f'{path} has records with {name} of {lengths.min()} and {lengths.max()}.')
+  return ragged.flat_values.numpy().reshape(len(lengths), -1)
+
+
+def _columns(features: dict, vocab_size: int, path, start: int) -> dict[str, np.ndarray]:
+  """Checks features and turns them into the store's columns."""
+  ids, mask, types = (features[name] for name in ('input_ids', 'input_mask', 'segment_ids'))
+  positions, targets, weights = (features[name] for name in MASKED_COLUMNS)
+  label = features['next_sentence_labels']
+  end = mask.sum(1, keepdims=True)
+  first_end = end - types.sum(1, keepdims=True)
+  column = np.arange(ids.shape[1])
+  text = column < end
+  for wrong, message in (
+    (mask != text, 'input_mask is not ones and then zeros'),
+    (
+      types != (text & (column >= first_end)),
+      'segment_ids are not zeros, then ones to the padding',
+    ),
+    ((ids < 0) | (ids >= vocab_size), f'input_ids has ids beyond the vocabulary of {vocab_size}'),
+    (
+      (targets < 0) | (targets >= vocab_size),
+      f'masked_lm_ids has ids beyond the vocabulary of {vocab_size}',
+    ),
+    ((weights != 0) & (weights != 1), 'masked_lm_weights are not all 0 or 1'),
+    ((positions < 0) | (positions >= np.maximum(end, 1)), 'masked_lm_positions lie in the padding'),
+    ((label < 0) | (label > 1), 'next_sentence_labels is not 0 or 1'),
+  ):
+    if wrong.any():
+      raise ValueError(f'{path}, record {start + int(np.nonzero(wrong)[0][0])}: {message}.')
+  columns = dict(zip(MASKED_COLUMNS, (positions, targets, weights), strict=True))
+  columns |= {
+    'input_ids': ids, 'ends': np.hstack([first_end, end]), 'next_sentence_labels': label[:, 0],
+  }  # fmt: skip
+  dtypes = masked_columns(ids.shape[1], positions.shape[1], vocab_size)
+  return {name: columns[name].astype(dtype) for name, (dtype, _) in dtypes.items()}
+
+
+def write_tfrecords(paths: Sequence, batches: Iterable[dict[str, np.ndarray]]) -> int:
+  """Writes masked batches as create_pretraining_data.py would; returns the number of rows.
+
+  Args:
+    paths: files to write; rows go to them in turn.
+    batches: of `Batches`; rows of weight 0 are left out.
+
+  Raises:
+    ValueError: if a batch has no next-sentence labels or holds packed rows, which those files
+      cannot; nothing is left behind.
+  """
+  import tensorflow as tf
+
+  paths = [epath.Path(path) for path in paths]
+  parts = [path.parent / f'{path.name}.tmp' for path in paths]
+  count = 0
+  try:
+    with contextlib.ExitStack() as stack:
+      writers = [stack.enter_context(tf.io.TFRecordWriter(os.fspath(part))) for part in parts]
+      for batch in batches:
+        for features in _features(batch):
+          example = tf.train.Example(features=tf.train.Features(feature=features))
+          writers[count % len(writers)].write(example.SerializeToString())
+          count += 1
+  except BaseException:
+    for part in parts:
+      part.unlink(missing_ok=True)
+    raise
+  for part, path in zip(parts, paths, strict=True):
+    part.replace(path)
+  return count
+
+
+def _features(batch: dict[str, np.ndarray]) -> Iterator[dict]:
+  """The tf.train.Feature of each row by Google's names."""
+  import tensorflow as tf
+
+  if 'next_sentence_labels' not in batch or batch['segment_ids'].max() > 1:
+    raise ValueError(
+      "Google's TFRecords hold sentence pairs with next-sentence labels; prepare them with "
+      '--config.nsp=True and without packing.'
+    )
+  columns = {name: batch[name] for name in ('input_ids', *MASKED_COLUMNS[:2])} | {
+    'input_mask': batch['segment_ids'],
+    'segment_ids': batch['token_type_ids'],
+    'next_sentence_labels': batch['next_sentence_labels'][:, None],
+  }
+  for row in np.flatnonzero(batch['example_weights']):
+    integers = ((name, tf.train.Int64List(value=column[row])) for name, column in columns.items())
+    features = {name: tf.train.Feature(int64_list=values) for name, values in integers}
+    weights = tf.train.FloatList(value=batch['masked_lm_weights'][row])
+    yield features | {'masked_lm_weights': tf.train.Feature(float_list=weights)}

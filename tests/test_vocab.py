@@ -1,0 +1,205 @@
+"""`bertjax vocab` and the corpus report: exact counts, any number of workers, advice for people."""
+
+import collections
+import itertools
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from bertjax import vocab as program
+from bertjax.__main__ import main
+from bertjax.data import corpus, sentencepiece, sources, vocabulary
+from bertjax.data.tokenizer import Tokenizer
+
+ODD = 'A\u00a0b\x1cc\u200bd  [MASK]x[UNK]\n\n字字。Élan\tÉlan!\r\nEnd of\u2028it… Then ﬁn.'
+
+
+def plainly(texts, tokenizer) -> dict:
+  """The report's counts, sentence by sentence."""
+  documents = [tokenizer.encode(sources.split_document(text, 'prose')) for text in texts]
+  sentences = list(itertools.chain.from_iterable(documents))
+  ids = list(itertools.chain.from_iterable(sentences))
+  histogram = collections.Counter(int(np.searchsorted(corpus.EDGES, len(s))) for s in sentences)
+  return {
+    'documents': len(texts),
+    'sentences': len(sentences),
+    'tokens': len(ids),
+    'unknown': ids.count(tokenizer.unk_id),
+    'documents_for_nsp': sum(len(document) > 1 for document in documents),
+    'sentences_by_length': [histogram[i] for i in range(len(corpus.EDGES) + 1)],
+    'duplicates': len(texts) - len(set(texts)),
+  }
+
+
+@pytest.fixture(scope='module')
+def vocabularies(documents, vocab, tmp_path_factory):
+  """A vocabulary of either kind."""
+  path = tmp_path_factory.mktemp('model') / 'spiece.model'
+  path.write_bytes(sentencepiece.train_sentencepiece(documents, 500))
+  return {'wordpiece': vocab, 'sentencepiece': path}
+
+
+@pytest.mark.parametrize('kind', ['wordpiece', 'sentencepiece'])
+@pytest.mark.parametrize('lowercase', [True, False])
+def test_the_report_counts_what_the_tokenizer_makes_of_every_sentence(
+  documents, vocabularies, kind, lowercase
+):
+  vocab = vocabularies[kind]
+  texts = [*documents, ODD, 'One.', documents[3], documents[3], 'Two']
+  found = corpus.describe(texts, vocab, lowercase=lowercase)
+  expected = plainly(texts, Tokenizer.from_file(vocab, lowercase=lowercase))
+  assert expected['unknown'] > 1 and expected['duplicates'] == 2
+  assert {name: found[name] for name in expected} == expected
+  assert sum(found['documents_by_length']) == len(texts)
+  assert found['words'] == sum(len(text.split()) for text in texts) and found['nsp'] is True
+
+
+def test_lengths_fall_into_the_bucket_that_their_edge_closes():
+  assert corpus._histogram([0, 1, 16, 17, 64, 8192, 8193]).tolist() == [3, 2, 0, 0, 0, 1, 1]
+
+
+@pytest.mark.parametrize('workers', [1, 2])
+def test_neither_units_nor_workers_change_the_counts(documents, vocab, monkeypatch, workers):
+  words, facts = vocabulary.count_words(documents), corpus.describe(documents, vocab)
+  monkeypatch.setattr(corpus, '_UNIT', 10_000)
+  assert len(list(corpus.map_units(len, documents))) > 2
+  assert vocabulary.count_words(documents, workers=workers) == words
+  assert corpus.describe(documents, vocab, workers=workers) == facts
+
+
+def test_units_come_in_order_and_hold_every_text_once(monkeypatch):
+  monkeypatch.setattr(corpus, '_UNIT', 10)
+  texts = [str(i) * 3 for i in range(100)]
+  units = corpus.map_units(list, iter(texts), workers=2)
+  assert list(itertools.chain.from_iterable(units)) == texts
+  assert list(corpus.map_units(list, [], workers=2)) == []
+
+
+def test_pruned_counts_are_bounded_told_and_the_same_for_any_workers(documents, monkeypatch):
+  exact = vocabulary.count_words(documents)
+  monkeypatch.setattr(corpus, '_UNIT', 10_000)
+  one, two = (vocabulary.count_words(documents, max_words=500, workers=n) for n in (1, 2))
+  assert list(one.items()) == list(two.items()) and one.error == two.error > 0
+  assert len(one) <= 500 < len(exact) and exact.error == 0
+  assert all(exact[word] - one.error <= count <= exact[word] for word, count in one.items())
+  assert not [word for word, count in exact.items() if count > one.error and word not in one]
+
+
+def command(*flags, seed='1'):
+  environment = os.environ | {'PYTHONHASHSEED': seed}
+  arguments = [sys.executable, '-m', 'bertjax', 'vocab', *flags]
+  return subprocess.run(arguments, env=environment, capture_output=True, text=True, check=True)
+
+
+@pytest.mark.parametrize(
+  'kind, name, flags',
+  [('wordpiece', 'vocab.txt', ['--max_words=1000']), ('sentencepiece', 'spiece.model', [])],
+)
+def test_two_processes_write_the_same_file_of_the_size_asked_for(
+  corpus, tmp_path, kind, name, flags
+):
+  flags = [f'--input={corpus}', '--size=700', f'--kind={kind}', *flags]
+  for seed in ('1', '2'):
+    command(f'--out={tmp_path}/{seed}/{name}', *flags, seed=seed)
+  one, two = (tmp_path / seed / name for seed in ('1', '2'))
+  assert one.read_bytes() == two.read_bytes()
+  assert (Tokenizer.from_file(one).vocab_size, Tokenizer.from_file(one).kind) == (700, kind)
+  assert sorted(path.name for path in tmp_path.rglob('*')) == ['1', '2', name, name]
+
+
+def test_training_prints_a_report_and_keeps_it_as_json(corpus, tmp_path, capsys):
+  report = tmp_path / 'new' / 'report.json'
+  flags = [f'--input={corpus}', '--size=700', f'--out={tmp_path}/v.txt', f'--report={report}']
+  assert main(['vocab', *flags]) == 0
+  told, facts = capsys.readouterr().out, json.loads(report.read_text())
+  assert f'{facts["documents"]} documents, {facts["sentences"]:,} sentences' in told
+  assert facts['documents'] == 40 and '0 documents have the very text' in told
+  assert (
+    facts['nsp'] is True and '40 documents have two sentences or more: --config.nsp=True' in told
+  )
+  assert facts['count_error'] == 0 and 'pruned' not in told
+  assert '[UNK]  ' not in told and 'case  ' not in told
+  again = tmp_path / 'again.json'  # the same for a vocabulary that exists
+  flags = [f'--input={corpus}', f'--vocab={tmp_path}/v.txt', f'--report={again}']
+  assert main(['vocab', *flags]) == 0
+  assert capsys.readouterr().out == told and json.loads(again.read_text()) == facts
+
+
+def test_pruning_is_told_in_the_report(corpus, tmp_path, capsys):
+  program.run(input=str(corpus), out=f'{tmp_path}/v.txt', size=700, max_words=1000, report='')
+  assert 'pruned      --max_words was reached: counts are up to' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+  'trained, read, told',
+  [
+    ('lower', 'keep', 'the vocabulary does not fit; it has no capitals: --case=lower?'),
+    ('keep', 'lower', 'entries have capitals and are never used with --case=lower'),
+    ('keep', 'keep', None),
+    ('lower', 'lower', None),
+  ],
+)
+def test_a_vocabulary_of_the_other_case_is_noticed(corpus, tmp_path, capsys, trained, read, told):
+  path = f'{tmp_path}/v.txt'
+  program.run(input=str(corpus), out=path, size=700, case=trained)
+  assert capsys.readouterr().out == ''  # no report unless asked for
+  program.run(input=str(corpus), vocab=path, case=read, report='')
+  out = capsys.readouterr().out
+  assert told in out if told else not {'[UNK]  ', 'case  '} & {line[:7] for line in out.split('\n')}
+
+
+def test_documents_of_one_sentence_are_no_food_for_next_sentence_prediction(
+  vocab, tmp_path, capsys
+):
+  path = tmp_path / 'a.jsonl'
+  path.write_text('{"text": "Only this."}\n' * 5 + '{"text": "Two. Sentences."}\n' * 3)
+  program.run(input=str(path), format='jsonl', vocab=str(vocab), report='')
+  out = capsys.readouterr().out
+  assert '3 documents have two sentences or more: --config.nsp=False' in out
+  assert '6 documents have the very text of an earlier one' in out
+
+
+@pytest.mark.parametrize(
+  'flags, message',
+  [
+    ([], 'vocab needs either --out=FILE to train one, or --vocab=FILE'),
+    (['--out=/tmp/v', '--vocab=/tmp/v'], 'vocab needs either'),
+    (['--out=/tmp/v', '--kind=bpe'], "--kind must be one of .*'sentencepiece'.*got 'bpe'"),
+    (['--out=/tmp/v', '--kind=sentencepiece'], r'is named \*.model; got .* --out=/tmp/v'),
+    (['--out=/tmp/v.model'], r'is named \*.model; got --kind=wordpiece --out=/tmp/v.model'),
+    (['--out=/tmp/v', '--case=upper'], "--case must be 'lower' or 'keep', got 'upper'"),
+    (['--out=/tmp/v', '--max_words=5'], '--max_words must be at least --size=30522, got 5'),
+    (['--vocab=/tmp/v', '--report=none'], '--vocab with --report=none leaves nothing to do'),
+    (['--vocab=/no/such'], 'no vocabulary file /no/such'),
+    ([f'--out={__file__}'], 'exists already; remove it or choose another --out'),
+    (['--vocab=/tmp/v', f'--report={__file__}'], 'exists already; .* another --report'),
+    (['--out=/no/v', '--input=/no/such.txt'], 'no such file or folder'),
+  ],
+)
+def test_wrong_flags_are_told_in_one_sentence(capsys, flags, message):
+  assert main(['vocab', '--input=embedded', *flags]) == 2
+  error = capsys.readouterr().err
+  assert error.count('\n') == 1
+  with pytest.raises(ValueError, match=message):
+    raise ValueError(error)
+
+
+def test_text_without_words_gets_one_sentence(tmp_path, vocab):
+  (tmp_path / 'a.txt').write_text(' \n')
+  with pytest.raises(ValueError, match='the input holds no text'):
+    program.run(input=str(tmp_path / 'a.txt'), vocab=str(vocab), report='')
+
+
+@pytest.mark.data
+def test_google_s_uncased_vocabulary_fits_wikitext_and_not_with_case(data_dir):
+  path = data_dir / 'vocab' / 'bert-base-uncased-vocab.txt'
+  texts = list(sources.read_documents(str(data_dir / 'wikitext-2'), 'wikitext'))
+  lower, keep = (
+    corpus.describe(texts, path, format='wikitext', lowercase=case) for case in (True, False)
+  )
+  assert lower['words'] == keep['words'] == 213_886
+  assert lower['unknown'] < 50 and 0.11 < keep['unknown'] / keep['tokens'] < 0.13
