@@ -1,4 +1,4 @@
-"""Training rows: sentence pairs by Google's rule, ordered pairs, full sentences, packing, columns."""
+"""Training rows: sentence pairs by Google's rule and others, packing, the store's columns."""
 
 import itertools
 import random
