@@ -11,8 +11,6 @@ changes a byte. The same command goes on after a kill. The folder carries its vo
 """
 
 import collections
-import concurrent.futures
-import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -20,19 +18,21 @@ import importlib.util
 import itertools
 import json
 import logging
-import multiprocessing
 import os
 import pathlib
 import platform
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 from etils import epath
 
 from bertjax.data import examples, sources, store
+from bertjax.data import workers as worker_lib
+from bertjax.data.batches import Batches
+from bertjax.data.masking import Masking
 from bertjax.data.order import SHARD, mix
 from bertjax.data.spill import Part, Spill, read_corpus
 from bertjax.data.tokenizer import Tokenizer
@@ -43,6 +43,7 @@ FLAGS = {
   'config': ('bert_mini', 'a recipe, path or name; its data section says what to prepare'),
   'out': ('', 'the folder to write; it must not exist yet'),
   'workers': (-1, 'worker processes; 0 = none, -1 = one a core where the text is worth it'),
+  'format': ('rows', "'rows' to train from, or 'google': TFRecords with masks drawn for good"),
   'shard': ('0/1', "'i/n': do part i, counted from 0, of n; all n write into the same --out"),
 }
 
@@ -117,7 +118,9 @@ def settings_of(config) -> Settings:
   return Settings(kind=kind, seed=config.seed, **{name: config.data[name] for name in names})
 
 
-def run(config, *, out: str, workers: int = -1, shard: str = '0/1') -> dict | None:
+def run(
+  config, *, out: str, workers: int = -1, format: str = 'rows', shard: str = '0/1'
+) -> dict | None:
   """Prepares what the config's data section names into `out`; returns the manifest when whole."""
   if not out:
     raise ValueError('prepare needs --out=DIR, the folder to write.')
@@ -127,19 +130,47 @@ def run(config, *, out: str, workers: int = -1, shard: str = '0/1') -> dict | No
   if not match or int(match[1]) >= int(match[2]):
     raise ValueError(f'--shard must be i/n with i in 0..n-1, got {shard!r}.')
   part = (int(match[1]), int(match[2]))
-  folder = out
-  if '://' in out:
+  if format not in ('rows', 'google'):
+    raise ValueError(f"--format must be 'rows' or 'google', got {format!r}.")
+  folder, remote = out, '://' in out
+  if remote or format == 'google':  # goes through a folder of rows on this machine
     if part[1] > 1:
-      raise ValueError(f'--shard needs an --out that all machines mount, got {out}.')
-    folder = cache_folder(config.data.cache_dir) / ('upload-' + re.sub(r'\W+', '-', out))
+      raise ValueError(f'--shard writes rows into a folder that all machines mount, got {out}.')
+    folder = cache_folder(config.data.cache_dir) / ('for-' + re.sub(r'\W+', '-', str(out)))
   manifest = prepare(
     config.data.input, load_vocab(config), settings_of(config), folder, workers=workers, part=part
   )
-  if folder != out:
+  if format == 'google':
+    _write_tfrecords(config, folder, epath.Path(out))
+  elif remote:
     store.copy(folder, out)
+  if folder != out:
     epath.Path(folder).rmtree()
   print(f'prepared {out}: {manifest["counts"]}' if manifest else f'{out}: part {shard} is done.')
   return manifest
+
+
+def _write_tfrecords(config, folder, out) -> None:
+  """Writes rows as create_pretraining_data.py would, a file a shard, and the vocabulary."""
+  from bertjax.data import tfrecords
+
+  tokenizer, masking = Tokenizer.from_dir(folder), Masking(**config.masking)
+  partial = out.parent / f'{out.name}.incomplete'
+  if partial.exists():
+    partial.rmtree()
+  tokenizer.save(partial)
+  shards = store.read_manifest(folder)['shards']
+  for split, entries in shards.items():
+    made = Batches(
+      store.Rows(folder, split), 1024, config.seed, masking, tokenizer.vocab_size,
+      tokenizer.special, tokenizer.word_starts,
+    )  # fmt: skip
+    epoch = int(split == 'train')  # evaluation's masks are epoch 0's
+    batches = (made.in_order(step, epoch) for step in range(made.evaluation_steps))
+    count = len(entries)
+    paths = [partial / f'{split}-{i:05d}-of-{count:05d}.tfrecord' for i in range(count)]
+    tfrecords.write_tfrecords(paths, batches)
+  partial.rename(out)
 
 
 def load_vocab(config) -> Tokenizer:
@@ -149,7 +180,9 @@ def load_vocab(config) -> Tokenizer:
       'data.vocab is empty: name a vocab.txt (--config.data.vocab=PATH); '
       '`bertjax vocab --input=TEXTS --out=vocab.txt` trains one.'
     )
-  return Tokenizer.from_file(config.data.vocab, lowercase=config.data.lowercase)
+  return Tokenizer.from_file(
+    config.data.vocab, lowercase=config.data.lowercase, rules=config.data.rules
+  )
 
 
 def prepare(
@@ -173,6 +206,8 @@ def prepare(
   """
   store.refuse_remote(directory)
   directory = pathlib.Path(directory)
+  if settings.format == 'tfrecord':
+    return _from_tfrecords(source, tokenizer, settings, directory)
   incomplete = directory.with_name(directory.name + '.incomplete')
   listing = list_source(source)
   size = sum(size for _, size in listing)
@@ -185,7 +220,7 @@ def prepare(
       'data.shards or take fewer parts.'
     )
   if workers < 0:
-    workers = _cores() if size >= _WORKER_BYTES else 0
+    workers = worker_lib.cores() if size >= _WORKER_BYTES else 0
   plan = {
     'settings': dataclasses.asdict(settings), 'tokenizer': tokenizer.fingerprint,
     'source': [(pathlib.Path(name).name, size) for name, size in listing],
@@ -212,11 +247,59 @@ def prepare(
   return store.read_manifest(directory) if whole else None
 
 
+def _from_tfrecords(source, tokenizer, settings, directory) -> dict:
+  """Rows of create_pretraining_data.py, masks as they are.
+
+  These files know no documents, so rows are held out by a hash of their unmasked ids: copies of a
+  row with other masks stay together, but rows of one document may stand on both sides.
+  """
+  from bertjax.data import tfrecords
+
+  first = next(tfrecords.rows_from_tfrecords(source, tokenizer.vocab_size, size=1), None)
+  length, slots = first['input_ids'].shape[1], first['masked_lm_ids'].shape[1]
+  if (settings.kind, settings.length, settings.sequences) != ('nsp', length, 1):
+    raise ValueError(
+      f'data.input={source} holds sentence pairs (nsp=True) of {length} tokens, one a row; got '
+      f'kind={settings.kind}, data.length={settings.length}, data.sequences={settings.sequences}.'
+    )
+  columns = tfrecords.masked_columns(length, slots, tokenizer.vocab_size)
+  plan = {'settings': dataclasses.asdict(settings), 'tokenizer': tokenizer.fingerprint}
+  with store.lock(directory.with_name(f'{directory.name}.incomplete') / 'lock'):
+    writer = store.Writer(directory, plan, columns)
+    tokenizer.save(writer.folder)
+    for split in store.SPLITS:
+      batches = (
+        _held_out(batch, settings.heldout, split == 'heldout')
+        for batch in tfrecords.rows_from_tfrecords(source, tokenizer.vocab_size)
+      )
+      if not writer.add_shard(split, 0, batches)['rows']:
+        shutil.rmtree(writer.folder)
+        raise ValueError(
+          f'no row fell to the {split} side; change data.heldout (now {settings.heldout}).'
+        )
+    writer.finish(
+      dict.fromkeys(store.SPLITS, 1), settings=dataclasses.asdict(settings), source=source,
+      tokenizer=tokenizer.fingerprint,
+    )  # fmt: skip
+  return store.read_manifest(directory)
+
+
+def _held_out(batch: dict, share: float, wanted: bool) -> dict:
+  """The rows of a batch on one side."""
+  ids, positions = batch['input_ids'].copy(), batch['masked_lm_positions'].astype(int)
+  real = batch['masked_lm_weights'] > 0
+  row = np.broadcast_to(np.arange(len(ids))[:, None], positions.shape)
+  ids[row[real], positions[real]] = batch['masked_lm_ids'][real]
+  keys = [int.from_bytes(hashlib.blake2b(r, digest_size=8).digest(), 'little') for r in ids]
+  held = np.array([key < share * 2**64 for key in mix(np.array(keys, np.uint64)).tolist()])
+  return {name: array[held == wanted] for name, array in batch.items()}
+
+
 def _write_shards(writer, source, settings, tokenizer, shards, mine, workers, part) -> dict:
   """Both halves of the work, for this machine's outputs; returns what reading met."""
   dtype = examples.columns(settings.kind, settings.length, tokenizer.vocab_size)['input_ids'][0]
   folder = writer.folder / f'spill-{part[0]}-of-{part[1]}'
-  with _processes(workers) as in_order:
+  with worker_lib.processes(workers) as in_order:
     spill = Spill(folder, [_name(output) for output in mine], dtype)
     if spill.facts is None:
       encode = functools.partial(_encode, (str(writer.folder), settings, shards, tuple(mine)))
@@ -247,7 +330,7 @@ def _tokenise(source, settings, spill: Spill, encode, in_order) -> None:
   collections.deque(itertools.islice(texts, done), maxlen=0)  # of a run that was killed
 
   def batches():
-    for batch in _batches(texts):
+    for batch in worker_lib.batches(texts, _BATCH_CHARS):
       sizes.append(len(batch))
       yield batch
 
@@ -263,63 +346,6 @@ def _tokenise(source, settings, spill: Spill, encode, in_order) -> None:
   spill.commit(done, dataclasses.asdict(report))
 
 
-def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
-  batch, chars = [], 0
-  for text in texts:
-    batch.append(text)
-    chars += len(text)
-    if chars >= _BATCH_CHARS:
-      yield batch
-      batch, chars = [], 0
-  if batch:
-    yield batch
-
-
-@contextlib.contextmanager
-def _processes(workers: int):
-  """Gives `in_order(function, items)`: a map over spawned processes, or `map` itself for none."""
-  if not workers:
-    yield map
-    return
-  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-  with (
-    _one_thread(),
-    concurrent.futures.ProcessPoolExecutor(
-      workers, mp_context=multiprocessing.get_context('spawn')
-    ) as executor,
-  ):
-
-    def in_order(function: Callable, items: Iterable) -> Iterator:
-      ahead = collections.deque()  # bounded: reading waits for the workers
-      try:
-        for item in items:
-          ahead.append(executor.submit(function, item))
-          if len(ahead) > 2 * workers:
-            yield ahead.popleft().result()
-        while ahead:
-          yield ahead.popleft().result()
-      except concurrent.futures.process.BrokenProcessPool as error:
-        raise RuntimeError(
-          'a worker process died, perhaps for want of memory; the same command, with fewer '
-          '--workers, goes on where it stopped.'
-        ) from error
-
-    yield in_order
-
-
-@contextlib.contextmanager
-def _one_thread():
-  """Each worker is one thread of TensorFlow or `tokenizers`; their number fills the cores."""
-  names = ('TF_NUM_INTRAOP_THREADS', 'TF_NUM_INTEROP_THREADS', 'RAYON_NUM_THREADS')
-  before = {name: os.environ.get(name) for name in names}
-  os.environ.update(dict.fromkeys(names, '1'))
-  try:
-    yield
-  finally:
-    for name, value in before.items():
-      os.environ.pop(name) if value is None else os.environ.update({name: value})
-
-
 def _encode(encoder: tuple, texts: list[str]) -> dict[str, Part]:
   return _encoder(*encoder)(texts)
 
@@ -328,11 +354,11 @@ def _encode(encoder: tuple, texts: list[str]) -> dict[str, Part]:
 def _encoder(folder: str, settings: Settings, shards: int, outputs: tuple) -> Callable:
   """Made once in a process: documents to the token ids of each output."""
   tokenizer = Tokenizer.from_dir(folder)
-  encode = tokenizer.encode
+  encode = tokenizer.encode_flat
   if importlib.util.find_spec('tensorflow_text'):
     from bertjax.data import graph_tokenizer
 
-    encode = graph_tokenizer.make_encoder(tokenizer)
+    encode = graph_tokenizer.make_flat_encoder(tokenizer)
 
   def run(texts: list[str]) -> dict[str, Part]:
     kept, sentences = [], []
@@ -364,9 +390,7 @@ def _encode_sentences(encode, sentences: list[str]) -> tuple[np.ndarray, np.ndar
   if huge := any(len(sentence) > _PIECE_CHARS for sentence in sentences):
     cut = [_cut(sentence) for sentence in sentences]
     pieces = list(itertools.chain.from_iterable(cut))
-  ids = encode(pieces)
-  lengths = np.fromiter(map(len, ids), np.int64, len(ids))
-  tokens = np.fromiter(itertools.chain.from_iterable(ids), np.int32, lengths.sum())
+  tokens, lengths = encode(pieces)
   if huge:
     of = np.repeat(np.arange(len(cut)), [len(parts) for parts in cut])
     lengths = np.bincount(of, lengths, len(cut)).astype(np.int64)
@@ -435,10 +459,6 @@ def _files(source: str) -> list[tuple[str, int, float]]:
     else:
       files.append((path, 0, 0))  # a TFDS name stands for its version
   return files
-
-
-def _cores() -> int:
-  return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 
 def cached(config, cache_dir='') -> epath.Path:

@@ -80,10 +80,11 @@ def default_config(preset: str = 'base') -> ml_collections.ConfigDict:
     'data': c({
       'input': '',  # file, folder, glob, tfds:NAME or embedded; several joined by commas
       'prepared': '',  # or a folder that `bertjax prepare` wrote
-      'format': 'prose',  # prose, google, wikitext, jsonl or tfds; never guessed
+      'format': 'prose',  # prose, google, wikitext, jsonl, tfds or tfrecord; never guessed
       'text_key': 'text',  # field of the text in JSONL objects and TFDS examples
-      'vocab': '',  # vocab.txt; a prepared folder brings its own
+      'vocab': '',  # vocab.txt or a SentencePiece *.model; a prepared folder brings its own
       'lowercase': True,  # for "uncased" vocabularies
+      'rules': 'huggingface',  # or 'google': where the two tokenizers differ
       'kind': '',  # of rows: nsp, sop, doc_sentences or full_sentences; '' = by the field nsp
       'length': 128,  # tokens a row
       'heldout': 0.05,  # share of documents kept for evaluation, chosen by a hash of their text

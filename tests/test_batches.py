@@ -51,23 +51,46 @@ def test_a_batch_has_the_schema_of_the_design(make):
   }
 
 
+sequence = st.tuples(st.integers(2, 9), st.integers(0, 6))  # tokens of A and of B
+
+
 @given(
-  st.lists(st.tuples(st.integers(2, 20), st.integers(0, 12)), min_size=1, max_size=6),
+  st.integers(1, 4).flatmap(
+    lambda s: st.tuples(
+      st.just(s), st.lists(st.lists(sequence, min_size=1, max_size=s), min_size=1, max_size=6)
+    )
+  ),
   st.booleans(),
 )
-@settings(deadline=None, max_examples=60)
-def test_expand_equals_its_slow_reference(parts, nsp):
-  shape = (len(parts), 32)
-  wanted = {name: np.zeros(shape, int) for name in ('input_ids', 'token_type_ids', 'segment_ids')}
-  for row, (first, second) in enumerate(parts):
-    for position in range(first + second):
-      wanted['input_ids'][row, position] = 60_000 + position
-      wanted['token_type_ids'][row, position] = position >= first
-      wanted['segment_ids'][row, position] = 1
-  ends = np.array([(first, first + second) for first, second in parts], np.uint16)
-  labels = {'next_sentence_labels': np.arange(len(parts), dtype=np.uint8)} if nsp else {}
-  columns = {'input_ids': wanted['input_ids'].astype(np.uint16), 'ends': ends} | labels
-  wanted = {name: array.astype(np.int32) for name, array in (wanted | labels).items()}
+@settings(deadline=None, max_examples=100)
+def test_expand_equals_its_slow_reference(case, nsp):
+  sequences, rows = case
+  row, each = (len(rows), 64), (len(rows), sequences)
+  wanted = {name: np.zeros(row, int) for name in ('input_ids', 'token_type_ids', 'segment_ids')}
+  wanted |= {'example_weights': np.zeros(each, np.float32)}
+  wanted |= {'position_ids': np.zeros(row, int), 'cls_positions': np.zeros(each, int)}
+  wanted |= {'next_sentence_labels': np.arange(sequences * len(rows)).reshape(each)}
+  ends = np.zeros((*each, 2), np.uint16)
+  for i, parts in enumerate(rows):
+    position = 0
+    for j, (first, second) in enumerate(parts):
+      wanted['example_weights'][i, j], wanted['cls_positions'][i, j] = 1, position
+      ends[i, j] = position + first, position + first + second
+      for p in range(first + second):
+        wanted['input_ids'][i, position] = 60_000 + position
+        wanted['token_type_ids'][i, position] = p >= first
+        wanted['segment_ids'][i, position] = j + 1
+        wanted['position_ids'][i, position] = p
+        position += 1
+  columns = {'input_ids': wanted['input_ids'].astype(np.uint16), 'ends': ends}
+  if nsp:
+    columns['next_sentence_labels'] = wanted['next_sentence_labels'].astype(np.uint8)
+  else:
+    del wanted['next_sentence_labels']
+  if sequences == 1:  # a row is an example
+    del wanted['position_ids'], wanted['cls_positions']
+    wanted |= {name: a[:, 0] for name, a in wanted.items() if a.shape == each}
+  wanted = {name: a.astype(np.int32) if a.dtype == int else a for name, a in wanted.items()}
   assert_same(batches.expand(columns), wanted)
 
 
@@ -161,7 +184,7 @@ def test_an_unknown_objective_is_refused(make):
 
 
 def test_a_split_without_rows_is_refused(tmp_path):
-  with store.Writer(tmp_path / 'rows', {'ends': ('uint16', (2,))}) as writer:
-    writer.finish({})
+  writer = store.Writer(tmp_path / 'rows', {}, {'ends': ('uint16', (1, 2))})
+  assert writer.finish({'train': 0, 'heldout': 0})
   with pytest.raises(ValueError, match=f'{tmp_path}/rows has no rows'):
     batches.Batches(store.Rows(tmp_path / 'rows', 'train'), 8, 0, Masking(), 600, {})

@@ -1,4 +1,4 @@
-"""Training rows: sentence pairs by Google's rule, full sentences, and the store's columns."""
+"""Training rows: sentence pairs by Google's rule and others, packing, the store's columns."""
 
 import itertools
 import random
@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bertjax.data import examples
+from bertjax.data.examples import Corpus, Example
 from bertjax.data.order import EXAMPLES, mix
 
 
@@ -28,7 +29,12 @@ def homes(documents) -> dict[int, int]:
 
 
 def build(documents, *, kind='nsp', length=32, **options):
-  return list(examples.build_rows(documents, kind, length=length, **options))
+  """[(tokens of each span ..., label)]."""
+  corpus = Corpus.of(documents)
+  return [
+    (*(corpus.tokens[start:stop].tolist() for start, stop in item.spans), item.label)
+    for item in examples.build(corpus, kind, length=length, **options)
+  ]
 
 
 def google_rows(documents, index, rng, max_seq_length, short_seq_prob):
@@ -85,9 +91,12 @@ def test_rows_are_those_of_google_s_rule(seed, length, short, count):
 @given(st.integers(0, 2**32), st.integers(8, 40), st.sampled_from(examples.KINDS))
 @settings(deadline=None, max_examples=100)
 def test_no_row_is_longer_than_its_length_and_none_is_empty(seed, length, kind):
-  for a, b, _ in build(make_documents(seed, tokens=60), kind=kind, length=length):
-    assert a and (b or kind == 'full_sentences')
-    assert 1 + len(a) + 1 + (len(b) + 1 if b else 0) <= length
+  pair = kind in examples.PAIR_KINDS
+  for item in examples.build(Corpus.of(make_documents(seed, tokens=60)), kind, length=length):
+    assert item.size == 1 + sum(stop - start + 1 for start, stop in item.spans) <= length
+    assert all(start < stop for start, stop in item.spans)
+    assert item.pair == pair and (len(item.spans) == 2 if pair else item.label == 0)
+    assert len(item.spans) == 1 or kind != 'doc_sentences'
 
 
 def test_more_than_half_of_the_second_parts_are_random():
@@ -143,40 +152,159 @@ def test_every_pass_makes_other_pairs_and_the_seed_too():
 
 
 def test_one_document_is_too_few_for_next_sentences():
-  with pytest.raises(ValueError, match=r'got 1 document.*--config.nsp=False'):
+  with pytest.raises(ValueError, match=r'got 1 document.*data.shards.*--config.nsp=False'):
     build(make_documents(0, count=1))
 
 
 @given(st.integers(0, 2**32), st.integers(8, 40))
 @settings(deadline=None, max_examples=100)
-def test_full_sentences_lose_no_token_and_mix_no_documents(seed, length):
+def test_ordered_pairs_are_neighbours_of_one_document_and_label_1_says_swapped(seed, length):
+  documents = make_documents(seed)
+  home, last = homes(documents), {sentence[-1] for d in documents for sentence in d}
+  for *pair, label in build(documents, kind='sop', length=length, seed=seed):
+    first, second = pair[::-1] if label else pair
+    assert home[first[0]] == home[second[-1]] and first[-1] < second[0]
+    if len(first) + len(second) < length - 3:  # nothing was cut
+      assert first[-1] in last and second[0] == first[-1] + 1
+    else:
+      assert len(first) + len(second) == length - 3
+
+
+def test_half_of_the_ordered_pairs_are_swapped():
+  labels = [label for *_, label in build(make_documents(1, count=600, sentences=40), kind='sop')]
+  assert len(labels) > 2000
+  assert abs(np.mean(labels) - 0.5) < 5 * 0.5 / len(labels) ** 0.5
+
+
+def test_a_single_sentence_has_no_order_and_is_left_out():
+  documents = [[[1] * 20], [[2] * 3, [3] * 3, [4] * 3]]  # 5 tokens fit: two sentences, then one
+  pairs = build(documents, kind='sop', length=8, short_probability=0.0)
+  assert [{*a, *b} for a, b, _ in pairs] == [{2, 3}]
+
+
+@given(st.integers(0, 2**32), st.integers(8, 40))
+@settings(deadline=None, max_examples=100)
+def test_sentences_of_a_document_lose_no_token_and_mix_no_documents(seed, length):
   documents = make_documents(seed, tokens=60)
-  rows = build(documents, kind='full_sentences', length=length)
+  rows = build(documents, kind='doc_sentences', length=length)
   home = homes(documents)
-  assert [token for a, *_ in rows for token in a] == list(home)
-  assert all(len({home[token] for token in a}) == 1 for a, *_ in rows)
+  assert [token for a, _ in rows for token in a] == list(home)
+  assert all(len({home[token] for token in a}) == 1 for a, _ in rows)
 
 
-def test_full_sentences_fill_rows_and_cut_only_sentences_longer_than_a_row():
-  document = [[1] * 3, [2] * 3, [3] * 2, [4] * 14, [5] * 4, [6]]
-  rows = [a for a, *_ in examples.full_sentences(document, 6)]
-  assert rows == [[1, 1, 1, 2, 2, 2], [3, 3], [4] * 6, [4] * 6, [4, 4, 5, 5, 5, 5], [6]]
+def test_sentences_of_a_document_fill_rows_and_only_those_longer_than_a_row_are_cut():
+  documents = [[[1] * 3, [2] * 3, [3] * 2, [4] * 14, [5] * 4, [6]]]
+  rows = build(documents, kind='doc_sentences', length=8, short_probability=0.0)
+  assert [a for a, _ in rows] == [
+    [1, 1, 1, 2, 2, 2], [3, 3], [4] * 6, [4] * 6, [4, 4, 5, 5, 5, 5], [6],
+  ]  # fmt: skip
+
+
+@given(st.integers(0, 2**32), st.integers(8, 40), st.sampled_from([0, 0.5]))
+@settings(deadline=None, max_examples=100)
+def test_full_sentences_lose_no_token_and_a_span_ends_where_its_document_does(seed, length, short):
+  documents = make_documents(seed, tokens=60)
+  rows = build(documents, kind='full_sentences', length=length, short_probability=short)
+  home = homes(documents)
+  assert [token for *spans, _ in rows for span in spans for token in span] == list(home)
+  for *spans, _ in rows:
+    assert all(home[span[0]] == home[span[-1]] for span in spans)
+    for one, other in itertools.pairwise(spans):
+      assert home[one[-1]] != home[other[0]]
+
+
+@given(st.integers(0, 2**32), st.integers(8, 40))
+@settings(deadline=None, max_examples=100)
+def test_a_row_of_full_sentences_has_no_room_for_the_next_sentence(seed, length):
+  documents = make_documents(seed, tokens=60, count=12)
+  home = homes(documents)
+  left = {token: s[-1] - token + 1 for d in documents for s in d for token in s}  # of its sentence
+  rows = build(documents, kind='full_sentences', length=length, short_probability=0.0)
+  for (*spans, _), (following, *_) in itertools.pairwise(rows):
+    size = 1 + sum(len(span) + 1 for span in spans)
+    separator = home[spans[-1][-1]] != home[following[0]]
+    assert size + left[following[0]] + separator > length
+
+
+def test_full_sentences_go_on_in_the_next_document_after_a_separator():
+  documents = [[[1] * 3, [2] * 2], [[3]], [[4] * 9], [[5] * 2]]
+  rows = build(documents, kind='full_sentences', length=10, short_probability=0.0)
+  assert [spans for *spans, _ in rows] == [[[1, 1, 1, 2, 2], [3]], [[4] * 8], [[4], [5, 5]]]
+
+
+def test_short_rows_of_full_sentences_have_all_lengths():
+  documents = [[[n]] * 500 for n in range(10)]
+  rows = build(documents, kind='full_sentences', length=32, short_probability=1.0)
+  sizes = {1 + sum(len(span) + 1 for span in spans) for *spans, _ in rows}
+  assert sizes >= set(range(3, 32))
+
+
+def sequences_of(sizes):
+  """An example of each size, one behind the other in the text."""
+  starts = np.cumsum([0, *sizes]).tolist()
+  return [Example(((start, start + size - 2),)) for start, size in zip(starts, sizes, strict=False)]
+
+
+@given(st.lists(st.integers(3, 32), max_size=300), st.integers(1, 6))
+@settings(deadline=None, max_examples=100)
+def test_packed_rows_hold_every_sequence_once_and_never_too_many(sizes, sequences):
+  items = sequences_of(sizes)
+  rows = list(examples.pack(items, 32, sequences))
+  assert sorted(item for row in rows for item in row) == items
+  for row in rows:
+    assert 1 <= len(row) <= sequences and sum(item.size for item in row) <= 32
+    assert row == sorted(row)
+
+
+def test_packing_fills_rows_and_the_more_sequences_the_better():
+  rng = random.Random(0)
+  items = sequences_of([rng.randint(5, 64) for _ in range(5000)])
+  tokens = sum(item.size for item in items)
+  filled = {s: tokens / 128 / sum(1 for _ in examples.pack(items, 128, s)) for s in (1, 2, 8)}
+  assert filled[1] < 0.3 and filled[2] > 1.8 * filled[1] and filled[8] > 0.97
+
+
+def test_rows_of_an_endless_stream_are_not_kept_open_for_ever():
+  item = Example(((0, 15),))  # of 17 tokens: no two of them fit
+  assert next(examples.pack(itertools.repeat(item), 32, 4)) == [item]
+
+
+def to_columns(rows, tokens, length, sequences, **options):
+  ids = {'cls_id': 101, 'sep_id': 102, 'pad_id': 1}
+  return list(examples.to_columns(rows, tokens, length, sequences, **ids, **options))
 
 
 def test_rows_are_laid_out_with_special_tokens_ends_and_labels():
-  rows = [([5, 6], [7], 1), ([8], [9, 10, 11], 0), ([5, 6, 7], [], 0)]
-  first, second = examples.to_columns(rows, 8, cls_id=101, sep_id=102, pad_id=1, size=2)
+  tokens = np.arange(5, 20)
+  rows = [
+    [Example(((0, 2), (2, 3)), 1, True)],
+    [Example(((3, 4), (4, 7)), 0, True)],
+    [Example(((0, 3),))],
+    [Example(((0, 1), (5, 7)))],
+  ]
+  first, second = to_columns(rows, tokens, 8, 1, size=2)
   wanted = [[101, 5, 6, 102, 7, 102, 1, 1], [101, 8, 102, 9, 10, 11, 102, 1]]
   assert first['input_ids'].tolist() == wanted
-  assert first['ends'].tolist() == [[4, 6], [3, 7]]
-  assert first['next_sentence_labels'].tolist() == [1, 0]
-  assert second['input_ids'].tolist() == [[101, 5, 6, 7, 102, 1, 1, 1]]
-  assert second['ends'].tolist() == [[5, 5]]
+  assert first['ends'].tolist() == [[[4, 6]], [[3, 7]]]
+  assert first['next_sentence_labels'].tolist() == [[1], [0]]
+  wanted = [[101, 5, 6, 7, 102, 1, 1, 1], [101, 5, 102, 10, 11, 102, 1, 1]]
+  assert second['input_ids'].tolist() == wanted
+  assert second['ends'].tolist() == [[[5, 5]], [[6, 6]]]  # all of it is A
+
+
+def test_packed_rows_are_laid_out_one_sequence_behind_the_other():
+  rows = [[Example(((0, 2), (2, 3)), 1, True), Example(((3, 4), (4, 5)), 0, True)]]
+  (columns,) = to_columns(rows, np.arange(5, 20), 12, 3)
+  assert columns['input_ids'].tolist() == [[101, 5, 6, 102, 7, 102, 101, 8, 102, 9, 102, 1]]
+  assert columns['ends'].tolist() == [[[4, 6], [9, 11], [0, 0]]]
+  assert columns['next_sentence_labels'].tolist() == [[1, 0, 0]]
 
 
 def test_ids_take_two_bytes_as_long_as_they_fit():
-  wanted = {'input_ids': ('uint16', (64,)), 'ends': ('uint16', (2,))}
-  assert examples.columns('full_sentences', 64, 2**16) == wanted
-  labels = {'next_sentence_labels': ('uint8', ())}
+  wanted = {'input_ids': ('uint16', (64,)), 'ends': ('uint16', (1, 2))}
+  assert examples.columns('doc_sentences', 64, 2**16) == wanted
+  labels = {'next_sentence_labels': ('uint8', (1,))}
   wide = {'input_ids': ('int32', (64,))}
   assert examples.columns('nsp', 64, 2**16 + 1) == wanted | wide | labels
+  packed = {'ends': ('uint16', (4, 2)), 'next_sentence_labels': ('uint8', (4,))}
+  assert examples.columns('sop', 64, 2**16, 4) == wanted | packed

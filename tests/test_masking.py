@@ -1,13 +1,17 @@
 """Masks: Google's rates and counts, and nothing but (seed, epoch, row) decides them."""
 
+import collections
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bertjax.data.masking import Masking, mask_tokens, next_token_targets
+from bertjax.data.masking import UNITS, Masking, _unit_starts, mask_tokens, next_token_targets
+from bertjax.data.order import mix
 
 PAD, CLS, SEP, MASK_ID, V = 0, 2, 3, 4, 30_000
+STARTS = np.arange(V) < 18_000  # four in ten ids go on with a word
 PREDICTIONS = ('masked_lm_positions', 'masked_lm_ids', 'masked_lm_weights')
 
 
@@ -23,10 +27,40 @@ def make_batch(size, length=128, seed=0, full=False):
   return {'input_ids': np.where(real, ids, PAD), 'segment_ids': real.astype(np.int32)}
 
 
-def mask(batch, *, epoch=1, row=None, seed=0, vocab_size=V, **rates):
+def make_packed(size, length=128, seed=0):
+  """Rows of one to four sequences, each [CLS] ... [SEP], and padding."""
+  rng = np.random.default_rng(seed)
+  ids, segments = np.full((size, length), PAD, np.int32), np.zeros((size, length), np.int32)
+  for row in range(size):
+    end = 0
+    for segment in range(1, rng.integers(1, 5) + 1):
+      start, end = end, end + rng.integers(3, length // 4 + 1)
+      ids[row, start:end] = [CLS, *rng.integers(100, V, end - start - 2), SEP]
+      segments[row, start:end] = segment
+  return {'input_ids': ids, 'segment_ids': segments}
+
+
+def words(ids, segments):
+  """The positions of each word, by sequence."""
+  found, before = collections.defaultdict(list), 0
+  for position, (token, segment) in enumerate(zip(ids, segments, strict=True)):
+    if token in (PAD, CLS, SEP):
+      before = 0
+    elif segment == before and not STARTS[token]:
+      found[segment][-1].append(position)
+    else:
+      before = segment
+      found[segment].append([position])
+  return found
+
+
+def mask(batch, *, epoch=1, row=None, seed=0, vocab_size=V, word_starts=STARTS, **rates):
   size = len(batch['input_ids'])
   epoch, row = np.full(size, epoch), np.arange(size) if row is None else np.asarray(row)
-  fixed = {'vocab_size': vocab_size, 'mask_id': MASK_ID, 'never': (PAD, CLS, SEP)}
+  fixed = {
+    'vocab_size': vocab_size, 'mask_id': MASK_ID, 'never': (PAD, CLS, SEP),
+    'word_starts': word_starts,
+  }  # fmt: skip
   return mask_tokens(batch, epoch, row, seed, Masking(**rates), **fixed)
 
 
@@ -115,16 +149,88 @@ def test_a_row_without_maskable_tokens_gets_no_prediction():
   np.testing.assert_array_equal(out['input_ids'], batch['input_ids'])
 
 
-@given(st.lists(st.integers(0, 29), min_size=1, max_size=40), st.integers(0, 2**40))
-@settings(deadline=None, max_examples=60)
-def test_a_row_s_mask_depends_neither_on_the_rows_beside_it_nor_on_padding(rows, offset):
-  batch = make_batch(30, 64)
-  whole = mask(batch, row=np.arange(30) + offset)
+@given(
+  st.lists(st.integers(0, 29), min_size=1, max_size=40), st.integers(0, 2**40),
+  st.sampled_from(UNITS), st.sampled_from([make_batch, make_packed]),
+)  # fmt: skip
+@settings(deadline=None, max_examples=100)
+def test_a_row_s_mask_depends_neither_on_the_rows_beside_it_nor_on_padding(
+  rows, offset, unit, make
+):
+  batch = make(30, 64)
+  whole = mask(batch, row=np.arange(30) + offset, unit=unit)
   part = {name: np.pad(array[rows], ((0, 0), (0, 64))) for name, array in batch.items()}
-  out = mask(part, row=np.array(rows) + offset)
+  out = mask(part, row=np.array(rows) + offset, unit=unit)
   np.testing.assert_array_equal(out['input_ids'][:, :64], whole['input_ids'][rows])
   for name in PREDICTIONS:
     np.testing.assert_array_equal(out[name], whole[name][rows])
+
+
+def test_single_tokens_are_chosen_alike_with_and_without_packed_rows_beside_them():
+  batch, packed = make_batch(300), make_packed(1)
+  assert packed['segment_ids'].max() > 1  # or the fast path would be compared with itself
+  alone = mask(batch)
+  beside = mask({name: np.concatenate([batch[name], packed[name]]) for name in batch})
+  for name in ('input_ids', *PREDICTIONS):
+    np.testing.assert_array_equal(beside[name][:300], alone[name])
+
+
+@given(
+  st.integers(0, 2**32), st.sampled_from(UNITS), st.sampled_from([0.05, 0.15, 0.3, 1.0]),
+  st.integers(1, 40),
+)  # fmt: skip
+@settings(deadline=None, max_examples=150)
+def test_each_sequence_gets_its_own_count_of_whole_units_until_the_slots_are_used_up(
+  seed, unit, rate, slots
+):
+  batch = make_packed(20, 64, seed)
+  out = mask(batch, seed=seed, unit=unit, rate=rate, max_predictions=slots)
+  for ids, segments, positions, weights in zip(
+    batch['input_ids'], batch['segment_ids'], *(out[PREDICTIONS[i]] for i in (0, 2)), strict=True
+  ):
+    chosen, left = set(positions[weights > 0].tolist()), slots
+    for sequence, parts in words(ids, segments).items():
+      budget = min(left, max(1, round(int((segments == sequence).sum()) * rate)))
+      left -= budget
+      if unit == 'subword':
+        parts = [[position] for part in parts for position in part]
+      taken = [part for part in parts if chosen & set(part)]
+      assert all(set(part) <= chosen for part in taken)
+      used = sum(map(len, taken))
+      assert used <= budget
+      if unit != 'span':  # one that fits is never left: those that do not are skipped
+        assert all(len(part) > budget - used for part in parts if part not in taken)
+
+
+def test_a_span_has_one_to_three_whole_words_and_shorter_ones_are_likelier():
+  batch = make_batch(1000, full=True)
+  ids, segments = batch['input_ids'], batch['segment_ids']
+  maskable = ~np.isin(ids, (PAD, CLS, SEP))
+  key = mix(7, np.arange(1000))[:, None]
+  begins = _unit_starts(ids, segments, maskable, STARTS, Masking(unit='span'), key)
+  sizes = []
+  for row in range(1000):
+    starts = np.array([word[0] for word in words(ids[row], segments[row])[1]])
+    assert begins[row].sum() == begins[row, starts].sum()
+    for run in (starts[starts < 64], starts[starts > 64]):  # on both sides of the first [SEP]
+      assert begins[row, run[0]]
+      span = np.bincount(np.cumsum(begins[row, run]))[1:]
+      assert span.max() <= 3
+      sizes += span[:5].tolist()  # a run of words may cut its last span short
+  counts = np.bincount(sizes)
+  for words_, share in ((1, 6 / 11), (2, 3 / 11), (3, 2 / 11)):  # proportional to 1, 1/2, 1/3
+    assert within(counts[words_], share, len(sizes))
+
+
+def test_spans_put_predictions_side_by_side():
+  batch = make_batch(2000, 20, full=True)
+
+  def neighbours(**unit):
+    rows, positions = chosen(mask(batch, word_starts=np.ones(V, bool), **unit))
+    return ((np.diff(rows) == 0) & (np.diff(positions) == 1)).sum()
+
+  assert neighbours(unit='span') > 2 * neighbours(unit='whole_word') > 0
+  assert neighbours(unit='span', max_span=1) == neighbours(unit='whole_word')
 
 
 @pytest.mark.parametrize('change', [{'epoch': 2}, {'seed': 1}, {'row': np.arange(300) + 300}])
@@ -161,6 +267,8 @@ def test_next_token_targets_stay_within_their_sequence():
     ({'max_predictions': 0}, 'max_predictions must be at least 1, got 0'),
     ({'mask_share': 0.9, 'random_share': 0.2}, 'got 0.9 and 0.2'),
     ({'random_share': -0.1}, 'must be at least 0'),
+    ({'unit': 'word'}, r"masking.unit must be one of .*'whole_word'.* got 'word'"),
+    ({'max_span': 0}, 'masking.max_span must be at least 1, got 0'),
   ],
 )
 def test_wrong_rates_are_refused(rates, message):

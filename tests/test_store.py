@@ -18,18 +18,24 @@ NUMBERS = {
   'label': np.arange(20, dtype=np.uint8),
 }
 FILE = 'train/00002.input_ids.bin'
+PLAN = {'settings': {'length': 5}, 'source': [('a.txt', 7)], 'tokenizer': 'abc'}
 
 
 def cut(start, stop):
   return {name: array[start:stop] for name, array in NUMBERS.items()}
 
 
+def add(writer, number, start, stop):
+  """Writes a shard, row by row."""
+  return writer.add_shard('train', number, (cut(i, i + 1) for i in range(start, stop)), tokens=5)
+
+
 def write(folder, cuts=((0, 7), (7, 7), (7, 20)), **facts):
-  """Writes a shard for each cut, row by row."""
-  with store.Writer(folder, COLUMNS) as writer:
-    for start, stop in cuts:
-      assert writer.add_shard('train', (cut(i, i + 1) for i in range(start, stop))) == stop - start
-    writer.finish({'tokenizer': 'abc'} | facts)
+  """Writes a shard for each cut."""
+  writer = store.Writer(folder, PLAN, COLUMNS)
+  for number, (start, stop) in enumerate(cuts):
+    assert add(writer, number, start, stop)['rows'] == stop - start
+  assert writer.finish({'train': len(cuts), 'heldout': 0}, **{'tokenizer': 'abc'} | facts)
   return folder
 
 
@@ -60,9 +66,16 @@ def test_a_split_without_shards_has_no_rows(folder):
 
 
 def test_the_manifest_keeps_the_facts_and_nothing_temporary_stays(tmp_path):
-  write(tmp_path / 'rows', source='here')
-  assert store.read_manifest(tmp_path / 'rows')['source'] == 'here'
+  folder = write(tmp_path / 'rows', source='here', counts={'files': 1})
+  manifest = store.read_manifest(folder)
+  assert manifest['source'] == 'here'
+  assert manifest['counts'] == {
+    'files': 1, 'train_documents': 0, 'train_tokens': 15, 'train_rows': 20,
+    'heldout_documents': 0, 'heldout_tokens': 0, 'heldout_rows': 0,
+  }  # fmt: skip
   assert [path.name for path in tmp_path.iterdir()] == ['rows']
+  found = {path.name for path in folder.rglob('*') if path.is_file()}
+  assert found == {'manifest.json'} | {f'{n:05d}.{c}.bin' for n in range(3) for c in COLUMNS}
 
 
 def test_one_flipped_bit_is_found_and_its_file_named(folder):
@@ -97,46 +110,87 @@ def test_a_damaged_manifest_or_another_version_is_refused(folder):
   path = folder / 'manifest.json'
   manifest = json.loads(path.read_text())
   path.write_text(json.dumps(manifest | {'version': store.VERSION + 1}))
-  with pytest.raises(store.StoreError, match=r'has version 2, this program reads 1; prepare again'):
+  with pytest.raises(store.StoreError, match=r'has version 3, this program reads 2; prepare again'):
     store.read_manifest(folder)
   path.write_text(json.dumps(manifest)[:-20])
   with pytest.raises(store.StoreError, match=f'{path} is damaged'):
     store.read_manifest(folder)
 
 
-def test_a_killed_writer_leaves_no_folder_under_the_final_name(tmp_path):
+def test_a_killed_writer_leaves_no_folder_under_the_final_name_and_the_next_goes_on(tmp_path):
   script = """if True:
-    import os, signal, sys
+    import json, os, signal, sys
     import numpy as np
     from bertjax.data import store
-    with store.Writer(sys.argv[1], {'label': ('uint8', ())}) as writer:
-      writer.add_shard('train', [{'label': np.zeros(9)}])
-      os.kill(os.getpid(), signal.SIGKILL)"""
+    def batches():
+      yield row
+      os.kill(os.getpid(), signal.SIGKILL)
+    row = {'input_ids': np.zeros((1, 5)), 'label': np.zeros(1)}
+    writer = store.Writer(sys.argv[1], *json.loads(sys.argv[2]))
+    writer.add_shard('train', 0, [row] * 9)
+    writer.add_shard('train', 1, batches())"""
   folder = tmp_path / 'rows'
-  killed = subprocess.run([sys.executable, '-c', script, str(folder)], check=False)
+  arguments = [str(folder), json.dumps([PLAN, COLUMNS])]
+  killed = subprocess.run([sys.executable, '-c', script, *arguments], check=False)
   assert killed.returncode == -signal.SIGKILL
-  assert not folder.exists() and [path.name for path in tmp_path.iterdir()] != []
-  assert len(store.Rows(write(folder), 'train')) == 20
-  assert [path.name for path in tmp_path.iterdir()] == ['rows']  # and nothing of the killed one
+  assert [path.name for path in tmp_path.iterdir()] == ['rows.incomplete']
+  writer = store.Writer(folder, PLAN, COLUMNS)
+  assert writer.shard('train', 0)['rows'] == 9 and writer.shard('train', 1) is None
+  assert not writer.finish({'train': 2, 'heldout': 0}) and not folder.exists()
+  add(writer, 1, 0, 20)
+  assert writer.finish({'train': 2, 'heldout': 0})
+  assert [path.name for path in tmp_path.iterdir()] == ['rows']
+  rows = store.Rows(folder, 'train')[np.arange(29)]
+  assert not rows['input_ids'][:9].any()
+  np.testing.assert_array_equal(rows['input_ids'][9:], NUMBERS['input_ids'])
 
 
-def test_an_exception_leaves_nothing_behind(tmp_path):
+def test_a_shard_whose_rows_broke_off_is_not_there(tmp_path):
   def batches():
     yield cut(0, 7)
     raise RuntimeError('no more text')
 
-  with pytest.raises(RuntimeError), store.Writer(tmp_path / 'rows', COLUMNS) as writer:
-    writer.add_shard('train', batches())
-  assert list(tmp_path.iterdir()) == []
+  writer = store.Writer(tmp_path / 'rows', PLAN, COLUMNS)
+  with pytest.raises(RuntimeError):
+    writer.add_shard('train', 0, batches())
+  assert writer.shard('train', 0) is None and not writer.finish({'train': 1, 'heldout': 0})
 
 
-def test_a_preparation_is_replaced_and_any_other_folder_kept(folder):
-  write(folder, source='again')
-  assert store.read_manifest(folder)['source'] == 'again'
-  (folder / 'manifest.json').unlink()
-  with pytest.raises(store.StoreError, match=r'exists and is no prepared folder'):
-    store.Writer(folder, COLUMNS)
-  assert (folder / FILE).exists()
+@pytest.mark.parametrize(
+  'changes, named',
+  [
+    ({'settings': {'length': 6}}, 'settings'),
+    ({'source': [('a.txt', 8)], 'tokenizer': 'abd'}, 'source, tokenizer'),
+  ],
+)
+def test_shards_of_two_preparations_do_not_come_into_one_folder(tmp_path, changes, named):
+  add(store.Writer(tmp_path / 'rows', PLAN, COLUMNS), 0, 0, 20)
+  with pytest.raises(store.StoreError, match=f'rows.incomplete was begun with other {named}; '):
+    store.Writer(tmp_path / 'rows', PLAN | changes, COLUMNS)
+  assert store.Writer(tmp_path / 'rows', PLAN, COLUMNS).shard('train', 0)['rows'] == 20
+
+
+def test_a_shard_of_another_preparation_is_found_by_its_checksum(folder, tmp_path):
+  other = write(tmp_path / 'other', ((0, 7), (7, 7), (6, 19)))
+  (folder / FILE).write_bytes((other / FILE).read_bytes())
+  with pytest.raises(store.StoreError, match=f'{folder / FILE} is damaged: its checksum'):
+    store.Rows(folder, 'train')
+
+
+def test_a_folder_that_holds_something_is_refused_and_kept(folder):
+  with pytest.raises(store.StoreError, match=f'{folder} exists and is not empty'):
+    store.Writer(folder, PLAN, COLUMNS)
+  assert len(store.Rows(folder, 'train')) == 20
+
+
+def test_an_empty_folder_is_filled(tmp_path):
+  (tmp_path / 'rows').mkdir()
+  assert len(store.Rows(write(tmp_path / 'rows'), 'train')) == 20
+
+
+def test_a_remote_folder_is_refused():
+  with pytest.raises(store.StoreError, match='memory-mapped from a local disk, got gs://bucket'):
+    store.Writer('gs://bucket/rows', PLAN, COLUMNS)
 
 
 def test_the_hash_is_of_the_rows_and_not_of_the_folder(folder, tmp_path):

@@ -67,7 +67,7 @@ def join(parts):
 
 
 def as_batch(columns):
-  return batches.expand(columns) | tfrecords.static_masks(columns)
+  return batches.expand(columns)
 
 
 def test_google_s_records_become_the_batch_they_describe(tmp_path):
@@ -76,7 +76,7 @@ def test_google_s_records_become_the_batch_they_describe(tmp_path):
   batch = as_batch(join(read(f'{tmp_path}/a-*', size=7)))
   names = {
     'input_ids': 'input_ids', 'input_mask': 'segment_ids', 'segment_ids': 'token_type_ids',
-    **{name: name for name in tfrecords.MASKED_COLUMNS},
+    **{name: name for name in batches.PREDICTIONS},
   }  # fmt: skip
   for theirs, ours in names.items():
     np.testing.assert_array_equal(batch[ours], [record[theirs] for record in records], theirs)
@@ -195,7 +195,7 @@ def test_a_damaged_file_is_named(tmp_path, damage):
 def test_files_of_other_lengths_are_refused_and_a_missing_one_is_named(tmp_path):
   write(tmp_path / 'a', instances(5))
   longer = [
-    r | {name: [*r[name], 0 * r[name][0]] for name in tfrecords.MASKED_COLUMNS}
+    r | {name: [*r[name], 0 * r[name][0]] for name in batches.PREDICTIONS}
     for r in instances(5)
   ]
   path = write(tmp_path / 'b', longer)
@@ -216,7 +216,7 @@ def test_rows_that_google_s_files_cannot_hold_are_refused_and_nothing_is_left(ba
 
 def test_the_columns_extend_those_of_sentence_pairs():
   columns = tfrecords.masked_columns(128, 20, 30522)
-  assert set(columns) == {*examples.columns('nsp', 128, 30522), *tfrecords.MASKED_COLUMNS}
+  assert set(columns) == {*examples.columns('nsp', 128, 30522), *batches.PREDICTIONS}
 
 
 def test_static_masks_need_no_tensorflow():

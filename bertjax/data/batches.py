@@ -15,6 +15,7 @@ from bertjax.data.order import training_slots
 from bertjax.data.store import Rows
 
 OBJECTIVES = ('mlm', 'next_token')
+PREDICTIONS = ('masked_lm_positions', 'masked_lm_ids', 'masked_lm_weights')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +47,8 @@ class Batches:
   def __post_init__(self):
     if self.objective not in OBJECTIVES:
       raise ValueError(f'objective must be one of {OBJECTIVES}, got {self.objective!r}.')
+    if 'masked_lm_ids' in self.rows.manifest['columns'] and self.objective != 'mlm':
+      raise ValueError(f'{self.rows.directory} holds masked rows; they have no next tokens.')
     if not len(self.rows):
       raise ValueError(f'{self.rows.directory} has no rows to make batches of.')
 
@@ -61,17 +64,21 @@ class Batches:
 
   def evaluation(self, step: int) -> dict[str, np.ndarray]:
     """The step-th batch in row order with frozen masks; rows past the end have weight 0."""
+    return self.in_order(step, 0)
+
+  def in_order(self, step: int, epoch: int) -> dict[str, np.ndarray]:
+    """The step-th batch in row order with the masks of an epoch."""
     local = np.arange(self.batch_size) if self.local is None else self.local
     row = step * self.batch_size + local
     real = row < len(self.rows)
-    batch = self._make(np.zeros_like(row), np.where(real, row, 0))
+    batch = self._make(np.full_like(row, epoch), np.where(real, row, 0))
     for name in ('example_weights', 'masked_lm_weights'):
       batch[name] *= real.reshape(-1, *[1] * (batch[name].ndim - 1))
     return batch
 
   def _make(self, epoch, row):
     batch = expand(self.rows[row])
-    if 'masked_lm_weights' in batch:  # Google's TFRecords bring their masks
+    if 'masked_lm_ids' in batch:  # Google's TFRecords bring their masks
       return batch
     if self.objective == 'next_token':
       return next_token_targets(batch)
@@ -116,10 +123,8 @@ def expand(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   if 'next_sentence_labels' in columns:
     labels = columns['next_sentence_labels'].astype(np.int32)
     batch['next_sentence_labels'] = labels if ends.shape[1] > 1 else labels[:, 0]
-  for name in ('masked_lm_positions', 'masked_lm_ids'):
-    if name in columns:
-      batch[name] = columns[name].astype(np.int32)
-  if 'masked_lm_weights' in columns:
+  if 'masked_lm_ids' in columns:  # static masks
+    batch |= {name: columns[name].astype(np.int32) for name in PREDICTIONS[:2]}
     batch['masked_lm_weights'] = columns['masked_lm_weights'].astype(np.float32)
   return batch
 

@@ -5,16 +5,15 @@ alone, so what is computed from them does not depend on the number of processes.
 """
 
 import collections
-import concurrent.futures
 import functools
 import hashlib
 import itertools
-import multiprocessing
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
 from bertjax.data import sources
+from bertjax.data import workers as worker_lib
 from bertjax.data.tokenizer import Tokenizer
 
 # Lengths in tokens up to which sentences and documents are counted; the last bucket is open.
@@ -32,33 +31,10 @@ def map_units(function: Callable, texts: Iterable[str], workers: int = 1) -> Ite
     texts: documents; a longer one is a unit of its own.
     workers: processes, spawned.
   """
-  units = _units(texts)
+  units = worker_lib.batches(texts, _UNIT)
   first = list(itertools.islice(units, 2))
-  units = itertools.chain(first, units)
-  if workers == 1 or len(first) < 2:
-    yield from map(function, units)
-    return
-  context = multiprocessing.get_context('spawn')
-  with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
-    waiting = collections.deque()
-    for unit in units:
-      waiting.append(pool.submit(function, unit))
-      if len(waiting) > workers + 1:  # bounds what is in memory
-        yield waiting.popleft().result()
-    while waiting:
-      yield waiting.popleft().result()
-
-
-def _units(texts: Iterable[str]) -> Iterator[list[str]]:
-  unit, size = [], 0
-  for text in texts:
-    unit.append(text)
-    size += len(text)
-    if size >= _UNIT:
-      yield unit
-      unit, size = [], 0
-  if unit:
-    yield unit
+  with worker_lib.processes(workers if workers > 1 and len(first) > 1 else 0) as in_order:
+    yield from in_order(function, itertools.chain(first, units))
 
 
 def chunks(text: str) -> list[str]:

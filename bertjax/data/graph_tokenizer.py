@@ -6,7 +6,6 @@ take this fast path. All others are folded code point by code point with the tab
 and then cut by `FastWordpieceTokenizer`, whose longest match is exact.
 """
 
-import itertools
 import re
 from collections.abc import Callable, Sequence
 
@@ -53,8 +52,8 @@ class GraphTokenizer:
     )
 
 
-def make_encoder(tokenizer: Tokenizer) -> Callable[[Sequence[str]], list[list[int]]]:
-  """Returns `encode(texts)`, `Tokenizer.encode` by the graph, compiled once."""
+def make_flat_encoder(tokenizer: Tokenizer) -> Callable[[Sequence[str]], tuple]:
+  """Returns `Tokenizer.encode_flat` by the graph, compiled once."""
   graph = GraphTokenizer(tokenizer)
 
   @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
@@ -64,8 +63,8 @@ def make_encoder(tokenizer: Tokenizer) -> Callable[[Sequence[str]], list[list[in
 
   def encode(texts):
     texts = [text.encode() for text in tokenizer.replace_surrogates(texts)]
-    values, splits = (x.numpy().tolist() for x in run(tf.constant(texts, tf.string)))
-    return [values[a:b] for a, b in itertools.pairwise(splits)]
+    values, splits = (x.numpy() for x in run(tf.constant(texts, tf.string)))
+    return values, np.diff(splits)
 
   return encode
 

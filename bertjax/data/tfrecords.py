@@ -1,7 +1,7 @@
 """TFRecords of google-research/bert's create_pretraining_data.py, read into rows and written.
 
 Their masks are static: `input_ids` are masked already, and the predictions stand in columns of
-their own (`MASKED_COLUMNS`) beside those of `examples`. Name trap: Google's `segment_ids` are our
+their own (`masked_columns`) beside those of `examples`. Name trap: Google's `segment_ids` are our
 `token_type_ids`, and its `input_mask` is our `segment_ids > 0`. TensorFlow is imported by the
 functions that read and write files, and by nothing else.
 """
@@ -15,8 +15,7 @@ import numpy as np
 from etils import epath
 
 from bertjax.data import examples, sources
-
-MASKED_COLUMNS = ('masked_lm_positions', 'masked_lm_ids', 'masked_lm_weights')
+from bertjax.data.batches import PREDICTIONS
 
 _INTEGERS = (
   'input_ids', 'input_mask', 'segment_ids', 'masked_lm_positions', 'masked_lm_ids',
@@ -28,14 +27,8 @@ def masked_columns(length: int, predictions: int, vocab_size: int) -> dict:
   """The store's columns of rows with static masks: {name: (dtype, shape)}."""
   columns = examples.columns('nsp', length, vocab_size)
   dtypes = ('uint16', columns['input_ids'][0], 'uint8')
-  masks = zip(MASKED_COLUMNS, dtypes, strict=True)
+  masks = zip(PREDICTIONS, dtypes, strict=True)
   return columns | {name: (dtype, (predictions,)) for name, dtype in masks}
-
-
-def static_masks(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """The batch fields of the predictions: [B, P], int32 and float32 (weights)."""
-  dtypes = (np.int32, np.int32, np.float32)
-  return {n: columns[n].astype(d) for n, d in zip(MASKED_COLUMNS, dtypes, strict=True)}
 
 
 def rows_from_tfrecords(
@@ -100,7 +93,7 @@ def _dense(ragged, name: str, path) -> np.ndarray:
 def _columns(features: dict, vocab_size: int, path, start: int) -> dict[str, np.ndarray]:
   """Checks features and turns them into the store's columns."""
   ids, mask, types = (features[name] for name in ('input_ids', 'input_mask', 'segment_ids'))
-  positions, targets, weights = (features[name] for name in MASKED_COLUMNS)
+  positions, targets, weights = (features[name] for name in PREDICTIONS)
   label = features['next_sentence_labels']
   end = mask.sum(1, keepdims=True)
   first_end = end - types.sum(1, keepdims=True)
@@ -123,9 +116,9 @@ def _columns(features: dict, vocab_size: int, path, start: int) -> dict[str, np.
   ):
     if wrong.any():
       raise ValueError(f'{path}, record {start + int(np.nonzero(wrong)[0][0])}: {message}.')
-  columns = dict(zip(MASKED_COLUMNS, (positions, targets, weights), strict=True))
+  columns = dict(zip(PREDICTIONS, (positions, targets, weights), strict=True))
   columns |= {
-    'input_ids': ids, 'ends': np.hstack([first_end, end]), 'next_sentence_labels': label[:, 0],
+    'input_ids': ids, 'ends': np.stack([first_end, end], -1), 'next_sentence_labels': label,
   }  # fmt: skip
   dtypes = masked_columns(ids.shape[1], positions.shape[1], vocab_size)
   return {name: columns[name].astype(dtype) for name, (dtype, _) in dtypes.items()}
@@ -173,7 +166,7 @@ def _features(batch: dict[str, np.ndarray]) -> Iterator[dict]:
       "Google's TFRecords hold sentence pairs with next-sentence labels; prepare them with "
       '--config.nsp=True and without packing.'
     )
-  columns = {name: batch[name] for name in ('input_ids', *MASKED_COLUMNS[:2])} | {
+  columns = {name: batch[name] for name in ('input_ids', *PREDICTIONS[:2])} | {
     'input_mask': batch['segment_ids'],
     'segment_ids': batch['token_type_ids'],
     'next_sentence_labels': batch['next_sentence_labels'][:, None],

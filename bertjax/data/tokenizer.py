@@ -9,6 +9,7 @@ twin.
 """
 
 import hashlib
+import itertools
 import json
 import re
 import unicodedata
@@ -148,6 +149,8 @@ class Tokenizer:
   @property
   def word_starts(self) -> np.ndarray:
     """Which ids begin a word: bool [V]."""
+    if self.kind == 'sentencepiece':
+      return np.array([piece.startswith('\u2581') for piece in self.vocab])
     return np.array([not piece.startswith('##') for piece in self.vocab])
 
   @property
@@ -159,6 +162,12 @@ class Tokenizer:
   def encode(self, texts: Sequence[str]) -> list[list[int]]:
     """Maps texts to ids, without [CLS] and [SEP]."""
     return self._engine.encode(self.replace_surrogates(texts))
+
+  def encode_flat(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Maps texts to their ids end to end, int32, and to how many each has, int64."""
+    ids = self.encode(texts)
+    lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+    return np.fromiter(itertools.chain.from_iterable(ids), np.int32, lengths.sum()), lengths
 
   def encode_offsets(self, texts: Sequence[str]):
     """Maps texts to (ids, offsets): for each piece its (start, end) in the text's characters."""

@@ -1,0 +1,70 @@
+"""A map over spawned worker processes that keeps the order and bounds what is in memory."""
+
+import collections
+import concurrent.futures
+import contextlib
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Iterator
+
+
+@contextlib.contextmanager
+def processes(count: int):
+  """Gives `in_order(function, items)`: a lazy map, over `count` processes or, for 0, in this one.
+
+  Functions and items must be picklable. The processes live as long as the context, so what a
+  function caches in one is there at its next call.
+  """
+  if not count:
+    yield map
+    return
+  context = multiprocessing.get_context('spawn')
+  with _one_thread_each(), concurrent.futures.ProcessPoolExecutor(count, context) as executor:
+
+    def in_order(function: Callable, items: Iterable) -> Iterator:
+      ahead = collections.deque()
+      try:
+        for item in items:
+          ahead.append(executor.submit(function, item))
+          if len(ahead) > 2 * count:  # who makes the items waits for the workers
+            yield ahead.popleft().result()
+        while ahead:
+          yield ahead.popleft().result()
+      except concurrent.futures.process.BrokenProcessPool as error:
+        raise RuntimeError(
+          'a worker process died, perhaps for want of memory; run the same command with fewer '
+          '--workers.'
+        ) from error
+
+    yield in_order
+
+
+def cores() -> int:
+  """Cores that this process may use."""
+  return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+
+
+def batches(texts: Iterable[str], chars: int) -> Iterator[list[str]]:
+  """Cuts a stream of texts into lists of about so many characters."""
+  batch, size = [], 0
+  for text in texts:
+    batch.append(text)
+    size += len(text)
+    if size >= chars:
+      yield batch
+      batch, size = [], 0
+  if batch:
+    yield batch
+
+
+@contextlib.contextmanager
+def _one_thread_each():
+  """Workers of one thread of TensorFlow or `tokenizers` each: their number fills the cores."""
+  names = ('TF_NUM_INTRAOP_THREADS', 'TF_NUM_INTEROP_THREADS', 'RAYON_NUM_THREADS')
+  before = {name: os.environ.get(name) for name in names}
+  os.environ.update(dict.fromkeys(names, '1'), TF_CPP_MIN_LOG_LEVEL='3')
+  try:
+    yield
+  finally:
+    for name, value in before.items():
+      os.environ.pop(name) if value is None else os.environ.update({name: value})

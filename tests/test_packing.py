@@ -1,0 +1,123 @@
+"""Packed rows in the model and in training: the same losses, and no sequence sees another."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from bertjax import pretrain
+from bertjax.data import batches, examples, sources
+from bertjax.data.masking import Masking, mask_tokens
+from bertjax.data.tokenizer import Tokenizer
+from bertjax.model.config import EncoderConfig
+from bertjax.model.heads import Bert, init_params
+from bertjax.model.losses import cross_entropy, pretraining_sums, pretraining_weights
+
+LENGTH = 128
+KEYS = ('input_ids', 'token_type_ids', 'segment_ids', 'position_ids')
+
+
+@pytest.fixture(scope='module')
+def packed(documents, vocab):
+  """A masked batch of real sentence pairs, up to four a row."""
+  tokenizer = Tokenizer.from_file(vocab)
+  corpus = examples.Corpus.of([tokenizer.encode(sources.split_prose(text)) for text in documents])
+  items = list(examples.build(corpus, 'nsp', length=48, short_probability=0.8))
+  rows = list(examples.pack(items, LENGTH, 4))[:40]
+  ids = {f'{name}_id': tokenizer.special[name] for name in ('cls', 'sep', 'pad')}
+  (columns,) = examples.to_columns(rows, corpus.tokens, LENGTH, 4, **ids)
+  batch = mask_tokens(
+    batches.expand(columns), np.ones(40), np.arange(40), 0, Masking(max_predictions=30),
+    vocab_size=600, mask_id=tokenizer.mask_id, never=tuple(ids.values()),
+  )  # fmt: skip
+  assert {1, 2, 3, 4} <= set(batch['segment_ids'].ravel())
+  return batch
+
+
+@pytest.fixture(scope='module')
+def run(packed):
+  """run(batch) -> outputs of a tiny float32 model."""
+  config = EncoderConfig(
+    vocab_size=600, hidden_size=32, num_layers=2, num_heads=4, mlp_size=64, max_positions=LENGTH
+  )
+  model = Bert(config)
+  params = init_params(model, jax.random.key(0))
+  return jax.jit(lambda batch: model.apply({'params': params}, batch))
+
+
+def unpack(batch):
+  """One sequence a row, in the order of the packed ones; positions by default."""
+  rows = {name: [] for name in KEYS[:3]}
+  labels, where, ids, weights = [], [], [], []
+  for row, sequence in zip(*np.nonzero(batch['example_weights']), strict=True):
+    inside = np.flatnonzero(batch['segment_ids'][row] == sequence + 1)
+    for name in rows:
+      rows[name].append(np.pad(batch[name][row, inside], (0, LENGTH - len(inside))))
+    used = np.isin(batch['masked_lm_positions'][row], inside)
+    used &= batch['masked_lm_weights'][row] > 0
+    where.append(np.where(used, batch['masked_lm_positions'][row] - inside[0], 0))
+    ids.append(batch['masked_lm_ids'][row])
+    weights.append(used.astype(np.float32))
+    labels.append(batch['next_sentence_labels'][row, sequence])
+  result = {name: np.stack(arrays) for name, arrays in rows.items()}
+  result['segment_ids'] = (result['segment_ids'] > 0).astype(np.int32)
+  return result | {
+    'masked_lm_positions': np.stack(where), 'masked_lm_ids': np.stack(ids),
+    'masked_lm_weights': np.stack(weights), 'next_sentence_labels': np.array(labels),
+    'example_weights': np.ones(len(labels), np.float32),
+  }  # fmt: skip
+
+
+def losses(out, batch):
+  """The loss of each prediction and of each pair, in order."""
+  mlm = cross_entropy(out['mlm_logits'], batch['masked_lm_ids'])[batch['masked_lm_weights'] > 0]
+  nsp = cross_entropy(out['nsp_logits'], batch['next_sentence_labels'])
+  return mlm, nsp[batch['example_weights'] > 0]
+
+
+def test_every_prediction_and_pair_has_the_loss_it_has_in_a_row_of_its_own(packed, run):
+  single = unpack(packed)
+  assert len(single['input_ids']) > 1.5 * len(packed['input_ids'])
+  one, other = run(packed), run(single)
+  for a, b in zip(losses(one, packed), losses(other, single), strict=True):
+    assert len(a) == len(b) > 16
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+  sums, sums_single = pretraining_sums(one, packed), pretraining_sums(other, single)
+  weights, weights_single = pretraining_weights(packed), pretraining_weights(single)
+  for a, b in ((sums, sums_single), (weights, weights_single)):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), a, b)
+
+
+def test_other_tokens_in_one_sequence_change_no_logit_of_the_others(packed, run):
+  batch = {name: packed[name] for name in (*KEYS, 'cls_positions')}
+  second = (batch['segment_ids'] == 2) & (batch['position_ids'] > 0)
+  changed = batch | {'input_ids': np.where(second, 7, batch['input_ids'])}
+  one, other = run(batch), run(changed)
+  others = np.isin(batch['segment_ids'], (1, 3, 4))
+  for name, same in (('mlm_logits', others), ('nsp_logits', np.arange(4) != 1)):
+    before, after = (np.asarray(out[name]) for out in (one, other))
+    same = np.broadcast_to(same, before.shape[:2])
+    np.testing.assert_array_equal(before[same], after[same])
+    assert (before[~same] != after[~same]).any()
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {'data.kind': 'sop'},
+    {'data.sequences': 4, 'data.short_probability': 0.9, 'accumulation': 2},
+  ],
+)
+def test_a_run_trains_and_evaluates(changes, corpus, vocab, tmp_path):
+  config = pretrain.vary(pretrain.default_config('tiny'), 'smoke', pretrain.SMOKE)
+  config.data.update(input=str(corpus), vocab=str(vocab), heldout=0.2, cache_dir=str(tmp_path))
+  config.update(steps=3, warmup_steps=1, batch_size=16)
+  config.update_from_flattened_dict(changes)
+  scores = pretrain.run(config, workdir=str(tmp_path / 'run'))
+  (path,) = tmp_path.glob('*/manifest.json')
+  manifest = json.loads(path.read_text())
+  assert manifest['settings']['kind'] == (config.data.kind or 'nsp')
+  assert scores['mlm_weight'] > 0 and 0 < scores['mlm_loss'] < 10
+  pairs, rows = scores['nsp_weight'], min(manifest['counts']['heldout_rows'], 64)
+  assert pairs == rows if config.data.sequences == 1 else pairs > rows
