@@ -8,6 +8,8 @@ import sys
 import numpy as np
 import pytest
 
+from bertjax import prepare, pretrain
+from bertjax.__main__ import load_recipe
 from bertjax.data import batches, examples, store, tfrecords
 from bertjax.data.masking import Masking
 from bertjax.data.tokenizer import Tokenizer
@@ -66,14 +68,10 @@ def join(parts):
   return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def as_batch(columns):
-  return batches.expand(columns)
-
-
 def test_google_s_records_become_the_batch_they_describe(tmp_path):
   records = instances(50)
   write(tmp_path / 'a-00000', records[:30]), write(tmp_path / 'a-00001', records[30:])
-  batch = as_batch(join(read(f'{tmp_path}/a-*', size=7)))
+  batch = batches.expand(join(read(f'{tmp_path}/a-*', size=7)))
   names = {
     'input_ids': 'input_ids', 'input_mask': 'segment_ids', 'segment_ids': 'token_type_ids',
     **{name: name for name in batches.PREDICTIONS},
@@ -88,9 +86,9 @@ def test_google_s_records_become_the_batch_they_describe(tmp_path):
 
 def test_the_rows_can_be_stored_and_come_back(tmp_path):
   rows = join(read(write(tmp_path / 'a', instances(50))))
-  with store.Writer(tmp_path / 'rows', tfrecords.masked_columns(24, 4, VOCAB)) as writer:
-    assert writer.add_shard('train', [rows]) == 50
-    writer.finish({'tokenizer': 'x'})
+  writer = store.Writer(tmp_path / 'rows', {}, tfrecords.masked_columns(24, 4, VOCAB))
+  assert writer.add_shard('train', 0, [rows])['rows'] == 50
+  assert writer.finish({'train': 1, 'heldout': 0}, tokenizer='x')
   found = store.Rows(tmp_path / 'rows', 'train')[np.array([41, 3])]
   for name, array in found.items():
     np.testing.assert_array_equal(array, rows[name][[41, 3]], name)
@@ -121,8 +119,8 @@ def test_batches_written_and_read_again_are_the_same(batch, tmp_path):
   assert count == batch['example_weights'].sum() == len(batch['input_ids']) - 3
   assert sorted(tmp_path.iterdir()) == paths
   for i, path in enumerate(paths):  # rows go to the files in turn
-    found = as_batch(join(read(path)))
-    assert set(found) == set(batch) - {'example_weights'}
+    found = batches.expand(join(read(path)))
+    assert set(found) == set(batch)
     for name, array in found.items():
       assert array.dtype == batch[name].dtype
       np.testing.assert_array_equal(array, batch[name][i:count:2], name)
@@ -195,8 +193,7 @@ def test_a_damaged_file_is_named(tmp_path, damage):
 def test_files_of_other_lengths_are_refused_and_a_missing_one_is_named(tmp_path):
   write(tmp_path / 'a', instances(5))
   longer = [
-    r | {name: [*r[name], 0 * r[name][0]] for name in batches.PREDICTIONS}
-    for r in instances(5)
+    r | {name: [*r[name], 0 * r[name][0]] for name in batches.PREDICTIONS} for r in instances(5)
   ]
   path = write(tmp_path / 'b', longer)
   with pytest.raises(ValueError, match=f'{path} has rows of 24 tokens and 5 .* it 24 and 4'):
@@ -222,3 +219,57 @@ def test_the_columns_extend_those_of_sentence_pairs():
 def test_static_masks_need_no_tensorflow():
   code = "import sys, bertjax.data.tfrecords; print('tensorflow' in sys.modules)"
   assert subprocess.check_output([sys.executable, '-c', code], text=True) == 'False\n'
+
+
+@pytest.fixture
+def config(corpus, vocab, tmp_path):
+  config = load_recipe('bert_mini:smoke')
+  config.data.update(input=str(corpus), vocab=str(vocab), heldout=0.2, cache_dir=str(tmp_path))
+  config.eval_every = 0
+  return config
+
+
+def test_prepared_text_written_in_google_s_format_trains_from_its_masks(config, tmp_path):
+  prepare.run(config, out=str(tmp_path / 'rows'))
+  prepare.run(config, out=str(tmp_path / 'google'), format='google')
+  assert not list(tmp_path.glob('for-*')) and (tmp_path / 'google' / 'vocab.txt').exists()
+  config.data.update(input=f'{tmp_path}/google/train-*', format='tfrecord')
+  scores = pretrain.run(config, workdir=str(tmp_path / 'run'))
+  assert np.isfinite(scores['loss'])
+
+  (folder,) = {path.parent for path in tmp_path.glob('*/manifest.json')} - {tmp_path / 'rows'}
+  sides = [store.Rows(folder, split) for split in store.SPLITS]
+  assert all(map(len, sides))
+  found = join([side[np.arange(len(side))] for side in sides])
+  rows = store.Rows(tmp_path / 'rows', 'train')
+  tokenizer = Tokenizer.from_dir(tmp_path / 'rows')
+  made = batches.Batches(
+    rows, len(rows), config.seed, Masking(**config.masking), tokenizer.vocab_size, tokenizer.special
+  )
+  wanted, ours = made.in_order(0, 1), batches.expand(found)
+  assert len(ours['input_ids']) == len(rows)
+  for name in ('input_ids', 'masked_lm_positions', 'masked_lm_ids'):
+    assert sorted(map(tuple, ours[name].tolist())) == sorted(map(tuple, wanted[name].tolist()))
+  one, two = (batches.Batches(sides[0], 8, 0, Masking(), 600, {}).in_order(0, e) for e in (1, 2))
+  np.testing.assert_array_equal(one['input_ids'], two['input_ids'])  # the masks are static
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'data.length': 48}, r'holds sentence pairs .* of 64 tokens.* got kind=nsp, data.length=48'),
+    ({'nsp': False, 'data.passes': 1}, r'got kind=doc_sentences'),
+    ({'data.heldout': 1e-9}, 'no row fell to the heldout side'),
+  ],
+)
+def test_what_does_not_fit_google_s_rows_is_refused(config, tmp_path, vocab, changes, message):
+  ids = Tokenizer.from_file(vocab).vocab_size
+  records = [r for r in instances(400) if max(r['input_ids'] + r['masked_lm_ids']) < ids][:40]
+  for record in records:
+    for name in ('input_ids', 'input_mask', 'segment_ids'):
+      record[name] += [0] * (64 - LENGTH)
+  config.data.update(input=str(write(tmp_path / 'a', records)), format='tfrecord')
+  config.update_from_flattened_dict(changes)
+  with pytest.raises(ValueError, match=message):
+    prepare.run(config, out=str(tmp_path / 'rows'))
+  assert sorted(path.name for path in tmp_path.iterdir()) == ['a']
