@@ -24,12 +24,7 @@ _MAX_LINE = 1000  # characters; SentencePiece's trainer leaves lines of over 4,1
 
 
 def train_sentencepiece(
-  texts: Iterable[str],
-  size: int,
-  *,
-  lowercase: bool = True,
-  sentences: int = 10_000_000,
-  seed: int = 0,
+  texts: Iterable[str], size: int, *, lowercase: bool = True, sentences: int = 10_000_000
 ) -> bytes:
   """Trains a unigram model of exactly `size` pieces; the same texts give the same bytes.
 
@@ -37,8 +32,7 @@ def train_sentencepiece(
     texts: documents, of any length.
     size: pieces, special ones included.
     lowercase: lower and strip accents first, as the uncased tokenizer will.
-    sentences: lines to learn from at most; of more, a random sample drawn with `seed`.
-    seed: of the sample.
+    sentences: lines to learn from at most, over 100; of more, always the same random sample.
 
   Returns:
     The content of a `spiece.model`.
@@ -46,8 +40,9 @@ def train_sentencepiece(
   Raises:
     ValueError: if there is no text, or it does not suit the size.
   """
+  if sentences <= 100:
+    raise ValueError(f'sentences must be over 100, got {sentences}.')
   model = io.BytesIO()
-  sentencepiece.set_random_generator_seed(seed)
   try:
     sentencepiece.SentencePieceTrainer.train(
       sentence_iterator=_lines(texts, lowercase),
