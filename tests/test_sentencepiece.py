@@ -1,6 +1,7 @@
 """SentencePiece behind `Tokenizer`: training, ids, offsets, files and the TensorFlow twin."""
 
 import hashlib
+import pickle
 import random
 
 import pytest
@@ -120,6 +121,10 @@ def test_a_call_makes_a_padded_batch(tokenizer):
   batch = tokenizer(['the', 'the man'], length=12)
   assert batch['input_ids'][0, :1].tolist() == [tokenizer.cls_id]
   assert (batch['input_ids'] == tokenizer.pad_id).sum() == (batch['segment_ids'] == 0).sum()
+
+
+def test_a_worker_process_gets_the_same_tokenizer(tokenizer):
+  assert pickle.loads(pickle.dumps(tokenizer)).encode(HARD) == tokenizer.encode(HARD)
 
 
 def test_save_and_from_dir_keep_the_model_and_the_case(tokenizer, tmp_path):
