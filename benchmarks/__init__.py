@@ -31,8 +31,8 @@ def measure(contenders: dict[str, Callable[[], float]], *, repeats: int = 5, war
   return rates
 
 
-def report(name: str, rates: dict[str, list[float]], unit: str, out: str = '') -> dict:
-  """Prints a table (the first contender is ours) and writes it as JSON if `out` is given."""
+def report(name: str, rates: dict[str, list[float]], unit: str, out: str = '', **facts) -> dict:
+  """Prints a table (the first contender is ours); writes it and `facts` as JSON if `out` is given."""
   ours = statistics.median(next(iter(rates.values())))
   rows = [
     {'name': who, 'median': statistics.median(r), 'min': min(r), 'max': max(r), 'runs': len(r),
@@ -43,7 +43,7 @@ def report(name: str, rates: dict[str, list[float]], unit: str, out: str = '') -
   for row in rows:
     span = f'{row["min"]:,.0f}..{row["max"]:,.0f}'
     print(f'| {row["name"]} | {row["median"]:,.0f} | {span} | {row["runs"]} | {row["ratio"]:.2f} |')
-  result = {'benchmark': name, 'unit': unit, 'rows': rows, **machine()}
+  result = {'benchmark': name, 'unit': unit, 'rows': rows, **facts, **machine()}
   if out:
     pathlib.Path(out).write_text(json.dumps(result, indent=1) + '\n')
   return result

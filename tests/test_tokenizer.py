@@ -2,6 +2,7 @@
 
 import functools
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -93,6 +94,10 @@ def check_offsets(tokenizer, texts, spells=lambda piece, found: piece == found):
       piece = tokenizer.vocab[token].removeprefix('##')
       found = split(fold(text[start:end])).strip()
       assert piece == '[UNK]' or spells(piece, found), (ascii(text), start, end)
+
+
+def test_a_worker_process_gets_the_same_tokenizer(tiny):
+  assert pickle.loads(pickle.dumps(tiny)).encode(['hello world']) == tiny.encode(['hello world'])
 
 
 def test_lone_surrogates_are_dropped_and_counted(tiny):

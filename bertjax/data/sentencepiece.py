@@ -24,12 +24,7 @@ _MAX_LINE = 1000  # characters; SentencePiece's trainer leaves lines of over 4,1
 
 
 def train_sentencepiece(
-  texts: Iterable[str],
-  size: int,
-  *,
-  lowercase: bool = True,
-  sentences: int = 10_000_000,
-  seed: int = 0,
+  texts: Iterable[str], size: int, *, lowercase: bool = True, sentences: int = 10_000_000
 ) -> bytes:
   """Trains a unigram model of exactly `size` pieces; the same texts give the same bytes.
 
@@ -37,8 +32,7 @@ def train_sentencepiece(
     texts: documents, of any length.
     size: pieces, special ones included.
     lowercase: lower and strip accents first, as the uncased tokenizer will.
-    sentences: lines to learn from at most; of more, a random sample drawn with `seed`.
-    seed: of the sample.
+    sentences: lines to learn from at most, over 100; of more, always the same random sample.
 
   Returns:
     The content of a `spiece.model`.
@@ -46,8 +40,9 @@ def train_sentencepiece(
   Raises:
     ValueError: if there is no text, or it does not suit the size.
   """
+  if sentences <= 100:
+    raise ValueError(f'sentences must be over 100, got {sentences}.')
   model = io.BytesIO()
-  sentencepiece.set_random_generator_seed(seed)
   try:
     sentencepiece.SentencePieceTrainer.train(
       sentence_iterator=_lines(texts, lowercase),
@@ -74,10 +69,11 @@ def train_sentencepiece(
 
 
 def _lines(texts: Iterable[str], lowercase: bool) -> Iterator[str]:
-  fold = _folder(lowercase)
+  normalizer = _normalizer(lowercase)
   for text in texts:
     for line in text.splitlines():
-      yield from textwrap.wrap(fold(line), _MAX_LINE)
+      line = _fold(line, normalizer, lowercase)
+      yield from [line] if len(line) <= _MAX_LINE else textwrap.wrap(line, _MAX_LINE)
 
 
 class SentencePiece:
@@ -104,7 +100,7 @@ class SentencePiece:
       )
     self._ids = {piece: self.vocab.index(piece) for piece in SPECIAL_PIECES}
     self._split = re.compile('(' + '|'.join(map(re.escape, SPECIAL_PIECES)) + ')').split
-    self._fold = _folder(lowercase)
+    self._normalizer = _normalizer(lowercase)
 
   @property
   def identity(self) -> list:
@@ -113,7 +109,8 @@ class SentencePiece:
 
   def encode(self, texts):
     parts = [self._split(text) for text in texts]
-    plain = iter(self._processor.encode([self._fold(p) for row in parts for p in row[::2]]))
+    plain = [_fold(part, self._normalizer, self._lowercase) for row in parts for part in row[::2]]
+    plain = iter(self._processor.encode(plain))
     return [
       [i for p, part in enumerate(row) for i in ([self._ids[part]] if p % 2 else next(plain))]
       for row in parts
@@ -130,7 +127,8 @@ class SentencePiece:
         ids.append(self._ids[part])
         offsets.append((start, start + len(part)))
       else:
-        folded, spans = _fold_spans(part, self._lowercase)
+        folded = self._normalizer.normalize_str(part)
+        spans = [*_aligner(self._lowercase).encode(part).offsets, (len(part), len(part))]
         encoded = self._processor.encode(folded, return_type='offset_mapping')
         ids += encoded['ids']
         offsets += [_trim(text, start, spans, a, b) for a, b in encoded['offsets']]
@@ -159,17 +157,12 @@ def _trim(text, start, spans, a, b):
   return begin, end
 
 
-def _folder(lowercase: bool):
-  fold = _normalizer(lowercase).normalize_str
-
-  def fold_quickly(text):
-    if not text.isascii():
-      return fold(text)
-    for quote in QUOTES:
-      text = text.replace(quote, '"')
-    return text.lower() if lowercase else text
-
-  return fold_quickly
+def _fold(text: str, normalizer, lowercase: bool) -> str:
+  if not text.isascii():
+    return normalizer.normalize_str(text)
+  for quote in QUOTES:
+    text = text.replace(quote, '"')
+  return text.lower() if lowercase else text
 
 
 def _normalizer(lowercase: bool):
@@ -184,11 +177,3 @@ def _aligner(lowercase: bool) -> tokenizers.Tokenizer:
   aligner.normalizer = _normalizer(lowercase)
   aligner.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(r'[\s\S]'), 'isolated')
   return aligner
-
-
-def _fold_spans(text: str, lowercase: bool) -> tuple[str, list[tuple[int, int]]]:
-  """Folds a text; also returns each character's span in it, and one for its end."""
-  folded = _normalizer(lowercase).normalize_str(text)
-  spans = _aligner(lowercase).encode(text).offsets
-  assert len(spans) == len(folded), 'an aligned span a character'
-  return folded, [*spans, (len(text), len(text))]
