@@ -203,3 +203,12 @@ def test_google_s_uncased_vocabulary_fits_wikitext_and_not_with_case(data_dir):
   )
   assert lower['words'] == keep['words'] == 213_886
   assert lower['unknown'] < 50 and 0.11 < keep['unknown'] / keep['tokens'] < 0.13
+
+
+@pytest.mark.data
+def test_books_give_the_same_vocabulary_in_any_process_with_any_workers(data_dir, tmp_path):
+  flags = [f'--input={data_dir}/books/[A-D]*', '--size=30522', '--report=none']  # two units
+  for seed in ('1', '2'):
+    command(f'--out={tmp_path}/{seed}', f'--workers={seed}', *flags, seed=seed)
+  assert (tmp_path / '1').read_bytes() == (tmp_path / '2').read_bytes()
+  assert Tokenizer.from_file(tmp_path / '1').vocab_size == 30522

@@ -37,11 +37,16 @@ def map_units(function: Callable, texts: Iterable[str], workers: int = 1) -> Ite
     yield from in_order(function, itertools.chain(first, units))
 
 
-def chunks(text: str) -> list[str]:
-  """Splits at the white space that no tokenizer looks beyond."""
+def chunks(text: str) -> Iterator[str]:
+  """Yields what stands between white space; no tokenizer looks beyond. Holds a slice at a time."""
   for space in '\t\n\r':
     text = text.replace(space, ' ')
-  return [chunk for chunk in text.split(' ') if chunk]
+  start = 0
+  while start < len(text):
+    end = text.find(' ', start + 2**20)
+    end = len(text) if end < 0 else end
+    yield from filter(None, text[start:end].split(' '))
+    start = end
 
 
 def describe(
@@ -80,10 +85,12 @@ def describe(
 
 def _measure(texts: list[str], vocab: str, format: str, lowercase: bool) -> tuple[dict, np.ndarray]:
   """Counts of one unit, and a 64-bit hash of each document."""
-  documents = [[chunks(s) for s in sources.split_document(text, format)] for text in texts]
-  seen = collections.Counter(c for document in documents for s in document for c in s)
+  documents = [sources.split_document(text, format) for text in texts]
+  seen = collections.Counter()
+  for sentence in itertools.chain.from_iterable(documents):
+    seen.update(chunks(sentence))
   tokens, unknown = _token_counts(seen, vocab, lowercase)
-  lengths = [[sum(map(tokens.__getitem__, s)) for s in document] for document in documents]
+  lengths = [[sum(map(tokens.__getitem__, chunks(s))) for s in document] for document in documents]
   counts = {
     'documents': len(texts),
     'sentences': sum(map(len, lengths)),

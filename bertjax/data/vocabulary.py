@@ -60,7 +60,9 @@ def count_words(
 def _count(texts: list[str], lowercase: bool) -> collections.Counter:
   """Counts the words of one unit; each distinct chunk between white space is cut once."""
   normalizer, splitter = word_splitter(lowercase)
-  seen = collections.Counter(chunk for text in texts for chunk in corpus.chunks(text))
+  seen = collections.Counter()
+  for text in texts:
+    seen.update(corpus.chunks(text))
   counts = collections.Counter()
   for chunk, count in seen.items():
     if chunk.isascii() and chunk.isprintable():  # what is no letter or digit is punctuation
