@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import pathlib
+import shutil
 import zlib
 from collections.abc import Iterable
 
@@ -113,8 +114,8 @@ class Writer:
     leftover = [*self.directory.glob('lock-*'), *self.directory.glob('*/*.json')]
     for path in (self.directory / 'plan.json', *leftover):
       path.unlink(missing_ok=True)
-    for path in self.directory.glob('spill-*'):
-      path.rmdir()
+    for path in self.directory.glob('spill-*'):  # another part may not have cleared its own yet
+      shutil.rmtree(path)
     return True
 
 
