@@ -32,7 +32,7 @@ def measure(contenders: dict[str, Callable[[], float]], *, repeats: int = 5, war
 
 
 def report(name: str, rates: dict[str, list[float]], unit: str, out: str = '', **facts) -> dict:
-  """Prints a table (the first contender is ours); writes it and `facts` as JSON if `out` is given."""
+  """Prints a table, the first contender being ours; writes it and `facts` as JSON into `out`."""
   ours = statistics.median(next(iter(rates.values())))
   rows = [
     {'name': who, 'median': statistics.median(r), 'min': min(r), 'max': max(r), 'runs': len(r),

@@ -226,9 +226,9 @@ def prepare(
     'source': [(pathlib.Path(name).name, size) for name, size in listing],
   }  # fmt: skip
   with store.lock(incomplete / f'lock-{part[0]}-of-{part[1]}'):
-    if (directory / 'manifest.json').exists():  # another process was faster
+    if (manifest := _finished(directory, plan)) is not None:  # another process was faster
       shutil.rmtree(incomplete, ignore_errors=True)
-      return store.read_manifest(directory)
+      return manifest
     columns = examples.columns(
       settings.kind, settings.length, tokenizer.vocab_size, settings.sequences
     )
@@ -236,8 +236,9 @@ def prepare(
       writer = store.Writer(directory, plan, columns)
       tokenizer.save(writer.folder)
       report = _write_shards(writer, source, settings, tokenizer, shards, mine, workers, part)
-    except ValueError:
-      if part[1] == 1:
+    except ValueError as error:
+      foreign = isinstance(error, store.StoreError) and (incomplete / 'plan.json').exists()
+      if part[1] == 1 and not foreign:  # what was begun with another plan is not ours to delete
         shutil.rmtree(incomplete, ignore_errors=True)
       raise
     whole = writer.finish(
@@ -293,6 +294,15 @@ def _held_out(batch: dict, share: float, wanted: bool) -> dict:
   keys = [int.from_bytes(hashlib.blake2b(r, digest_size=8).digest(), 'little') for r in ids]
   held = np.array([key < share * 2**64 for key in mix(np.array(keys, np.uint64)).tolist()])
   return {name: array[held == wanted] for name, array in batch.items()}
+
+
+def _finished(directory, plan: dict) -> dict | None:
+  """The manifest of a folder that holds what the plan would make; the writer refuses any other."""
+  if not (directory / 'manifest.json').exists():
+    return None
+  manifest = store.read_manifest(directory)
+  same = all(manifest[name] == plan[name] for name in ('settings', 'tokenizer'))
+  return manifest if same else None
 
 
 def _write_shards(writer, source, settings, tokenizer, shards, mine, workers, part) -> dict:
@@ -398,8 +408,9 @@ def _encode_sentences(encode, sentences: list[str]) -> tuple[np.ndarray, np.ndar
 
 
 def _cut(sentence: str) -> list[str]:
-  """Cuts a huge sentence at white space, where words end in any case."""
-  return re.findall(rf'(?s).{{1,{_PIECE_CHARS}}}(?!\S)|\S+', sentence)
+  """Cuts a huge sentence at the white space that no tokenizer drops, so words end there anyway."""
+  inside = r'[^ \t\n\r]'
+  return re.findall(rf'(?s).{{1,{_PIECE_CHARS}}}(?!{inside})|{inside}+', sentence)
 
 
 def _divide(kept: list[tuple[str, int]], tokens, lengths) -> dict[str, Part]:

@@ -1,15 +1,25 @@
 """Preparing: raw text to a folder of rows, reproducibly, with held-out documents apart."""
 
+import concurrent.futures
 import dataclasses
 import importlib.util
 import json
 import pathlib
+import signal
+import subprocess
+import sys
+import threading
+import time
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
 from bertjax import prepare, pretrain
 from bertjax.data import store
+from bertjax.data.spill import Spill
 from bertjax.data.tokenizer import Tokenizer
 
 SETTINGS = prepare.Settings(format='google', length=32, heldout=0.3)
@@ -39,9 +49,10 @@ def corpus_file(tmp_path, texts):
 def make(tmp_path, corpus_file, tokenizer):
   """make(name, **changes of the settings) -> (folder, manifest)."""
 
-  def make(name='rows', source=corpus_file, **changes):
-    settings = dataclasses.replace(SETTINGS, **changes)
-    return tmp_path / name, prepare.prepare(str(source), tokenizer, settings, tmp_path / name)
+  def make(name='rows', source=corpus_file, tokenizer=tokenizer, workers=0, part=(0, 1), **changes):
+    settings, folder = dataclasses.replace(SETTINGS, **changes), tmp_path / name
+    manifest = prepare.prepare(str(source), tokenizer, settings, folder, workers=workers, part=part)
+    return folder, manifest
 
   return make
 
@@ -70,28 +81,238 @@ def test_the_manifest_counts_what_was_read_and_written(make, corpus_file, tokeni
   for split in store.SPLITS:
     assert len(store.Rows(folder, split)) == counts[f'{split}_rows'] > 10
   lines = corpus_file.read_text(encoding='utf-8').split('\n')
-  assert counts['tokens'] == sum(map(len, tokenizer.encode(lines)))
+  tokens = counts['train_tokens'] + counts['heldout_tokens']
+  assert tokens == sum(map(len, tokenizer.encode(lines)))
   assert manifest['settings'] == dataclasses.asdict(SETTINGS)
   assert Tokenizer.from_dir(folder).fingerprint == manifest['tokenizer'] == tokenizer.fingerprint
 
 
-def test_full_sentences_hold_the_whole_text_between_special_tokens(make, texts, tokenizer):
-  folder, _ = make(kind='full_sentences')
+@pytest.mark.parametrize('kind', ['doc_sentences', 'full_sentences'])
+def test_full_sentences_hold_the_whole_text_between_special_tokens(make, kind, texts, tokenizer):
+  folder, _ = make(kind=kind, shards=3)
   found = []
   for split in store.SPLITS:
     rows = store.Rows(folder, split)
     columns = rows[np.arange(len(rows))]
     assert set(columns) == {'input_ids', 'ends'}
-    for ids, (_, end) in zip(columns['input_ids'], columns['ends'], strict=True):
-      assert ids[0] == tokenizer.cls_id and ids[end - 1] == tokenizer.sep_id
+    for ids, ((first_end, end),) in zip(columns['input_ids'], columns['ends'], strict=True):
+      assert ids[0] == tokenizer.cls_id and ids[end - 1] == tokenizer.sep_id and first_end == end
       assert (ids[end:] == tokenizer.pad_id).all()
       found += ids[1 : end - 1].tolist()
-  assert sorted(found) == sorted(token for ids in tokenizer.encode(texts) for token in ids)
+  separators = found.count(tokenizer.sep_id) - sum(text.count('[SEP]') for text in texts)
+  assert (separators > 0) == (kind == 'full_sentences')
+  wanted = [token for ids in tokenizer.encode(texts) for token in ids]
+  assert sorted(found) == sorted(wanted + [tokenizer.sep_id] * separators)
 
 
 def test_two_preparations_are_the_same_bytes(make):
   one, two = contents(make('one')[0]), contents(make('two')[0])
-  assert one == two and {'train/00000.input_ids.bin', 'vocab.txt'} < set(one)
+  assert one == two
+  kept = [
+    f'{s}/00000.{c}.bin' for s in store.SPLITS for c in json.loads(one['manifest.json'])['columns']
+  ]
+  files = {'manifest.json', 'vocab.txt', 'tokenizer.json', 'tokenizer_config.json', *kept}
+  assert set(one) == files  # and no trace of the work
+
+
+@pytest.fixture
+def small_batches(monkeypatch):
+  """Some twenty batches of text, so that there is work to divide."""
+  monkeypatch.setattr(prepare, '_BATCH_CHARS', 5000)
+
+
+def test_rows_are_the_same_for_any_number_of_workers(make, small_batches, tmp_path, monkeypatch):
+  none = contents(make('none', shards=3)[0])
+  assert none == contents(make('one', shards=3, workers=1)[0])
+  # Three workers without TensorFlow, which takes each of them seconds to import.
+  (tmp_path / 'site').mkdir()
+  (tmp_path / 'site' / 'sitecustomize.py').write_text(
+    "import sys; sys.modules['tensorflow_text'] = None"
+  )
+  monkeypatch.setenv('PYTHONPATH', str(tmp_path / 'site'))
+  assert none == contents(make('three', shards=3, workers=3)[0])
+
+
+@pytest.mark.parametrize('order', [(0, 1), (1, 0)])
+def test_parts_of_two_machines_make_the_bytes_of_one(make, order, tmp_path):
+  whole, _ = make('whole', shards=3)
+  for _ in range(2):  # the second time there is nothing left to do
+    assert make(shards=3, part=(order[0], 2))[1] is None
+    assert not (tmp_path / 'rows').exists()
+  folder, manifest = make(shards=3, part=(order[1], 2))
+  assert manifest == store.read_manifest(whole) and contents(folder) == contents(whole)
+
+
+def test_the_last_part_clears_up_behind_one_that_has_not_yet(make, monkeypatch):
+  whole, _ = make('whole', shards=3)
+  with monkeypatch.context() as patch:
+    patch.setattr(Spill, 'clear', lambda self: None)
+    make(shards=3, part=(0, 2))
+  folder, manifest = make(shards=3, part=(1, 2))
+  assert manifest and contents(folder) == contents(whole)
+
+
+def test_more_parts_than_shards_are_refused(make, tmp_path):
+  with pytest.raises(ValueError, match=r'--shard=4/5: there are only 4 shards.*data.shards'):
+    make(shards=3, part=(4, 5))
+  assert [path.name for path in tmp_path.iterdir()] == ['in']
+
+
+KILLED = """if True:
+  import json, os, signal, sys
+  sys.modules['tensorflow_text'] = None  # starts sooner; the rows are the same
+  from bertjax import prepare
+  from bertjax.data.spill import Spill
+  from bertjax.data.store import Writer
+  from bertjax.data.tokenizer import Tokenizer
+
+  what, source, vocab, folder, settings = sys.argv[1:]
+  prepare._BATCH_CHARS, prepare._COMMIT_SECONDS = 5000, 0
+  commit, add_shard, calls = Spill.commit, Writer.add_shard, []
+
+  def kill():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+  def killing_commit(self, *arguments):
+    calls.append(1)
+    if len(calls) == 4:
+      for file in self._files.values():
+        file.flush()  # more than the journal knows of
+      kill()
+    commit(self, *arguments)
+
+  def killing_add_shard(self, split, number, batches, **facts):
+    def broken():
+      yield next(batches)
+      kill()
+    calls.append(1)
+    add_shard(self, split, number, broken() if len(calls) == 3 else batches, **facts)
+
+  if what == 'tokenising':
+    Spill.commit = killing_commit
+  else:
+    Writer.add_shard = killing_add_shard
+  settings = prepare.Settings(**json.loads(settings))
+  prepare.prepare(source, Tokenizer.from_file(vocab), settings, folder, workers=0)"""
+
+
+@pytest.mark.parametrize('what', ['tokenising', 'building'])
+def test_a_killed_preparation_goes_on_to_the_bytes_of_an_undisturbed_one(
+  what, make, small_batches, corpus_file, vocab, tmp_path, monkeypatch
+):
+  whole, _ = make('whole', shards=3)
+  settings = json.dumps(dataclasses.asdict(dataclasses.replace(SETTINGS, shards=3)))
+  command = [sys.executable, '-c', KILLED, what, corpus_file, vocab, tmp_path / 'rows', settings]
+  assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+  assert not (tmp_path / 'rows').exists()
+  journal = tmp_path / 'rows.incomplete' / 'spill-0-of-1' / 'journal.json'
+  tokenised = json.loads(journal.read_text())['texts']
+
+  def record(name):
+    function, calls = getattr(prepare, name), []
+    monkeypatch.setattr(prepare, name, lambda *args: calls.append(args[-1]) or function(*args))
+    return calls
+
+  encoded, built = record('_encode'), record('_build_shard')
+  folder, _ = make(shards=3)
+  assert contents(folder) == contents(whole)
+  assert sum(map(len, encoded)) == 40 - tokenised  # nothing is done twice
+  if what == 'tokenising':
+    assert 0 < tokenised < 40 and len(built) == 4
+  else:
+    assert tokenised == 40 and len(built) == 2
+
+
+def test_work_begun_with_another_plan_is_refused_by_name_and_kept(
+  make, tokenizer, vocab, tmp_path, monkeypatch
+):
+  def interrupt(*_):
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    patch.setattr(prepare, '_build_shard', interrupt)
+    make()
+  begun = contents(tmp_path / 'rows.incomplete')
+  assert any(name.endswith('.tokens') for name in begun)
+  (tmp_path / 'other.txt').write_text('Another text.')
+  for named, changes in (
+    ('settings', {'length': 48}),
+    ('source', {'source': tmp_path / 'other.txt'}),
+    ('tokenizer', {'tokenizer': Tokenizer.from_file(vocab, lowercase=False)}),
+  ):
+    with pytest.raises(ValueError, match=f'rows.incomplete was begun with other {named}; remove'):
+      make(**changes)
+    assert contents(tmp_path / 'rows.incomplete') == begun
+  make()
+
+
+def test_a_folder_prepared_otherwise_is_refused_and_kept(make, tmp_path):
+  folder, manifest = make()
+  assert make()[1] == manifest  # the same is there already
+  before = contents(folder)
+  with pytest.raises(ValueError, match=f'{folder} exists and is not empty'):
+    make(length=48)
+  assert contents(folder) == before
+  assert sorted(path.name for path in tmp_path.iterdir()) == ['in', 'rows']
+
+
+def test_two_runs_that_want_the_same_rows_prepare_them_once(config, monkeypatch, tmp_path):
+  waiting, made, write_shards = threading.Event(), [], prepare._write_shards
+  monkeypatch.setattr(store._log, 'info', lambda *_: waiting.set())  # another process is preparing
+
+  def write_when_the_other_waits(*args):
+    made.append(args)
+    assert waiting.wait(60)
+    return write_shards(*args)
+
+  monkeypatch.setattr(prepare, '_write_shards', write_when_the_other_waits)
+  with concurrent.futures.ThreadPoolExecutor(2) as pool:
+    one, two = pool.map(cached, [config, config])
+  assert one == two and len(made) == 1 and len(store.Rows(one, 'train')) > 0
+  assert [path.name for path in (tmp_path / 'cache').iterdir()] == [one.name]
+
+
+def test_a_huge_sentence_has_the_ids_it_has_uncut(make, monkeypatch):
+  uncut, _ = make('uncut')
+  monkeypatch.setattr(prepare, '_PIECE_CHARS', 20)
+  assert contents(make('cut')[0]) == contents(uncut)
+
+
+@given(
+  st.text(st.sampled_from('abé \t\r\x0b\x1c\x85\u2028\u3000\u0301\u200d[MASK].中'), max_size=60)
+)
+@hypothesis_settings(
+  deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_pieces_of_a_sentence_have_its_ids(tokenizer, monkeypatch, sentence):
+  monkeypatch.setattr(prepare, '_PIECE_CHARS', 4)
+  pieces = prepare._cut(sentence)
+  assert [id for ids in tokenizer.encode(pieces) for id in ids] == tokenizer.encode([sentence])[0]
+
+
+@pytest.mark.parametrize('megabytes', [20, pytest.param(200, marks=pytest.mark.slow)])
+def test_one_line_of_many_megabytes(make, tmp_path, texts, tokenizer, megabytes):
+  line = texts[0].replace('\n', ' ') + ' '
+  times = megabytes * 10**6 // len(line)
+  path = tmp_path / 'in' / 'line.txt'
+  path.write_text('\n\n'.join([line * times, *(f'Document {i}.' for i in range(10))]))
+  start = time.monotonic()
+  counts = make(source=path, kind='doc_sentences')[1]['counts']
+  assert time.monotonic() - start < 10 * megabytes
+  assert counts['documents'] == 11
+  ids = tokenizer.encode([line, *(f'Document {i}.' for i in range(10))])
+  assert counts['train_tokens'] + counts['heldout_tokens'] == times * len(ids[0]) + sum(
+    map(len, ids[1:])
+  )
+
+
+def test_a_million_empty_documents_are_none(make, tmp_path, texts):
+  path = tmp_path / 'in' / 'empty.txt'
+  path.write_text('\n' * 10**6 + ('\n' * 10**5).join(texts) + ' \n' * 10**6)
+  start = time.monotonic()
+  with_empty = make('with', path)[1]
+  assert time.monotonic() - start < 60
+  assert with_empty['shards'] == make('without')[1]['shards']
 
 
 def test_rows_are_the_same_without_tensorflow_text(make, monkeypatch):
@@ -115,12 +336,12 @@ def test_exact_duplicates_are_on_the_same_side(make, tmp_path, texts):
 def test_the_held_out_share_is_as_asked(make, tmp_path):
   path = tmp_path / 'many.txt'
   path.write_text('\n\n'.join(f'Document {i}.' for i in range(3000)))
-  counts = make('many', path, heldout=0.2, kind='full_sentences')[1]['counts']
+  counts = make('many', path, heldout=0.2, kind='doc_sentences')[1]['counts']
   assert abs(counts['heldout_documents'] - 600) < 5 * np.sqrt(3000 * 0.2 * 0.8)
 
 
 def test_more_passes_are_over_training_documents_only(make):
-  one, four = (make(passes=passes)[1]['counts'] for passes in (1, 4))
+  one, four = (make(str(n), passes=n)[1]['counts'] for n in (1, 4))
   assert four['train_rows'] > 3.5 * one['train_rows']
   assert four['heldout_rows'] == one['heldout_rows']
 
@@ -175,6 +396,9 @@ def test_the_cache_follows_the_files_of_tfds_and_the_python_of_embedded_text(
   assert len(set(seen)) == 4
 
 
+ONE_SENTENCE = '\n\n'.join(f'Sentence {i}.' for i in range(30))
+
+
 @pytest.mark.parametrize(
   'content, changes, message',
   [
@@ -182,7 +406,14 @@ def test_the_cache_follows_the_files_of_tfds_and_the_python_of_embedded_text(
     ('\n \n\n', {}, 'holds no text once blank documents are left out'),
     ('A.\n\nB.\n\nC.', {'heldout': 1e-9}, 'of 3 documents, 0 fell to the held-out side and 2 are'),
     ('A.\n\nB.\n\nC.', {'heldout': 1 - 1e-9}, '0 fell to the train side and 2 are needed'),
-    ('A.', {'kind': 'full_sentences', 'heldout': 1e-9}, '0 fell to the held-out side and 1 are'),
+    ('A.', {'kind': 'doc_sentences', 'heldout': 1e-9}, '0 fell to the held-out side and 1 are'),
+    (ONE_SENTENCE, {}, r'every document of data.input=.* is one sentence.*--config.nsp=False'),
+    (ONE_SENTENCE, {'kind': 'sop'}, 'every document of data.input=.* is one sentence'),
+    (
+      ONE_SENTENCE.replace('.', '.\nYes.'),
+      {'shards': 16},
+      r'got [01] document.*fewer shards \(--config.data.shards\)',
+    ),
   ],
 )
 def test_too_little_text_is_refused_and_nothing_left(make, tmp_path, content, changes, message):
@@ -191,6 +422,35 @@ def test_too_little_text_is_refused_and_nothing_left(make, tmp_path, content, ch
   with pytest.raises(ValueError, match=message):
     make('rows', path, **changes)
   assert [path.name for path in tmp_path.iterdir()] == ['in']
+
+
+def test_a_mistake_in_the_last_file_leaves_nothing(make, small_batches, tmp_path):
+  (tmp_path / 'in' / 'z.bin').write_bytes(b'\0' * 99)
+  with pytest.raises(ValueError, match=r'z.bin is a binary file'):
+    make('rows', tmp_path / 'in')
+  assert [path.name for path in tmp_path.iterdir()] == ['in']
+
+
+def test_shards_without_documents_hold_no_rows(make):
+  many, one = (make(str(n), kind='doc_sentences', shards=n)[1] for n in (64, 1))
+  entries = many['shards']['train']
+  assert len(entries) == 64 and 0 in {entry['rows'] for entry in entries}
+  for name in ('train_documents', 'train_tokens', 'heldout_rows'):
+    assert many['counts'][name] == one['counts'][name]
+
+
+@pytest.mark.parametrize('shard', ['', '1', '2/2', '0/0', '-1/2', '0/2/4', 'a/b'])
+def test_a_shard_that_is_none_of_them_is_refused(config, tmp_path, shard):
+  with pytest.raises(ValueError, match=f'--shard must be i/n with i in 0..n-1, got {shard!r}'):
+    prepare.run(config, out=str(tmp_path / 'rows'), shard=shard)
+
+
+def test_a_part_says_that_it_is_done_and_the_last_one_what_there_is(config, tmp_path, capsys):
+  out = str(tmp_path / 'rows')
+  assert prepare.run(config, out=out, shard='1/2') is None
+  assert capsys.readouterr().out == f'{out}: part 1/2 is done.\n'
+  assert prepare.run(config, out=out, shard='0/2')['counts']['documents'] == 40
+  assert capsys.readouterr().out.startswith(f'prepared {out}: ')
 
 
 def test_no_vocabulary_and_no_folder_are_refused_with_what_to_pass(config):
@@ -204,7 +464,9 @@ def test_no_vocabulary_and_no_folder_are_refused_with_what_to_pass(config):
 @pytest.mark.parametrize(
   'field, value',
   [
-    ('kind', 'sop'),
+    ('kind', 'pairs'),
+    ('shards', -1),
+    ('sequences', 0),
     ('length', 7),
     ('length', 2**16),
     ('heldout', 0.0),

@@ -114,8 +114,8 @@ class Writer:
     leftover = [*self.directory.glob('lock-*'), *self.directory.glob('*/*.json')]
     for path in (self.directory / 'plan.json', *leftover):
       path.unlink(missing_ok=True)
-    for path in self.directory.glob('spill-*'):
-      path.rmdir()
+    for path in self.directory.glob('spill-*'):  # another part may not have cleared its own yet
+      shutil.rmtree(path)
     return True
 
 
