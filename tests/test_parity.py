@@ -1,4 +1,4 @@
-"""Outputs, losses and gradients equal to transformers' on the same weights; files load both ways."""
+"""Outputs, losses and gradients equal to transformers' on the same weights, and the way back."""
 
 import jax
 import numpy as np

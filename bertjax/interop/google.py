@@ -128,17 +128,23 @@ def _config(content, source, gelu):
 def _read_checkpoint(prefix) -> dict:
   """All variables but the optimizer's."""
   tf = _tensorflow()
+  failures = (tf.errors.OpError, RuntimeError, IndexError)
+  name = 'the index'
   try:
     reader = tf.train.load_checkpoint(os.fspath(prefix))
     names = sorted(reader.get_variable_to_shape_map())
-    if '_CHECKPOINTABLE_OBJECT_GRAPH' in names:
-      raise ValueError(f"{prefix} holds TensorFlow 2 objects, not the variables of Google's code.")
-    slots = [name for name in names if _SLOTS.search(name)]
-    if slots:
-      _log.info("%s: skipped %d of the optimizer's tensors, %s ...", prefix, len(slots), slots[0])
-    return {name: reader.get_tensor(name) for name in names if name not in set(slots)}
-  except (tf.errors.OpError, RuntimeError) as error:
-    raise ValueError(f'{prefix} is damaged: {str(error).splitlines()[0]}.') from error
+    slots = {name for name in names if _SLOTS.search(name)}
+    tensors = {}
+    for name in names:
+      if name not in slots:
+        tensors[name] = reader.get_tensor(name)
+  except failures as error:
+    raise ValueError(f'{prefix} is damaged at {name}: {str(error).splitlines()[0]}.') from error
+  if '_CHECKPOINTABLE_OBJECT_GRAPH' in tensors:
+    raise ValueError(f"{prefix} holds TensorFlow 2 objects, not the variables of Google's code.")
+  if slots:
+    _log.info("%s: skipped %d of the optimizer's tensors, %s ...", prefix, len(slots), min(slots))
+  return tensors
 
 
 def locate(path) -> tuple[epath.Path, epath.Path]:
