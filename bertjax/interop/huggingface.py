@@ -144,7 +144,7 @@ def find_directory(path_or_name, revision: str = '') -> epath.Path:
   """
   directory = epath.Path(path_or_name)
   name, _, pinned = str(path_or_name).partition('@')
-  if directory.is_dir() or not re.fullmatch(r'[\w.-]+(/[\w.-]+)?', name):
+  if directory.is_dir() or not re.fullmatch(r'\w[\w.-]*(/\w[\w.-]*)?', name):
     if not directory.is_dir():
       raise ValueError(f'no folder {path_or_name}: a model directory has a config.json.')
     return directory
@@ -156,10 +156,10 @@ def find_directory(path_or_name, revision: str = '') -> epath.Path:
       path = huggingface_hub.snapshot_download(
         name, revision=revision or pinned or None, allow_patterns=[*_TEXT_FILES, *weights]
       )
-    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError) as error:
+    except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
       raise ValueError(
         f'{path_or_name} is no folder with a config.json, and no model of that name could be had '
-        f'from huggingface.co or its cache: {str(error).strip().splitlines()[0]}.'
+        f'from huggingface.co or its cache: {" ".join(str(error).split())}'
       ) from error
     if any((epath.Path(path) / file).exists() for file in weights):
       return epath.Path(path)
