@@ -131,7 +131,8 @@ def _read_torch(path) -> dict[str, np.ndarray]:
       'save the model as model.safetensors.'
     ) from error
   try:  # weights_only: a pickle may run any code, and this one comes from strangers
-    tensors = torch.load(path, weights_only=True, map_location='cpu')
+    with path.open('rb') as file:
+      tensors = torch.load(file, weights_only=True, map_location='cpu')
   except pickle.UnpicklingError as error:
     raise ValueError(
       f'{path} is damaged, or a pickle that holds more than tensors, which could run any code; '

@@ -144,7 +144,7 @@ def find_directory(path_or_name, revision: str = '') -> epath.Path:
   """
   directory = epath.Path(path_or_name)
   name, _, pinned = str(path_or_name).partition('@')
-  if directory.is_dir() or not re.fullmatch(r'\w[\w.-]*(/\w[\w.-]*)?', name):
+  if directory.exists() or not re.fullmatch(r'\w[\w.-]*(/\w[\w.-]*)?', name):
     if not directory.is_dir():
       raise ValueError(f'no folder {path_or_name}: a model directory has a config.json.')
     return directory
