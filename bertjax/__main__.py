@@ -29,6 +29,7 @@ VERBS = {
   'prepare': 'turn raw text into training rows on disk',
   'pretrain': 'pre-train BERT from raw text or prepared rows',
   'evaluate': 'evaluate a run or a model directory on held-out text',
+  'convert': "turn a model into Hugging Face's or Google's files",
 }
 
 

@@ -61,7 +61,8 @@ def default_config(preset: str = 'base') -> ml_collections.ConfigDict:
     'model': c(dataclasses.asdict(model_config.PRESETS[preset]()) | {'vocab_size': 0}),
     'nsp': True,  # False: no next-sentence prediction, rows of full sentences
     'objective': 'mlm',  # 'next_token' is the left-to-right ablation; needs model.causal=True
-    'init_from': '',  # a model directory to start from; '' starts from random weights
+    'init_from': '',  # a model to start from: a folder (ours, HF's, Google's) or a hub name
+    'init_resize': False,  # True: its vocabulary and its longest row may differ from this run's
     'seed': 0,  # of initial weights, data order, masks and dropout
     'steps': 1_000_000,  # the run's last step
     'batch_size': 256,  # rows of a global batch, over all devices and microbatches
@@ -130,6 +131,7 @@ def vary(config, arg: str, smoke: dict):
   'no_nsp', 'ltr' (left-to-right and no NSP) and 'mask_80_20' etc. are the paper's ablations,
   'size_6_768_12' (layers, width, heads) its Table 6; 'two_lengths' takes rows of 512 tokens for the
   last tenth of the steps, as the paper did, and 'length_512' makes such a part a run of its own;
+  'continued' goes on from a finished model (`init_from`) on one's own domain;
   'smoke' makes a run of seconds with the changes given.
 
   Raises:
@@ -143,6 +145,9 @@ def vary(config, arg: str, smoke: dict):
     elif word == 'length_512':
       config.data.length, config.masking.max_predictions = 512, 76
       config.steps, config.warmup_steps, config.learning_rate = 100_000, 1_000, 1e-5
+    elif word == 'continued':  # Google's README: a smaller learning rate, such as 2e-5
+      config.steps, config.warmup_steps, config.learning_rate = 20_000, 1_000, 2e-5
+      config.eval_every = 1_000
     elif word == 'no_nsp':
       config.nsp, config.data.passes = False, 1
     elif word == 'ltr':
@@ -156,15 +161,8 @@ def vary(config, arg: str, smoke: dict):
         {'num_layers': layers, 'hidden_size': width, 'num_heads': num_heads, 'mlp_size': 4 * width}
       )
     else:
-      words = (
-        'smoke',
-        'two_lengths',
-        'length_512',
-        'no_nsp',
-        'ltr',
-        *MLM_VARIANTS,
-        'size_LAYERS_WIDTH_HEADS',
-      )
+      words = ('smoke', 'length_512', 'continued', 'no_nsp', 'ltr', *MLM_VARIANTS,
+               'size_LAYERS_WIDTH_HEADS')  # fmt: skip
       raise ValueError(f'unknown word {word!r} after the recipe; known are {", ".join(words)}.')
   return config
 
@@ -209,7 +207,7 @@ def run(config, *, workdir: str) -> dict[str, float]:
   check_same_run(workdir, identity)
   workdir.mkdir(parents=True, exist_ok=True)
   checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints', keep=config.keep)
-  state, shardings = start(config, bert, transform, mesh, checkpoints)
+  state, shardings = start(config, bert, transform, mesh, checkpoints, tokenizer)
   if jax.process_index() == 0:
     log.write_run(workdir / 'run.json', config.to_dict(), identity=identity)
 
@@ -422,7 +420,7 @@ def abstract_state(config, bert, transform, mesh):
   return abstract, shardings
 
 
-def start(config, bert, transform, mesh, checkpoints):
+def start(config, bert, transform, mesh, checkpoints, tokenizer):
   """The state to start from: the newest checkpoint, else `init_from`, else random weights."""
   if checkpoints.steps():
     abstract, shardings = abstract_state(config, bert, transform, mesh)
@@ -431,7 +429,12 @@ def start(config, bert, transform, mesh, checkpoints):
     return state, shardings
   args = ()
   if config.init_from:
-    args = (directory.load_params(config.init_from, bert),)
+    draw = functools.partial(make_state, config, bert, transform)
+    params = directory.load_params(
+      config.init_from, bert, tokenizer=tokenizer, resize=config.init_resize,
+      initial=jax.device_get(jax.jit(draw)().params) if config.init_resize else None,
+    )  # fmt: skip
+    args = (params,)
     _log.info('starting from the weights of %s', config.init_from)
   make = functools.partial(make_state, config, bert, transform)
   return loop.init_state(make, mesh, encoder.PARAM_AXES, *args)
@@ -450,7 +453,8 @@ def run_identity(config, encoder_config, phases, folders) -> dict:
     nested = isinstance(value, ml_collections.ConfigDict)
     flat |= {f'{name}.{k}': v for k, v in value.items()} if nested else {name: value}
   model = dataclasses.asdict(encoder_config)
-  flat |= {f'model.{k}': v for k, v in model.items() if k not in ('attention', 'remat', 'unroll')}
+  free = ('attention', 'classifier_dropout', 'remat', 'unroll')  # change no pre-training
+  flat |= {f'model.{k}': v for k, v in model.items() if k not in free}
   manifests = [store.read_manifest(folder) for folder in folders]
   flat |= {'tokenizer': manifests[0]['tokenizer'], 'rows': store.manifest_hash(manifests[0])}
   if len(phases) == 1:

@@ -1,100 +1,165 @@
-"""A model directory, as Hugging Face reads it: config, weights, vocabulary and tokenizer files.
+"""Weights of any kind: a model directory, a folder of Hugging Face's or Google's, a hub name.
 
-It is written under a temporary name and renamed when whole.
+A model directory is what Hugging Face reads: config, weights, vocabulary and tokenizer files.
 """
 
-import json
+import logging
 
-from etils import epath
-from safetensors import SafetensorError
-from safetensors.numpy import load as load_tensors
-from safetensors.numpy import save as tensors_to_bytes
+import numpy as np
 
 from bertjax.data.tokenizer import Tokenizer
-from bertjax.interop import huggingface
+from bertjax.interop import files, google, huggingface
 from bertjax.model.config import EncoderConfig
 
+_log = logging.getLogger(__name__)
 
-def save_model(directory, config: EncoderConfig, params: dict, tokenizer: Tokenizer) -> None:
-  """Writes a model directory; an older one at the same place is replaced once this is whole.
+save_model = huggingface.save_hf
+
+# Tables with a row for each piece of the vocabulary, and the one with a row for each position.
+_BY_PIECE = ('vocab_size', (('encoder', 'embeddings', 'word', 'embedding'), ('mlm', 'bias')))
+_BY_POSITION = ('max_positions', (('encoder', 'embeddings', 'position', 'embedding'),))
+
+
+def load_model(source, *, heads=None, gelu: str = 'erf') -> tuple[EncoderConfig, dict, Tokenizer]:
+  """Reads a model of any kind: (config, params as NumPy float32, tokenizer).
 
   Args:
-    directory: where to.
-    config: of the encoder.
-    params: parameters as host or device arrays; their heads decide the architecture's name.
-    tokenizer: its vocabulary and settings are saved beside.
-
-  Raises:
-    ValueError: if the folder holds something else, which would be lost.
-  """
-  target = epath.Path(directory)
-  if target.exists() and any(target.iterdir()) and not (target / 'model.safetensors').exists():
-    raise ValueError(f'{target} exists and is no model directory; choose another.')
-  temporary = target.parent / (target.name + '.incomplete')
-  if temporary.exists():
-    temporary.rmtree()
-  temporary.mkdir(parents=True)
-  heads = tuple(name for name in ('mlm', 'nsp') if name in params)
-  content = huggingface.config_to_json(config, heads, tokenizer.pad_id)
-  (temporary / 'config.json').write_text(json.dumps(content, indent=2) + '\n')
-  tensors = huggingface.to_tensors(config, params)
-  (temporary / 'model.safetensors').write_bytes(tensors_to_bytes(tensors, {'format': 'pt'}))
-  tokenizer.save(temporary)
-  if target.exists():
-    target.rmtree()
-  temporary.rename(target)
-
-
-def load_model(directory) -> tuple[EncoderConfig, dict, Tokenizer]:
-  """Reads a model directory: (config, params as NumPy float32, tokenizer).
+    source: a folder, a prefix of Google's, or a hub name.
+    heads: heads to load, see `load_hf`; None takes all there are.
+    gelu: for Google's checkpoints, see `interop.google`.
 
   Raises:
     ValueError: if a file is missing, damaged or of another architecture; names it.
   """
-  directory = epath.Path(directory)
-  config, params = load_weights(directory)
-  return config, params, Tokenizer.from_dir(directory)
+  config, params = load_weights(source, heads=heads, gelu=gelu)
+  tokenizer = load_tokenizer(source)
+  huggingface.check_vocabulary(config, tokenizer, source)
+  return config, params, tokenizer
 
 
-def load_weights(directory) -> tuple[EncoderConfig, dict]:
-  """Reads the config and all parameters that a model directory holds."""
-  directory = epath.Path(directory)
-  for name in ('config.json', 'model.safetensors'):
-    if not (directory / name).is_file():
-      raise ValueError(f'{directory} is not a model directory: it has no {name}.')
-  path = directory / 'model.safetensors'
-  content = json.loads((directory / 'config.json').read_text())
-  config = huggingface.config_from_json(content, str(directory / 'config.json'))
-  try:
-    tensors = load_tensors(path.read_bytes())
-  except SafetensorError as error:
-    raise ValueError(f'{path} is damaged: {error}.') from error
-  heads = []
-  if 'cls.predictions.bias' in tensors:
-    heads.append('mlm')
-  if 'cls.seq_relationship.weight' in tensors:
-    heads.append('nsp')
-  pooler = 'bert.pooler.dense.weight' in tensors
-  return config, huggingface.from_tensors(config, tensors, heads, pooler, str(path))
+def load_weights(source, *, heads=None, gelu: str = 'erf') -> tuple[EncoderConfig, dict]:
+  """The config and parameters of a model of any kind."""
+  if google.is_google(source):
+    return google.load_google(source, heads=heads, gelu=gelu)
+  return huggingface.load_hf(source, heads=heads)
 
 
-def load_params(directory, bert) -> dict:
-  """The parameters in a model directory for `bert`, a `Bert` module.
+def load_tokenizer(source, lowercase: bool | None = None) -> Tokenizer:
+  """The tokenizer beside the weights; `lowercase` overrides what the files say."""
+  if google.is_google(source):
+    return google.load_tokenizer(source, lowercase)
+  tokenizer = Tokenizer.from_dir(huggingface.find_directory(source))
+  if lowercase not in (None, tokenizer.lowercase):
+    tokenizer = Tokenizer(tokenizer.vocab, lowercase=lowercase)
+  return tokenizer
+
+
+def read_labels(source) -> tuple[list[str], str]:
+  """The labels by index ([] if not named) and Hugging Face's problem type ('' likewise)."""
+  if google.is_google(source):
+    path = google.locate(source)[0] / 'bert_config.json'
+  else:
+    path = huggingface.find_directory(source) / 'config.json'
+  return huggingface.labels_in(files.read_json(path), path)
+
+
+def load_params(
+  source,
+  bert,
+  *,
+  initial: dict | None = None,
+  fresh: tuple[str, ...] = (),
+  tokenizer: Tokenizer | None = None,
+  resize: bool = False,
+) -> dict:
+  """The parameters of a model of any kind for `bert`, a `Bert` module.
+
+  With `resize`, a piece that both vocabularies have keeps its rows (of the word table and the
+  masked-LM bias) bit for bit, wherever it stands; so does a position below both lengths. All other
+  rows are those of `initial`.
+
+  Args:
+    source: as for `load_model`.
+    bert: the module.
+    initial: freshly drawn parameters of `bert`; `fresh` and `resize` take from them.
+    fresh: parts ('classification', 'pooler', ...) to take from `initial` if the source lacks them.
+    tokenizer: of this run; the source's must be the same but for `resize`.
+    resize: may the vocabulary and the position table differ?
 
   Raises:
-    ValueError: if the sizes differ from the module's config, or a head is missing.
+    ValueError: if anything else differs from the module's config, or a head is missing.
   """
-  config, params = load_weights(directory)
+  gelu = 'tanh' if bert.config.activation == 'gelu_tanh' else 'erf'
+  config, params = load_weights(source, gelu=gelu)
+  resizable = ('vocab_size', 'max_positions') if resize else ()
+  _check_sizes(config, bert.config, source, resizable)
+  params = _check_heads(params, bert, source, fresh, initial)
+  pieces = _match_pieces(source, config, bert.config, tokenizer, resize)
+  count = min(config.max_positions, bert.config.max_positions)
+  positions = None if config.max_positions == bert.config.max_positions else [np.arange(count)] * 2
+  for rows, (name, paths) in ((pieces, _BY_PIECE), (positions, _BY_POSITION)):
+    if rows is not None:
+      _log.info('%s: %s rows kept of %s', source, len(rows[0]), name)
+      _move_rows(params, initial, paths, *rows)
+  return params
+
+
+def _check_sizes(config, wanted, source, resizable):
   sizes = ('vocab_size', 'hidden_size', 'num_layers', 'num_heads', 'mlp_size', 'max_positions',
-           'type_vocab_size')  # fmt: skip
+           'type_vocab_size', 'activation', 'layer_norm_eps')  # fmt: skip
   for name in sizes:
-    if getattr(config, name) != getattr(bert.config, name):
+    ours, theirs = getattr(wanted, name), getattr(config, name)
+    if ours != theirs and name not in resizable:
+      request = ' (or --config.init_resize=True)' if name in ('vocab_size', 'max_positions') else ''
       raise ValueError(
-        f'{directory} has {name}={getattr(config, name)}, this run wants '
-        f'{getattr(bert.config, name)}; set --config.model.{name}={getattr(config, name)}.'
+        f'{source} has {name}={theirs}, this run wants {ours}; set '
+        f'--config.model.{name}={theirs}{request}.'
       )
-  wanted = {'encoder', *bert.heads, *(['pooler'] if bert.pooler else [])}
-  missing = sorted(wanted - set(params))
+
+
+def _check_heads(params, bert, source, fresh, initial):
+  wanted = ['encoder', *(['pooler'] if bert.pooler else []), *bert.heads]
+  missing = [name for name in wanted if name not in params]
+  refused = [name for name in missing if name not in fresh]
+  if refused:
+    raise ValueError(f'{source} has no {refused}; it has {sorted(params)}.')
   if missing:
-    raise ValueError(f'{directory} has no {missing}; it has {sorted(params)}.')
-  return {name: params[name] for name in params if name in wanted}
+    _log.info('%s has no %s: drawn afresh', source, ', '.join(missing))
+  return {name: initial[name] if name in missing else params[name] for name in wanted}
+
+
+def _match_pieces(source, config, wanted, tokenizer, resize):
+  """(rows of theirs, rows of ours) that hold the same pieces; None if the tables are the same."""
+  if tokenizer is None:
+    if config.vocab_size != wanted.vocab_size:
+      raise ValueError(f'{source} has vocab_size={config.vocab_size}; give a tokenizer to resize.')
+    return None
+  theirs = load_tokenizer(source)
+  if theirs.lowercase != tokenizer.lowercase:
+    raise ValueError(
+      f'{source} has a tokenizer with lowercase={theirs.lowercase}, this run one with '
+      f'{tokenizer.lowercase}; set --config.data.lowercase={theirs.lowercase}.'
+    )
+  if theirs.vocab == tokenizer.vocab and config.vocab_size == wanted.vocab_size:
+    return None
+  if not resize:
+    raise ValueError(
+      f'{source} has another vocabulary than this run; take its own for --config.data.vocab, or '
+      'set --config.init_resize=True to keep the rows of the pieces they share.'
+    )
+  places = {piece: row for row, piece in enumerate(theirs.vocab)}
+  pairs = [(places[p], row) for row, p in enumerate(tokenizer.vocab) if p in places]
+  return np.array(pairs, int).reshape(-1, 2).T
+
+
+def _move_rows(params, initial, paths, theirs, ours):
+  """Replaces tables of theirs by those of `initial` with the shared rows put in."""
+  for *parents, leaf in paths:
+    if parents[0] not in params:
+      continue
+    old, new = params, initial
+    for name in parents:
+      old, new = old[name], new[name]
+    table = np.array(new[leaf])
+    table[ours] = old[leaf][theirs]
+    old[leaf] = table

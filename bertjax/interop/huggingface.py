@@ -1,10 +1,25 @@
-"""Hugging Face's layout: `config.json` fields and tensors, both directions."""
+"""Hugging Face's models: `config.json` and weights, from a folder or the hub, both directions.
+
+`save_hf` writes what `transformers` loads with `from_pretrained`; `load_hf` also reads what it
+wrote in earlier years: pickles, former Flax files, LayerNorms of gamma and beta, no 'bert.' prefix.
+"""
+
+import json
+import logging
+import re
+from collections.abc import Mapping, Sequence
 
 import flax.traverse_util
 import numpy as np
+from etils import epath
+from safetensors.numpy import save as tensors_to_bytes
 
-from bertjax.interop.names import entries, shapes
-from bertjax.model.config import EncoderConfig
+from bertjax.data.tokenizer import Tokenizer
+from bertjax.interop import files
+from bertjax.interop.names import entries, head_entries, shapes
+from bertjax.model.config import HEADS, POOLED_HEADS, EncoderConfig
+
+_log = logging.getLogger(__name__)
 
 # Our field -> theirs.
 _FIELDS = {
@@ -17,31 +32,182 @@ _FIELDS = {
   'type_vocab_size': 'type_vocab_size',
   'hidden_dropout': 'hidden_dropout_prob',
   'attention_dropout': 'attention_probs_dropout_prob',
+  'classifier_dropout': 'classifier_dropout',
   'layer_norm_eps': 'layer_norm_eps',
   'initializer_range': 'initializer_range',
   'causal': 'is_decoder',
 }
 _ACTIVATIONS = {'gelu': 'gelu', 'gelu_tanh': 'gelu_new'}
-_THEIR_ACTIVATIONS = {'gelu': 'gelu', 'gelu_new': 'gelu_tanh', 'gelu_pytorch_tanh': 'gelu_tanh'}
+_THEIR_ACTIVATIONS = {'gelu': 'gelu', 'gelu_python': 'gelu', 'gelu_new': 'gelu_tanh',
+                      'gelu_pytorch_tanh': 'gelu_tanh', 'gelu_fast': 'gelu_tanh'}  # fmt: skip
+# Heads -> their class. The same tensor `classifier.weight` stands for three heads.
+_ARCHITECTURES = {
+  (): 'BertModel',
+  ('mlm', 'nsp'): 'BertForPreTraining',
+  ('mlm',): 'BertForMaskedLM',
+  ('nsp',): 'BertForNextSentencePrediction',
+  ('classification',): 'BertForSequenceClassification',
+  ('tagging',): 'BertForTokenClassification',
+  ('span',): 'BertForQuestionAnswering',
+  ('choice',): 'BertForMultipleChoice',
+}
+_CLASSIFIERS = ('classification', 'tagging', 'choice')
+_POOLERLESS = (('mlm',), ('tagging',), ('span',))  # their classes have no place for a pooler
+# Copies of tied tensors that some files hold -> the original.
+_TIED = {
+  'cls.predictions.decoder.weight': 'bert.embeddings.word_embeddings.weight',
+  'cls.predictions.decoder.bias': 'cls.predictions.bias',
+}
+_BUFFERS = ('bert.embeddings.position_ids', 'bert.embeddings.token_type_ids')
+_FLOATS = ('float16', 'bfloat16', 'float32', 'float64')
+_TEXT_FILES = ('config.json', 'vocab.txt', 'tokenizer.json', 'tokenizer_config.json')
+_HUB_WEIGHTS = (  # the first kind that a repository has is downloaded
+  ('model.safetensors', 'model.safetensors.index.json', 'model-*-of-*.safetensors'),
+  ('pytorch_model.bin', 'pytorch_model.bin.index.json', 'pytorch_model-*-of-*.bin'),
+  ('flax_model.msgpack',),
+)
 
 
-def architecture(heads: tuple[str, ...]) -> str:
-  """Their class for a model with these heads."""
-  if 'nsp' in heads:
-    return 'BertForPreTraining'
-  return 'BertForMaskedLM' if 'mlm' in heads else 'BertModel'
+def load_hf(
+  path_or_name, *, heads: Sequence[str] | None = None, revision: str = ''
+) -> tuple[EncoderConfig, dict]:
+  """Loads a BERT of Hugging Face's: (config, params as NumPy float32).
+
+  Args:
+    path_or_name: a folder, or a name on the hub ('bert-base-uncased', 'name@revision').
+    heads: heads to load; None takes all there are. Needed where `classifier.weight` stands in the
+      file and `config.json` does not say whose it is.
+    revision: branch, tag or commit on the hub; `HF_HUB_OFFLINE=1` reads the cache alone.
+
+  Raises:
+    ValueError: if a file is missing, damaged or of another architecture, or a tensor is missing or
+      of a wrong shape; names file and tensor.
+  """
+  directory = find_directory(path_or_name, revision)
+  content = files.read_json(directory / 'config.json')
+  config = config_from_json(content, str(directory / 'config.json'))
+  path = files.find_weights(directory)
+  _log.info('reading %s', path)
+  style = 'flax' if path.suffix == '.msgpack' else 'huggingface'
+  tensors = _canonical(files.read_tensors(path), style, path)
+  params = from_tensors(config, tensors, find_heads(tensors, style, content, path, heads),
+                        path, style)  # fmt: skip
+  labels, _ = labels_in(content, directory / 'config.json')
+  for head in {'classification', 'tagging'} & set(params):
+    count = params[head]['bias'].size
+    if labels and len(labels) != count:
+      raise ValueError(
+        f'{directory / "config.json"} names {len(labels)} labels, the {head} head in {path.name} '
+        f'has {count} (classifier.bias).'
+      )
+  return config, params
 
 
-def config_to_json(config: EncoderConfig, heads: tuple[str, ...], pad_id: int) -> dict:
-  """The content of `config.json`."""
+def save_hf(
+  directory,
+  config: EncoderConfig,
+  params: dict,
+  tokenizer: Tokenizer,
+  *,
+  labels: Sequence[str] = (),
+  problem_type: str = '',
+) -> None:
+  """Writes a model directory; an older one at the same place is replaced once this is whole.
+
+  Args:
+    directory: where to.
+    config: of the encoder.
+    params: parameters as host or device arrays; their heads decide the architecture's name.
+    tokenizer: its vocabulary and settings are saved beside.
+    labels: names of the classes of a 'classification' or 'tagging' head, by index.
+    problem_type: Hugging Face's 'regression', 'single_label_classification' or
+      'multi_label_classification', or '' to say nothing.
+
+  Raises:
+    ValueError: if the folder holds something else, which would be lost, or the parts do not fit
+      each other.
+  """
+  content = config_to_json(config, params, tokenizer.pad_id, labels, problem_type)
+  check_vocabulary(config, tokenizer, 'the tokenizer')
+  with files.new_directory(directory, 'model.safetensors') as folder:
+    (folder / 'config.json').write_text(json.dumps(content, indent=2) + '\n')
+    tensors = to_tensors(config, params)
+    (folder / 'model.safetensors').write_bytes(tensors_to_bytes(tensors, {'format': 'pt'}))
+    tokenizer.save(folder)
+
+
+def find_directory(path_or_name, revision: str = '') -> epath.Path:
+  """A local folder, or the hub's repository of that name in the local cache, downloaded if it must.
+
+  Raises:
+    ValueError: if there is neither, or the hub cannot be reached.
+  """
+  directory = epath.Path(path_or_name)
+  name, _, pinned = str(path_or_name).partition('@')
+  if directory.exists() or not re.fullmatch(r'\w[\w.-]*(/\w[\w.-]*)?', name):
+    if not directory.is_dir():
+      raise ValueError(f'no folder {path_or_name}: a model directory has a config.json.')
+    return directory
+  import huggingface_hub
+  from huggingface_hub import errors
+
+  for weights in _HUB_WEIGHTS:
+    try:
+      path = huggingface_hub.snapshot_download(
+        name, revision=revision or pinned or None, allow_patterns=[*_TEXT_FILES, *weights]
+      )
+    except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
+      raise ValueError(
+        f'{path_or_name} is no folder with a config.json, and no model of that name could be had '
+        f'from huggingface.co or its cache: {" ".join(str(error).split())}'
+      ) from error
+    if any((epath.Path(path) / file).exists() for file in weights):
+      return epath.Path(path)
+  raise ValueError(f'{path_or_name} on huggingface.co has no weights in a format known here.')
+
+
+def check_vocabulary(config: EncoderConfig, tokenizer: Tokenizer, source) -> None:
+  """Raises ValueError if the vocabulary is larger than the word table; a smaller one is told."""
+  rows, size = config.vocab_size, tokenizer.vocab_size
+  if size > rows:
+    raise ValueError(
+      f'{source} has a vocabulary of {size} entries, and the table '
+      f'bert.embeddings.word_embeddings.weight only {rows} rows.'
+    )
+  if size < rows:
+    _log.info('%s: %d of the %d rows of the word table have no entry', source, rows - size, rows)
+
+
+def config_to_json(
+  config: EncoderConfig, params: Mapping, pad_id: int, labels=(), problem_type: str = ''
+) -> dict:
+  """The content of `config.json` for a model with these parameters.
+
+  Raises:
+    ValueError: if two heads would get the same name, or labels and head differ in number.
+  """
+  heads = tuple(head for head in HEADS if head in params)
+  clashing = [head for head in heads if head in _CLASSIFIERS]
+  if len(clashing) > 1:
+    raise ValueError(f'the heads {clashing} would both be called classifier; save one of them.')
   result = {theirs: getattr(config, ours) for ours, theirs in _FIELDS.items()}
-  return result | {
+  if config.classifier_dropout < 0:
+    result['classifier_dropout'] = None
+  result |= {
     'model_type': 'bert',
-    'architectures': [architecture(heads)],
+    'architectures': [_architecture(heads, 'pooler' in params)],
     'hidden_act': _ACTIVATIONS[config.activation],
     'pad_token_id': pad_id,
     'tie_word_embeddings': True,
   }
+  for head in {'classification', 'tagging'} & set(heads):
+    count = np.shape(params[head]['bias'])[0]
+    names = list(labels) or [f'LABEL_{i}' for i in range(count)]
+    if len(names) != count or len(set(names)) != count:
+      raise ValueError(f'the {head} head has {count} classes, got the labels {names}.')
+    result['id2label'] = {str(i): name for i, name in enumerate(names)}
+    result['label2id'] = {name: i for i, name in enumerate(names)}
+  return result | ({'problem_type': problem_type} if problem_type else {})
 
 
 def config_from_json(content: dict, source: str) -> EncoderConfig:
@@ -50,46 +216,143 @@ def config_from_json(content: dict, source: str) -> EncoderConfig:
   Raises:
     ValueError: if it describes no BERT, or one with switches that we do not have.
   """
-  if content.get('model_type', 'bert') != 'bert':
-    raise ValueError(f'{source} describes a {content["model_type"]!r} model, not a BERT.')
-  position = content.get('position_embedding_type', 'absolute')
-  if position != 'absolute':
-    raise ValueError(f'{source}: position_embedding_type={position!r} is not supported.')
+  architectures = content.get('architectures') or ['Bert']
+  kind = content.get('model_type', 'bert' if architectures[0].startswith('Bert') else '')
+  if kind != 'bert':
+    raise ValueError(f'{source} describes a {kind or architectures[0]!r} model, not a BERT.')
+  for name, value in (('position_embedding_type', 'absolute'), ('add_cross_attention', False)):
+    if content.get(name, value) != value:
+      raise ValueError(f'{source}: {name}={content[name]!r} is not supported.')
   activation = content.get('hidden_act', 'gelu')
   if activation not in _THEIR_ACTIVATIONS:
     raise ValueError(
       f'{source}: hidden_act={activation!r}; supported are {sorted(_THEIR_ACTIVATIONS)}.'
     )
   fields = {ours: content[theirs] for ours, theirs in _FIELDS.items() if theirs in content}
-  return EncoderConfig(**fields, activation=_THEIR_ACTIVATIONS[activation])
+  if fields.get('classifier_dropout', 0) is None:
+    del fields['classifier_dropout']
+  for name, value in fields.items():
+    wanted = type(getattr(EncoderConfig, name))
+    if type(value) is not wanted and (wanted, type(value)) != (float, int):
+      raise ValueError(f'{source}: {_FIELDS[name]}={value!r} must be {wanted.__name__}.')
+  try:
+    return EncoderConfig(**fields, activation=_THEIR_ACTIVATIONS[activation])
+  except ValueError as error:
+    raise ValueError(f'{source}: {error}') from error
 
 
-def to_tensors(config: EncoderConfig, params: dict) -> dict[str, np.ndarray]:
-  """Our parameters as their tensors, {name: array}."""
-  flat = flax.traverse_util.flatten_dict(params, sep='/')
-  heads = tuple(name for name in ('mlm', 'nsp') if name in params)
-  table = entries(config.num_layers, heads, 'pooler' in params)
-  return {entry.theirs: entry.write(np.asarray(flat[entry.path])) for entry in table}
-
-
-def from_tensors(
-  config: EncoderConfig, tensors: dict[str, np.ndarray], heads, pooler: bool, source: str
-) -> dict:
-  """Their tensors as our parameters, float32.
+def find_heads(tensors, style: str, content: dict, source, asked=None) -> tuple[str, ...]:
+  """The heads whose tensors are there, or those that were asked for.
 
   Raises:
-    ValueError: for a missing tensor or a wrong shape, named.
+    ValueError: for an unknown head, or a classifier that nothing tells the head of.
   """
-  flat = {path: np.empty(s, np.float32) for path, s in shapes(config, heads, pooler).items()}
-  for entry in entries(config.num_layers, heads, pooler):
-    if entry.theirs not in tensors:
-      raise ValueError(f'{source} has no tensor {entry.theirs}.')
-    tensor = np.asarray(tensors[entry.theirs], np.float32)
-    target = flat[entry.path][entry.index]
-    expected = entry.write(flat[entry.path]).shape
+  if asked is not None:
+    unknown = [head for head in asked if head not in HEADS]
+    if unknown:
+      raise ValueError(f'unknown head {unknown[0]!r}; choose from {HEADS}.')
+    return tuple(asked)
+  found = [
+    head for head in HEADS if any(entry.name(style) in tensors for entry in head_entries(head))
+  ]
+  if 'classification' in found:
+    own = {name: heads for heads, name in _ARCHITECTURES.items()}
+    named = (content.get('architectures') or [''])[0]
+    whose = [head for head in own.get(named, ()) if head in _CLASSIFIERS]
+    if not whose and style != 'google':  # Google's own code writes classification alone
+      raise ValueError(
+        f'{source} has a classifier, and config.json does not say of which kind; '
+        f'give heads, one of {_CLASSIFIERS}.'
+      )
+    whose = whose or ['classification']
+    found = [head for head in found if head not in _CLASSIFIERS or head in whose]
+  return tuple(found)
+
+
+def labels_in(content: dict, source) -> tuple[list[str], str]:
+  """The labels by index ([] if not named) and the problem type ('' likewise) of a config."""
+  try:
+    named = {int(i): str(name) for i, name in (content.get('id2label') or {}).items()}
+    return [named[i] for i in range(len(named))], content.get('problem_type') or ''
+  except (KeyError, ValueError, AttributeError) as error:
+    raise ValueError(f'{source}: id2label must name 0..C-1, got {content["id2label"]}.') from error
+
+
+def to_tensors(config: EncoderConfig, params: dict, style: str = 'huggingface') -> dict:
+  """Our parameters as their tensors, {name: array}."""
+  flat = flax.traverse_util.flatten_dict(params, sep='/')
+  heads = tuple(head for head in HEADS if head in params)
+  table = entries(config.num_layers, heads, 'pooler' in params)
+  return {entry.name(style): entry.write(np.asarray(flat[entry.path]), style) for entry in table}
+
+
+def from_tensors(config: EncoderConfig, tensors: Mapping, heads, source, style: str) -> dict:
+  """Their tensors as our parameters, float32.
+
+  Tensors that no head asks for are named in the log; narrower floats are widened, which is too.
+
+  Raises:
+    ValueError: for a missing tensor, a wrong shape or a tensor of integers, named.
+  """
+  pooler = any('pooler' in name for name in tensors) or bool(set(heads) & set(POOLED_HEADS))
+  table = list(entries(config.num_layers, heads, pooler))
+  missing = [entry.name(style) for entry in table if entry.name(style) not in tensors]
+  if missing:
+    more = f' (and {len(missing) - 1} more)' if len(missing) > 1 else ''
+    raise ValueError(f'{source} has no tensor {missing[0]}{more}.')
+  count = [tensors[e.name(style)].size for e in table
+           if e.path in ('classification/bias', 'tagging/bias')]  # fmt: skip
+  own = shapes(config, heads, pooler, *count[:1])
+  flat = {path: np.empty(shape, np.float32) for path, shape in own.items()}
+  for entry in table:
+    name, target = entry.name(style), flat[entry.path]
+    tensor, expected = tensors[name], entry.write(target, style).shape
     if tensor.shape != expected:
       raise ValueError(
-        f'{source}: {entry.theirs} has shape {tensor.shape}, the config asks for {expected}.'
+        f'{source}: {name} has shape {tensor.shape}, the config asks for {expected}.'
       )
-    flat[entry.path][entry.index] = entry.read(tensor, target.shape)
+    if tensor.dtype.name not in _FLOATS:
+      raise ValueError(f'{source}: {name} has dtype {tensor.dtype}, not a float.')
+    slot = target[entry.index]
+    target[entry.index] = entry.read(tensor.astype(np.float32), slot.shape, style)
+  _tell(tensors, {entry.name(style) for entry in table}, source)
   return flax.traverse_util.unflatten_dict(flat, sep='/')
+
+
+def _tell(tensors, read, source):
+  """Logs what was not taken as it is."""
+  widened = sorted({tensors[name].dtype.name for name in read} - {'float32'})
+  if widened:
+    _log.info('%s: tensors of %s are read as float32', source, ', '.join(widened))
+  unread = sorted(set(tensors) - read - set(_BUFFERS))
+  if unread:
+    _log.info('%s: not read: %s', source, ', '.join(unread))
+
+
+def _canonical(tensors: dict, style: str, source) -> dict:
+  """The tensors under today's names, copies of tied ones checked and dropped."""
+  dot = '/' if style == 'flax' else '.'
+  result = {}
+  for name, tensor in tensors.items():
+    if name.split(dot)[0] in ('embeddings', 'encoder', 'pooler'):  # a bare BertModel
+      name = f'bert{dot}{name}'
+    name = re.sub(r'LayerNorm\.gamma$', 'LayerNorm.weight', name)
+    result[re.sub(r'LayerNorm\.beta$', 'LayerNorm.bias', name)] = tensor
+  for copy, original in _TIED.items():
+    if copy in result:
+      tensor = result.pop(copy)
+      if not np.array_equal(result.setdefault(original, tensor), tensor):
+        raise ValueError(f'{source}: {copy} differs from {original}; here the two are one.')
+  return result
+
+
+def _architecture(heads, pooler):
+  """Their class for a model with these heads; says so where none has exactly these parts."""
+  name = _ARCHITECTURES.get(heads)
+  if name is None:
+    task = tuple(head for head in heads if head not in ('mlm', 'nsp'))[:1]
+    name = _ARCHITECTURES[task or heads]
+    _log.warning('transformers has no class with the heads %s; saved as %s', heads, name)
+  elif pooler and heads in _POOLERLESS:
+    _log.warning("%s has no pooler: transformers will not read this model's", name)
+  return name

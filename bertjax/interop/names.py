@@ -1,69 +1,101 @@
-"""One table of parameter names: ours, and Hugging Face's for `BertForPreTraining`.
+"""One table of parameter names: ours, and those of Hugging Face, Google's TF1 code and former Flax.
 
-Google's TF1 names follow the same structure. Ours stack all layers along a leading axis and keep
-queries, keys and values in one array; theirs hold an array for each layer and projection, and
-linear kernels the other way round (out, in).
+Ours stack all layers along a leading axis and keep queries, keys and values in one array; theirs
+hold an array for each layer and projection. The table has Hugging Face's module names; the two
+other formats name the same tensors by rule.
 """
 
 import dataclasses
+import re
 from collections.abc import Iterator
 
 import numpy as np
 
 from bertjax.model.config import EncoderConfig
 
+# What a tensor is -> how its name ends in Hugging Face's, Google's and the former Flax format.
+_ENDINGS = {
+  'kernel': {'huggingface': '.weight', 'google': '/kernel', 'flax': '/kernel'},
+  'bias': {'huggingface': '.bias', 'google': '/bias', 'flax': '/bias'},
+  'embedding': {'huggingface': '.weight', 'google': '', 'flax': '/embedding'},
+  'scale': {'huggingface': '.weight', 'google': '/gamma', 'flax': '/scale'},
+  'shift': {'huggingface': '.bias', 'google': '/beta', 'flax': '/bias'},
+}
+# Google's output layers are variables of their own, and their matrices are (out, in).
+_GOOGLE_OUTPUTS = {
+  'cls.predictions': 'cls/predictions/output',
+  'cls.seq_relationship': 'cls/seq_relationship/output',
+  'classifier': 'output',
+  'qa_outputs': 'cls/squad/output',
+}
+_MODULES = {'nsp': 'cls.seq_relationship', 'span': 'qa_outputs', 'classification': 'classifier',
+            'tagging': 'classifier', 'choice': 'classifier'}  # fmt: skip
+
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
   """One tensor of theirs and where it lies in ours.
 
+  A style is 'huggingface', 'google' or 'flax'.
+
   Attributes:
     path: our path, 'encoder/layers/mlp/in/kernel'.
-    theirs: their name.
+    module: Hugging Face's module that holds it, 'bert.encoder.layer.0.intermediate.dense'.
     index: index into our array: () for all of it, (layer,), or (layer, ..., part).
-    transpose: their tensor is a matrix (out, in), ours is (in..., out...).
   """
 
   path: str
-  theirs: str
+  module: str
   index: tuple = ()
-  transpose: bool = False
-
-  def read(self, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Their tensor in our slice's shape."""
-    return (tensor.T if self.transpose else tensor).reshape(shape)
-
-  def write(self, array: np.ndarray) -> np.ndarray:
-    """Our array's slice in their shape: a matrix (out, in), or as it is."""
-    part = array[self.index]
-    if not self.transpose:
-      return np.ascontiguousarray(part.reshape(-1) if self._is_bias else part)
-    inputs = self._input_axes(part)
-    rows = int(np.prod(part.shape[:inputs]))
-    return np.ascontiguousarray(part.reshape(rows, -1).T)
 
   @property
-  def _is_bias(self):
-    return self.path.endswith('bias')
+  def kind(self) -> str:
+    kind = self.path.rsplit('/', 1)[1]
+    return 'shift' if kind == 'bias' and 'LayerNorm' in self.module else kind
 
-  def _input_axes(self, part):
-    return 2 if self.path.endswith('attention/out/kernel') else 1
+  def name(self, style: str) -> str:
+    """Their name."""
+    if style == 'google' and self.module in _GOOGLE_OUTPUTS:
+      return _GOOGLE_OUTPUTS[self.module] + ('_bias' if self.kind == 'bias' else '_weights')
+    module = self.module
+    if style != 'huggingface':
+      module = module.replace('.', '/')
+    if style == 'google':
+      module = re.sub(r'layer/(\d+)', r'layer_\1', module)
+    return module + _ENDINGS[self.kind][style]
+
+  def read(self, tensor: np.ndarray, shape: tuple[int, ...], style: str) -> np.ndarray:
+    """Their tensor in our slice's shape."""
+    return (tensor.T if self._transposed(style) else tensor).reshape(shape)
+
+  def write(self, array: np.ndarray, style: str) -> np.ndarray:
+    """Our array's slice in their shape: a vector, or a matrix as their style has it."""
+    part = array[self.index]
+    if self.kind == 'kernel':
+      inputs = 2 if self.path.endswith('attention/out/kernel') else 1
+      part = part.reshape(int(np.prod(part.shape[:inputs])), -1)
+    elif self.kind == 'bias':
+      part = part.reshape(-1)
+    return np.ascontiguousarray(part.T if self._transposed(style) else part)
+
+  def _transposed(self, style):
+    """Theirs is (out, in), ours (in..., out...)."""
+    outputs_first = style == 'huggingface' or (style == 'google' and self.module in _GOOGLE_OUTPUTS)
+    return self.kind == 'kernel' and outputs_first
 
 
 def entries(num_layers: int, heads: tuple[str, ...], pooler: bool) -> Iterator[Entry]:
-  """The tensors of a model with these heads, in Hugging Face's names."""
+  """The tensors of a model with these heads."""
   e = 'encoder/embeddings/'
-  yield Entry(e + 'word/embedding', 'bert.embeddings.word_embeddings.weight')
-  yield Entry(e + 'position/embedding', 'bert.embeddings.position_embeddings.weight')
-  yield Entry(e + 'token_type/embedding', 'bert.embeddings.token_type_embeddings.weight')
+  for table in ('word', 'position', 'token_type'):
+    yield Entry(f'{e}{table}/embedding', f'bert.embeddings.{table}_embeddings')
   yield from _norm(e + 'layer_norm', 'bert.embeddings.LayerNorm')
   for layer in range(num_layers):
     ours, theirs = 'encoder/layers/', f'bert.encoder.layer.{layer}.'
     for part, name in enumerate(('query', 'key', 'value')):
-      their = f'{theirs}attention.self.{name}'
-      every = slice(None)
-      yield Entry(ours + 'attention/qkv/kernel', their + '.weight', (layer, every, part), True)
-      yield Entry(ours + 'attention/qkv/bias', their + '.bias', (layer, part))
+      module = f'{theirs}attention.self.{name}'
+      yield Entry(ours + 'attention/qkv/kernel', module, (layer, slice(None), part))
+      yield Entry(ours + 'attention/qkv/bias', module, (layer, part))
     yield from _linear(ours + 'attention/out', theirs + 'attention.output.dense', (layer,))
     yield from _norm(ours + 'attention_layer_norm', theirs + 'attention.output.LayerNorm', (layer,))
     yield from _linear(ours + 'mlp/in', theirs + 'intermediate.dense', (layer,))
@@ -71,15 +103,23 @@ def entries(num_layers: int, heads: tuple[str, ...], pooler: bool) -> Iterator[E
     yield from _norm(ours + 'mlp_layer_norm', theirs + 'output.LayerNorm', (layer,))
   if pooler:
     yield from _linear('pooler', 'bert.pooler.dense')
-  if 'mlm' in heads:
+  for head in heads:
+    yield from head_entries(head)
+
+
+def head_entries(head: str) -> Iterator[Entry]:
+  """The tensors of one head."""
+  if head == 'mlm':
+    yield Entry('mlm/bias', 'cls.predictions')
     yield from _linear('mlm/transform', 'cls.predictions.transform.dense')
     yield from _norm('mlm/layer_norm', 'cls.predictions.transform.LayerNorm')
-    yield Entry('mlm/bias', 'cls.predictions.bias')
-  if 'nsp' in heads:
-    yield from _linear('nsp', 'cls.seq_relationship')
+  else:
+    yield from _linear(head, _MODULES[head])
 
 
-def shapes(config: EncoderConfig, heads: tuple[str, ...], pooler: bool) -> dict[str, tuple]:
+def shapes(
+  config: EncoderConfig, heads: tuple[str, ...], pooler: bool, num_labels: int = 2
+) -> dict[str, tuple]:
   """Shapes of our parameters by path, for a model with these heads."""
   c = config
   n, d, h, k, f = c.num_layers, c.hidden_size, c.num_heads, c.head_size, c.mlp_size
@@ -105,16 +145,18 @@ def shapes(config: EncoderConfig, heads: tuple[str, ...], pooler: bool) -> dict[
     result |= {'mlm/transform/kernel': (d, d), 'mlm/transform/bias': (d,)}
     result['mlm/bias'] = (c.vocab_size,)
     norms['mlm/layer_norm'] = (d,)
-  if 'nsp' in heads:
-    result |= {'nsp/kernel': (d, 2), 'nsp/bias': (2,)}
+  features = {'nsp': 2, 'span': 2, 'choice': 1}
+  for head in set(heads) - {'mlm'}:
+    size = features.get(head, num_labels)
+    result |= {f'{head}/kernel': (d, size), f'{head}/bias': (size,)}
   return result | {f'{name}/{part}': s for name, s in norms.items() for part in ('scale', 'bias')}
 
 
-def _linear(ours, theirs, index=()):
-  yield Entry(ours + '/kernel', theirs + '.weight', index, True)
-  yield Entry(ours + '/bias', theirs + '.bias', index)
+def _linear(ours, module, index=()):
+  yield Entry(ours + '/kernel', module, index)
+  yield Entry(ours + '/bias', module, index)
 
 
-def _norm(ours, theirs, index=()):
-  yield Entry(ours + '/scale', theirs + '.weight', index)
-  yield Entry(ours + '/bias', theirs + '.bias', index)
+def _norm(ours, module, index=()):
+  yield Entry(ours + '/scale', module, index)
+  yield Entry(ours + '/bias', module, index)

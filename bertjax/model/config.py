@@ -8,6 +8,8 @@ import dataclasses
 ACTIVATIONS = ('gelu', 'gelu_tanh')
 REMAT_POLICIES = ('none', 'full', 'dots')
 ATTENTION_IMPLS = ('auto', 'xla', 'cudnn')
+HEADS = ('mlm', 'nsp', 'classification', 'tagging', 'span', 'choice')
+POOLED_HEADS = ('nsp', 'classification', 'choice')  # they read the pooled state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +32,7 @@ class EncoderConfig:
   activation: str = 'gelu'  # 'gelu' is exact (erf), 'gelu_tanh' Google's code since Feb 2019
   hidden_dropout: float = 0.1  # after the embeddings and after both sub-layers
   attention_dropout: float = 0.1  # of attention probabilities, each by itself
+  classifier_dropout: float = -1.0  # before a task's output layer; -1.0 takes hidden_dropout
   layer_norm_eps: float = 1e-12  # vanishes below float32, so LayerNorm always runs in float32
   initializer_range: float = 0.02  # of a normal truncated at two standard deviations
   causal: bool = False  # a token sees itself and what precedes it (paper, section 5.1, "LTR")
@@ -57,6 +60,11 @@ class EncoderConfig:
     for name in ('hidden_dropout', 'attention_dropout'):
       if not 0 <= getattr(self, name) < 1:
         raise ValueError(f'{name} must be in [0, 1), got {getattr(self, name)}.')
+    if self.classifier_dropout != -1 and not 0 <= self.classifier_dropout < 1:
+      raise ValueError(
+        f'classifier_dropout must be in [0, 1), or -1.0 to be hidden_dropout, got '
+        f'{self.classifier_dropout}.'
+      )
     for name, choices in (('activation', ACTIVATIONS), ('remat', REMAT_POLICIES),
                           ('attention', ATTENTION_IMPLS),
                           ('dtype', ('float32', 'bfloat16'))):  # fmt: skip

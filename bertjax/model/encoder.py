@@ -29,7 +29,7 @@ PARAM_AXES = (
   (r'mlp/out/kernel$', ('mlp', 'embed')),
   (r'(pooler|mlm/transform)/kernel$', ('embed', None)),
   (r'mlm/bias$', ('vocab',)),
-  (r'nsp/kernel$', ('embed', None)),
+  (r'(nsp|classification|tagging|span|choice)/kernel$', ('embed', None)),
   (r'(layer_norm/(scale|bias)|bias)$', (None,)),
 )
 

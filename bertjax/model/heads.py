@@ -1,14 +1,15 @@
 """`Bert`: the encoder and the output layers asked for, by name.
 
 A head is a module on top of the encoder's states; `HEADS` is the list of them. Pre-training uses
-'mlm' and 'nsp' (Devlin et al. 2018, section 3.1); () gives the bare encoder with its pooler.
+'mlm' and 'nsp' (Devlin et al. 2018, section 3.1); tasks use 'classification', 'tagging', 'span' and
+'choice' (sections 4 and 5.3); () gives the bare encoder with its pooler.
 """
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bertjax.model.config import EncoderConfig
+from bertjax.model.config import HEADS, POOLED_HEADS, EncoderConfig
 from bertjax.model.encoder import ACTIVATION, Encoder, LayerNorm, dense
 
 BATCH_KEYS = (
@@ -59,20 +60,20 @@ class MlmHead(nn.Module):
     return logits + bias.astype(jnp.float32)
 
 
-class NspHead(nn.Module):
-  """Next sentence or not, from the pooled state; class 0 is "is the next sentence"."""
+class OutputLayer(nn.Module):
+  """Dropout, then a linear layer: every head but 'mlm'."""
 
   config: EncoderConfig
+  features: int
+  dropout: float = 0.0
 
   @nn.compact
-  def __call__(self, pooled: jax.Array) -> jax.Array:
-    """Maps [B, D] to float32 logits [B, 2]."""
-    dense_layer = dense(self.config, 2, 'dense')
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    """Maps states [..., D] to float32 logits [..., features]."""
+    x = nn.Dropout(self.dropout)(x, deterministic=not train)
+    dense_layer = dense(self.config, self.features, 'dense')
     nn.share_scope(self, dense_layer)
-    return dense_layer(pooled).astype(jnp.float32)
-
-
-HEADS = ('mlm', 'nsp')
+    return dense_layer(x).astype(jnp.float32)
 
 
 class Bert(nn.Module):
@@ -82,12 +83,14 @@ class Bert(nn.Module):
     config: sizes and switches.
     heads: names out of `HEADS`.
     pooler: False leaves the pooler out where nothing reads the pooled state (Hugging Face's
-      BertForMaskedLM); the 'nsp' head needs it.
+      BertForMaskedLM); the heads 'nsp', 'classification' and 'choice' need it.
+    num_labels: C, classes of the 'classification' and 'tagging' heads.
   """
 
   config: EncoderConfig
   heads: tuple[str, ...] = ('mlm', 'nsp')
   pooler: bool = True
+  num_labels: int = 2
 
   @nn.compact
   def __call__(self, batch: dict, *, train: bool = False, capture: tuple[str, ...] = ()) -> dict:
@@ -104,7 +107,10 @@ class Bert(nn.Module):
     Returns:
       'hidden' [B, L, D] (with capture 'hidden': 'all_hidden' [N+1, B, L, D]); 'pooled' [B, D] or
       [B, S, D]; 'mlm_logits' float32 [B, P, V], or [B, L, V] without `masked_lm_positions`;
-      'nsp_logits' float32 [B, 2] or [B, S, 2].
+      'nsp_logits' float32 [B, 2] or [B, S, 2]. Of the tasks' heads, float32:
+      'classification_logits' [B, C] or [B, S, C]; 'tagging_logits' [B, L, C]; 'span_logits'
+      [B, L, 2], start and end; 'choice_logits' [B] or [B, S], the rows of one question
+      consecutive, so that the caller reshapes to [questions, choices].
 
     Raises:
       ValueError: for an unknown key, head or capture, or a row longer than the position table.
@@ -128,8 +134,28 @@ class Bert(nn.Module):
       masked = gather(x, batch['masked_lm_positions']) if 'masked_lm_positions' in batch else x
       out['mlm_logits'] = MlmHead(self.config, name='mlm')(masked, word_table)
     if 'nsp' in self.heads:
-      out['nsp_logits'] = NspHead(self.config, name='nsp')(out['pooled'])
+      out['nsp_logits'] = OutputLayer(self.config, 2, name='nsp')(out['pooled'], train)
+    out |= self._task_logits(x, out.get('pooled'), train)
     return out
+
+  def _task_logits(self, hidden, pooled, train):
+    rate = self.config.classifier_dropout
+    rate = self.config.hidden_dropout if rate < 0 else rate
+    layers = {  # head -> (what it reads, features, dropout); spans have none in Google's code
+      'classification': (pooled, self.num_labels, rate),
+      'tagging': (hidden, self.num_labels, rate),
+      'span': (hidden, 2, 0.0),
+      'choice': (pooled, 1, rate),
+    }
+    logits = {}
+    for head in [head for head in layers if head in self.heads]:
+      states, features, dropout = layers[head]
+      logits[f'{head}_logits'] = OutputLayer(self.config, features, dropout, name=head)(
+        states, train
+      )
+    if 'choice' in self.heads:
+      logits['choice_logits'] = logits['choice_logits'][..., 0]
+    return logits
 
   def _check(self, batch, capture):
     for key in batch:
@@ -148,8 +174,11 @@ class Bert(nn.Module):
       for item in given:
         if item not in known:
           raise ValueError(f'unknown {name} {item!r}; choose from {known}.')
-    if 'nsp' in self.heads and not self.pooler:
-      raise ValueError("the 'nsp' head reads the pooled state; leave pooler=True.")
+    reading = [head for head in self.heads if head in POOLED_HEADS]
+    if reading and not self.pooler:
+      raise ValueError(f'the {reading[0]!r} head reads the pooled state; leave pooler=True.')
+    if self.num_labels < 1:
+      raise ValueError(f'num_labels must be at least 1, got {self.num_labels}.')
 
 
 def gather(x: jax.Array, positions: jax.Array) -> jax.Array:

@@ -1,0 +1,48 @@
+"""Convert: a model from one library's files to another's.
+
+  bertjax convert --from=uncased_L-12_H-768_A-12 --to=DIR                 Google's to Hugging Face's
+  bertjax convert --from=bert-base-uncased --to=DIR --format=google       and back
+
+Reads Hugging Face's folders and hub names (model.safetensors, pytorch_model.bin, former Flax's
+flax_model.msgpack) and Google's TF1 checkpoints, and says which it found. Weights stay bit for bit.
+"""
+
+import logging
+
+from bertjax.interop import directory, google, huggingface
+
+_log = logging.getLogger(__name__)
+
+FLAGS = {
+  'from': ('', "a folder, a hub name (NAME@REVISION), or the prefix of a checkpoint of Google's"),
+  'to': ('', 'the folder to write'),
+  'format': ('hf', "'hf' (a model directory) or 'google' (bert_config.json, bert_model.ckpt.*)"),
+  'heads': ('', 'heads to take, joined by commas; empty takes all there are'),
+  'gelu': ('erf', "what 'gelu' in a bert_config.json stands for: 'erf' or 'tanh'"),
+  'case': ('', "'lower' or 'keep'; empty goes by the files"),
+}
+
+
+def run(*, to: str, format: str = 'hf', heads: str = '', gelu='erf', case='', **flags) -> None:
+  """Converts a model; `from` is among the flags because it is a word of Python's.
+
+  Raises:
+    ValueError: if the source cannot be read, or `to` holds something else.
+  """
+  source = flags.pop('from', '')
+  if not source or not to:
+    raise ValueError('convert needs --from=MODEL and --to=DIR.')
+  if format not in ('hf', 'google') or case not in ('', 'lower', 'keep'):
+    raise ValueError(
+      f"--format is 'hf' or 'google', --case 'lower' or 'keep', got {format!r}, {case!r}."
+    )
+  names = tuple(heads.split(',')) if heads else None
+  config, params = directory.load_weights(source, heads=names, gelu=gelu)
+  tokenizer = directory.load_tokenizer(source, {'lower': True, 'keep': False}.get(case))
+  huggingface.check_vocabulary(config, tokenizer, source)
+  labels, problem_type = directory.read_labels(source)
+  if format == 'google':
+    google.save_google(to, config, params, tokenizer, labels=labels)
+  else:
+    huggingface.save_hf(to, config, params, tokenizer, labels=labels, problem_type=problem_type)
+  _log.info('written to %s: %s', to, ', '.join(params))

@@ -1,0 +1,172 @@
+"""Files of weights: read in each format Hugging Face has had, written whole or not at all."""
+
+import contextlib
+import json
+import pickle
+
+import flax.serialization
+import flax.traverse_util
+import ml_dtypes
+import numpy as np
+import safetensors
+from etils import epath
+
+_SAFETENSORS_DTYPES = {
+  'F64': np.float64, 'F32': np.float32, 'F16': np.float16, 'BF16': ml_dtypes.bfloat16,
+  'I64': np.int64,
+}  # fmt: skip
+
+
+@contextlib.contextmanager
+def new_directory(directory, marker: str):
+  """Yields a temporary folder that takes the place of `directory` when the block ends well.
+
+  Args:
+    directory: the folder to make. An older one of the same kind is replaced.
+    marker: the file by which such a folder is known.
+
+  Raises:
+    ValueError: if the folder holds something else, which would be lost; names it.
+  """
+  target = epath.Path(directory)
+  if target.exists() and not target.is_dir():
+    raise ValueError(f'{target} is a file, not a folder; choose another.')
+  if target.exists() and any(target.iterdir()) and not (target / marker).exists():
+    raise ValueError(
+      f'{target} exists and is no model directory (it has no {marker}); choose another.'
+    )
+  temporary = target.parent / (target.name + '.incomplete')
+  if temporary.exists():
+    temporary.rmtree()
+  temporary.mkdir(parents=True)
+  try:
+    yield temporary
+    if target.exists():
+      lost = {p.name for p in target.iterdir()} - {p.name for p in temporary.iterdir()}
+      if lost:
+        raise ValueError(f'{target} also holds {sorted(lost)}, which a new one would lose.')
+      target.rmtree()
+    temporary.rename(target)
+  finally:
+    if temporary.exists():
+      temporary.rmtree()
+
+
+def read_json(path) -> dict:
+  """Reads a JSON object.
+
+  Raises:
+    ValueError: if there is no such file, or its content is no JSON object.
+  """
+  path = epath.Path(path)
+  if not path.is_file():
+    raise ValueError(f'{path.parent} is not a model directory: it has no {path.name}.')
+  try:
+    content = json.loads(path.read_text(encoding='utf-8'))
+  except ValueError as error:  # JSON or UTF-8
+    raise ValueError(f'{path} is damaged: {error}.') from error
+  if not isinstance(content, dict):
+    raise ValueError(f'{path} is damaged: it holds a {type(content).__name__}, not an object.')
+  return content
+
+
+def find_weights(directory) -> epath.Path:
+  """The file of weights in a folder, the newest format first.
+
+  Raises:
+    ValueError: if there is none.
+  """
+  for name in _READERS:
+    path = epath.Path(directory) / name
+    if path.is_file():
+      return path
+  raise ValueError(f'{directory} has no weights: none of {", ".join(_READERS)}.')
+
+
+def read_tensors(path) -> dict[str, np.ndarray]:
+  """Reads all tensors of a file that `find_weights` found, by name.
+
+  Raises:
+    ValueError: if the file is damaged, or a pickle that holds more than tensors.
+  """
+  return _READERS[epath.Path(path).name](epath.Path(path))
+
+
+def _read_safetensors(path) -> dict[str, np.ndarray]:
+  try:
+    items = safetensors.deserialize(path.read_bytes())
+  except safetensors.SafetensorError as error:
+    raise ValueError(f'{path} is damaged: {error}.') from error
+  tensors = {}
+  for name, item in items:
+    if item['dtype'] not in _SAFETENSORS_DTYPES:
+      raise ValueError(f'{path}: {name} has dtype {item["dtype"]}; floats of 16 bits or more only.')
+    dtype = _SAFETENSORS_DTYPES[item['dtype']]
+    tensors[name] = np.frombuffer(item['data'], dtype).reshape(item['shape'])
+  return tensors
+
+
+def _read_shards(path) -> dict[str, np.ndarray]:
+  read = _read_torch if path.name.startswith('pytorch') else _read_safetensors
+  index = read_json(path).get('weight_map')
+  if not isinstance(index, dict):
+    raise ValueError(f'{path} is damaged: it has no weight_map.')
+  tensors = {}
+  for shard in sorted(set(index.values())):
+    if not (path.parent / shard).is_file():
+      raise ValueError(f'{path} lists {shard}, which is missing.')
+    tensors |= read(path.parent / shard)
+  missing = sorted(set(index) - set(tensors))
+  if missing:
+    raise ValueError(f'{path} lists {missing[0]} in {index[missing[0]]}, which does not have it.')
+  return tensors
+
+
+def _read_torch(path) -> dict[str, np.ndarray]:
+  try:
+    import torch
+  except ImportError as error:
+    raise ValueError(
+      f'{path} is a pickle of torch, which is not installed; install torch, or let transformers '
+      'save the model as model.safetensors.'
+    ) from error
+  try:  # weights_only: a pickle may run any code, and this one comes from strangers
+    with path.open('rb') as file:
+      tensors = torch.load(file, weights_only=True, map_location='cpu')
+  except pickle.UnpicklingError as error:
+    raise ValueError(
+      f'{path} is damaged, or a pickle that holds more than tensors, which could run any code; '
+      'it was not loaded.'
+    ) from error
+  except (RuntimeError, EOFError, OSError, KeyError) as error:
+    raise ValueError(f'{path} is damaged: {str(error).splitlines()[0]}.') from error
+  wrong = [] if isinstance(tensors, dict) else [type(tensors).__name__]
+  wrong = wrong or [name for name, t in tensors.items() if not isinstance(t, torch.Tensor)]
+  if wrong:
+    raise ValueError(f'{path} is no state dict: {wrong[0]} is not a tensor.')
+  return {
+    name: t.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    if t.dtype == torch.bfloat16 else t.numpy()
+    for name, t in tensors.items()
+  }  # fmt: skip
+
+
+def _read_flax(path) -> dict[str, np.ndarray]:
+  try:
+    tree = flax.serialization.msgpack_restore(path.read_bytes())
+  except Exception as error:  # msgpack raises a dozen kinds
+    raise ValueError(f'{path} is damaged: {error or type(error).__name__}.') from error
+  flat = flax.traverse_util.flatten_dict(tree, sep='/') if isinstance(tree, dict) else {'': tree}
+  wrong = [name for name, value in flat.items() if not isinstance(value, np.ndarray)]
+  if wrong:
+    raise ValueError(f'{path} is no parameter tree: {wrong[0]!r} is no array.')
+  return flat
+
+
+_READERS = {
+  'model.safetensors': _read_safetensors,
+  'model.safetensors.index.json': _read_shards,
+  'pytorch_model.bin': _read_torch,
+  'pytorch_model.bin.index.json': _read_shards,
+  'flax_model.msgpack': _read_flax,
+}

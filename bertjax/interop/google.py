@@ -1,0 +1,176 @@
+"""Google's TF1 checkpoints (google-research/bert): bert_config.json, bert_model.ckpt.*, vocab.txt.
+
+Which GELU: the checkpoints released in October and November 2018 were trained with the exact (erf)
+form; Google's code has computed the tanh form since February 2019 (commit bee6030). The file says
+'gelu' for both. The rule here: erf, unless `gelu='tanh'` is given; use that for models which the
+later code trained.
+"""
+
+import json
+import logging
+import os
+import re
+
+from etils import epath
+
+from bertjax.data.tokenizer import Tokenizer
+from bertjax.interop import files, huggingface
+from bertjax.model.config import EncoderConfig
+
+_log = logging.getLogger(__name__)
+
+_NAME = 'bert_model.ckpt'
+_GELU = {'erf': 'gelu', 'tanh': 'gelu_new'}
+# Moments of AdamWeightDecay and LAMB, of TensorFlow's own Adam, and counters.
+_SLOTS = re.compile(r'(/(adam_[mv]|lamb_[mv]|Adam|Adam_1)|^(global_step|beta[12]_power))$')
+
+
+def is_google(path) -> bool:
+  """Is this a folder with Google's files, or the prefix of a checkpoint ('DIR/model.ckpt-343')?"""
+  path = epath.Path(path)
+  own = (path / 'bert_config.json').is_file() and not (path / 'config.json').is_file()
+  return own or _is_checkpoint(path)
+
+
+def load_google(path, *, heads=None, gelu: str = 'erf') -> tuple[EncoderConfig, dict]:
+  """Loads a BERT of Google's: (config, params as NumPy float32).
+
+  Args:
+    path: a folder with `bert_config.json` and `bert_model.ckpt.*` (or the newest checkpoint of its
+      `checkpoint` file), or a checkpoint's prefix, with `bert_config.json` beside it.
+    heads: heads to load; None takes all there are, and `output_weights` for 'classification'.
+    gelu: 'erf' or 'tanh', what 'gelu' in `bert_config.json` stands for; see the module.
+
+  Raises:
+    ValueError: if a file is missing, damaged or none of Google's, or a tensor is missing or of a
+      wrong shape; names file and tensor.
+  """
+  folder, prefix = locate(path)
+  _log.info("reading Google's %s", prefix)
+  source = folder / 'bert_config.json'
+  content = files.read_json(source)
+  config = _config(content, str(source), gelu)
+  tensors = _read_checkpoint(prefix)
+  found = huggingface.find_heads(tensors, 'google', content, prefix, heads)
+  return config, huggingface.from_tensors(config, tensors, found, prefix, 'google')
+
+
+def save_google(
+  directory, config: EncoderConfig, params: dict, tokenizer: Tokenizer, *, labels=()
+) -> None:
+  """Writes a folder with Google's files; an older one is replaced once this is whole.
+
+  `bert_config.json` says 'gelu' for both forms, since Google's code knows no other name.
+
+  Args:
+    directory: where to.
+    config: of the encoder.
+    params: parameters as host or device arrays.
+    tokenizer: its vocabulary is saved beside.
+    labels: names of the classes of a 'classification' or 'tagging' head, by index.
+
+  Raises:
+    ValueError: if the folder holds something else, the parts do not fit each other, or Google's
+      code has no such model.
+  """
+  if config.causal or config.layer_norm_eps != 1e-12:
+    raise ValueError(
+      "Google's code sees both sides and has a layer_norm_eps of 1e-12, got causal="
+      f'{config.causal}, layer_norm_eps={config.layer_norm_eps}; save it for Hugging Face.'
+    )
+  huggingface.check_vocabulary(config, tokenizer, 'the tokenizer')
+  content = huggingface.config_to_json(config, params, tokenizer.pad_id, labels)
+  tensors = huggingface.to_tensors(config, params, 'google')
+  if config.activation == 'gelu_tanh':
+    _log.warning("bert_config.json will say 'gelu'; read this model with gelu='tanh'.")
+  tf = _tensorflow()
+  with files.new_directory(directory, f'{_NAME}.index') as folder:
+    text = json.dumps(content | {'hidden_act': 'gelu'}, indent=2)
+    (folder / 'bert_config.json').write_text(text + '\n')
+    tf.raw_ops.SaveV2(
+      prefix=os.fspath(folder / _NAME), tensor_names=list(tensors),
+      shape_and_slices=[''] * len(tensors), tensors=list(tensors.values()),
+    )  # fmt: skip
+    tokenizer.save(folder)
+
+
+def load_tokenizer(path, lowercase: bool | None = None) -> Tokenizer:
+  """The tokenizer of a folder of Google's.
+
+  Args:
+    path: as for `load_google`.
+    lowercase: None takes it from `tokenizer_config.json`, or else from the vocabulary: without a
+      piece that has a capital letter A-Z, text must be lowered to be found. Says so.
+  """
+  folder, _ = locate(path)
+  if lowercase is None and (folder / 'tokenizer_config.json').exists():
+    return Tokenizer.from_dir(folder)
+  tokenizer = Tokenizer.from_file(folder / 'vocab.txt', lowercase=lowercase is not False)
+  if lowercase is None:
+    cased = any(re.search('[A-Z]', piece) for piece in tokenizer.vocab if piece[:1] != '[')
+    _log.info('%s: %s, judging by its pieces', folder / 'vocab.txt', 'cased' if cased else 'lower')
+    if cased:
+      tokenizer = Tokenizer.from_file(folder / 'vocab.txt', lowercase=False)
+  return tokenizer
+
+
+def _config(content, source, gelu):
+  if gelu not in _GELU:
+    raise ValueError(f"gelu must be 'erf' or 'tanh', got {gelu!r}.")
+  if 'hidden_size' not in content or 'vocab_size' not in content:
+    raise ValueError(f'{source} is no BERT config: it has no hidden_size or no vocab_size.')
+  content = {'type_vocab_size': 16} | content  # the default of Google's code
+  if content.get('hidden_act', 'gelu') == 'gelu':
+    content = content | {'hidden_act': _GELU[gelu]}
+  return huggingface.config_from_json(content, source)
+
+
+def _read_checkpoint(prefix) -> dict:
+  """All variables but the optimizer's."""
+  tf = _tensorflow()
+  failures = (tf.errors.OpError, RuntimeError, IndexError)
+  name = 'the index'
+  try:
+    reader = tf.train.load_checkpoint(os.fspath(prefix))
+    names = sorted(reader.get_variable_to_shape_map())
+    slots = {name for name in names if _SLOTS.search(name)}
+    tensors = {}
+    for name in names:
+      if name not in slots:
+        tensors[name] = reader.get_tensor(name)
+  except failures as error:
+    raise ValueError(f'{prefix} is damaged at {name}: {str(error).splitlines()[0]}.') from error
+  if '_CHECKPOINTABLE_OBJECT_GRAPH' in tensors:
+    raise ValueError(f"{prefix} holds TensorFlow 2 objects, not the variables of Google's code.")
+  if slots:
+    _log.info("%s: skipped %d of the optimizer's tensors, %s ...", prefix, len(slots), min(slots))
+  return tensors
+
+
+def locate(path) -> tuple[epath.Path, epath.Path]:
+  """The folder of a model of Google's and the prefix of its checkpoint."""
+  path = epath.Path(path)
+  if _is_checkpoint(path):
+    return path.parent, path
+  state = path / 'checkpoint'
+  if not _is_checkpoint(path / _NAME) and state.is_file():
+    newest = re.search(r'^model_checkpoint_path: "(.*)"', state.read_text(), re.M)
+    if newest:
+      return path, path / epath.Path(newest[1]).name
+  if not _is_checkpoint(path / _NAME):
+    raise ValueError(f'{path} has no {_NAME}.index and no other checkpoint of TensorFlow.')
+  return path, path / _NAME
+
+
+def _is_checkpoint(prefix):
+  return (prefix.parent / (prefix.name + '.index')).is_file()
+
+
+def _tensorflow():
+  try:
+    import tensorflow as tf
+  except ImportError as error:
+    raise ValueError("Google's checkpoints need TensorFlow: pip install tensorflow.") from error
+  for kind in ('GPU', 'TPU'):  # it only reads and writes; the accelerators are JAX's
+    tf.config.set_visible_devices([], kind)
+  return tf

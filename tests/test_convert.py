@@ -1,0 +1,195 @@
+"""`bertjax convert` from every format to every format, and pre-training that starts from each."""
+
+import json
+import pathlib
+import shutil
+
+import flax.traverse_util
+import jax
+import numpy as np
+import pytest
+
+from bertjax import pretrain
+from bertjax.__main__ import load_recipe, main
+from bertjax.data.tokenizer import Tokenizer
+from bertjax.interop import names
+from bertjax.interop.directory import load_model, read_labels, save_model
+from bertjax.interop.google import save_google
+from bertjax.model.config import EncoderConfig
+from bertjax.model.heads import Bert
+from bertjax.training import checkpoint, mesh
+
+
+def random_params(config, heads=('mlm', 'nsp')):
+  rng = np.random.default_rng(0)
+  flat = {
+    path: rng.normal(0, 0.1, shape).astype(np.float32)
+    for path, shape in names.shapes(config, heads, True).items()
+  }
+  return flax.traverse_util.unflatten_dict(flat, sep='/')
+
+
+@pytest.fixture(scope='module')
+def model(vocab):
+  """A model of the size of a smoke run, with its tokenizer."""
+  tokenizer = Tokenizer.from_file(vocab)
+  config = EncoderConfig(tokenizer.vocab_size, 32, 2, 2, 64, 64)
+  return config, random_params(config), tokenizer
+
+
+def check_model(folder, model):
+  config, params, tokenizer = load_model(folder)
+  assert config == model[0] and tokenizer.fingerprint == model[2].fingerprint
+  jax.tree.map(np.testing.assert_array_equal, params, model[1])
+
+
+def test_a_model_goes_round_by_the_command_bit_for_bit(model, tmp_path, capsys):
+  save_model(tmp_path / 'a', *model)
+  ways = (('a', 'b', 'google'), ('b', 'c', 'google'), ('c', 'd', 'hf'), ('d', 'e', 'hf'))
+  for source, target, form in ways:
+    flags = [f'--from={tmp_path}/{source}', f'--to={tmp_path}/{target}', f'--format={form}']
+    assert main(['convert', *flags]) == 0
+    check_model(tmp_path / target, model)
+  for name in ('config.json', 'model.safetensors', 'vocab.txt'):
+    assert (tmp_path / 'a' / name).read_bytes() == (tmp_path / 'e' / name).read_bytes()
+  assert (tmp_path / 'b' / 'bert_model.ckpt.index').exists()
+  assert not list(tmp_path.glob('*.incomplete'))
+
+
+def test_labels_go_along(model, tmp_path):
+  config, _, tokenizer = model
+  params = random_params(config, ('classification',))
+  labels = ['no', 'yes']
+  save_model(tmp_path / 'a', config, params, tokenizer, labels=labels, problem_type='regression')
+  assert main(['convert', f'--from={tmp_path}/a', f'--to={tmp_path}/b']) == 0
+  assert read_labels(tmp_path / 'b') == (labels, 'regression')
+
+
+def test_the_gelu_and_the_case_of_googles_files_can_be_set(model, tmp_path):
+  save_google(tmp_path / 'a', *model)
+  flags = [f'--from={tmp_path}/a', f'--to={tmp_path}/b', '--gelu=tanh', '--case=keep']
+  assert main(['convert', *flags]) == 0
+  config, _, tokenizer = load_model(tmp_path / 'b')
+  assert config.activation == 'gelu_tanh' and not tokenizer.lowercase
+  assert json.loads((tmp_path / 'b' / 'config.json').read_text())['hidden_act'] == 'gelu_new'
+
+
+@pytest.mark.parametrize(
+  ('flags', 'words'),
+  [
+    ([], '--from'),
+    (['--from={tmp}/a'], '--to'),
+    (['--from={tmp}/a', '--to={tmp}/b', '--format=onnx'], 'onnx'),
+    (['--from={tmp}/a', '--to={tmp}/b', '--heads=span'], 'qa_outputs.weight'),
+    (['--from={tmp}/a', '--to={tmp}/b', '--heads=spam'], 'spam'),
+    (['--from={tmp}/a', '--to={tmp}/b', '--case=upper'], 'upper'),
+    (['--from={tmp}/none', '--to={tmp}/b'], 'none'),
+    (['--from={tmp}/a', '--to={tmp}/mine'], 'mine'),
+    (['--from={tmp}/a', '--to={tmp}/mine', '--format=google'], 'mine'),
+    (['--from={tmp}/a', '--to={tmp}/a', '--format=google'], 'bert_model.ckpt.index'),
+    (['--from={tmp}/g', '--to={tmp}/b', '--gelu=exact'], 'exact'),
+  ],
+)
+def test_a_mistake_gets_one_sentence_and_writes_nothing(model, tmp_path, capsys, flags, words):
+  save_model(tmp_path / 'a', *model)
+  save_google(tmp_path / 'g', *model)
+  (tmp_path / 'mine').mkdir()
+  (tmp_path / 'mine' / 'thesis.txt').write_text('years')
+  before = sorted(tmp_path.rglob('*'))
+  capsys.readouterr()
+  assert main(['convert', *(flag.format(tmp=tmp_path) for flag in flags)]) == 2
+  lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith('bertjax')]
+  assert len(lines) == 1 and words in lines[0]
+  assert sorted(tmp_path.rglob('*')) == before
+
+
+@pytest.fixture
+def begin(tiny_rows, tmp_path):
+  """Starts a run and returns its parameters before the first step."""
+  one = mesh.make_mesh(devices=jax.devices()[:1])
+
+  def parameters(*, vocab=tiny_rows, recipe='bert_base:smoke', **fields):
+    config = load_recipe(recipe)
+    config.update_from_flattened_dict(fields)
+    tokenizer = Tokenizer.from_dir(vocab)
+    checkpoints = checkpoint.Checkpoints(tmp_path / 'checkpoints')
+    bert = pretrain.make_model(config, tokenizer.vocab_size)
+    transform = pretrain.make_transform(config)
+    state, _ = pretrain.start(config, bert, transform, one, checkpoints, tokenizer)
+    checkpoints.close()
+    return jax.device_get(state.params)
+
+  return parameters
+
+
+def test_a_run_starts_from_hugging_faces_and_from_googles_files(model, tmp_path, begin):
+  save_model(tmp_path / 'hf', *model)
+  save_google(tmp_path / 'google', *model)
+  for kind in ('hf', 'google'):
+    params = begin(init_from=str(tmp_path / kind))
+    jax.tree.map(np.testing.assert_array_equal, params, model[1])
+  begin(init_from=str(tmp_path / 'google'), **{'model.activation': 'gelu_tanh'})
+  with pytest.raises(ValueError, match='activation=gelu'):
+    begin(init_from=str(tmp_path / 'hf'), **{'model.activation': 'gelu_tanh'})
+
+
+def test_a_run_takes_a_longer_table_and_another_vocabulary_on_request(
+  model, tmp_path, begin, tiny_rows
+):
+  save_model(tmp_path / 'hf', *model)
+  new = pathlib.Path(shutil.copytree(tiny_rows, tmp_path / 'rows'))
+  Tokenizer(model[2].vocab[:500] + ['domain', 'words']).save(new)
+  fields = {'init_from': str(tmp_path / 'hf'), 'vocab': new, 'model.max_positions': 96}
+  with pytest.raises(ValueError, match='init_resize=True'):
+    begin(**fields)
+  params, drawn = begin(**fields, init_resize=True), begin(vocab=new, **{'model.max_positions': 96})
+  for name, kept in (('word', 500), ('position', 64)):
+    table, old, fresh = (
+      tree['encoder']['embeddings'][name]['embedding'] for tree in (params, model[1], drawn)
+    )
+    np.testing.assert_array_equal(table[:kept], old[:kept])
+    np.testing.assert_array_equal(table[kept:], fresh[kept:])
+
+
+def test_the_recipe_for_ones_own_domain_starts_from_googles_files(model, tmp_path, begin):
+  config = load_recipe('bert_base:continued')
+  assert (config.learning_rate, config.steps, config.model.num_layers) == (2e-5, 20_000, 12)
+  save_google(tmp_path / 'google', *model)
+  params = begin(recipe='bert_base:continued,smoke', init_from=str(tmp_path / 'google'))
+  jax.tree.map(np.testing.assert_array_equal, params, model[1])
+
+
+def test_a_head_of_its_own_dropout_varies_and_a_span_head_does_not(model):
+  config = EncoderConfig(50, 16, 1, 2, 16, 16, hidden_dropout=0.0, attention_dropout=0.0,
+                         classifier_dropout=0.5)  # fmt: skip
+  heads = ('classification', 'tagging', 'span', 'choice')
+  bert, params = Bert(config, heads=heads), random_params(config, heads)
+  batch = {'input_ids': np.ones((4, 6), np.int32)}
+  run = jax.jit(
+    lambda key: bert.apply({'params': params}, batch, train=True, rngs={'dropout': key})
+  )
+  a, b = run(jax.random.key(0)), run(jax.random.key(1))
+  assert a['choice_logits'].shape == (4,) and a['span_logits'].shape == (4, 6, 2)
+  for head in heads:
+    same = np.allclose(a[f'{head}_logits'], b[f'{head}_logits'])
+    assert same == (head == 'span'), head
+
+
+def test_packed_rows_have_an_output_for_each_sequence(model):
+  config = EncoderConfig(50, 16, 1, 2, 16, 16)
+  heads = ('classification', 'choice')
+  bert, params = Bert(config, heads=heads, num_labels=2), random_params(config, heads)
+  ids = np.arange(24, dtype=np.int32).reshape(2, 12)
+  places = np.array([[0, 5], [0, 7]], np.int32)
+  segments = np.array([[1] * 5 + [2] * 7, [1] * 7 + [2] * 5], np.int32)
+  positions = np.array([[*range(5), *range(7)], [*range(7), *range(5)]], np.int32)
+  run = jax.jit(bert.apply)
+  packed = run({'params': params}, {
+    'input_ids': ids, 'segment_ids': segments, 'position_ids': positions, 'cls_positions': places,
+  })  # fmt: skip
+  alone = run({'params': params}, {'input_ids': ids[1:, 7:]})
+  assert packed['classification_logits'].shape == (2, 2, 2)
+  np.testing.assert_allclose(
+    packed['classification_logits'][1, 1], alone['classification_logits'][0], atol=1e-5
+  )
+  np.testing.assert_allclose(packed['choice_logits'][1, 1], alone['choice_logits'][0], atol=1e-5)

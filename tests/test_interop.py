@@ -1,0 +1,457 @@
+"""Files of other libraries: every format read, bad ones refused by name, nothing half-written."""
+
+import dataclasses
+import json
+import logging
+import os
+import pathlib
+import pickle
+import shutil
+import subprocess
+import sys
+
+import flax.serialization
+import flax.traverse_util
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from bertjax.data.tokenizer import Tokenizer
+from bertjax.interop import directory, huggingface, names
+from bertjax.interop.directory import load_model, load_params, read_labels, save_model
+from bertjax.interop.huggingface import load_hf, save_hf
+from bertjax.model.config import EncoderConfig
+from bertjax.model.heads import Bert
+
+
+def tiny(vocab, **changes):
+  tokenizer = Tokenizer.from_file(vocab)
+  return EncoderConfig(tokenizer.vocab_size, 16, 2, 2, 24, 20, **changes), tokenizer
+
+
+def random_params(config, heads=('mlm', 'nsp'), pooler=True, num_labels=3, seed=0):
+  rng = np.random.default_rng(seed)
+  shapes = names.shapes(config, heads, pooler, num_labels)
+  flat = {path: rng.normal(0, 0.1, shape).astype(np.float32) for path, shape in shapes.items()}
+  return flax.traverse_util.unflatten_dict(flat, sep='/')
+
+
+@pytest.fixture(scope='module')
+def saved(tmp_path_factory, vocab):
+  """(folder, config, params) of a tiny model for pre-training."""
+  config, tokenizer = tiny(vocab)
+  params = random_params(config)
+  save_hf(tmp_path_factory.mktemp('saved') / 'model', config, params, tokenizer)
+  return tmp_path_factory.getbasetemp() / 'saved0' / 'model', config, params
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+  """A copy of the saved model, to change."""
+  return pathlib.Path(shutil.copytree(saved[0], tmp_path / 'model'))
+
+
+def check_same(params, expected):
+  jax.tree.map(np.testing.assert_array_equal, params, expected)
+
+
+def tensors_of(saved):
+  return huggingface.to_tensors(saved[1], saved[2])
+
+
+def as_flax(tensors):
+  """The tree that FlaxBertForPreTraining saved, by its own rules, not by our table."""
+  flat = {}
+  for name, tensor in tensors.items():
+    *modules, leaf = name.split('.')
+    if 'LayerNorm' in name:
+      leaf = {'weight': 'scale'}.get(leaf, leaf)
+    elif modules[-1].endswith('embeddings'):
+      leaf = 'embedding'
+    elif leaf == 'weight':
+      leaf, tensor = 'kernel', np.ascontiguousarray(tensor.T)
+    flat[(*modules, leaf)] = tensor
+  return flax.traverse_util.unflatten_dict(flat)
+
+
+def older_names(tensors):
+  """As the first PyTorch files had it: gamma and beta, a copy of the tied table, a buffer."""
+  renamed = {}
+  for name, tensor in tensors.items():
+    if 'LayerNorm' in name:
+      name = name.replace('.weight', '.gamma').replace('.bias', '.beta')
+    renamed[name] = tensor
+  renamed['cls.predictions.decoder.weight'] = tensors['bert.embeddings.word_embeddings.weight']
+  renamed['cls.predictions.decoder.bias'] = tensors['cls.predictions.bias']
+  return renamed | {'bert.embeddings.position_ids': np.arange(20)[None]}
+
+
+def write(folder, tensors, form):
+  """Replaces the weights of a folder by a file of another form."""
+  (folder / 'model.safetensors').unlink()
+  if form == 'safetensors':
+    save_file(tensors, folder / 'model.safetensors')
+  elif form == 'shards':
+    keys, index = sorted(tensors), {}
+    for i, part in enumerate((keys[:9], keys[9:])):
+      file = f'model-{i + 1:05d}-of-00002.safetensors'
+      save_file({key: tensors[key] for key in part}, folder / file)
+      index |= dict.fromkeys(part, file)
+    text = json.dumps({'metadata': {}, 'weight_map': index})
+    (folder / 'model.safetensors.index.json').write_text(text)
+  elif form == 'torch':
+    torch = pytest.importorskip('torch')
+    torch.save({k: torch.tensor(v) for k, v in tensors.items()}, folder / 'pytorch_model.bin')
+  elif form == 'flax':
+    content = flax.serialization.msgpack_serialize(as_flax(tensors))
+    (folder / 'flax_model.msgpack').write_bytes(content)
+
+
+@pytest.mark.parametrize('form', ['safetensors', 'shards', 'torch', 'flax'])
+def test_every_format_gives_the_same_bits(saved, folder, caplog, form):
+  caplog.set_level(logging.INFO, 'bertjax')
+  write(folder, tensors_of(saved), form)
+  config, params = load_hf(folder)
+  assert config == saved[1]
+  check_same(params, saved[2])
+  assert 'not read' not in caplog.text
+
+
+@pytest.mark.parametrize('form', ['safetensors', 'torch'])
+def test_names_of_earlier_years_are_read(saved, folder, caplog, form):
+  caplog.set_level(logging.INFO, 'bertjax')
+  write(folder, older_names(tensors_of(saved)), form)
+  check_same(load_hf(folder)[1], saved[2])
+  assert 'not read' not in caplog.text
+
+
+def test_a_bare_model_without_prefix_is_read(saved, folder):
+  bare = {k.removeprefix('bert.'): v for k, v in tensors_of(saved).items() if k[:5] == 'bert.'}
+  for form in ('safetensors', 'flax'):
+    (folder / 'model.safetensors').touch()
+    write(folder, bare, form)
+    params = load_hf(folder)[1]
+    check_same(params, {name: saved[2][name] for name in ('encoder', 'pooler')})
+    (folder / 'flax_model.msgpack').unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize('dtype', ['float16', 'bfloat16'])
+@pytest.mark.parametrize('form', ['safetensors', 'torch', 'flax'])
+def test_narrow_floats_are_widened_and_told(saved, folder, caplog, dtype, form):
+  caplog.set_level(logging.INFO, 'bertjax')
+  kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
+  narrow = {name: tensor.astype(kind) for name, tensor in tensors_of(saved).items()}
+  if form == 'torch':
+    torch = pytest.importorskip('torch')
+    content = {k: torch.tensor(v.astype('f')).to(getattr(torch, dtype)) for k, v in narrow.items()}
+    torch.save(content, folder / 'pytorch_model.bin')
+    (folder / 'model.safetensors').unlink()
+  else:
+    write(folder, narrow, form)
+  params = load_hf(folder)[1]
+  check_same(params, jax.tree.map(lambda x: x.astype(kind).astype(np.float32), saved[2]))
+  assert f'tensors of {dtype} are read as float32' in caplog.text
+
+
+def test_a_tensor_that_no_one_asked_for_is_named(saved, folder, caplog):
+  caplog.set_level(logging.INFO, 'bertjax')
+  write(folder, tensors_of(saved) | {'bert.extra.weight': np.ones(3, 'f')}, 'safetensors')
+  check_same(load_hf(folder, heads=('mlm',))[1].keys(), {'encoder', 'pooler', 'mlm'})
+  assert 'not read: bert.extra.weight, cls.seq_relationship.bias' in caplog.text
+
+
+def change_config(folder, **changes):
+  content = json.loads((folder / 'config.json').read_text())
+  (folder / 'config.json').write_text(json.dumps(content | changes))
+
+
+class Bomb:
+  """What a pickle may do to whoever loads it."""
+
+  def __init__(self, path):
+    self.path = path
+
+  def __reduce__(self):
+    return pathlib.Path.touch, (self.path,)
+
+
+def spoil(folder, saved, how):
+  """Makes one thing wrong in a folder."""
+  tensors, weights = tensors_of(saved), folder / 'model.safetensors'
+  name = 'bert.encoder.layer.1.output.dense.weight'
+  if how == 'truncated':
+    weights.write_bytes(weights.read_bytes()[:-100])
+  elif how == 'empty':
+    weights.write_bytes(b'')
+  elif how == 'no weights':
+    weights.unlink()
+  elif how == 'missing':
+    del tensors[name]
+  elif how == 'shape':
+    tensors[name] = tensors[name].T
+  elif how == 'integers':
+    tensors[name] = tensors[name].astype(np.int64)
+  elif how == 'bytes':
+    tensors[name] = tensors[name].astype(np.int8)
+  elif how == 'untied':
+    tensors['cls.predictions.decoder.weight'] = (
+      tensors['bert.embeddings.word_embeddings.weight'] + 1
+    )
+  if how in ('missing', 'shape', 'integers', 'bytes', 'untied'):
+    write(folder, tensors, 'safetensors')
+  if how in ('shard', 'index'):
+    write(folder, tensors, 'shards')
+    if how == 'shard':
+      (folder / 'model-00002-of-00002.safetensors').unlink()
+    else:
+      (folder / 'model.safetensors.index.json').write_text('{"weight_map": ')
+  if how == 'msgpack':
+    write(folder, tensors, 'flax')
+    path = folder / 'flax_model.msgpack'
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize(
+  ('how', 'words'),
+  [
+    ('truncated', ['model.safetensors', 'damaged']),
+    ('empty', ['model.safetensors', 'damaged']),
+    ('no weights', ['no weights', 'pytorch_model.bin']),
+    ('missing', ['model.safetensors', 'bert.encoder.layer.1.output.dense.weight']),
+    ('shape', ['bert.encoder.layer.1.output.dense.weight', '(24, 16)', '(16, 24)']),
+    ('integers', ['bert.encoder.layer.1.output.dense.weight', 'int64']),
+    ('bytes', ['bert.encoder.layer.1.output.dense.weight', 'I8']),
+    ('untied', ['cls.predictions.decoder.weight', 'word_embeddings']),
+    ('shard', ['index.json', 'model-00002-of-00002.safetensors']),
+    ('index', ['index.json', 'damaged']),
+    ('msgpack', ['flax_model.msgpack', 'damaged']),
+  ],
+)
+def test_bad_weights_get_one_sentence_that_names_them(saved, folder, how, words):
+  spoil(folder, saved, how)
+  check_refused(folder, *words)
+
+
+def check_refused(folder, *words):
+  with pytest.raises(ValueError) as raised:
+    load_model(folder)
+  text = str(raised.value)
+  assert '\n' not in text
+  for word in words:
+    assert word in text
+
+
+@pytest.mark.parametrize(
+  ('changes', 'words'),
+  [
+    ({'model_type': 'roberta'}, ['roberta', 'not a BERT']),
+    ({'position_embedding_type': 'relative_key'}, ['relative_key']),
+    ({'add_cross_attention': True}, ['add_cross_attention']),
+    ({'hidden_act': 'relu'}, ['relu', 'gelu_new']),
+    ({'hidden_size': '16'}, ['hidden_size', "'16'", 'int']),
+    ({'num_attention_heads': 3}, ['num_heads=3']),
+    ({'vocab_size': 601}, ['model.safetensors', 'word_embeddings', '(600, 16)', '(601, 16)']),
+  ],
+)
+def test_a_config_that_does_not_fit_is_named(folder, changes, words):
+  change_config(folder, **changes)
+  check_refused(folder, *words)
+
+
+@pytest.mark.parametrize('text', ['{"model_type": "bert",', '[1]', '\x80'])
+def test_damaged_json_is_named(folder, text):
+  (folder / 'config.json').write_bytes(text.encode('latin-1'))
+  check_refused(folder, 'config.json', 'damaged')
+
+
+def test_a_config_of_another_library_without_a_model_type_is_refused(folder):
+  content = {'architectures': ['RobertaForMaskedLM'], 'hidden_size': 16}
+  (folder / 'config.json').write_text(json.dumps(content))
+  check_refused(folder, 'RobertaForMaskedLM')
+
+
+def test_a_vocabulary_larger_than_the_word_table_is_refused(saved, folder, tmp_path):
+  with (folder / 'vocab.txt').open('a') as file:
+    file.write('[new1]\n[new2]\n')
+  check_refused(folder, '602 entries', 'word_embeddings', '600 rows')
+  tokenizer = Tokenizer.from_file(folder / 'vocab.txt')
+  with pytest.raises(ValueError, match='602 entries'):
+    save_model(tmp_path / 'new', saved[1], saved[2], tokenizer)
+  assert not (tmp_path / 'new').exists()
+
+
+def test_a_pickle_that_runs_code_is_not_run(folder, tmp_path):
+  pytest.importorskip('torch')
+  (folder / 'model.safetensors').unlink()
+  bomb = pickle.dumps(Bomb(tmp_path / 'ran'), protocol=2)  # torch's own
+  (folder / 'pytorch_model.bin').write_bytes(bomb)
+  check_refused(folder, 'pytorch_model.bin', 'any code')
+  assert not (tmp_path / 'ran').exists()
+
+
+def test_a_damaged_torch_file_is_named(saved, folder):
+  write(folder, tensors_of(saved), 'torch')
+  path = folder / 'pytorch_model.bin'
+  path.write_bytes(path.read_bytes()[:5000])
+  check_refused(folder, 'pytorch_model.bin', 'damaged')
+
+
+def test_a_torch_file_without_torch_is_refused(saved, folder, monkeypatch):
+  write(folder, tensors_of(saved), 'torch')
+  monkeypatch.setitem(sys.modules, 'torch', None)
+  check_refused(folder, 'pytorch_model.bin', 'install torch')
+
+
+def test_a_failed_save_leaves_the_old_model_and_no_half(saved, folder, vocab):
+  before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+  class FullDisk(Tokenizer):
+    def save(self, directory):
+      raise OSError('No space left on device')
+
+  with pytest.raises(OSError, match='space'):
+    save_model(folder, saved[1], saved[2], FullDisk(Tokenizer.from_file(vocab).vocab))
+  assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+  assert [path.name for path in folder.parent.iterdir()] == ['model']
+
+
+def test_a_folder_with_more_than_a_model_is_not_replaced(saved, folder, vocab):
+  (folder / 'thesis.txt').write_text('years')
+  with pytest.raises(ValueError, match='thesis'):
+    save_model(folder, saved[1], saved[2], Tokenizer.from_file(vocab))
+  assert (folder / 'thesis.txt').read_text() == 'years'
+
+
+def test_labels_and_the_classifiers_dropout_come_back(vocab, tmp_path):
+  config, tokenizer = tiny(vocab, classifier_dropout=0.3)
+  params = random_params(config, ('classification',))
+  save_hf(tmp_path / 'a', config, params, tokenizer, labels=['bad', 'so so', 'good'],
+          problem_type='single_label_classification')  # fmt: skip
+  assert load_hf(tmp_path / 'a')[0] == config
+  assert read_labels(tmp_path / 'a') == (['bad', 'so so', 'good'], 'single_label_classification')
+  save_hf(tmp_path / 'b', config, params, tokenizer)
+  assert read_labels(tmp_path / 'b') == (['LABEL_0', 'LABEL_1', 'LABEL_2'], '')
+  with pytest.raises(ValueError, match='3 classes'):
+    save_hf(tmp_path / 'c', config, params, tokenizer, labels=['bad', 'good'])
+  change_config(tmp_path / 'a', id2label={'0': 'bad', '1': 'good'})
+  check_refused(tmp_path / 'a', 'config.json', '2 labels', 'has 3')
+
+
+def test_whose_a_classifier_is_must_be_told(vocab, tmp_path):
+  config, tokenizer = tiny(vocab)
+  params = random_params(config, ('tagging',))
+  save_hf(tmp_path / 'a', config, params, tokenizer)
+  assert 'tagging' in load_hf(tmp_path / 'a')[1]
+  change_config(tmp_path / 'a', architectures=None)
+  check_refused(tmp_path / 'a', 'classifier', 'heads')
+  check_same(load_hf(tmp_path / 'a', heads=('tagging',))[1], params)
+  with pytest.raises(ValueError, match='both be called classifier'):
+    save_hf(tmp_path / 'b', config, random_params(config, ('tagging', 'choice')), tokenizer)
+
+
+def test_a_missing_part_is_drawn_afresh_only_when_asked(saved, caplog):
+  caplog.set_level(logging.INFO, 'bertjax')
+  folder, config, params = saved
+  bert = Bert(config, heads=('classification',), num_labels=3)
+  initial = random_params(config, ('classification',), seed=1)
+  with pytest.raises(ValueError, match='classification'):
+    load_params(folder, bert, initial=initial)
+  result = load_params(folder, bert, initial=initial, fresh=('classification',))
+  assert list(result) == ['encoder', 'pooler', 'classification']
+  check_same(result['classification'], initial['classification'])
+  check_same(result['encoder'], params['encoder'])
+  assert 'has no classification: drawn afresh' in caplog.text
+
+
+def test_a_changed_vocabulary_keeps_the_rows_of_shared_pieces_on_request(saved):
+  folder, config, params = saved
+  old = Tokenizer.from_dir(folder)
+  pieces = old.vocab[:300] + ['newword', '##new'] + old.vocab[400:][::-1]
+  tokenizer = Tokenizer(pieces)
+  wanted = dataclasses.replace(config, vocab_size=len(pieces), max_positions=32)
+  bert, initial = Bert(wanted), random_params(wanted, seed=1)
+  with pytest.raises(ValueError, match='init_resize'):
+    load_params(folder, bert, initial=initial, tokenizer=tokenizer)
+  result = load_params(folder, bert, initial=initial, tokenizer=tokenizer, resize=True)
+  for *path, leaf in (('encoder', 'embeddings', 'word', 'embedding'), ('mlm', 'bias')):
+    table, before, drawn = result, params, initial
+    for name in (*path, leaf):
+      table, before, drawn = table[name], before[name], drawn[name]
+    np.testing.assert_array_equal(table[:300], before[:300])
+    np.testing.assert_array_equal(table[300:302], drawn[300:302])
+    np.testing.assert_array_equal(table[302:], before[400:][::-1])
+  positions = result['encoder']['embeddings']['position']['embedding']
+  np.testing.assert_array_equal(
+    positions[:20], params['encoder']['embeddings']['position']['embedding']
+  )
+  np.testing.assert_array_equal(
+    positions[20:], initial['encoder']['embeddings']['position']['embedding'][20:]
+  )
+  check_same(result['encoder']['layers'], params['encoder']['layers'])
+
+
+@pytest.mark.parametrize('change', [{'activation': 'gelu_tanh'}, {'mlp_size': 32}])
+def test_a_model_of_another_shape_is_refused_even_with_resizing(saved, change):
+  (name,) = change
+  bert = Bert(dataclasses.replace(saved[1], **change))
+  with pytest.raises(ValueError, match=f'--config.model.{name}='):
+    load_params(saved[0], bert, resize=True, initial=saved[2])
+
+
+def test_another_vocabulary_of_the_same_size_is_noticed(saved):
+  pieces = Tokenizer.from_dir(saved[0]).vocab
+  bert = Bert(saved[1])
+  with pytest.raises(ValueError, match='another vocabulary'):
+    load_params(saved[0], bert, tokenizer=Tokenizer(pieces[::-1]))
+  with pytest.raises(ValueError, match='lowercase=True'):
+    load_params(saved[0], bert, tokenizer=Tokenizer(pieces, lowercase=False))
+  check_same(load_params(saved[0], bert, tokenizer=Tokenizer(pieces)), saved[2])
+
+
+def in_cache(home, folder, revision, commit):
+  """Puts a folder where huggingface_hub keeps what it downloaded."""
+  repository = home / 'hub' / 'models--someone--some-bert'
+  shutil.copytree(folder, repository / 'snapshots' / commit)
+  (repository / 'refs').mkdir(exist_ok=True)
+  (repository / 'refs' / revision).write_text(commit)
+
+
+def run_python(code, **environment):
+  out = subprocess.run(
+    [sys.executable, '-c', code], capture_output=True, text=True,
+    env=os.environ | environment, check=False,
+  )  # fmt: skip
+  return out.stdout + out.stderr
+
+
+def test_a_hub_name_is_read_from_the_cache_by_revision(saved, folder, tmp_path):
+  change_config(folder, layer_norm_eps=1e-5)
+  in_cache(tmp_path, saved[0], 'main', '1' * 40)
+  in_cache(tmp_path, folder, 'v2', '2' * 40)
+  code = (
+    'import bertjax\n'
+    "a = bertjax.load_hf('someone/some-bert')[0].layer_norm_eps\n"
+    "b = bertjax.load_hf('someone/some-bert', revision='v2')[0].layer_norm_eps\n"
+    "c = bertjax.load_hf('someone/some-bert@v2')[0].layer_norm_eps\n"
+    "print('read', a, b, c)\n"
+    'try:\n'
+    "  bertjax.load_hf('someone/other-bert')\n"
+    'except ValueError as error:\n'
+    '  print(error)\n'
+  )
+  for offline, endpoint in (('1', 'https://huggingface.co'), ('0', 'http://127.0.0.1:9')):
+    out = run_python(code, HF_HOME=str(tmp_path), HF_HUB_OFFLINE=offline, HF_ENDPOINT=endpoint)
+    assert 'read 1e-12 1e-05 1e-05' in out, out
+    assert 'someone/other-bert is no folder with a config.json' in out, out
+
+
+@pytest.mark.parametrize('name', ['no/such/folder', 'gs-no//x', '../x'])
+def test_what_is_no_hub_name_is_not_looked_up(name):
+  with pytest.raises(ValueError, match='no folder'):
+    huggingface.find_directory(name)
+
+
+def test_load_model_and_load_hf_agree(saved):
+  assert directory.load_model(saved[0])[0] == load_hf(saved[0])[0] == saved[1]
