@@ -25,7 +25,7 @@ _recipes_read = set()  # their errors are the user's
 # In the order of a first day's work.
 VERBS = {
   'quickstart': 'pre-train a small BERT on text every machine has, evaluate it, fill masks',
-  'vocab': 'train a WordPiece vocabulary on your text',
+  'vocab': 'train a vocabulary on your text, or tell how one fits it',
   'prepare': 'turn raw text into training rows on disk',
   'pretrain': 'pre-train BERT from raw text or prepared rows',
   'evaluate': 'evaluate a run or a model directory on held-out text',
@@ -201,10 +201,11 @@ def _help(verb: str, program, arguments: list[str]) -> str:
     from bertjax.model.config import EncoderConfig
 
     spec, _ = _take_recipe(program.FLAGS['config'][0] or 'bert_mini', arguments)
-    told = _comments(EncoderConfig) | _comments(pretrain.default_config)
+    told = {f'model.{name}': text for name, text in _comments(EncoderConfig).items()}
+    told |= _comments(pretrain.default_config)
     parts += ['', f'Fields of the config {spec}, with its values:']
     for name, value in _flatten(load_recipe(spec)):
-      parts.append(_field(f'--config.{name}', value, told.get(name.split('.')[-1], '')))
+      parts.append(_field(f'--config.{name}', value, told.get(name, '')))
     recipes = sorted(p.stem for p in _recipes().glob('*/*.py') if p.stem != '__init__')
     parts += ['', f'Recipes: {", ".join(recipes)}', '', inspect.getdoc(pretrain.vary)]
   return '\n'.join(parts)
@@ -215,10 +216,19 @@ def _field(name: str, value, text: str) -> str:
 
 
 def _comments(source) -> dict[str, str]:
-  """Field -> the comment behind its line, so that the help is the comment in the source."""
-  lines = inspect.getsource(source).split('\n')
-  found = (re.match(r"\s*'?(\w+)'?:\s.*?\s\s#\s(.*)", line) for line in lines)
-  return {match[1]: match[2] for match in found if match}
+  """Field -> the comment behind its line, so that the help is the comment in the source.
+
+  Fields of a group, which a line like `'data': c({` opens, are 'data.field'.
+  """
+  result, group = {}, ''
+  for line in inspect.getsource(source).split('\n'):
+    if opened := re.match(r"\s*'(\w+)': c\(\{", line):
+      group = f'{opened[1]}.'
+    elif line.strip() == '}),':
+      group = ''
+    elif found := re.match(r"\s*'?(\w+)'?:\s.*?\s\s#\s(.*)", line):
+      result[group + found[1]] = found[2]
+  return result
 
 
 def entry() -> None:
