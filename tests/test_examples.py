@@ -227,9 +227,10 @@ def test_a_row_of_full_sentences_has_no_room_for_the_next_sentence(seed, length)
 
 
 def test_full_sentences_go_on_in_the_next_document_after_a_separator():
-  documents = [[[1] * 3, [2] * 2], [[3]], [[4] * 9], [[5] * 2]]
+  documents = [[[1] * 3, [2] * 2], [[3]], [[4] * 9], [[5] * 2], [[6] * 7]]
   rows = build(documents, kind='full_sentences', length=10, short_probability=0.0)
-  assert [spans for *spans, _ in rows] == [[[1, 1, 1, 2, 2], [3]], [[4] * 8], [[4], [5, 5]]]
+  wanted = [[[1, 1, 1, 2, 2], [3]], [[4] * 8], [[4], [5, 5]], [[6] * 7]]  # only the 4s must be cut
+  assert [spans for *spans, _ in rows] == wanted
 
 
 def test_short_rows_of_full_sentences_have_all_lengths():
@@ -261,6 +262,7 @@ def test_packing_fills_rows_and_the_more_sequences_the_better():
   items = sequences_of([rng.randint(5, 64) for _ in range(5000)])
   tokens = sum(item.size for item in items)
   filled = {s: tokens / 128 / sum(1 for _ in examples.pack(items, 128, s)) for s in (1, 2, 8)}
+  assert [len(row) for row in examples.pack(sequences_of([20, 12]), 32, 2)] == [2]
   assert filled[1] < 0.3 and filled[2] > 1.8 * filled[1] and filled[8] > 0.97
 
 

@@ -214,6 +214,8 @@ def test_a_killed_preparation_goes_on_to_the_bytes_of_an_undisturbed_one(
     return calls
 
   encoded, built = record('_encode'), record('_build_shard')
+  if what == 'building':
+    monkeypatch.setattr(prepare.sources, 'read_documents', None)  # it is not called
   folder, _ = make(shards=3)
   assert contents(folder) == contents(whole)
   assert sum(map(len, encoded)) == 40 - tokenised  # nothing is done twice

@@ -17,6 +17,7 @@ import numpy as np
 from tokenizers import normalizers, pre_tokenizers
 
 RULES = ('huggingface', 'google')
+QUOTES = ('``', "''")  # ALBERT turns both into "
 SELF, BREAK = 0, 1  # in a table's rows: the code point itself; the rank of what ends a run of marks
 RANK = 2**21  # an entry of a row is a code point + rank * RANK
 # Private code points that stand for special tokens in a graph; Hugging Face's rules drop them.
@@ -60,9 +61,12 @@ def word_splitter(lowercase: bool):
   return normalizer, pre_tokenizers.BertPreTokenizer()
 
 
-def albert_steps() -> list:
-  """Hugging Face's normalisers of an uncased ALBERT."""
-  return [normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase()]
+def albert_normalizer(lowercase: bool) -> normalizers.Normalizer:
+  """Hugging Face's normaliser of ALBERT, before the model's own."""
+  steps = [normalizers.Replace(quote, '"') for quote in QUOTES]
+  if lowercase:
+    steps += [normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase()]
+  return normalizers.Sequence(steps)
 
 
 def make_steps(rules: str, lowercase: bool) -> tuple[Callable[[str], str], Callable[[str], str]]:
@@ -70,7 +74,7 @@ def make_steps(rules: str, lowercase: bool) -> tuple[Callable[[str], str], Calla
   if rules == 'google':
     return functools.partial(google_normalize, lowercase=lowercase), str
   if rules == 'albert':
-    return normalizers.Sequence(albert_steps() if lowercase else []).normalize_str, str
+    return albert_normalizer(lowercase).normalize_str, str
   normalizer, splitter = word_splitter(lowercase)
   return normalizer.normalize_str, lambda text: ' '.join(
     word for word, _ in splitter.pre_tokenize_str(text)
@@ -112,11 +116,9 @@ def _google_tables(lowercase: bool) -> tuple[dict, dict]:
   for code in range(0x110000):
     letter, category = chr(code), unicodedata.category(chr(code))
     ascii_symbol = 33 <= code <= 126 and not letter.isalnum()
-    if letter in ' \t\n\r' or category == 'Zs':
-      clean[code] = ' '
-    elif category in ('Cc', 'Cf'):
+    if category in ('Cc', 'Cf') and letter not in '\t\n\r':
       clean[code] = None
-    elif letter.isspace():  # U+2028, U+2029: not cleaned, but str.split() cuts there
+    elif letter.isspace():  # Zs; and U+2028, U+2029, where str.split() cuts afterwards
       clean[code] = ' '
     if ascii_symbol or category[0] == 'P':
       split[code] = f' {letter} '

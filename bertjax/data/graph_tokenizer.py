@@ -14,7 +14,6 @@ import tensorflow as tf
 import tensorflow_text as tft
 
 from bertjax.data import folding
-from bertjax.data.sentencepiece import QUOTES
 from bertjax.data.tokenizer import MAX_CHARS_PER_WORD, SPECIAL_TOKENS, Tokenizer
 
 for _kind in ('GPU', 'TPU'):
@@ -24,6 +23,7 @@ _ASCII = r'[\t\n\r -~]*'
 # The same without what might be a special token: '[' may stand before other letters only.
 _ASCII_PLAIN = r'(?:[\t\n\r -Z\\-~]|\[[\t\n\r -BD-LNOQRTV-Z\\-~])*\[?'
 _ASCII_NO_BRACKET = r'[\t\n\r -;=-Z\\-~]*'
+_QUOTES = '|'.join(folding.QUOTES)
 _MARKERS = [chr(folding.MARKERS + i) for i in range(folding.MARKER_COUNT)]
 _CUT = chr(folding.MARKERS + folding.MARKER_COUNT)
 
@@ -115,7 +115,7 @@ def _sentencepiece(tokenizer: Tokenizer):
   names = [tokenizer.vocab[i] for i in ids]
 
   def quick(strings):
-    strings = tf.strings.regex_replace(strings, '|'.join(QUOTES), '"')
+    strings = tf.strings.regex_replace(strings, _QUOTES, '"')
     return pieces.tokenize(tf.strings.lower(strings) if tokenizer.lowercase else strings)
 
   def exact(strings):
@@ -124,11 +124,10 @@ def _sentencepiece(tokenizer: Tokenizer):
     match = parts.values[:, None] == tf.constant(names)
     special = tf.reduce_any(match, 1)
     known = tf.gather(ids, tf.argmax(tf.boolean_mask(match, special), 1))
-    plain = tf.strings.regex_replace(tf.boolean_mask(parts.values, ~special), '|'.join(QUOTES), '"')
     known = tf.RaggedTensor.from_uniform_row_length(known, 1)
-    return parts.with_values(_merge(special, known, pieces.tokenize(fold(plain)))).merge_dims(
-      -2, -1
-    )
+    plain = tf.strings.regex_replace(tf.boolean_mask(parts.values, ~special), _QUOTES, '"')
+    merged = _merge(special, known, pieces.tokenize(fold(plain)))
+    return parts.with_values(merged).merge_dims(-2, -1)
 
   return _ASCII_NO_BRACKET, quick, exact
 

@@ -14,12 +14,11 @@ from collections.abc import Iterable, Iterator
 
 import sentencepiece
 import tokenizers
-from tokenizers import models, normalizers, pre_tokenizers
+from tokenizers import models, pre_tokenizers
 
 from bertjax.data import folding
 
 SPECIAL_PIECES = ('<pad>', '<unk>', '[CLS]', '[SEP]', '[MASK]')  # ALBERT's names and places
-QUOTES = ('``', "''")  # both become "
 _MAX_LINE = 1000  # characters; SentencePiece's trainer leaves lines of over 4,192 bytes out
 
 
@@ -69,7 +68,7 @@ def train_sentencepiece(
 
 
 def _lines(texts: Iterable[str], lowercase: bool) -> Iterator[str]:
-  normalizer = _normalizer(lowercase)
+  normalizer = folding.albert_normalizer(lowercase)
   for text in texts:
     for line in text.splitlines():
       line = _fold(line, normalizer, lowercase)
@@ -100,7 +99,7 @@ class SentencePiece:
       )
     self._ids = {piece: self.vocab.index(piece) for piece in SPECIAL_PIECES}
     self._split = re.compile('(' + '|'.join(map(re.escape, SPECIAL_PIECES)) + ')').split
-    self._normalizer = _normalizer(lowercase)
+    self._normalizer = folding.albert_normalizer(lowercase)
 
   @property
   def identity(self) -> list:
@@ -160,20 +159,15 @@ def _trim(text, start, spans, a, b):
 def _fold(text: str, normalizer, lowercase: bool) -> str:
   if not text.isascii():
     return normalizer.normalize_str(text)
-  for quote in QUOTES:
+  for quote in folding.QUOTES:
     text = text.replace(quote, '"')
   return text.lower() if lowercase else text
-
-
-def _normalizer(lowercase: bool):
-  quotes = [normalizers.Replace(quote, '"') for quote in QUOTES]
-  return normalizers.Sequence([*quotes, *(folding.albert_steps() if lowercase else [])])
 
 
 @functools.cache
 def _aligner(lowercase: bool) -> tokenizers.Tokenizer:
   """Cuts a folded text into characters: only Hugging Face's encodings tell where each stood."""
   aligner = tokenizers.Tokenizer(models.WordLevel({'': 0}, unk_token=''))
-  aligner.normalizer = _normalizer(lowercase)
+  aligner.normalizer = folding.albert_normalizer(lowercase)
   aligner.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(r'[\s\S]'), 'isolated')
   return aligner

@@ -254,17 +254,15 @@ class _WordPiece:
     return [item.ids for item in encoded]
 
   def encode_offsets(self, texts):
-    origins = None
-    if self._rules == 'google':
+    google = self._rules == 'google'
+    if google:
       aligned = [folding.google_align(text, self._lowercase) for text in texts]
-      texts, origins = [text for text, _ in aligned], [origin for _, origin in aligned]
+      texts = [text for text, _ in aligned]
     encoded = self._tokenizer.encode_batch(texts, add_special_tokens=False)
     offsets = [item.offsets for item in encoded]
-    if origins is not None:
-      offsets = [
-        [(at[a], at[b - 1] + 1) for a, b in pairs]
-        for at, pairs in zip(origins, offsets, strict=True)
-      ]
+    if google:
+      rows = zip(aligned, offsets, strict=True)
+      offsets = [[(at[a], at[b - 1] + 1) for a, b in spans] for (_, at), spans in rows]
     return [item.ids for item in encoded], offsets
 
   def decode(self, ids):
