@@ -21,6 +21,7 @@ _PUBLIC = {
   'TrainState': 'bertjax.training.loop',
   'make_train_step': 'bertjax.training.loop',
   'fit': 'bertjax.training.loop',
+  'TASKS': 'bertjax.tasks',
 }
 
 __all__ = list(_PUBLIC)

@@ -22,6 +22,7 @@ ALLOWED = {
     'bertjax.model.config', 'bertjax.data.tokenizer',
   },
   'inference': {'jax', 'numpy', 'bertjax.model', 'bertjax.data', 'bertjax.interop'},
+  'tasks': {'numpy', 'scipy', 'etils', 'bertjax.data'},
 }  # fmt: skip
 TENSORFLOW = {'data/graph_tokenizer.py', 'data/pipeline.py', 'interop/google.py'}
 PROGRAMS = {path.stem for path in PACKAGE.glob('*.py')} - {'__init__', '__main__'}
@@ -56,7 +57,7 @@ def test_a_folder_imports_only_what_the_plan_allows(folder):
       allowed |= {'tensorflow', 'tensorflow_text'}
     if f'{folder}/{path.name}' == 'data/tfrecords.py':
       allowed |= {'tensorflow'}
-    if f'{folder}/{path.name}' == 'data/sources.py':
+    if f'{folder}/{path.name}' in ('data/sources.py', 'tasks/files.py'):
       allowed |= {'tensorflow', 'tensorflow_datasets'}
     if f'{folder}/{path.name}' == 'interop/files.py':
       allowed |= {'torch'}

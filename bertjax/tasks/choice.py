@@ -1,0 +1,92 @@
+"""Multiple choice: one of several endings (Devlin et al. 2018, section 4.4); SWAG, CODAH, your own.
+
+Each ending is a row of its own behind its beginning; the rows of a question follow one another.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from bertjax.tasks import texts
+from bertjax.tasks.task import Encoded, Example, Task, golds, write_predictions
+from bertjax.tasks.texts import Layout
+
+_SWAG = tuple(f'ending{i}' for i in range(4))
+
+
+def choice(
+  source: str = '', *, files: Mapping[str, str], prompt: str | int, endings: Sequence,
+  label: str | int = 'label', start: str | int = '', unlabelled: Sequence[str] = ('test',),
+  name: str = 'choice',
+) -> Task:  # fmt: skip
+  """Questions with a fixed number of endings, of which one is right.
+
+  Args:
+    source: folder of the files.
+    files: split -> .csv, .tsv or .jsonl.
+    prompt: column of the beginning; a number in files without header.
+    endings: columns of the endings.
+    label: column of the right ending, counted from 0.
+    start: column of how every ending starts, put before it (SWAG's sent2).
+    unlabelled: splits that may lack the label.
+    name: of the task.
+  """
+  columns = (prompt, *([] if start == '' else [start]), *endings)
+  layouts = {s: Layout(f, columns, label, s in unlabelled) for s, f in files.items()}
+  numbers = tuple(str(i) for i in range(len(endings)))
+
+  def read(split):
+    if split not in layouts:
+      raise ValueError(f'{name} has no split {split!r}; it has {tuple(layouts)}.')
+    found = texts.read_texts(split, source=source, layouts=layouts, kind='class', labels=numbers)
+    return [_pairs(item, len(endings)) for item in found]
+
+  return Task(
+    name, 'choice', 'accuracy', read, encode, decode, score, _write, tuple(layouts),
+    choices=len(endings),
+  )  # fmt: skip
+
+
+def swag(source: str = '', *, files: Mapping[str, str] | None = None) -> Task:
+  """SWAG (Zellers et al. 2018): train.csv, val.csv, test.csv."""
+  files = {'train': 'train.csv', 'dev': 'val.csv', 'test': 'test.csv'} | dict(files or {})
+  return choice(
+    source, files=files, prompt='sent1', start='sent2', endings=_SWAG, label='label', name='swag'
+  )
+
+
+def codah(source: str = '', *, files: Mapping[str, str] | None = None) -> Task:
+  """CODAH (Chen et al. 2019): train.tsv, dev.tsv, test.tsv of one fold; no header."""
+  files = {split: f'{split}.tsv' for split in ('train', 'dev', 'test')} | dict(files or {})
+  return choice(
+    source, files=files, prompt=1, endings=(2, 3, 4, 5), label=6, unlabelled=(), name='codah'
+  )
+
+
+def _pairs(item: Example, choices: int) -> Example:
+  prompt, *rest = item.texts
+  start = ' '.join([*rest[: len(rest) - choices], ''])
+  return item._replace(texts=tuple(t for end in rest[-choices:] for t in (prompt, start + end)))
+
+
+def encode(items: Sequence[Example], tokenizer, length: int) -> Encoded:
+  """A row for each ending, cut by Google's rule."""
+  choices = len(items[0].texts) // 2 if items else 1
+  rows = [item._replace(texts=item.texts[i : i + 2]) for item in items
+          for i in range(0, 2 * choices, 2)]  # fmt: skip
+  encoded = texts.encode(rows, tokenizer, length, kind='class', classes=choices)
+  encoded.columns['example_ids'] //= choices
+  return encoded
+
+
+def decode(items, encoded: Encoded, logits, threshold: float = 0.0) -> np.ndarray:
+  """The number of the chosen ending, for each example."""
+  return np.asarray(logits).reshape(len(items), -1).argmax(1)
+
+
+def score(items: Sequence[Example], predictions) -> dict[str, float]:
+  return {'accuracy': float(np.mean(np.asarray(predictions) == np.asarray(golds(items))))}
+
+
+def _write(folder, split, items, predictions):
+  return write_predictions(folder, split, items, [str(number) for number in predictions])

@@ -1,0 +1,117 @@
+"""The nine tasks of GLUE and its diagnostic set (Wang et al. 2018).
+
+Read from the folders of the official download (or `tfds:glue/...`), scored by the benchmark's
+metrics, and written as the leaderboard wants it.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from bertjax.tasks import texts
+from bertjax.tasks.task import Task, write_predictions
+from bertjax.tasks.texts import Layout
+
+_MNLI = ('entailment', 'neutral', 'contradiction')
+_RTE = ('entailment', 'not_entailment')
+_PAIR = ('sentence1', 'sentence2')
+
+
+class _Spec(NamedTuple):
+  """One task: where it is written for the leaderboard, its metrics, labels and columns."""
+
+  upload: str
+  metrics: tuple[str, ...]
+  labels: tuple[str, ...]
+  texts: tuple[str, ...]
+  label: str
+  tfds: tuple[str, ...] = ()  # text columns, if others
+
+
+# The numbers of the classes are those of TFDS and Hugging Face.
+SPECS = {
+  'cola': _Spec('CoLA', ('matthews', 'accuracy'), ('0', '1'), ('sentence',), 'label'),
+  'sst2': _Spec('SST-2', ('accuracy',), ('0', '1'), ('sentence',), 'label'),
+  'mrpc': _Spec(
+    'MRPC', ('f1', 'accuracy'), ('0', '1'), ('#1 String', '#2 String'), 'Quality', _PAIR
+  ),
+  'stsb': _Spec('STS-B', ('spearman', 'pearson'), (), _PAIR, 'score'),
+  'qqp': _Spec(
+    'QQP', ('f1', 'accuracy'), ('0', '1'), ('question1', 'question2'), 'is_duplicate'
+  ),
+  'mnli': _Spec('MNLI', ('accuracy',), _MNLI, _PAIR, 'gold_label', ('premise', 'hypothesis')),
+  'qnli': _Spec('QNLI', ('accuracy',), _RTE, ('question', 'sentence'), 'label'),
+  'rte': _Spec('RTE', ('accuracy',), _RTE, _PAIR, 'label'),
+  'wnli': _Spec('WNLI', ('accuracy',), ('0', '1'), _PAIR, 'label'),
+  'ax': _Spec('AX', ('matthews', 'accuracy'), _MNLI, _PAIR, 'Label', ('premise', 'hypothesis')),
+}  # fmt: skip
+
+
+def glue(name: str, source: str = '', *, files: Mapping[str, str] | None = None) -> Task:
+  """A task of GLUE by name.
+
+  Args:
+    name: 'cola', 'sst2', 'mrpc', 'stsb', 'qqp', 'mnli', 'qnli', 'rte', 'wnli', or 'ax', the
+      diagnostic set, which a model of MNLI predicts.
+    source: the task's folder in the official layout, or 'tfds:glue/NAME'.
+    files: other names for the files of some splits.
+  """
+  spec = SPECS[name]
+  layouts = _tfds_layouts(name, spec) if source.startswith('tfds:') else _layouts(name, spec)
+  unknown = sorted((files or {}).keys() - layouts.keys())
+  if unknown:
+    raise ValueError(f'{name} has no split {unknown[0]!r}; it has {tuple(layouts)}.')
+  layouts |= {split: layouts[split]._replace(file=file) for split, file in (files or {}).items()}
+  kind = 'class' if spec.labels else 'regression'
+  read = functools.partial(
+    texts.read_texts, source=source, layouts=layouts, kind=kind, labels=spec.labels,
+    skip_broken=name == 'qqp',  # its train.tsv has such rows
+  )  # fmt: skip
+  write = functools.partial(_write, spec)
+  return texts.text_task(name, kind, spec.metrics, spec.labels, read, layouts, write)
+
+
+def _layouts(name: str, spec: _Spec) -> dict[str, Layout]:
+  """The official files."""
+  labelled = Layout('train.tsv', spec.texts, spec.label)
+  if name == 'ax':  # the labels came later, in a file of another shape
+    full = Layout('diagnostic-full.tsv', ('Premise', 'Hypothesis'), 'Label')
+    return {'dev': full, 'test': Layout('diagnostic.tsv', spec.texts)}
+  if name == 'cola':
+    labelled = Layout('train.tsv', (3,), 1)
+  layouts = {'train': labelled}
+  for split, ending in _variants(name):
+    layouts[f'dev{split}'] = labelled._replace(file=f'dev{ending}.tsv')
+  for split, ending in _variants(name):
+    layouts[f'test{split}'] = Layout(f'test{ending}.tsv', spec.texts)
+  return layouts
+
+
+def _variants(name: str) -> list[tuple[str, str]]:
+  """Endings of dev and test splits: ours and the official one."""
+  return [('', '_matched'), ('_mismatched', '_mismatched')] if name == 'mnli' else [('', '')]
+
+
+def _tfds_layouts(name: str, spec: _Spec) -> dict[str, Layout]:
+  labelled = Layout('train', spec.tfds or spec.texts, 'label', named=spec.labels[:1] != ('0',))
+  layouts = {} if name == 'ax' else {'train': labelled}
+  for split, ending in [] if name == 'ax' else _variants(name):
+    layouts[f'dev{split}'] = labelled._replace(file=f'validation{ending}')
+  for split, ending in _variants(name):
+    layouts[f'test{split}'] = labelled._replace(file=f'test{ending}', label='')
+  return layouts
+
+
+def _write(spec: _Spec, folder, split, items, predictions):
+  """Class names (0 and 1 where the files have them), scores clipped to 0..5."""
+  if spec.labels:
+    lines = [spec.labels[number] for number in predictions]
+  else:
+    lines = [f'{number:.3f}' for number in np.clip(predictions, 0, 5)]
+  name = spec.upload
+  if name == 'MNLI':
+    name += '-mm' if split.endswith('mismatched') else '-m'
+  name += '' if split.startswith('test') else f'-{split}'
+  return write_predictions(folder, name, items, lines)

@@ -1,0 +1,171 @@
+"""The official metrics of the tasks, all as shares (0.91, not 91).
+
+They follow the official scorers where cases are odd: scikit-learn's and SciPy's functions for GLUE,
+conlleval.pl for spans of tags, evaluate-v1.1.py and evaluate-v2.0.py for SQuAD.
+"""
+
+import collections
+import re
+import string
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+from scipy import stats
+
+
+def confusion(predicted, gold, classes: int) -> np.ndarray:
+  """Counts [C, C]: rows are the gold classes, columns the predicted ones."""
+  table = np.zeros((classes, classes), np.int64)
+  np.add.at(table, (np.asarray(gold, int), np.asarray(predicted, int)), 1)
+  return table
+
+
+def accuracy(table: np.ndarray) -> float:
+  return float(np.trace(table) / table.sum())
+
+
+def f1_by_class(table: np.ndarray) -> np.ndarray:
+  """F1 of each class [C]; NaN for a class that is neither in the gold labels nor predicted."""
+  with np.errstate(invalid='ignore'):
+    return 2 * np.diag(table) / (table.sum(0) + table.sum(1))
+
+
+def binary_f1(table: np.ndarray) -> float:
+  """F1 of class 1; 0 where it is neither in the gold labels nor predicted."""
+  return float(np.nan_to_num(f1_by_class(table)[1]))
+
+
+def macro_f1(table: np.ndarray) -> float:
+  """Mean F1 of the classes that are in the gold labels or predicted."""
+  return float(np.nanmean(f1_by_class(table)))
+
+
+def matthews(table: np.ndarray) -> float:
+  """Matthews correlation, of any number of classes (R_K); 0 where one side is constant."""
+  table = table.astype(float)
+  total, gold, predicted = table.sum(), table.sum(1), table.sum(0)
+  spread = np.sqrt((total**2 - gold @ gold) * (total**2 - predicted @ predicted))
+  return float((np.trace(table) * total - gold @ predicted) / spread) if spread else 0.0
+
+
+def correlations(predicted, gold) -> dict[str, float]:
+  """Pearson and Spearman; 0 where they are not defined: one side is constant or not finite."""
+  predicted, gold = np.asarray(predicted, np.float64), np.asarray(gold, np.float64)
+  if not np.isfinite(predicted).all() or np.ptp(predicted) == 0 or np.ptp(gold) == 0:
+    return {'pearson': 0.0, 'spearman': 0.0}
+  return {
+    'pearson': float(stats.pearsonr(predicted, gold).statistic),
+    'spearman': float(stats.spearmanr(predicted, gold).statistic),
+  }
+
+
+def multilabel(predicted: np.ndarray, gold: np.ndarray) -> dict[str, float]:
+  """Micro and macro F1, and the share of examples with all labels right, of bool arrays [N, C]."""
+  hits = (predicted & gold).sum(0)
+  sizes = predicted.sum(0) + gold.sum(0)
+  return {
+    'micro_f1': float(2 * hits.sum() / max(sizes.sum(), 1)),
+    'macro_f1': float((2 * hits / np.maximum(sizes, 1)).mean()),
+    'exact': float((predicted == gold).all(1).mean()),
+  }
+
+
+def entities(tags: Sequence[str]) -> list[tuple[str, int, int]]:
+  """Typed spans (type, first, last + 1) of tags in IOB1, IOB2 or IOBES, as conlleval reads them.
+
+  A span ends before O, B and S, after E and S, and where the type changes.
+  """
+  found, start, before = [], 0, ('O', '')
+  for place, tag in enumerate([*tags, 'O']):
+    prefix, _, name = tag.partition('-')
+    breaks = prefix in 'OBS' or before[0] in 'OES' or name != before[1]
+    if breaks and before[0] != 'O':
+      found.append((before[1], start, place))
+    if breaks:
+      start = place
+    before = (prefix, name)
+  return found
+
+
+def span_scores(predicted: Iterable[Sequence[str]], gold: Iterable[Sequence[str]]) -> dict:
+  """Precision, recall and F1 of whole typed spans, F1 of each type, and the words' accuracy."""
+  hits, found, wanted = (collections.Counter() for _ in range(3))
+  right = words = 0
+  for ours, theirs in zip(predicted, gold, strict=True):
+    a, b = set(entities(ours)), set(entities(theirs))
+    for counter, spans in ((hits, a & b), (found, a), (wanted, b)):
+      counter.update(name for name, _, _ in spans)
+    right += sum(x == y for x, y in zip(ours, theirs, strict=True))
+    words += len(theirs)
+  scores = {
+    'f1': _f1(hits.total(), found.total(), wanted.total()),
+    'precision': hits.total() / max(found.total(), 1),
+    'recall': hits.total() / max(wanted.total(), 1),
+    'accuracy': right / max(words, 1),
+  }
+  types = sorted(found.keys() | wanted.keys())
+  return scores | {f'f1_{name}': _f1(hits[name], found[name], wanted[name]) for name in types}
+
+
+def _f1(hits: int, found: int, wanted: int) -> float:
+  return 2 * hits / max(found + wanted, 1)
+
+
+_PUNCTUATION = str.maketrans('', '', string.punctuation)
+
+
+def normalize_answer(text: str) -> str:
+  """Lower case, without ASCII punctuation, articles and surplus white space."""
+  text = text.lower().translate(_PUNCTUATION)
+  return ' '.join(re.sub(r'\b(a|an|the)\b', ' ', text).split())
+
+
+def answer_exact(predicted: str, gold: str) -> float:
+  return float(normalize_answer(predicted) == normalize_answer(gold))
+
+
+def answer_f1(predicted: str, gold: str) -> float:
+  """F1 of bags of words; of nothing against nothing it is 0, as in evaluate-v1.1.py."""
+  a, b = normalize_answer(predicted).split(), normalize_answer(gold).split()
+  common = (collections.Counter(a) & collections.Counter(b)).total()
+  return 2 * common / (len(a) + len(b)) if common else 0.0
+
+
+def best_answer(measure: Callable[[str, str], float], predicted: str, golds: Sequence[str]):
+  """The best of a measure over all gold answers of SQuAD 1.1."""
+  return max(measure(predicted, gold) for gold in golds)
+
+
+def best_answer_v2(measure: Callable[[str, str], float], predicted: str, golds: Sequence[str]):
+  """The same by the rules of SQuAD 2.0: with nothing on one side, nothing is wanted on the other.
+
+  Gold answers that normalise to nothing do not count; without any, '' is right.
+  """
+  golds = [gold for gold in golds if normalize_answer(gold)] or ['']
+  if normalize_answer(predicted) and golds != ['']:
+    return best_answer(measure, predicted, golds)
+  return float(not normalize_answer(predicted) and golds == [''])
+
+
+def best_threshold(scores, null_odds, answerable) -> tuple[float, float]:
+  """The threshold above whose null odds an answer is refused, so that the mean score is best.
+
+  Args:
+    scores: of the non-null answers, [N].
+    null_odds: [N].
+    answerable: bool [N].
+
+  Returns:
+    (mean score, threshold). Unlike evaluate-v2.0.py, equal odds are taken or refused together,
+    and a threshold below all odds is given where it is best never to answer.
+  """
+  scores, null_odds = np.asarray(scores, np.float64), np.asarray(null_odds, np.float64)
+  answerable = np.asarray(answerable, bool)
+  order = np.argsort(null_odds, kind='stable')
+  gains, odds = np.where(answerable, scores, -1.0)[order], null_odds[order]
+  totals = (~answerable).sum() + np.cumsum(gains)
+  totals[:-1][odds[1:] == odds[:-1]] = -np.inf
+  best = int(totals.argmax())
+  if totals[best] <= (~answerable).sum():
+    return float((~answerable).mean()), float(odds[0] - 1)
+  return float(totals[best] / len(scores)), float(odds[best])

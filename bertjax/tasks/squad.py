@@ -1,0 +1,320 @@
+"""SQuAD 1.1 and 2.0: answers as spans of a context (Devlin et al. 2018, sections 4.2 and 4.3).
+
+A long context is read in overlapping windows, as in Google's run_squad.py. Answers are cut out of
+the original context by character offsets, so they are its text to the letter.
+"""
+
+import functools
+import json
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from etils import epath
+
+from bertjax.data import store
+from bertjax.tasks import files as files_lib
+from bertjax.tasks import metrics
+from bertjax.tasks.task import Encoded, Example, Task, golds, lay_out
+
+_FILES = {
+  False: {'train': 'train-v1.1.json', 'dev': 'dev-v1.1.json'},
+  True: {'train': 'train-v2.0.json', 'dev': 'dev-v2.0.json'},
+}
+_TFDS = {'train': 'train', 'dev': 'validation'}
+
+
+class Window(NamedTuple):
+  """What a row shows of a context.
+
+  Attributes:
+    offsets: of all tokens of the context [T, 2], in characters.
+    first: its first token in the row.
+    count: how many tokens the row shows.
+    place: where they start in the row.
+  """
+
+  offsets: np.ndarray
+  first: int
+  count: int
+  place: int
+
+
+class Answer(NamedTuple):
+  """The prediction for a question.
+
+  Attributes:
+    text: the answer; '' = none.
+    best: the best text that is not ''.
+    null_odds: score of no answer minus the score of `best`; above the threshold there is none.
+    nbest: the candidates, best first, as in the official file.
+  """
+
+  text: str
+  best: str
+  null_odds: float
+  nbest: list[dict]
+
+
+def squad(
+  source: str = '', *, version_2: bool, files: Mapping[str, str] | None = None, stride: int = 128,
+  max_query: int = 64, nbest: int = 20, max_answer: int = 30,
+) -> Task:  # fmt: skip
+  """SQuAD from JSON files, or from 'tfds:squad/v1.1' and 'tfds:squad/v2.0'.
+
+  Args:
+    source: folder of the files.
+    version_2: whether questions may have no answer.
+    files: split -> file, where they are not the official ones.
+    stride: tokens from one window to the next.
+    max_query: tokens of a question that are kept.
+    nbest: candidates kept.
+    max_answer: tokens of the longest answer.
+  """
+  known = (_TFDS if source.startswith('tfds:') else _FILES[version_2]) | dict(files or {})
+
+  def read(split):
+    if split not in known:
+      raise ValueError(f'squad has no split {split!r}; it has {tuple(known)}.')
+    if source.startswith('tfds:'):
+      raw = _from_tfds(source.removeprefix('tfds:'), known[split])
+    else:
+      raw = _from_json(epath.Path(source) / known[split])
+    found = [_example(*entry, version_2) for entry in raw]
+    if not found:
+      raise ValueError(f'{known[split]} holds no questions.')
+    return found
+
+  return Task(
+    'squad2' if version_2 else 'squad1', 'span', 'best_f1' if version_2 else 'f1', read,
+    encode=functools.partial(encode, stride=stride, max_query=max_query),
+    decode=functools.partial(decode, version_2=version_2, size=nbest, max_answer=max_answer),
+    score=functools.partial(score, version_2=version_2),
+    write=functools.partial(write, version_2=version_2), splits=tuple(known),
+  )  # fmt: skip
+
+
+def _from_json(path) -> Iterator[tuple[str, dict]]:
+  """Yields (where, question) of an official file, with the context put in."""
+  content = files_lib.read_json(path)
+  try:
+    for article in content['data']:
+      for paragraph in article['paragraphs']:
+        for entry in paragraph['qas']:
+          yield f'{path}, question {entry["id"]}', entry | {'context': paragraph['context']}
+  except (KeyError, TypeError) as error:
+    raise ValueError(
+      f"{path} is not in SQuAD's format (data, paragraphs, qas, id, context): {error}."
+    ) from error
+
+
+def _from_tfds(name: str, split: str) -> Iterator[tuple[str, dict]]:
+  for where, row in files_lib.read_tfds(name, split):
+    answers = row['answers']
+    pairs = zip(answers['text'], answers['answer_start'], strict=True)
+    yield where, row | {'answers': [{'text': t, 'answer_start': start} for t, start in pairs]}
+
+
+def _example(where: str, entry: dict, version_2: bool) -> Example:
+  question, context = entry.get('question'), entry['context']
+  for name, text in (('question', question), ('context', context)):
+    if not isinstance(text, str) or not text.strip():
+      raise ValueError(f'{where}: the {name} is empty.')
+  if 'answers' not in entry:
+    return Example(str(entry['id']), (question, context))
+  answers = [] if entry.get('is_impossible') else entry['answers']
+  if not answers and not version_2:
+    raise ValueError(f'{where} has no answer; that is for squad2.')
+  label = tuple((answer.get('text'), answer.get('answer_start')) for answer in answers)
+  for text, start in label:
+    if not isinstance(text, str) or not isinstance(start, int) or not text.strip():
+      raise ValueError(f'{where}: an answer must have a text and an answer_start.')
+    if start < 0 or context[start : start + len(text)] != text:
+      raise ValueError(f'{where}: the context has no answer {text[:60]!r} at character {start}.')
+  return Example(str(entry['id']), (question, context), label)
+
+
+def encode(
+  items: Sequence[Example], tokenizer, length: int, *, stride: int = 128, max_query: int = 64
+) -> Encoded:
+  """Windows [CLS] question [SEP] context [SEP]; the label is the first answer's.
+
+  Where a window does not hold the whole answer, its label is [CLS], as in run_squad.py.
+  `alignment` has a `Window` for each row.
+  """
+  if length < max_query + 4 or stride < 1:
+    raise ValueError(
+      f'windows need length > max_query + 3 and stride >= 1, got length={length}, '
+      f'max_query={max_query}, stride={stride}.'
+    )
+  queries = tokenizer.encode([item.texts[0] for item in items])
+  contexts = list(dict.fromkeys(item.texts[1] for item in items))
+  ids, offsets = tokenizer.encode_offsets(contexts)
+  arrays = [np.array(pairs, np.int32).reshape(-1, 2) for pairs in offsets]
+  known = dict(zip(contexts, zip(ids, arrays, strict=True), strict=True))
+  counts = {'rows': 0, 'cut_questions': sum(len(query) > max_query for query in queries),
+            'answers_outside': 0}  # fmt: skip
+  rows, windows, labels, owners = [], [], [], []
+  for number, (item, query) in enumerate(zip(items, queries, strict=True)):
+    query, (tokens, places) = query[:max_query], known[item.texts[1]]
+    span, inside = _token_span(item.label, places), False
+    for first, count in _windows(len(tokens), length - len(query) - 3, stride):
+      window = Window(places, first, count, len(query) + 2)
+      rows.append((query, tokens[first : first + count]))
+      windows.append(window)
+      labels.append(_label(span, window, item.label))
+      owners.append(number)
+      inside |= labels[-1][0] > 0
+    counts['answers_outside'] += bool(item.label) and not inside
+  columns = lay_out(rows, tokenizer, length)
+  columns |= {'labels': np.array(labels, np.int32).reshape(-1, 2),
+              'example_ids': np.array(owners, np.int32)}  # fmt: skip
+  return Encoded(columns, counts | {'rows': len(rows)}, windows)
+
+
+def _windows(tokens: int, room: int, stride: int) -> Iterator[tuple[int, int]]:
+  """First token and number of tokens of each window."""
+  first = 0
+  while True:
+    count = min(tokens - first, room)
+    yield first, count
+    if first + count == tokens:
+      return
+    first += min(count, stride)
+
+
+def _token_span(label, offsets: np.ndarray) -> tuple[int, int] | None:
+  """First and last token that share a character with the first answer.
+
+  That is what `_improve_answer_span` of run_squad.py finds by tokenising the answer again: the
+  tightest span of tokens, 1895 in (1895-1943).
+  """
+  if not label:
+    return None
+  text, start = label[0]
+  start, stop = start + len(text) - len(text.lstrip()), start + len(text.rstrip())
+  touched = np.flatnonzero((offsets[:, 1] > start) & (offsets[:, 0] < stop))
+  return (int(touched[0]), int(touched[-1])) if len(touched) else None
+
+
+def _label(span, window: Window, label) -> tuple[int, int]:
+  if label is None:
+    return -1, -1
+  if span is None or span[0] < window.first or span[1] >= window.first + window.count:
+    return 0, 0
+  shift = window.place - window.first
+  return span[0] + shift, span[1] + shift
+
+
+def decode(
+  items: Sequence[Example], encoded: Encoded, logits, threshold: float = 0.0, *, version_2: bool,
+  size: int = 20, max_answer: int = 30,
+) -> list[Answer]:  # fmt: skip
+  """The best answers over all windows, each token's start taken where it has most context."""
+  logits = np.asarray(logits, np.float64)
+  owners = encoded.columns['example_ids']
+  bounds = np.searchsorted(owners, np.arange(len(items) + 1))
+  answers = []
+  for number, item in enumerate(items):
+    rows = range(bounds[number], bounds[number + 1])
+    windows = [encoded.alignment[row] for row in rows]
+    seen = _max_context(windows)
+    found = [
+      candidate
+      for row, window, mine in zip(rows, windows, seen, strict=True)
+      for candidate in _candidates(logits[row], window, mine, size, max_answer)
+    ]
+    null = min((tuple(logits[row, 0]) for row in rows), key=sum)
+    answers.append(_answer(item.texts[1], found, null, size, version_2, threshold))
+  return answers
+
+
+def _max_context(windows: Sequence[Window]) -> np.ndarray:
+  """Which tokens [W, T] of the context each window shows with the most context around them."""
+  token = np.arange(len(windows[0].offsets))
+  scores = []
+  for window in windows:
+    left, right = token - window.first, window.first + window.count - 1 - token
+    score = np.minimum(left, right) + 0.01 * window.count
+    scores.append(np.where((left >= 0) & (right >= 0), score, -np.inf))
+  return np.argmax(scores, axis=0) == np.arange(len(windows))[:, None]
+
+
+def _candidates(logits, window: Window, mine, size: int, max_answer: int) -> Iterator[tuple]:
+  """(start logit, end logit, first and last character) of the spans that the best ends make."""
+  starts, ends = (np.argsort(-column, kind='stable')[:size] for column in logits.T)
+  shift, stop = window.first - window.place, window.place + window.count
+  starts = starts[(starts >= window.place) & (starts < stop)]
+  starts = starts[mine[starts + shift]][:, None]
+  allowed = (ends >= starts) & (ends < starts + max_answer) & (ends < stop)
+  for i, j in zip(*np.nonzero(allowed), strict=True):
+    start, end = starts[i, 0], ends[j]
+    begin, stop = window.offsets[start + shift, 0], window.offsets[end + shift, 1]
+    yield logits[start, 0], logits[end, 1], int(begin), int(stop)
+
+
+def _answer(context, found, null, size, version_2: bool, threshold: float) -> Answer:
+  """Google's n-best list: different texts, the null answer among them in 2.0, probabilities."""
+  found = sorted(found, key=lambda c: -(c[0] + c[1]))
+  kept = {}
+  for start, end, begin, stop in found:
+    if len(kept) == size:
+      break
+    kept.setdefault(context[begin:stop], (start, end))
+  best, scores = next(iter(kept.items()), ('', null))
+  if version_2 or not kept:
+    kept[''] = null
+  ranked = sorted(kept.items(), key=lambda entry: -sum(entry[1]))
+  weights = np.exp([sum(pair) - sum(ranked[0][1]) for _, pair in ranked])
+  nbest = [
+    {'text': text, 'probability': float(p), 'start_logit': float(s), 'end_logit': float(e)}
+    for (text, (s, e)), p in zip(ranked, weights / weights.sum(), strict=True)
+  ]
+  odds = float(sum(null) - sum(scores))
+  return Answer('' if version_2 and odds > threshold else best, best, odds, nbest)
+
+
+def score(
+  items: Sequence[Example], predictions: Sequence[Answer], *, version_2: bool
+) -> dict[str, float]:
+  """Exact match and F1 as in the official scripts.
+
+  2.0 has three more: 'best_f1' and 'best_exact' with the null odds' best threshold, and the
+  former's 'best_f1_threshold', which `decode` takes; and both for questions with an answer and
+  without one.
+  """
+  labels = [[text for text, _ in label] for label in golds(items)]
+  pick = metrics.best_answer_v2 if version_2 else metrics.best_answer
+  measures = {'exact': metrics.answer_exact, 'f1': metrics.answer_f1}
+  answerable = np.array([bool(label) for label in labels])
+  scores = {}
+  for name, measure in measures.items():
+    each = np.array([pick(measure, p.text, g) for p, g in zip(predictions, labels, strict=True)])
+    scores[name] = float(each.mean())
+    if not version_2:
+      continue
+    for part, where in (('has_answer', answerable), ('no_answer', ~answerable)):
+      if where.any():
+        scores[f'{part}_{name}'] = float(each[where].mean())
+    bold = [pick(measure, p.best, g) for p, g in zip(predictions, labels, strict=True)]
+    odds = [p.null_odds for p in predictions]
+    scores[f'best_{name}'], scores[f'best_{name}_threshold'] = metrics.best_threshold(
+      bold, odds, answerable
+    )
+  return scores
+
+
+def write(folder, split: str, items, predictions, *, version_2: bool) -> list[pathlib.Path]:
+  """Writes predictions.json, nbest_predictions.json and, of 2.0, null_odds.json in FOLDER/SPLIT."""
+  contents = {'predictions': [p.text for p in predictions],
+              'nbest_predictions': [p.nbest for p in predictions]}  # fmt: skip
+  if version_2:
+    contents['null_odds'] = [p.null_odds for p in predictions]
+  folder = pathlib.Path(folder) / split
+  folder.mkdir(parents=True, exist_ok=True)
+  ids, paths = [item.id for item in items], []
+  for name, values in contents.items():
+    paths.append(folder / f'{name}.json')
+    store.write_text(paths[-1], json.dumps(dict(zip(ids, values, strict=True)), indent=1) + '\n')
+  return paths

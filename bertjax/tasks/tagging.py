@@ -1,0 +1,244 @@
+"""Tags of words: CoNLL-2003 and every file in its format (Devlin et al. 2018, section 5.3).
+
+Each word is tokenised by itself; the tag stands at its first piece, all else is left out of the
+loss. IOB1, IOB2 and IOBES are read alike and become BIO.
+"""
+
+import functools
+import itertools
+import pathlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+from etils import epath
+
+from bertjax.data import store
+from bertjax.tasks import files as files_lib
+from bertjax.tasks import metrics
+from bertjax.tasks.task import Encoded, Example, Task, golds, lay_out
+
+_CONLL2003 = {'train': 'eng.train', 'dev': 'eng.testa', 'test': 'eng.testb'}
+
+
+def conll(
+  source: str = '', *, files: Mapping[str, str], types: Sequence[str] = (), word: int = 0,
+  tag: int = -1, context: bool = False, name: str = 'conll',
+) -> Task:  # fmt: skip
+  """Tagging from files of a word a line, columns by blanks or tabs, blank lines between sentences.
+
+  Args:
+    source: folder of the files; or 'tfds:NAME', with 'tokens' and 'ner'.
+    files: split -> file; 'test' may have words only. Lines '-DOCSTART-' part documents.
+    types: of the spans, 'PER', 'LOC', ...; default: those of the training split, sorted.
+    word: column of the word.
+    tag: column of the tag; -1 is the last.
+    context: fill each row with what stands around the sentence in its document.
+    name: of the task.
+
+  Raises:
+    ValueError: if types are to be found and there is no training split.
+  """
+
+  def sentences(split):
+    if split not in files:
+      raise ValueError(f'{name} has no split {split!r}; it has {tuple(files)}.')
+    if source.startswith('tfds:'):
+      return _from_tfds(source.removeprefix('tfds:'), files[split])
+    return read_conll(epath.Path(source) / files[split], word, tag, labelled=split != 'test')
+
+  if not types:
+    if 'train' not in files:
+      raise ValueError("types are found in the 'train' split; name its file, or give `types`.")
+    types = sorted({t for _, item in sentences('train') for t in _types(item.label)})
+  labels = ('O', *(f'{prefix}-{t}' for t in types for prefix in 'BI'))
+
+  def read(split):
+    found = list(sentences(split))
+    if not found:
+      raise ValueError(f'{files[split]} holds no sentences.')
+    for where, item in found:
+      unknown = next((t for t in _types(item.label) if t not in types), None)
+      if unknown is not None:
+        raise ValueError(f'{where}: unknown type {unknown!r}; the types are {list(types)}.')
+    seen = {t for _, item in found for t in _types(item.label)}
+    absent = [t for t in types if t not in seen]
+    if split == 'train' and absent:
+      raise ValueError(f'{files[split]} has no training example of the class {absent[0]!r}.')
+    return [item for _, item in found]
+
+  return Task(
+    name, 'tags', 'f1', read,
+    encode=functools.partial(encode, labels=labels, context=context),
+    decode=functools.partial(decode, labels=labels),
+    score=score, write=write, splits=tuple(files), labels=labels,
+  )  # fmt: skip
+
+
+def conll2003(
+  source: str = '', *, files: Mapping[str, str] | None = None, context: bool = False
+) -> Task:
+  """CoNLL-2003 English named entities: eng.train, eng.testa, eng.testb, or 'tfds:conll2003'."""
+  splits = {'train': 'train', 'dev': 'dev', 'test': 'test'}
+  known = splits if source.startswith('tfds:') else _CONLL2003
+  return conll(
+    source, files=known | dict(files or {}), types=('LOC', 'MISC', 'ORG', 'PER'),
+    context=context, name='conll2003',
+  )  # fmt: skip
+
+
+def _types(tags: Sequence[str] | None) -> list[str]:
+  return [name for name, _, _ in metrics.entities(tags or ())]
+
+
+def to_bio(tags: Sequence[str]) -> tuple[str, ...]:
+  """Tags in IOB1, IOB2 or IOBES as BIO (IOB2)."""
+  result = ['O'] * len(tags)
+  for name, first, last in metrics.entities(tags):
+    result[first:last] = [f'B-{name}'] + [f'I-{name}'] * (last - first - 1)
+  return tuple(result)
+
+
+def read_conll(
+  path, word: int = 0, tag: int = -1, *, labelled: bool = True
+) -> Iterator[tuple[str, Example]]:
+  """Yields the sentences of a file, each with the place where it starts.
+
+  Args:
+    path: the file.
+    word: column of the word.
+    tag: column of the tag.
+    labelled: whether there must be tags; if not, lines may have one column.
+
+  Raises:
+    ValueError: if a line has another number of columns than the first, or a tag is none.
+  """
+  document, lines, width = 0, [], 0
+  for number, line in enumerate([*files_lib.read_text(path).split('\n'), ''], 1):
+    fields = line.strip('\r').split('\t') if '\t' in line else re.split(' +', line.strip('\r '))
+    docstart = fields[0] == '-DOCSTART-'
+    if not docstart and any(fields):
+      width = width or len(fields)
+      if len(fields) != width or not -width <= tag < width or not -width <= word < width:
+        raise ValueError(f'{path}:{number}: {len(fields)} columns, needed are {width} with '
+                         f'the word in {word} and the tag in {tag}.')  # fmt: skip
+      if width == 1 and labelled:
+        raise ValueError(f'{path}:{number}: a word without a tag.')
+      lines.append((number, fields[word], fields[tag] if width > 1 else None))
+    elif lines:
+      yield _sentence(path, lines, document)
+      lines = []
+    document += docstart
+
+
+def _sentence(path, lines, document: int) -> tuple[str, Example]:
+  numbers, words, tags = zip(*lines, strict=True)
+  for number, word, tag in lines:
+    if not word.strip():
+      raise ValueError(f'{path}:{number}: the word is empty.')
+    if tag is not None and not re.fullmatch('O|[BIES]-.+', tag):
+      raise ValueError(f'{path}:{number}: {tag!r} is no tag; tags are O, B-X, I-X, E-X or S-X.')
+  label = None if tags[0] is None else to_bio(tags)
+  return f'{path}:{numbers[0]}', Example(str(numbers[0]), words, label, document)
+
+
+def _from_tfds(name: str, split: str) -> Iterator[tuple[str, Example]]:
+  """Sentences of a TFDS set, each its own document: TFDS does not keep the documents."""
+  for number, (where, row) in enumerate(files_lib.read_tfds(name, split, label='ner')):
+    missing = {'tokens', 'ner'} - row.keys()
+    if missing:
+      raise ValueError(f'{where} has no feature {min(missing)!r}; it has {sorted(row)}.')
+    yield where, Example(str(number), tuple(row['tokens']), to_bio(row['ner']), number)
+
+
+def encode(
+  items: Sequence[Example], tokenizer, length: int, *, labels: Sequence[str], context: bool
+) -> Encoded:
+  """Rows of sentences; with `context` the row is filled from both sides out of the document.
+
+  A sentence that does not fit gets several rows, each with words of its own, so that every word is
+  tagged once. `alignment` [N, L] is the number of the word that starts at a position, -1 elsewhere.
+  """
+  room = length - 2
+  pieces, cut = _pieces(items, tokenizer, room)
+  streams, begins = {}, []
+  for number, (item, words) in enumerate(zip(items, pieces, strict=True)):
+    stream = streams.setdefault(item.document if context else number, [])
+    begins.append((stream, len(stream)))
+    stream.extend(itertools.chain.from_iterable(words))
+  rows, places, owners = [], [], []
+  for number, ((stream, begin), words) in enumerate(zip(begins, pieces, strict=True)):
+    starts = begin + np.cumsum([0, *map(len, words)])
+    for first, last in _chunks(starts, room):
+      spare = room - (starts[last] - starts[first])
+      left = min(starts[first], max(spare // 2, spare - (len(stream) - starts[last])))
+      shown = starts[first] - left
+      place = np.full(length, -1, np.int32)
+      place[1 + starts[first:last] - shown] = np.arange(first, last)
+      rows.append((stream[shown : shown + room],))
+      places.append(place)
+      owners.append(number)
+  places = np.array(places, np.int32).reshape(-1, length)
+  columns = lay_out(rows, tokenizer, length)
+  columns |= {
+    'labels': _label_column(items, owners, places, labels),
+    'example_ids': np.array(owners, np.int32),
+  }
+  counts = {'rows': len(rows), 'split': len(rows) - len(items), 'cut_words': cut}
+  return Encoded(columns, counts, places)
+
+
+def _pieces(items, tokenizer, room: int) -> tuple[list[list[list[int]]], int]:
+  """The pieces of each word of each item, [UNK] if it has none; how many words had to be cut."""
+  ids = iter(tokenizer.encode([word for item in items for word in item.texts]))
+  pieces = [[next(ids) or [tokenizer.unk_id] for _ in item.texts] for item in items]
+  cut = sum(len(word) > room for words in pieces for word in words)
+  return [[word[:room] for word in words] for words in pieces], cut
+
+
+def _chunks(starts: np.ndarray, room: int) -> Iterator[tuple[int, int]]:
+  """Parts of a sentence, first and last + 1 word, that fit; where each word starts is given."""
+  first = 0
+  while first < len(starts) - 1:
+    last = int(np.searchsorted(starts, starts[first] + room, 'right')) - 1
+    yield first, last
+    first = last
+
+
+def _label_column(items, owners, places, labels) -> np.ndarray:
+  number_of = {label: number for number, label in enumerate(labels)}
+  column = np.full(places.shape, -1, np.int32)
+  for row, owner, place in zip(column, owners, places, strict=True):
+    if items[owner].label is not None:
+      tags = np.array([number_of[tag] for tag in items[owner].label], np.int32)
+      row[place >= 0] = tags[place[place >= 0]]
+  return column
+
+
+def decode(
+  items, encoded: Encoded, logits, threshold: float = 0.0, *, labels: Sequence[str]
+) -> list[list[str]]:
+  """A tag for each word."""
+  logits = np.asarray(logits)
+  chosen = logits if logits.ndim == 2 else logits.argmax(-1)
+  tags = [['O'] * len(item.texts) for item in items]
+  owners = encoded.columns['example_ids']
+  for row, place in zip(*np.nonzero(encoded.alignment >= 0), strict=True):
+    tags[owners[row]][encoded.alignment[row, place]] = labels[chosen[row, place]]
+  return tags
+
+
+def score(items: Sequence[Example], predictions) -> dict[str, float]:
+  return metrics.span_scores(predictions, golds(items))
+
+
+def write(folder, split: str, items: Sequence[Example], predictions) -> list[pathlib.Path]:
+  """Writes FOLDER/SPLIT.conll for conlleval: word, gold tag if there is one, predicted tag."""
+  blocks = []
+  for item, tags in zip(items, predictions, strict=True):
+    columns = (item.texts, *([] if item.label is None else [item.label]), tags)
+    blocks.append('\n'.join(' '.join(line) for line in zip(*columns, strict=True)))
+  path = pathlib.Path(folder) / f'{split}.conll'
+  path.parent.mkdir(parents=True, exist_ok=True)
+  store.write_text(path, '\n\n'.join(blocks) + '\n')
+  return [path]
