@@ -8,7 +8,7 @@ import csv
 import io
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from etils import epath
 
@@ -34,7 +34,9 @@ def read_text(path) -> str:
     raise ValueError(f'{path}:{line}: not UTF-8 text ({error.reason}).') from error
 
 
-def read_table(path, needed=(), *, header: bool = True, skip_broken: bool = False) -> Iterator[Row]:
+def read_table(
+  path, needed: Sequence = (), *, header: bool = True, skip_broken: bool = False
+) -> Iterator[Row]:
   """Yields the rows of a file that ends in .tsv, .csv or .jsonl.
 
   Args:
@@ -115,12 +117,13 @@ def read_json(path):
     raise ValueError(f'{path} holds no JSON: {error}.') from error
 
 
-def read_tfds(name: str, split: str, *, label: str = '') -> Iterator[Row]:
+def read_tfds(name: str, split: str, needed: Sequence = (), *, label: str = '') -> Iterator[Row]:
   """Yields the examples of a TensorFlow Datasets split, or of a folder that TFDS wrote.
 
   Args:
     name: 'glue/sst2', with ':VERSION' if need be, or a folder.
     split: one of the data set's.
+    needed: features that must be there.
     label: a feature whose classes are given by name, not by number; -1 becomes None.
   """
   import tensorflow as tf
@@ -138,6 +141,7 @@ def read_tfds(name: str, split: str, *, label: str = '') -> Iterator[Row]:
     data = builder.as_dataset(split=split, read_config=config)
   except Exception as error:  # TFDS has a family of its own for names, versions and splits
     raise ValueError(f'tfds:{name}: {str(error).strip().splitlines()[0]}') from error
+  _check([*builder.info.features], needed, f'tfds:{name}')
   feature = dict(builder.info.features).get(label)
   names = getattr(getattr(feature, 'feature', feature), 'names', None)
   for number, example in enumerate(tfds.as_numpy(data)):

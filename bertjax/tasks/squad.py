@@ -81,7 +81,7 @@ def squad(
       raw = _from_tfds(source.removeprefix('tfds:'), known[split])
     else:
       raw = _from_json(epath.Path(source) / known[split])
-    found = [_example(*entry, version_2) for entry in raw]
+    found = [_example(*entry, version_2, split == 'test') for entry in raw]
     if not found:
       raise ValueError(f'{known[split]} holds no questions.')
     return found
@@ -116,14 +116,16 @@ def _from_tfds(name: str, split: str) -> Iterator[tuple[str, dict]]:
     yield where, row | {'answers': [{'text': t, 'answer_start': start} for t, start in pairs]}
 
 
-def _example(where: str, entry: dict, version_2: bool) -> Example:
+def _example(where: str, entry: dict, version_2: bool, optional: bool) -> Example:
   question, context = entry.get('question'), entry['context']
   for name, text in (('question', question), ('context', context)):
     if not isinstance(text, str) or not text.strip():
       raise ValueError(f'{where}: the {name} is empty.')
-  if 'answers' not in entry:
+  if 'answers' not in entry and optional:
     return Example(str(entry['id']), (question, context))
-  answers = [] if entry.get('is_impossible') else entry['answers']
+  answers = [] if entry.get('is_impossible') else entry.get('answers')
+  if not isinstance(answers, list):
+    raise ValueError(f'{where} has no list of answers; only the split test may lack them.')
   if not answers and not version_2:
     raise ValueError(f'{where} has no answer; that is for squad2.')
   label = tuple((answer.get('text'), answer.get('answer_start')) for answer in answers)

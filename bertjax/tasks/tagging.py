@@ -16,6 +16,7 @@ from etils import epath
 from bertjax.data import store
 from bertjax.tasks import files as files_lib
 from bertjax.tasks import metrics
+from bertjax.tasks import task as task_lib
 from bertjax.tasks.task import Encoded, Example, Task, golds, lay_out
 
 _CONLL2003 = {'train': 'eng.train', 'dev': 'eng.testa', 'test': 'eng.testb'}
@@ -134,7 +135,7 @@ def read_conll(
 def _sentence(path, lines, document: int) -> tuple[str, Example]:
   numbers, words, tags = zip(*lines, strict=True)
   for number, word, tag in lines:
-    if not word.strip():
+    if not word:
       raise ValueError(f'{path}:{number}: the word is empty.')
     if tag is not None and not re.fullmatch('O|[BIES]-.+', tag):
       raise ValueError(f'{path}:{number}: {tag!r} is no tag; tags are O, B-X, I-X, E-X or S-X.')
@@ -159,7 +160,7 @@ def encode(
   A sentence that does not fit gets several rows, each with words of its own, so that every word is
   tagged once. `alignment` [N, L] is the number of the word that starts at a position, -1 elsewhere.
   """
-  room = length - 2
+  room = task_lib.room(length, 2)
   pieces, cut = _pieces(items, tokenizer, room)
   streams, begins = {}, []
   for number, (item, words) in enumerate(zip(items, pieces, strict=True)):

@@ -142,6 +142,13 @@ def lay_out(
   return {name: np.concatenate([empty[name], *(b[name] for b in laid)]) for name in spec}
 
 
+def room(length: int, special: int) -> int:
+  """Tokens of text in a row of `length`, beside its special tokens."""
+  if length < special + 2:
+    raise ValueError(f'rows must be longer, got length={length}; BERT uses 128.')
+  return length - special
+
+
 def truncate(row: Sequence[list[int]], limit: int) -> bool:
   """Drops last tokens of the longer part until all fit (run_classifier.py); True if it had to."""
   excess = sum(map(len, row)) - limit

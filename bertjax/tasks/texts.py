@@ -16,7 +16,8 @@ from bertjax.data import sources
 from bertjax.data.order import EXAMPLES, mix
 from bertjax.tasks import files as files_lib
 from bertjax.tasks import metrics
-from bertjax.tasks.task import Encoded, Example, Task, golds, lay_out, truncate, write_predictions
+from bertjax.tasks.task import Encoded, Example, Task, golds, lay_out, room, truncate
+from bertjax.tasks.task import write_predictions as write_lines
 
 _log = logging.getLogger(__name__)
 
@@ -78,6 +79,8 @@ def table(
     rows = read_rows(source, layouts['train'])
     found = {n for where, row in rows for n in _names(row[label], kind, separator, where)}
     labels = sorted(found)
+    if kind == 'class' and len(labels) < 2:
+      raise ValueError(f'{files["train"]}: classes must be two or more, found {labels}.')
   read = functools.partial(
     read_texts, source=source, layouts=layouts, kind=kind, labels=tuple(labels),
     separator=separator,
@@ -112,11 +115,11 @@ def text_task(
 
 def read_rows(source: str, layout: Layout, skip_broken: bool = False) -> Iterator[files_lib.Row]:
   """The rows of a split of a source: a folder, '' or 'tfds:NAME'."""
-  if source.startswith('tfds:'):
-    named = str(layout.label) if layout.named else ''
-    return files_lib.read_tfds(source.removeprefix('tfds:'), layout.file, label=named)
   unlabelled = layout.label == '' or layout.optional
   needed = [*layout.texts, *([] if unlabelled else [layout.label])]
+  if source.startswith('tfds:'):
+    named = str(layout.label) if layout.named else ''
+    return files_lib.read_tfds(source.removeprefix('tfds:'), layout.file, needed, label=named)
   return files_lib.read_table(
     epath.Path(source) / layout.file, needed, header=isinstance(needed[0], str),
     skip_broken=skip_broken,
@@ -131,7 +134,7 @@ def read_texts(
   layout, found = layouts[split], []
   for where, row in read_rows(source, layout, skip_broken):
     texts = tuple(row[column] for column in layout.texts)
-    empty = [c for c, t in zip(layout.texts, texts, strict=True) if not str(t or '').strip()]
+    empty = [c for c in layout.texts if not (isinstance(row[c], str) and row[c].strip())]
     if empty and not skip_broken:
       raise ValueError(f'{where}: column {empty[0]!r} holds no text.')
     if empty:
@@ -142,7 +145,7 @@ def read_texts(
       label = None
     else:
       label = _label(label, where, kind, labels, separator)
-    found.append(Example(str(len(found)), tuple(map(str, texts)), label))
+    found.append(Example(str(len(found)), texts, label))
   if not found:
     raise ValueError(f'{source} {layout.file} holds no examples.')
   return found
@@ -150,9 +153,9 @@ def read_texts(
 
 def _names(value, kind: str, separator: str, where: str) -> list[str]:
   """The names of labels in a field."""
-  if kind == 'multilabel' and not isinstance(value, list):
-    value = [part.strip() for part in (value or '').split(separator) if part.strip()]
-  names = value if kind == 'multilabel' else [value]
+  names = value if isinstance(value, list) and kind == 'multilabel' else [value]
+  if kind == 'multilabel' and isinstance(value, str):
+    names = [part.strip() for part in value.split(separator) if part.strip()]
   if any(name is None or name == '' for name in names):
     raise ValueError(f'{where}: the label is missing.')
   return [str(name) for name in names]
@@ -189,7 +192,7 @@ def encode(items: Sequence[Example], tokenizer, length: int, *, kind: str, class
   """Rows of texts or pairs, cut by Google's rule; `counts['cut']` tells how many."""
   parts = [tokenizer.encode(texts) for texts in zip(*(item.texts for item in items), strict=True)]
   rows = list(zip(*parts, strict=True))
-  cut = sum(truncate(row, length - 1 - len(row)) for row in rows)
+  cut = sum(truncate(row, room(length, 1 + len(row))) for row in rows)
   columns = lay_out(rows, tokenizer, length)
   columns['labels'] = _label_column([item.label for item in items], kind, classes)
   columns['example_ids'] = np.arange(len(items), dtype=np.int32)
@@ -235,7 +238,7 @@ def _write(folder, split, items, predictions, *, kind, labels, separator):
     texts = [f'{number:.6g}' for number in predictions]
   else:
     texts = [separator.join(labels[n] for n in np.flatnonzero(row)) for row in predictions]
-  return write_predictions(folder, split, items, texts)
+  return write_lines(folder, split, items, texts)
 
 
 def sentence_pairs(

@@ -1,0 +1,271 @@
+"""Texts and pairs from tables, documents and TFDS: reading, rows, the store, bad input."""
+
+import json
+
+import numpy as np
+import pytest
+
+from bertjax import TASKS, Tokenizer
+from bertjax.data import store
+from bertjax.data.tokenizer import SPECIAL_TOKENS
+from bertjax.model.heads import BATCH_KEYS
+from bertjax.tasks import files, task
+
+WORDS = ['a', 'b', 'c', 'd', 'e', 'f', '##x', 'good', 'bad', 'film', '.']
+
+
+@pytest.fixture
+def tokenizer():
+  return Tokenizer([*SPECIAL_TOKENS, *WORDS])
+
+
+def write(folder, name, text):
+  (folder / name).write_text(text, encoding='utf-8')
+  return str(folder)
+
+
+def make(folder, train, dev='', name='train.csv', **options):
+  """A task of one or two files."""
+  source = write(folder, name, train)
+  names = {'train': name} | ({'dev': f'dev-{name}'} if dev else {})
+  write(folder, f'dev-{name}', dev)
+  return TASKS['table'](source, files=names, **{'text': 'text'} | options)
+
+
+@pytest.mark.parametrize(
+  'name, text',
+  [
+    ('t.csv', 'label,text,other\r\npos,"good, ""film""",b\r\nneg,"bad\nfilm",c\r\n'),
+    ('t.tsv', '\ufefftext\tlabel\ngood, "film"\tpos\n\nbad film\tneg\n'),
+    (
+      't.jsonl',
+      '{"label": 1, "text": "good, \\"film\\""}\n{"label": 0, "text": "bad film"}',
+    ),
+  ],
+)
+def test_tables_are_read_and_their_labels_found(tmp_path, name, text):
+  table = make(tmp_path, text, name=name)
+  first, second = table.read('train')
+  assert table.labels in (('neg', 'pos'), ('0', '1')) and (first.label, second.label) == (1, 0)
+  assert first.texts == ('good, "film"',) and second.texts[0].split() == ['bad', 'film']
+  assert (table.head, table.kind, table.metric) == ('classification', 'class', 'accuracy')
+
+
+def test_pairs_are_cut_at_the_end_of_the_longer_and_counted(tokenizer):
+  encode = TASKS['rte']('.').encode
+  items = [task.Example('0', ('a b c d e', 'f f'), 1), task.Example('1', ('a b', 'c'), 0)]
+  encoded = encode(items, tokenizer, 8)
+  names = [tokenizer.decode(row) for row in encoded.columns['input_ids']]
+  assert names == ['[CLS] a b c [SEP] f f [SEP]', '[CLS] a b [SEP] c [SEP] [PAD] [PAD]']
+  assert encoded.columns['ends'].tolist() == [[[5, 8]], [[4, 6]]]
+  assert encoded.columns['labels'].tolist() == [1, 0] and encoded.counts == {'rows': 2, 'cut': 1}
+  batch = task.make_batch(encoded.columns)
+  assert batch['token_type_ids'].tolist() == [[0] * 5 + [1] * 3, [0] * 4 + [1] * 2 + [0] * 2]
+  assert set(batch) <= set(BATCH_KEYS)
+
+
+@pytest.mark.parametrize('kind', ['class', 'regression', 'multilabel'])
+def test_rows_go_through_the_store_unchanged(tmp_path, tokenizer, kind):
+  labels = {'class': ['a', 'b'], 'regression': [0.5, -1], 'multilabel': [['a', 'b'], []]}[kind]
+  lines = [json.dumps({'text': 'good film', 'label': label}) for label in labels]
+  table = make(tmp_path, '\n'.join(lines), name='t.jsonl', kind=kind)
+  encoded = table.encode(table.read('train'), tokenizer, 6)
+  writer = store.Writer(tmp_path / 'rows', {}, task.columns(table, 6, tokenizer.vocab_size))
+  writer.add_shard('train', 0, [encoded.columns])
+  assert writer.finish({'train': 1, 'heldout': 0}, tokenizer=tokenizer.fingerprint)
+  rows = store.Rows(tmp_path / 'rows', 'train')[np.arange(2)]
+  assert rows.keys() == encoded.columns.keys()
+  for name, column in encoded.columns.items():
+    np.testing.assert_array_equal(rows[name], column)
+    assert rows[name].dtype == column.dtype
+  expected = {'class': [0, 1], 'regression': [0.5, -1], 'multilabel': [[1, 1], [0, 0]]}[kind]
+  assert task.make_batch(rows)['labels'].tolist() == expected
+
+
+@pytest.mark.parametrize(
+  'kind, logits, written',
+  [
+    ('class', [[0, 2], [3, 1]], ['yes', 'no']),
+    ('multilabel', [[0.1, 2], [-3, -1]], ['no|yes', '']),
+  ],
+)
+def test_gold_logits_score_one_and_are_written_by_name(tmp_path, tokenizer, kind, logits, written):
+  labels = written if kind == 'multilabel' else ['yes', 'no']
+  table = make(tmp_path, '\n'.join(['text,label', *(f'a,{x}' for x in labels)]), kind=kind)
+  items = table.read('train')
+  predictions = table.decode(items, table.encode(items, tokenizer, 4), np.array(logits))
+  assert set(table.score(items, predictions).values()) == {1.0}
+  [path] = table.write(tmp_path / 'out', 'dev', items, predictions)
+  assert path.read_text().splitlines() == [
+    'index\tprediction',
+    f'0\t{written[0]}',
+    f'1\t{written[1]}',
+  ]
+  if kind == 'multilabel':
+    strict = table.decode(items, table.encode(items, tokenizer, 4), np.array(logits), 1.0)
+    assert strict.tolist() == [[False, True], [False, False]]
+
+
+def test_a_test_split_may_lack_labels_and_is_then_not_scored(tmp_path, tokenizer):
+  write(tmp_path, 'test.csv', 'text\na\nb\n')
+  for kind, missing in (('class', [-1, -1]), ('regression', [np.nan] * 2)):
+    table = TASKS['table'](
+      str(tmp_path), files={'test': 'test.csv'}, text='text', kind=kind, labels=('x', 'y')
+    )
+    items = table.read('test')
+    encoded = table.encode(items, tokenizer, 4)
+    np.testing.assert_array_equal(encoded.columns['labels'], missing)
+    with pytest.raises(ValueError, match='scoring needs labels, example 0 has none'):
+      table.score(items, [0, 0])
+
+
+@pytest.mark.parametrize(
+  'train, message, options',
+  [
+    ('text,lab\na,b\n', r"t.csv has no column 'label'; it has \['lab', 'text'\]", {}),
+    ('text,label\na\n', r't.csv:2: 1 fields, the first row has 2', {}),
+    ('text,label\na,x\n" ",y\n', r"t.csv:3: column 'text' holds no text", {}),
+    ('text,label\na,x\nb,\n', r't.csv:3: the label is missing', {}),
+    ('text,label\na,x\nb,z\n', r"t.csv:3: unknown label 'z'; .*\['x', 'y'\]", {'labels': 'xy'}),
+    ('text,label\na,x\nb,x\n', r"no example of the class 'y'", {'labels': 'xy'}),
+    ('text,label\na,x\nb,x\n', r"two or more, found \['x'\]", {}),
+    ('text,label\na,1\nb,nan\n', r"t.csv:3: .*finite number, got 'nan'", {'kind': 'regression'}),
+    ('text,label\na,1\nb,x\n', r"t.csv:3: .*finite number, got 'x'", {'kind': 'regression'}),
+    ('text,label\n"a,x\nb,y\n', r't.csv:2: no CSV', {}),
+    ('text,label\n', r't.csv holds no examples', {'kind': 'regression'}),
+    ('', r't.csv is empty', {}),
+    ('text,label\na,x\n', r"kind must be one of .* got 'rank'", {'kind': 'rank'}),
+  ],
+)
+def test_bad_tables_are_named_by_file_and_line(tmp_path, train, message, options):
+  with pytest.raises(ValueError, match=message):
+    make(tmp_path, train, name='t.csv', **options).read('train')
+
+
+def test_a_label_that_training_lacks_is_found_in_dev(tmp_path):
+  table = make(tmp_path, 'text,label\na,x\nb,y\n', 'text,label\na,x\nb,z\n', name='t.csv')
+  with pytest.raises(ValueError, match=r"dev-t.csv:3: unknown label 'z'"):
+    table.read('dev')
+  with pytest.raises(ValueError, match=r"table has no split 'test'; it has \('train', 'dev'\)"):
+    table.read('test')
+
+
+@pytest.mark.parametrize(
+  'name, data, message',
+  [
+    ('none.tsv', None, 'none.tsv cannot be read: No such file'),
+    ('t.txt', b'a', "t.txt: data files end in .tsv, .csv or .jsonl, got '.txt'"),
+    ('t.tsv', b'a\tb\n\xff\tc\n', 't.tsv:2: not UTF-8'),
+    ('t.jsonl', b'{"a": 1}\n{"a"', 't.jsonl:2: no JSON'),
+    ('t.jsonl', b'{"a": 1}\n[1]', r't.jsonl:2: a line must hold a JSON object'),
+    ('t.jsonl', b'{"a": 1}\n{"b": 1}', r"t.jsonl:2 has no column 'a'; it has \['b'\]"),
+  ],
+)
+def test_unreadable_files_are_named(tmp_path, name, data, message):
+  if data is not None:
+    (tmp_path / name).write_bytes(data)
+  with pytest.raises(ValueError, match=message):
+    list(files.read_table(tmp_path / name, ['a']))
+
+
+def test_a_row_too_short_for_its_special_tokens_is_refused(tokenizer):
+  for name in ('rte', 'conll2003', 'codah'):
+    with pytest.raises(ValueError, match='rows must be longer, got length=3'):
+      items = [task.Example('0', ('a', 'b'), None)]
+      TASKS[name]('.').encode(items, tokenizer, 3)
+
+
+@pytest.mark.parametrize('name, right', [('sentence_order', 'in_order'), ('next_sentence', 'next')])
+def test_neighbouring_sentences_become_a_task(tmp_path, name, right):
+  documents = [' '.join(f'Sentence {d} {i}.' for i in range(8)) for d in range(20)]
+  for d, text in enumerate(documents):
+    write(tmp_path, f'{d:02d}.txt', text)
+  pairs = TASKS[name](files={'train': str(tmp_path)})
+  items = pairs.read('train')
+  assert items == pairs.read('train') and len(items) == 80
+  assert 25 < sum(item.label for item in items) < 55
+  joined = ' '.join(documents)
+  for item in items:
+    assert (' '.join(item.texts) in joined) == (pairs.labels[item.label] == right)
+  others = TASKS[name](files={'train': str(tmp_path)}, seed=1).read('train')
+  assert [item.label for item in others] != [item.label for item in items]
+  write(tmp_path, '../short.txt', 'Only one. Pair.')
+  with pytest.raises(ValueError, match=r'has 1 pairs of sentences; two are needed'):
+    TASKS[name](files={'train': str(tmp_path.parent / 'short.txt')}).read('train')
+
+
+@pytest.fixture(scope='module')
+def tfds_set(tmp_path_factory):
+  """Returns a function that writes examples as a TensorFlow data set and gives its source."""
+  import tensorflow as tf
+  import tensorflow_datasets as tfds
+
+  def write_set(name, features, splits):
+    features = tfds.features.FeaturesDict(features)
+    signature = tf.nest.map_structure(
+      lambda spec: tf.TensorSpec(spec.shape, spec.dtype), features.get_tensor_spec()
+    )
+    data = {
+      split: tf.data.Dataset.from_generator(lambda rows=rows: rows, output_signature=signature)
+      for split, rows in splits.items()
+    }
+    builder = tfds.dataset_builders.store_as_tfds_dataset(
+      name=name, version='1.0.0', data_dir=tmp_path_factory.mktemp('tfds'), features=features,
+      split_datasets=data,
+    )  # fmt: skip
+    return f'tfds:{builder.data_path}'
+
+  return tfds_set_features(tfds), write_set
+
+
+def tfds_set_features(tfds):
+  text = tfds.features.Text()
+  classes = tfds.features.ClassLabel(names=['entailment', 'not_entailment'])
+  tags = tfds.features.ClassLabel(names=['O', 'B-PER', 'I-PER'])
+  answers = tfds.features.Sequence({'text': text, 'answer_start': np.int32})
+  return {
+    'rte': {'sentence1': text, 'sentence2': text, 'label': classes},
+    'conll2003': {'tokens': tfds.features.Sequence(text), 'ner': tfds.features.Sequence(tags)},
+    'squad': {'id': text, 'question': text, 'context': text, 'answers': answers,
+              'is_impossible': np.bool_},
+  }  # fmt: skip
+
+
+def test_tfds_gives_the_pairs_and_labels_of_glue(tfds_set):
+  features, write_set = tfds_set
+  rows = [{'sentence1': f'a é {i}', 'sentence2': 'b', 'label': i % 2} for i in range(4)]
+  unlabelled = [row | {'label': -1} for row in rows]
+  source = write_set('rte', features['rte'], {'train': rows, 'test': unlabelled})
+  rte = TASKS['rte'](source)
+  found = sorted((item.texts, item.label) for item in rte.read('train'))
+  assert found == [((f'a é {i}', 'b'), i % 2) for i in range(4)]
+  assert [item.label for item in rte.read('test')] == [None] * 4
+  own = TASKS['table'](source, files={'train': 'train'}, text='sentence1', label='label')
+  assert own.labels == rte.labels
+  with pytest.raises(ValueError, match=r"tfds:.*rte.* has no column 'question1'"):
+    TASKS['qqp'](source).read('train')
+  with pytest.raises(ValueError, match=r'tfds:.*rte'):
+    rte.read('dev')
+
+
+def test_tfds_gives_the_words_and_tags_of_conll(tfds_set):
+  features, write_set = tfds_set
+  rows = [{'tokens': ['Bo', 'é', 'Al'], 'ner': [1, 2, 1]}, {'tokens': ['x'], 'ner': [0]}]
+  source = write_set('conll2003', features['conll2003'], {'dev': rows})
+  items = sorted(TASKS['conll2003'](source).read('dev'), key=lambda item: item.texts)
+  assert [item.texts for item in items] == [('Bo', 'é', 'Al'), ('x',)]
+  assert [item.label for item in items] == [('B-PER', 'I-PER', 'B-PER'), ('O',)]
+  assert items[0].document != items[1].document
+
+
+def test_tfds_gives_the_questions_and_answers_of_squad(tfds_set):
+  features, write_set = tfds_set
+  row = {'id': '7', 'question': 'where', 'context': 'in Zürich now', 'is_impossible': False,
+         'answers': {'text': ['Zürich'], 'answer_start': [3]}}  # fmt: skip
+  none = row | {'id': '8', 'is_impossible': True, 'answers': {'text': [], 'answer_start': []}}
+  source = write_set('squad', features['squad'], {'validation': [row, none]})
+  items = sorted(TASKS['squad2'](source).read('dev'))
+  assert items == [
+    task.Example('7', ('where', 'in Zürich now'), (('Zürich', 3),)),
+    task.Example('8', ('where', 'in Zürich now'), ()),
+  ]
