@@ -1,0 +1,253 @@
+"""SQuAD: windows, labels, answers to the letter, n-best lists, null odds, the official files."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bertjax import TASKS, Tokenizer
+from bertjax.data.tokenizer import SPECIAL_TOKENS
+from bertjax.tasks import squad
+from bertjax.tasks.task import Example
+
+WORDS = [f'w{i}' for i in range(40)]
+TOKENIZER = Tokenizer([*SPECIAL_TOKENS, 'q', *WORDS, '##1', '-', ',', '1895', '1943', '(', ')'])
+
+
+def words(*numbers):
+  return ' '.join(f'w{i}' for i in numbers)
+
+
+def ask(context, answer=None, question='q'):
+  label = None if answer is None else ((answer, context.index(answer)),) if answer else ()
+  return Example('1', (question, context), label)
+
+
+def encode(items, length=10, stride=3):
+  return squad.encode(items, TOKENIZER, length, stride=stride, max_query=2)
+
+
+def gold_logits(encoded):
+  """Logits that put all weight on the labels."""
+  labels = encoded.columns['labels']
+  logits = np.zeros((len(labels), encoded.columns['input_ids'].shape[1], 2))
+  for row, (start, end) in zip(logits, labels, strict=True):
+    row[start, 0] = row[end, 1] = 9 if start else 1
+  return logits
+
+
+def test_a_long_context_is_read_in_windows_as_in_googles_code():
+  encoded = encode([ask(words(*range(9)), 'w7')])
+  rows = [TOKENIZER.decode(row) for row in encoded.columns['input_ids']]
+  assert rows == [f'[CLS] q [SEP] {words(*range(first, first + 6))} [SEP]' for first in (0, 3)]
+  assert encoded.columns['ends'].tolist() == [[[3, 10]]] * 2
+  assert encoded.columns['labels'].tolist() == [[0, 0], [7, 7]]  # outside: [CLS]
+  assert encoded.counts == {'rows': 2, 'cut_questions': 0, 'answers_outside': 0}
+
+
+@pytest.mark.parametrize(
+  'tokens, stride, firsts',
+  [(6, 3, [0]), (7, 3, [0, 3]), (14, 3, [0, 3, 6, 9]), (14, 9, [0, 6, 12])],
+)
+def test_windows_start_a_stride_apart_and_never_skip_a_token(tokens, stride, firsts):
+  windows = list(squad._windows(tokens, 6, stride))
+  assert [first for first, _ in windows] == firsts
+  assert windows[-1][0] + windows[-1][1] == tokens
+
+
+def test_a_token_counts_where_it_has_most_context():
+  encoded = encode([ask(words(*range(9)))])
+  seen = squad._max_context(encoded.alignment)
+  # Tokens 3, 4 and 5 are in both windows; 4 has one neighbour more in the first than 5, and so on.
+  assert seen[0].tolist() == [True] * 5 + [False] * 4
+  assert seen[1].tolist() == [False] * 5 + [True] * 4
+
+
+def test_answers_are_the_tightest_tokens_around_the_characters():
+  items = [ask('w1 (1895-1943) w2', '1895'), ask('w1 w2', ' w2'), ask('w1 w21 w3', '1')]
+  items[2] = items[2]._replace(label=(('21', 4),))
+  encoded = encode(items, 12)
+  ids, labels = encoded.columns['input_ids'], encoded.columns['labels']
+  assert [TOKENIZER.decode(row[a : b + 1]) for row, (a, b) in zip(ids, labels, strict=True)] == [
+    '1895', 'w2', 'w21'
+  ]  # fmt: skip
+
+
+def test_an_answer_longer_than_all_windows_is_counted():
+  encoded = encode([ask(words(*range(12)), words(*range(1, 9)))])
+  assert not encoded.columns['labels'].any() and encoded.counts['answers_outside'] == 1
+
+
+def test_long_questions_are_cut_and_counted():
+  encoded = encode([ask('w1', question='q q q')])
+  assert encoded.counts['cut_questions'] == 1
+  assert TOKENIZER.decode(encoded.columns['input_ids'][0][:6]) == '[CLS] q q [SEP] w1 [SEP]'
+  for length, stride in ((5, 3), (10, 0)):
+    with pytest.raises(ValueError, match='windows need length > max_query'):
+      encode([ask('w1')], length, stride)
+
+
+def test_the_text_is_cut_out_of_the_original_context():
+  item = ask('  W1,\u00a0 w2\u00ad (w3)  w4', 'w2\u00ad (w3)')
+  encoded = encode([item], 16)
+  [answer] = squad.decode([item], encoded, gold_logits(encoded), version_2=False)
+  assert answer.text in ('w2\u00ad (w3', 'w2\u00ad (w3)') and answer.text == 'w2\u00ad (w3)'
+  assert squad.score([item], [answer], version_2=False) == {'exact': 1.0, 'f1': 1.0}
+
+
+def naive(item, encoded, logits, size, max_answer):
+  """Google's get_predictions as plain loops; returns the texts by score."""
+  found = []
+  windows = encoded.alignment
+  for window, row in zip(windows, logits, strict=True):
+    tops = [sorted(range(len(row)), key=lambda i, s=s: -row[i, s])[:size] for s in (0, 1)]
+    for start in tops[0]:
+      for end in tops[1]:
+        inside = window.place <= start <= end < window.place + window.count
+        if not inside or end - start + 1 > max_answer:
+          continue
+        token = start - window.place + window.first
+        scores = [
+          min(token - w.first, w.first + w.count - 1 - token) + 0.01 * w.count
+          if w.first <= token < w.first + w.count else -1
+          for w in windows
+        ]  # fmt: skip
+        if windows[scores.index(max(scores))] is window:
+          last = end - window.place + window.first
+          text = item.texts[1][window.offsets[token, 0] : window.offsets[last, 1]]
+          found.append((row[start, 0] + row[end, 1], text))
+  found.sort(key=lambda entry: -entry[0])
+  return list(dict.fromkeys(text for _, text in found))[:size]
+
+
+@given(st.integers(1, 20), st.integers(0, 10**6), st.integers(1, 6), st.integers(1, 5))
+@settings(deadline=None, max_examples=60)
+def test_the_n_best_list_is_googles(tokens, seed, size, max_answer):
+  item = ask(words(*range(tokens)))
+  encoded = encode([item])
+  logits = np.random.default_rng(seed).normal(size=(len(encoded.alignment), 10, 2))
+  [answer] = squad.decode(
+    [item], encoded, logits, version_2=False, size=size, max_answer=max_answer
+  )
+  expected = naive(item, encoded, logits, size, max_answer)
+  assert [entry['text'] for entry in answer.nbest] == (expected or [''])
+  assert answer.text == answer.best == (expected or [''])[0]
+  assert sum(entry['probability'] for entry in answer.nbest) == pytest.approx(1)
+
+
+def test_no_answer_is_given_above_the_threshold_of_the_null_odds():
+  item = ask('w1 w2', 'w1')
+  encoded = encode([item], 8)
+  logits = np.zeros((1, 8, 2))
+  logits[0, 0] = 2, 1.5  # null: 3.5
+  logits[0, 3] = 2, 1  # w1: 3
+  for threshold, text in ((0.0, ''), (0.4, ''), (0.5, 'w1'), (1.0, 'w1')):
+    [answer] = squad.decode([item], encoded, logits, threshold, version_2=True)
+    assert (answer.text, answer.best, answer.null_odds) == (text, 'w1', 0.5)
+  total = sum(np.exp([0, 3 - 3.5, 2 - 3.5, 0 - 3.5]))  # null, w1, w1 w2, w2
+  assert answer.nbest[0] == {
+    'text': '', 'probability': pytest.approx(1 / total), 'start_logit': 2.0, 'end_logit': 1.5
+  }  # fmt: skip
+  [plain] = squad.decode([item], encoded, logits, version_2=False)
+  assert plain.text == 'w1' and '' not in [entry['text'] for entry in plain.nbest]
+
+
+def test_the_null_score_is_the_least_of_all_windows():
+  item = ask(words(*range(9)))
+  encoded = encode([item])
+  logits = np.zeros((2, 10, 2))
+  logits[:, 0] = [[5, 5], [1, 2]]
+  [answer] = squad.decode([item], encoded, logits, version_2=True)
+  assert answer.null_odds == 3
+
+
+def answer(text, odds, best=None):
+  return squad.Answer(text, best or text, odds, [])
+
+
+def test_scores_of_version_2_and_its_best_threshold():
+  items = [ask('w1 w2', 'w1'), ask('w1 w2', 'w2'), ask('w1 w2', ''), ask('w1 w2', '')]
+  found = [answer('w1', -3), answer('', 1, 'w1 w2'), answer('w1', -1), answer('', 2, 'w2')]
+  scores = squad.score(items, found, version_2=True)
+  assert scores['exact'] == 0.5 and scores['f1'] == 0.5
+  assert scores['has_answer_exact'] == scores['no_answer_f1'] == 0.5
+  # Refusing all but the first: right are 1, 3 and 4.
+  assert (scores['best_f1'], scores['best_f1_threshold']) == (0.75, -3)
+  assert (scores['best_exact'], scores['best_exact_threshold']) == (0.75, -3)
+
+
+def file_of(*questions, context='w1 w2'):
+  paragraphs = [{'context': context, 'qas': list(questions)}]
+  return {'version': '2', 'data': [{'title': 't', 'paragraphs': paragraphs}]}
+
+
+def question(answer='w2', start=3, **changes):
+  answers = [{'text': answer, 'answer_start': start}]
+  return {'id': 'x7', 'question': 'q', 'answers': answers} | changes
+
+
+@pytest.mark.parametrize(
+  'content, message',
+  [
+    (
+      file_of(question('w3')),
+      r"f.json, question x7: the context has no answer 'w3' at character 3",
+    ),
+    (file_of(question(start=-2)), r"question x7: the context has no answer 'w2' at character -2"),
+    (file_of(question(answers=[])), r'question x7 has no answer; that is for squad2'),
+    (file_of(question(question=' ')), r'question x7: the question is empty'),
+    (file_of(question(), context=''), r'question x7: the context is empty'),
+    (
+      file_of(question(answers=[{'text': 'w2'}])),
+      r'x7: an answer must have a text and an answer_s',
+    ),
+    (file_of({'id': 'x7', 'question': 'q'}), r'x7 has no list of answers; only the split test may'),
+    ({'data': [{'paragraphs': [{'qas': [question()]}]}]}, r"f.json is not in SQuAD's .*'context'"),
+    ([1], r"f.json is not in SQuAD's format"),
+    ({'data': []}, r'f.json holds no questions'),
+  ],
+)
+def test_bad_files_are_named_with_the_question(tmp_path, content, message):
+  (tmp_path / 'f.json').write_text(json.dumps(content))
+  with pytest.raises(ValueError, match=message):
+    TASKS['squad1'](str(tmp_path), files={'train': 'f.json'}).read('train')
+
+
+def test_a_file_that_is_no_json_is_named(tmp_path):
+  (tmp_path / 'dev-v1.1.json').write_text('{')
+  with pytest.raises(ValueError, match=r'dev-v1.1.json holds no JSON'):
+    TASKS['squad1'](str(tmp_path)).read('dev')
+  with pytest.raises(ValueError, match=r"squad has no split 'test'; it has \('train', 'dev'\)"):
+    TASKS['squad1'](str(tmp_path)).read('test')
+
+
+REAL = {  # file: (version 2, questions, with answer, answers recovered to the letter)
+  'train-v1.1-first12articles.json': (False, 4370, 4370, 4343),
+  'dev-v1.1-first24articles.json': (False, 5696, 5696, 5669),
+  'dev-v2.0-excerpt-3articles.json': (True, 950, 473, 473),
+}
+
+
+@pytest.mark.data
+@pytest.mark.parametrize('name', REAL)
+def test_gold_spans_of_real_files_give_the_gold_answers_back(data_dir, tmp_path, name):
+  version_2, questions, answerable, verbatim = REAL[name]
+  task = TASKS[f'squad{1 + version_2}'](str(data_dir / 'squad'), files={'dev': name})
+  items = task.read('dev')
+  tokenizer = Tokenizer.from_file(data_dir / 'vocab' / 'bert-base-uncased-vocab.txt')
+  encoded = task.encode(items, tokenizer, 384)
+  answers = squad.decode(items, encoded, gold_logits(encoded), version_2=version_2, max_answer=384)
+  labels = [item.label[0][0].strip() if item.label else '' for item in items]
+  right = [a.text == label for a, label in zip(answers, labels, strict=True)]
+  assert len(items) == questions and sum(map(bool, labels)) == answerable
+  assert sum(right) == verbatim + questions - answerable
+  for a, label in zip(answers, labels, strict=True):  # the rest begins or ends within a piece
+    assert label in a.text and len(a.text) - len(label) <= 12
+  paths = task.write(tmp_path, 'dev', items, answers)
+  names = ['predictions', 'nbest_predictions'] + ['null_odds'] * version_2
+  assert [path.name for path in paths] == [f'{name}.json' for name in names]
+  official = json.loads(paths[0].read_text())
+  assert official == {item.id: a.text for item, a in zip(items, answers, strict=True)}
+  assert task.score(items, answers)[task.metric] > 0.99
