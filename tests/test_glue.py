@@ -122,7 +122,7 @@ def test_bad_rows_are_named_by_file_and_line(tmp_path, name, lines, message):
 def test_other_file_names_can_be_given_for_known_splits(tmp_path):
   write(tmp_path, 'mine.tsv', f'{PAIR}\tlabel', 'a\tb\t1')
   assert len(TASKS['wnli'](str(tmp_path), files={'dev': 'mine.tsv'}).read('dev')) == 1
-  with pytest.raises(ValueError, match=r"wnli has no split 'devel'; it has \('train', 'dev'"):
+  with pytest.raises(ValueError, match=r"there is no split 'devel'; there are \('train', 'dev'"):
     TASKS['wnli'](str(tmp_path), files={'devel': 'mine.tsv'})
 
 

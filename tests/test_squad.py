@@ -219,7 +219,7 @@ def test_a_file_that_is_no_json_is_named(tmp_path):
   (tmp_path / 'dev-v1.1.json').write_text('{')
   with pytest.raises(ValueError, match=r'dev-v1.1.json holds no JSON'):
     TASKS['squad1'](str(tmp_path)).read('dev')
-  with pytest.raises(ValueError, match=r"squad has no split 'test'; it has \('train', 'dev'\)"):
+  with pytest.raises(ValueError, match=r"there is no split 'test'; there are \('train', 'dev'\)"):
     TASKS['squad1'](str(tmp_path)).read('test')
 
 

@@ -127,7 +127,7 @@ def test_a_test_split_may_lack_labels_and_is_then_not_scored(tmp_path, tokenizer
     ('text,label\na,x\n" ",y\n', r"t.csv:3: column 'text' holds no text", {}),
     ('text,label\na,x\nb,\n', r't.csv:3: the label is missing', {}),
     ('text,label\na,x\nb,z\n', r"t.csv:3: unknown label 'z'; .*\['x', 'y'\]", {'labels': 'xy'}),
-    ('text,label\na,x\nb,x\n', r"no example of the class 'y'", {'labels': 'xy'}),
+    ('text,label\na,x\nb,x\n', r"t.csv has no training example of the class 'y'", {'labels': 'xy'}),
     ('text,label\na,x\nb,x\n', r"two or more, found \['x'\]", {}),
     ('text,label\na,1\nb,nan\n', r"t.csv:3: .*finite number, got 'nan'", {'kind': 'regression'}),
     ('text,label\na,1\nb,x\n', r"t.csv:3: .*finite number, got 'x'", {'kind': 'regression'}),
@@ -146,7 +146,7 @@ def test_a_label_that_training_lacks_is_found_in_dev(tmp_path):
   table = make(tmp_path, 'text,label\na,x\nb,y\n', 'text,label\na,x\nb,z\n', name='t.csv')
   with pytest.raises(ValueError, match=r"dev-t.csv:3: unknown label 'z'"):
     table.read('dev')
-  with pytest.raises(ValueError, match=r"table has no split 'test'; it has \('train', 'dev'\)"):
+  with pytest.raises(ValueError, match=r"there is no split 'test'; there are \('train', 'dev'\)"):
     table.read('test')
 
 

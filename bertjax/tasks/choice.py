@@ -36,9 +36,9 @@ def choice(
   numbers = tuple(str(i) for i in range(len(endings)))
 
   def read(split):
-    if split not in layouts:
-      raise ValueError(f'{name} has no split {split!r}; it has {tuple(layouts)}.')
-    found = texts.read_texts(split, source=source, layouts=layouts, kind='class', labels=numbers)
+    found = texts.read_texts(
+      split, source=source, layouts=layouts, kind='class', labels=numbers, every_class=False
+    )
     return [_pairs(item, len(endings)) for item in found]
 
   return Task(

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bertjax.tasks import texts
-from bertjax.tasks.task import Task, write_predictions
+from bertjax.tasks.task import Task, known_split, write_predictions
 from bertjax.tasks.texts import Layout
 
 _MNLI = ('entailment', 'neutral', 'contradiction')
@@ -60,10 +60,8 @@ def glue(name: str, source: str = '', *, files: Mapping[str, str] | None = None)
   """
   spec = SPECS[name]
   layouts = _tfds_layouts(name, spec) if source.startswith('tfds:') else _layouts(name, spec)
-  unknown = sorted((files or {}).keys() - layouts.keys())
-  if unknown:
-    raise ValueError(f'{name} has no split {unknown[0]!r}; it has {tuple(layouts)}.')
-  layouts |= {split: layouts[split]._replace(file=file) for split, file in (files or {}).items()}
+  for split, file in (files or {}).items():
+    layouts[split] = known_split(split, layouts)._replace(file=file)
   kind = 'class' if spec.labels else 'regression'
   read = functools.partial(
     texts.read_texts, source=source, layouts=layouts, kind=kind, labels=spec.labels,

@@ -16,7 +16,7 @@ from etils import epath
 from bertjax.data import store
 from bertjax.tasks import files as files_lib
 from bertjax.tasks import metrics
-from bertjax.tasks.task import Encoded, Example, Task, golds, lay_out
+from bertjax.tasks.task import Encoded, Example, Task, golds, known_split, lay_out
 
 _FILES = {
   False: {'train': 'train-v1.1.json', 'dev': 'dev-v1.1.json'},
@@ -75,15 +75,14 @@ def squad(
   known = (_TFDS if source.startswith('tfds:') else _FILES[version_2]) | dict(files or {})
 
   def read(split):
-    if split not in known:
-      raise ValueError(f'squad has no split {split!r}; it has {tuple(known)}.')
+    file = known_split(split, known)
     if source.startswith('tfds:'):
-      raw = _from_tfds(source.removeprefix('tfds:'), known[split])
+      raw = _from_tfds(source.removeprefix('tfds:'), file)
     else:
-      raw = _from_json(epath.Path(source) / known[split])
+      raw = _from_json(epath.Path(source) / file)
     found = [_example(*entry, version_2, split == 'test') for entry in raw]
     if not found:
-      raise ValueError(f'{known[split]} holds no questions.')
+      raise ValueError(f'{file} holds no questions.')
     return found
 
   return Task(

@@ -16,8 +16,7 @@ from etils import epath
 from bertjax.data import store
 from bertjax.tasks import files as files_lib
 from bertjax.tasks import metrics
-from bertjax.tasks import task as task_lib
-from bertjax.tasks.task import Encoded, Example, Task, golds, lay_out
+from bertjax.tasks.task import Encoded, Example, Task, golds, known_split, lay_out, text_room
 
 _CONLL2003 = {'train': 'eng.train', 'dev': 'eng.testa', 'test': 'eng.testb'}
 
@@ -42,11 +41,10 @@ def conll(
   """
 
   def sentences(split):
-    if split not in files:
-      raise ValueError(f'{name} has no split {split!r}; it has {tuple(files)}.')
+    file = known_split(split, files)
     if source.startswith('tfds:'):
-      return _from_tfds(source.removeprefix('tfds:'), files[split])
-    return read_conll(epath.Path(source) / files[split], word, tag, labelled=split != 'test')
+      return _from_tfds(source.removeprefix('tfds:'), file)
+    return read_conll(epath.Path(source) / file, word, tag, labelled=split != 'test')
 
   if not types:
     if 'train' not in files:
@@ -160,7 +158,7 @@ def encode(
   A sentence that does not fit gets several rows, each with words of its own, so that every word is
   tagged once. `alignment` [N, L] is the number of the word that starts at a position, -1 elsewhere.
   """
-  room = task_lib.room(length, 2)
+  room = text_room(length, 2)
   pieces, cut = _pieces(items, tokenizer, room)
   streams, begins = {}, []
   for number, (item, words) in enumerate(zip(items, pieces, strict=True)):

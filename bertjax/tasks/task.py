@@ -13,7 +13,7 @@ A task reads examples, encodes them to rows, decodes the model's logits and scor
 import dataclasses
 import itertools
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -142,20 +142,27 @@ def lay_out(
   return {name: np.concatenate([empty[name], *(b[name] for b in laid)]) for name in spec}
 
 
-def room(length: int, special: int) -> int:
+def text_room(length: int, special: int) -> int:
   """Tokens of text in a row of `length`, beside its special tokens."""
   if length < special + 2:
     raise ValueError(f'rows must be longer, got length={length}; BERT uses 128.')
   return length - special
 
 
-def truncate(row: Sequence[list[int]], limit: int) -> bool:
-  """Drops last tokens of the longer part until all fit (run_classifier.py); True if it had to."""
-  excess = sum(map(len, row)) - limit
+def truncate(row: Sequence[list[int]], length: int) -> bool:
+  """Drops last tokens of the longer part until a row fits (run_classifier.py); True if any."""
+  excess = sum(map(len, row)) - text_room(length, 1 + len(row))
   for _ in range(excess):
     longest = row[0] if len(row[0]) > len(row[-1]) else row[-1]
     longest.pop()
   return excess > 0
+
+
+def known_split(split: str, splits: Mapping):
+  """What a split's name stands for."""
+  if split not in splits:
+    raise ValueError(f'there is no split {split!r}; there are {tuple(splits)}.')
+  return splits[split]
 
 
 def golds(items: Sequence[Example]) -> list:

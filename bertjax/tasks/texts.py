@@ -16,7 +16,7 @@ from bertjax.data import sources
 from bertjax.data.order import EXAMPLES, mix
 from bertjax.tasks import files as files_lib
 from bertjax.tasks import metrics
-from bertjax.tasks.task import Encoded, Example, Task, golds, lay_out, room, truncate
+from bertjax.tasks.task import Encoded, Example, Task, golds, known_split, lay_out, truncate
 from bertjax.tasks.task import write_predictions as write_lines
 
 _log = logging.getLogger(__name__)
@@ -94,17 +94,8 @@ def text_task(
 ) -> Task:  # fmt: skip
   """A task of texts or pairs; `names` are its metrics, the main one first."""
   labels, classes = tuple(labels), len(labels)
-
-  def read_checked(split):
-    if split not in splits:
-      raise ValueError(f'{name} has no split {split!r}; it has {tuple(splits)}.')
-    found = read(split)
-    if split == 'train':
-      _check_classes(found, kind, labels, name)
-    return found
-
   return Task(
-    name, kind, names[0], read_checked,
+    name, kind, names[0], read,
     encode=functools.partial(encode, kind=kind, classes=classes),
     decode=functools.partial(decode, kind=kind),
     score=functools.partial(score, kind=kind, names=tuple(names), classes=classes),
@@ -128,12 +119,22 @@ def read_rows(source: str, layout: Layout, skip_broken: bool = False) -> Iterato
 
 def read_texts(
   split: str, *, source: str, layouts: Mapping[str, Layout], kind: str, labels: Sequence[str],
-  separator: str = '|', skip_broken: bool = False,
+  separator: str = '|', skip_broken: bool = False, every_class: bool = True,
 ) -> list[Example]:  # fmt: skip
-  """The examples of a split, checked; `skip_broken` leaves broken rows out and tells each."""
-  layout, found = layouts[split], []
+  """The examples of a split.
+
+  Args:
+    split: its name.
+    source: see `read_rows`.
+    layouts: of the splits there are.
+    kind: of label.
+    labels: their names.
+    separator: between several labels.
+    skip_broken: leave broken rows out and tell each.
+    every_class: the training split must have examples of every class; others cannot be learnt.
+  """
+  layout, found = known_split(split, layouts), []
   for where, row in read_rows(source, layout, skip_broken):
-    texts = tuple(row[column] for column in layout.texts)
     empty = [c for c in layout.texts if not (isinstance(row[c], str) and row[c].strip())]
     if empty and not skip_broken:
       raise ValueError(f'{where}: column {empty[0]!r} holds no text.')
@@ -141,13 +142,16 @@ def read_texts(
       _log.warning('%s: no text, left out.', where)
       continue
     label = row.get(layout.label)
-    if layout.label == '' or (layout.optional and label is None):
-      label = None
-    else:
+    if layout.label != '' and not (layout.optional and label is None):
       label = _label(label, where, kind, labels, separator)
-    found.append(Example(str(len(found)), texts, label))
+    found.append(Example(str(len(found)), tuple(row[c] for c in layout.texts), label))
   if not found:
-    raise ValueError(f'{source} {layout.file} holds no examples.')
+    raise ValueError(f'{layout.file} holds no examples.')
+  if split == 'train' and every_class and kind != 'regression':
+    seen = {n for item in found for n in (item.label if kind == 'multilabel' else [item.label])}
+    absent = [name for number, name in enumerate(labels) if number not in seen]
+    if absent:
+      raise ValueError(f'{layout.file} has no training example of the class {absent[0]!r}.')
   return found
 
 
@@ -179,20 +183,11 @@ def _label(value, where: str, kind: str, labels: Sequence[str], separator: str):
   return numbers if kind == 'multilabel' else numbers[0]
 
 
-def _check_classes(items: Sequence[Example], kind: str, labels: Sequence[str], name: str) -> None:
-  """Refuses training examples that lack a class: it could never be learnt."""
-  if kind != 'regression':
-    seen = {n for item in items for n in (item.label if kind == 'multilabel' else [item.label])}
-    absent = [label for number, label in enumerate(labels) if number not in seen]
-    if absent:
-      raise ValueError(f'{name}: the training split has no example of the class {absent[0]!r}.')
-
-
 def encode(items: Sequence[Example], tokenizer, length: int, *, kind: str, classes: int) -> Encoded:
   """Rows of texts or pairs, cut by Google's rule; `counts['cut']` tells how many."""
   parts = [tokenizer.encode(texts) for texts in zip(*(item.texts for item in items), strict=True)]
   rows = list(zip(*parts, strict=True))
-  cut = sum(truncate(row, room(length, 1 + len(row))) for row in rows)
+  cut = sum(truncate(row, length) for row in rows)
   columns = lay_out(rows, tokenizer, length)
   columns['labels'] = _label_column([item.label for item in items], kind, classes)
   columns['example_ids'] = np.arange(len(items), dtype=np.int32)
@@ -259,14 +254,15 @@ def sentence_pairs(
   )
 
   def read(split):
+    path = epath.Path(source) / known_split(split, files)
     pairs = [
       pair
-      for text in sources.read_documents(str(epath.Path(source) / files[split]), format)
+      for text in sources.read_documents(str(path), format)
       for sentences in [sources.split_document(text, format)]
       for pair in zip(sentences[::2], sentences[1::2], strict=False)
     ]
     if len(pairs) < 2:
-      raise ValueError(f'{files[split]} has {len(pairs)} pairs of sentences; two are needed.')
+      raise ValueError(f'{path} has {len(pairs)} pairs of sentences; two are needed.')
     keys = mix(seed, EXAMPLES, np.arange(len(pairs))).tolist()
     return [_spoil(pairs, number, key, order) for number, key in enumerate(keys)]
 
