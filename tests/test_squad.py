@@ -1,6 +1,8 @@
 """SQuAD: windows, labels, answers to the letter, n-best lists, null odds, the official files."""
 
+import functools
 import json
+import re
 
 import numpy as np
 import pytest
@@ -251,3 +253,44 @@ def test_gold_spans_of_real_files_give_the_gold_answers_back(data_dir, tmp_path,
   official = json.loads(paths[0].read_text())
   assert official == {item.id: a.text for item, a in zip(items, answers, strict=True)}
   assert task.score(items, answers)[task.metric] > 0.99
+
+
+@pytest.mark.data
+def test_training_labels_are_those_of_run_squad_but_for_answers_within_a_piece(data_dir):
+  tokenizer = Tokenizer.from_file(data_dir / 'vocab' / 'bert-base-uncased-vocab.txt')
+  compared, differ = 0, []
+  for name, (version_2, *_) in REAL.items():
+    task = TASKS[f'squad{1 + version_2}'](str(data_dir / 'squad'), files={'dev': name})
+    items = [item for item in task.read('dev') if item.label]
+    encoded = task.encode(items, tokenizer, 1000, stride=900)  # a window holds any context
+    shift = [window.place for window in encoded.alignment]
+    spans = (encoded.columns['labels'] - np.array(shift)[:, None]).tolist()
+    for item, ours in zip(items, spans, strict=True):
+      theirs, found = run_squad_span(tokenizer, item.texts[1], *item.label[0])
+      compared += 1
+      if ours != theirs:
+        differ.append(found)
+        assert theirs[0] <= ours[0] <= ours[1] <= theirs[1] or found
+  assert (compared, len(differ), sum(differ)) == (10_539, 23, 2)
+
+
+def run_squad_span(tokenizer, context, answer, start):
+  """Whole words first, then `_improve_answer_span`; and whether that found the answer."""
+  word_of, tokens, ends = pieces_of_words(tokenizer, context)
+  first, last = ends[word_of[start]], ends[word_of[start + len(answer) - 1] + 1] - 1
+  wanted = tokenizer.encode([answer])[0]
+  for i in range(first, last + 1):
+    if tokens[i : i + len(wanted)] == wanted and i + len(wanted) - 1 <= last:
+      return [i, i + len(wanted) - 1], True
+  return [first, last], False
+
+
+@functools.cache
+def pieces_of_words(tokenizer, context):
+  """The word that each character stands in, all pieces, and where each word's pieces start."""
+  spaces = [c in ' \t\r\n\u202f' for c in context]
+  begins = [not s and (i == 0 or spaces[i - 1]) for i, s in enumerate(spaces)]
+  words = re.split('[ \t\r\n\u202f]+', context.strip(' \t\r\n\u202f'))
+  pieces = tokenizer.encode(words)
+  tokens = [token for word in pieces for token in word]
+  return (np.cumsum(begins) - 1).tolist(), tokens, np.cumsum([0, *map(len, pieces)]).tolist()

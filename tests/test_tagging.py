@@ -114,6 +114,8 @@ def test_logits_and_chosen_tags_decode_alike(tmp_path):
   assert tags == tagging.decode(items, encoded, logits.argmax(-1), labels=LABELS)
   [path] = tagging.write(tmp_path, 'dev', items * 2, [['B-T', 'O']] * 2)
   assert path.read_text() == 'a B-T B-T\nax I-T O\n\na B-T B-T\nax I-T O\n'
+  [path] = tagging.write(tmp_path, 'test', [Example('0', ('New York',))], [['B-T']])
+  assert path.read_text() == 'New York\tB-T\n'
 
 
 @pytest.mark.data
@@ -158,7 +160,10 @@ def test_other_files_find_their_types_and_columns(tmp_path):
     ('a\n', r'f.txt:1: a word without a tag'),
     ('a O\nb PER\n', r"f.txt:2: 'PER' is no tag; tags are O, B-X"),
     ('a\tO\n\tO\n', r'f.txt:2: the word is empty'),
-    ('a O\n\nb B-PER\nc B-X\n', r"f.txt:3: unknown type 'X'; the types are \['PER'\]"),
+    (
+      'a O\n\nb B-PER\nc B-X\n',
+      r"f.txt:3: the sentence has the unknown type 'X'; the types",
+    ),
     ('a O\n', r"f.txt has no training example of the class 'PER'"),
     ('\n', r'f.txt holds no sentences'),
   ],

@@ -59,7 +59,9 @@ def conll(
     for where, item in found:
       unknown = next((t for t in _types(item.label) if t not in types), None)
       if unknown is not None:
-        raise ValueError(f'{where}: unknown type {unknown!r}; the types are {list(types)}.')
+        raise ValueError(
+          f'{where}: the sentence has the unknown type {unknown!r}; the types are {list(types)}.'
+        )
     seen = {t for _, item in found for t in _types(item.label)}
     absent = [t for t in types if t not in seen]
     if split == 'train' and absent:
@@ -143,10 +145,8 @@ def _sentence(path, lines, document: int) -> tuple[str, Example]:
 
 def _from_tfds(name: str, split: str) -> Iterator[tuple[str, Example]]:
   """Sentences of a TFDS set, each its own document: TFDS does not keep the documents."""
-  for number, (where, row) in enumerate(files_lib.read_tfds(name, split, label='ner')):
-    missing = {'tokens', 'ner'} - row.keys()
-    if missing:
-      raise ValueError(f'{where} has no feature {min(missing)!r}; it has {sorted(row)}.')
+  rows = files_lib.read_tfds(name, split, ('tokens', 'ner'), label='ner')
+  for number, (where, row) in enumerate(rows):
     yield where, Example(str(number), tuple(row['tokens']), to_bio(row['ner']), number)
 
 
@@ -165,26 +165,28 @@ def encode(
     stream = streams.setdefault(item.document if context else number, [])
     begins.append((stream, len(stream)))
     stream.extend(itertools.chain.from_iterable(words))
-  rows, places, owners = [], [], []
-  for number, ((stream, begin), words) in enumerate(zip(begins, pieces, strict=True)):
-    starts = begin + np.cumsum([0, *map(len, words)])
+  number_of = {label: number for number, label in enumerate(labels)}
+  rows, places, tags, owners = [], [], [], []
+  for number, (item, (stream, begin)) in enumerate(zip(items, begins, strict=True)):
+    starts = begin + np.cumsum([0, *map(len, pieces[number])])
+    own = np.array([number_of.get(tag, -1) for tag in item.label or [''] * len(item.texts)])
     for first, last in _chunks(starts, room):
       spare = room - (starts[last] - starts[first])
       left = min(starts[first], max(spare // 2, spare - (len(stream) - starts[last])))
       shown = starts[first] - left
-      place = np.full(length, -1, np.int32)
-      place[1 + starts[first:last] - shown] = np.arange(first, last)
+      place, tag = np.full((2, length), -1, np.int32)
+      at = 1 + starts[first:last] - shown
+      place[at], tag[at] = np.arange(first, last), own[first:last]
       rows.append((stream[shown : shown + room],))
       places.append(place)
+      tags.append(tag)
       owners.append(number)
-  places = np.array(places, np.int32).reshape(-1, length)
-  columns = lay_out(rows, tokenizer, length)
-  columns |= {
-    'labels': _label_column(items, owners, places, labels),
+  columns = lay_out(rows, tokenizer, length) | {
+    'labels': np.array(tags, np.int32).reshape(-1, length),
     'example_ids': np.array(owners, np.int32),
   }
   counts = {'rows': len(rows), 'split': len(rows) - len(items), 'cut_words': cut}
-  return Encoded(columns, counts, places)
+  return Encoded(columns, counts, np.array(places, np.int32).reshape(-1, length))
 
 
 def _pieces(items, tokenizer, room: int) -> tuple[list[list[list[int]]], int]:
@@ -202,16 +204,6 @@ def _chunks(starts: np.ndarray, room: int) -> Iterator[tuple[int, int]]:
     last = int(np.searchsorted(starts, starts[first] + room, 'right')) - 1
     yield first, last
     first = last
-
-
-def _label_column(items, owners, places, labels) -> np.ndarray:
-  number_of = {label: number for number, label in enumerate(labels)}
-  column = np.full(places.shape, -1, np.int32)
-  for row, owner, place in zip(column, owners, places, strict=True):
-    if items[owner].label is not None:
-      tags = np.array([number_of[tag] for tag in items[owner].label], np.int32)
-      row[place >= 0] = tags[place[place >= 0]]
-  return column
 
 
 def decode(
@@ -233,10 +225,11 @@ def score(items: Sequence[Example], predictions) -> dict[str, float]:
 
 def write(folder, split: str, items: Sequence[Example], predictions) -> list[pathlib.Path]:
   """Writes FOLDER/SPLIT.conll for conlleval: word, gold tag if there is one, predicted tag."""
+  blank = '\t' if any(' ' in word for item in items for word in item.texts) else ' '
   blocks = []
   for item, tags in zip(items, predictions, strict=True):
     columns = (item.texts, *([] if item.label is None else [item.label]), tags)
-    blocks.append('\n'.join(' '.join(line) for line in zip(*columns, strict=True)))
+    blocks.append('\n'.join(blank.join(line) for line in zip(*columns, strict=True)))
   path = pathlib.Path(folder) / f'{split}.conll'
   path.parent.mkdir(parents=True, exist_ok=True)
   store.write_text(path, '\n\n'.join(blocks) + '\n')

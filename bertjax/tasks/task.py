@@ -66,7 +66,7 @@ class Encoded(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-  """A task, bound to its data. All metrics are shares in [-1, 1], the higher the better.
+  """A task, bound to its data. Its metrics are shares in [-1, 1], the higher the better.
 
   Attributes:
     name: as in `TASKS`.
