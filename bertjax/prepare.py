@@ -24,7 +24,7 @@ import platform
 import re
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from etils import epath
@@ -317,8 +317,11 @@ def _write_shards(writer, source, settings, tokenizer, shards, mine, workers, pa
     spill.close()
     read = functools.partial(read_corpus, folder, dtype=dtype)
     todo = [output for output in mine if writer.shard(*output) is None]
-    if part[1] == 1 and len(todo) == len(mine):
-      _check_documents({output: read(_name(output)) for output in mine}, source, settings)
+    if len(todo) == len(mine):
+      corpora = {output: read(_name(output)) for output in mine}
+      if part[1] == 1:
+        _check_documents(corpora, source, settings)
+      _check_pairs(corpora.values(), source, settings)
     build = functools.partial(_build_shard, writer, settings, tokenizer.special, read)
     for _ in in_order(build, todo):
       pass
@@ -513,7 +516,10 @@ def _check_documents(corpora: dict[tuple[str, int], examples.Corpus], source, se
         f'of {train + heldout} documents, {count} fell to the {split} side and {least} are needed; '
         f'change data.heldout (now {settings.heldout}) or add documents.'
       )
-  longest = max(int(np.diff(corpus.documents).max(initial=0)) for corpus in corpora.values())
+
+
+def _check_pairs(corpora: Iterable[examples.Corpus], source, settings) -> None:
+  longest = max(int(np.diff(corpus.documents).max(initial=0)) for corpus in corpora)
   if settings.kind in examples.PAIR_KINDS and longest < 2:
     raise ValueError(
       f'every document of data.input={source} is one sentence (data.format={settings.format}), so '

@@ -107,10 +107,15 @@ class Writer:
       for name in ('documents', 'tokens', 'rows'):
         counts[f'{split}_{name}'] = sum(entry.get(name, 0) for entry in split_entries)
     manifest = {'version': VERSION, 'columns': columns, 'shards': entries, 'counts': counts} | facts
-    write_text(self.folder / 'manifest.json', json.dumps(manifest, indent=1))
-    if self.directory.exists():
-      self.directory.rmdir()  # empty
-    self.folder.rename(self.directory)
+    try:
+      write_text(self.folder / 'manifest.json', json.dumps(manifest, indent=1))
+      if self.directory.exists():
+        self.directory.rmdir()  # empty
+      self.folder.rename(self.directory)
+    except OSError:
+      if not (self.directory / 'manifest.json').exists():
+        raise
+      return True  # the process of another part was faster by a moment
     leftover = [*self.directory.glob('lock-*'), *self.directory.glob('*/*.json')]
     for path in (self.directory / 'plan.json', *leftover):
       path.unlink(missing_ok=True)
