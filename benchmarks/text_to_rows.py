@@ -91,10 +91,12 @@ def hugging_face(path, vocab, folder, tokens):
 def google_s(checkout, path, vocab, tokens):
   import tensorflow.compat.v1 as tf
 
-  sys.modules['tensorflow'] = tf
+  ours = sys.modules['tensorflow']
+  sys.modules['tensorflow'] = tf  # what their `import tensorflow` is to find
   sys.path.insert(0, checkout)
   create = importlib.import_module('create_pretraining_data')
   tokenization = importlib.import_module('tokenization')
+  sys.modules['tensorflow'] = ours
   tf.flags.FLAGS(['benchmark', '--input_file=', '--output_file=', f'--vocab_file={vocab}'])
   tokenizer = tokenization.FullTokenizer(vocab, do_lower_case=True)
 

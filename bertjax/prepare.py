@@ -48,7 +48,7 @@ FLAGS = {
 }
 
 _SHARD_BYTES = 64 * 2**20  # of text: a shard's size where data.shards is 0
-_WORKER_BYTES = 64 * 2**20  # of text: less is done sooner than worker processes start
+_WORKER_BYTES = 192 * 2**20  # of text: less is done sooner than worker processes start
 _BATCH_CHARS = 2**18  # of text: what a worker gets at a time
 _COMMIT_SECONDS = 20
 _PIECE_CHARS = 100_000  # longer sentences are tokenised in parts, cut at white space
@@ -312,7 +312,10 @@ def _write_shards(writer, source, settings, tokenizer, shards, mine, workers, pa
   with worker_lib.processes(workers) as in_order:
     spill = Spill(folder, [_name(output) for output in mine], dtype)
     if spill.facts is None:
-      encode = functools.partial(_encode, (str(writer.folder), settings, shards, tuple(mine)))
+      encoder = (str(writer.folder), settings, shards, tuple(mine))
+      if not workers:
+        _encoder(*encoder)  # once, before threads ask for it
+      encode = functools.partial(_encode, encoder)
       _tokenise(source, settings, spill, encode, in_order)
     spill.close()
     read = functools.partial(read_corpus, folder, dtype=dtype)
