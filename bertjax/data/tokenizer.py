@@ -120,7 +120,7 @@ class Tokenizer:
       model = json.loads(path.read_text(encoding='utf-8'))['model']
       if model['type'] != 'WordPiece':
         raise ValueError(
-          f'{path} is a {model["type"]} tokenizer; it must be WordPiece, or have its spiece.model beside it.'
+          f'{path} is a {model["type"]} tokenizer; BERT needs WordPiece, ALBERT a spiece.model.'
         )
       pieces = sorted(model['vocab'], key=model['vocab'].get)
       return cls(pieces, **options, source=str(path))
