@@ -16,7 +16,7 @@ import benchmarks
 from bertjax.data import graph_tokenizer
 from bertjax.data.tokenizer import Tokenizer
 
-BATCH = 1024
+BATCH = 4096
 
 
 def run(
