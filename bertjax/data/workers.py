@@ -11,20 +11,22 @@ from collections.abc import Callable, Iterable, Iterator
 
 
 @contextlib.contextmanager
-def processes(count: int):
+def processes(count: int, threads: bool = True):
   """Gives `in_order(function, items)`: a lazy map over `count` spawned processes.
 
   Functions and items must be picklable. The processes live as long as the context, so what a
-  function caches in one is there at its next call. A count of 0 means two threads of this process:
-  Python runs in one of them while the other is in a library that lets it.
+  function caches in one is there at its next call. A count of 0 means two threads of this process,
+  for functions that spend their time in libraries, or with threads=False `map` itself.
   """
-  if not count:
+  if not count and not threads:
+    yield map
+  elif not count:
     with concurrent.futures.ThreadPoolExecutor(2) as executor:
       yield functools.partial(_in_order, executor, 2)
-    return
-  context = multiprocessing.get_context('spawn')
-  with _one_thread_each(), concurrent.futures.ProcessPoolExecutor(count, context) as executor:
-    yield functools.partial(_in_order, executor, count)
+  else:
+    context = multiprocessing.get_context('spawn')
+    with _one_thread_each(), concurrent.futures.ProcessPoolExecutor(count, context) as executor:
+      yield functools.partial(_in_order, executor, count)
 
 
 def _in_order(executor, count: int, function: Callable, items: Iterable) -> Iterator:
