@@ -77,9 +77,9 @@ def run(
   never = [tokenizer.pad_id, tokenizer.cls_id]
   if config.objective == 'mlm':
     never.append(tokenizer.sep_id)
-  stop = min(heldout.evaluation_steps, -(-rows // config.batch_size))
+  steps = range(heldout.steps_for(rows))
   scores['unigram_cross_entropy'] = unigram_cross_entropy(
-    store.Rows(folder, 'train'), (heldout.evaluation(step) for step in range(stop)),
+    store.Rows(folder, 'train'), map(heldout.evaluation, steps),
     tokenizer.vocab_size, exclude=never,
   )  # fmt: skip
   print(json.dumps(scores, indent=2))

@@ -13,6 +13,7 @@ changes a byte. The same command goes on after a kill. The folder carries its vo
 import collections
 import dataclasses
 import functools
+import gc
 import hashlib
 import importlib.util
 import itertools
@@ -24,7 +25,7 @@ import platform
 import re
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from etils import epath
@@ -48,7 +49,7 @@ FLAGS = {
 }
 
 _SHARD_BYTES = 64 * 2**20  # of text: a shard's size where data.shards is 0
-_WORKER_BYTES = 64 * 2**20  # of text: less is done sooner than worker processes start
+_WORKER_BYTES = 192 * 2**20  # of text: less is done sooner than worker processes start
 _BATCH_CHARS = 2**18  # of text: what a worker gets at a time
 _COMMIT_SECONDS = 20
 _PIECE_CHARS = 100_000  # longer sentences are tokenised in parts, cut at white space
@@ -219,8 +220,6 @@ def prepare(
       f'--shard={part[0]}/{part[1]}: there are only {len(outputs)} shards to divide; raise '
       'data.shards or take fewer parts.'
     )
-  if workers < 0:
-    workers = worker_lib.cores() if size >= _WORKER_BYTES else 0
   plan = {
     'settings': dataclasses.asdict(settings), 'tokenizer': tokenizer.fingerprint,
     'source': [(pathlib.Path(name).name, size) for name, size in listing],
@@ -235,7 +234,7 @@ def prepare(
     try:
       writer = store.Writer(directory, plan, columns)
       tokenizer.save(writer.folder)
-      report = _write_shards(writer, source, settings, tokenizer, shards, mine, workers, part)
+      report = _write_shards(writer, source, size, settings, tokenizer, shards, mine, workers, part)
     except ValueError as error:
       foreign = isinstance(error, store.StoreError) and (incomplete / 'plan.json').exists()
       if part[1] == 1 and not foreign:  # what was begun with another plan is not ours to delete
@@ -305,25 +304,40 @@ def _finished(directory, plan: dict) -> dict | None:
   return manifest if same else None
 
 
-def _write_shards(writer, source, settings, tokenizer, shards, mine, workers, part) -> dict:
+def _write_shards(writer, source, size, settings, tokenizer, shards, mine, workers, part) -> dict:
   """Both halves of the work, for this machine's outputs; returns what reading met."""
   dtype = examples.columns(settings.kind, settings.length, tokenizer.vocab_size)['input_ids'][0]
   folder = writer.folder / f'spill-{part[0]}-of-{part[1]}'
-  with worker_lib.processes(workers) as in_order:
-    spill = Spill(folder, [_name(output) for output in mine], dtype)
-    if spill.facts is None:
-      encode = functools.partial(_encode, (str(writer.folder), settings, shards, tuple(mine)))
-      _tokenise(source, settings, spill, encode, in_order)
-    spill.close()
-    read = functools.partial(read_corpus, folder, dtype=dtype)
-    todo = [output for output in mine if writer.shard(*output) is None]
-    if part[1] == 1 and len(todo) == len(mine):
-      _check_documents({output: read(_name(output)) for output in mine}, source, settings)
-    build = functools.partial(_build_shard, writer, settings, tokenizer.special, read)
+  spill = Spill(folder, [_name(output) for output in mine], dtype)
+  if spill.facts is None:
+    encoder = (str(writer.folder), settings, shards, tuple(mine))
+    count = _auto(workers, size, _WORKER_BYTES)
+    if not count:
+      _encoder(*encoder)  # once, before threads ask for it
+    with worker_lib.processes(count) as in_order:
+      _tokenise(source, settings, spill, functools.partial(_encode, encoder), in_order)
+  spill.close()
+  read = functools.partial(read_corpus, folder, dtype=dtype)
+  todo = [output for output in mine if writer.shard(*output) is None]
+  if len(todo) == len(mine):
+    corpora = {output: read(_name(output)) for output in mine}
+    if part[1] == 1:
+      _check_documents(corpora, source, settings)
+    _check_pairs(corpora.values(), source, settings)
+  build = functools.partial(_build_shard, writer, settings, tokenizer.special, read)
+  count = _auto(workers, size * settings.passes, 2 * _WORKER_BYTES) if len(todo) > 2 else 0
+  gc.freeze()  # else each collection walks all of TensorFlow: a third of the time in one process
+  with worker_lib.processes(count, threads=False) as in_order:
     for _ in in_order(build, todo):
       pass
+  gc.unfreeze()
   spill.clear()
   return spill.facts
+
+
+def _auto(workers: int, size: int, least: int) -> int:
+  """How many processes: as asked, or by the bytes of text."""
+  return workers if workers >= 0 else worker_lib.cores() if size >= least else 0
 
 
 def _name(output) -> str:
@@ -513,7 +527,10 @@ def _check_documents(corpora: dict[tuple[str, int], examples.Corpus], source, se
         f'of {train + heldout} documents, {count} fell to the {split} side and {least} are needed; '
         f'change data.heldout (now {settings.heldout}) or add documents.'
       )
-  longest = max(int(np.diff(corpus.documents).max(initial=0)) for corpus in corpora.values())
+
+
+def _check_pairs(corpora: Iterable[examples.Corpus], source, settings) -> None:
+  longest = max(int(np.diff(corpus.documents).max(initial=0)) for corpus in corpora)
   if settings.kind in examples.PAIR_KINDS and longest < 2:
     raise ValueError(
       f'every document of data.input={source} is one sentence (data.format={settings.format}), so '

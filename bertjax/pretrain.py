@@ -397,8 +397,7 @@ def choose_loader(name: str) -> str:
 
 def evaluate_rows(eval_step, params, heldout, rows: int, mesh, loader: str) -> dict[str, float]:
   """Evaluates on the first `rows` held-out rows (rounded up to whole batches), frozen masks."""
-  stop = min(heldout.evaluation_steps, max(1, math.ceil(rows / heldout.batch_size)))
-  stream = batches_lib.iterate(heldout.evaluation, 0, stop, loader=loader)
+  stream = batches_lib.iterate(heldout.evaluation, 0, heldout.steps_for(rows), loader=loader)
   scores = loop.evaluate(eval_step, params, loop.to_device(stream, mesh, heldout.batch_size))
   return scores | {'mlm_perplexity': math.exp(min(scores['mlm_loss'], 80.0))}
 

@@ -19,7 +19,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from bertjax.data.tokenizer import Tokenizer
-from bertjax.interop import directory, huggingface, names
+from bertjax.interop import directory, files, huggingface, names
 from bertjax.interop.directory import load_model, load_params, read_labels, save_model
 from bertjax.interop.huggingface import load_hf, save_hf
 from bertjax.model.config import EncoderConfig
@@ -455,3 +455,15 @@ def test_what_is_no_hub_name_is_not_looked_up(name):
 
 def test_load_model_and_load_hf_agree(saved):
   assert directory.load_model(saved[0])[0] == load_hf(saved[0])[0] == saved[1]
+
+
+def test_a_model_that_a_kill_left_aside_comes_back(tmp_path):
+  (tmp_path / 'model.replaced').mkdir()
+  (tmp_path / 'model.replaced' / 'model.safetensors').write_bytes(b'the old one')
+  with (
+    pytest.raises(KeyboardInterrupt),
+    files.new_directory(tmp_path / 'model', 'model.safetensors'),
+  ):
+    raise KeyboardInterrupt
+  assert [path.name for path in tmp_path.iterdir()] == ['model']
+  assert (tmp_path / 'model' / 'model.safetensors').read_bytes() == b'the old one'

@@ -1,6 +1,7 @@
 """SentencePiece behind `Tokenizer`: training, ids, offsets, files and the TensorFlow twin."""
 
 import hashlib
+import json
 import pickle
 import random
 
@@ -134,6 +135,14 @@ def test_save_and_from_dir_keep_the_model_and_the_case(tokenizer, tmp_path):
   assert loaded.fingerprint == tokenizer.fingerprint
   other = Tokenizer(tokenizer.model, lowercase=not tokenizer.lowercase)
   assert other.fingerprint != tokenizer.fingerprint
+
+
+def test_accents_that_do_not_go_with_the_case_are_refused(tokenizer, tmp_path):
+  tokenizer.save(tmp_path)
+  settings = {'do_lower_case': True, 'keep_accents': True}
+  (tmp_path / 'tokenizer_config.json').write_text(json.dumps(settings))
+  with pytest.raises(ValueError, match='got keep_accents and do_lower_case both True'):
+    Tokenizer.from_dir(tmp_path)
 
 
 def test_albert_s_tokenizer_reads_what_we_save_and_gives_the_same_ids(

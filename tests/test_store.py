@@ -1,12 +1,15 @@
 """Prepared rows on disk: what is written comes back, and damage is named."""
 
 import json
+import os
+import pathlib
 import signal
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from etils.epath import backend, gpath
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -198,3 +201,68 @@ def test_the_hash_is_of_the_rows_and_not_of_the_folder(folder, tmp_path):
   rows = write(tmp_path / '3', ((0, 7), (7, 7), (6, 19)))  # as many, others
   one, *others = (store.manifest_hash(store.read_manifest(f)) for f in (folder, same, words, rows))
   assert [other == one for other in others] == [True, False, False]
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+  """A stand-in for remote storage: the folder behind 'gs://bucket'."""
+  root = tmp_path / 'remote'
+
+  class Backend:
+    def __getattr__(self, name):
+      function = getattr(backend.os_backend, name)
+
+      def call(*args, **options):
+        found = function(*map(local, args), **options)
+        return [remote(path) for path in found] if name == 'glob' else found
+
+      return call
+
+  def local(arg):
+    text = os.fspath(arg) if isinstance(arg, os.PathLike) else arg
+    is_remote = isinstance(text, str) and text.startswith('gs://')
+    return str(root / text.removeprefix('gs://')) if is_remote else arg
+
+  def remote(path):
+    return f'gs://{pathlib.Path(path).relative_to(root)}'
+
+  ours = gpath._GPath._backend.fget
+  here = property(lambda path: Backend() if path._uri_scheme == 'gs' else ours(path))
+  monkeypatch.setattr(gpath._GPath, '_backend', here)
+  monkeypatch.setattr(gpath, '_get_backend', lambda *paths: Backend())  # of a copy between two
+  (root / 'bucket').mkdir(parents=True)
+  return root / 'bucket'
+
+
+def test_rows_travel_to_remote_storage_and_back(folder, bucket, tmp_path, caplog):
+  caplog.set_level('INFO', logger='bertjax')
+  store.copy(folder, 'gs://bucket/rows')
+  assert (bucket / 'rows' / FILE).read_bytes() == (folder / FILE).read_bytes()
+  copies = [store.local('gs://bucket/rows', tmp_path / 'cache') for _ in range(2)]
+  assert (
+    copies[0] == copies[1] and caplog.text.count('copying 0.00 GB') == 2
+  )  # there, and back once
+  rows = store.Rows(copies[0], 'train')
+  np.testing.assert_array_equal(rows[np.arange(20)]['label'], NUMBERS['label'])
+  assert store.local(folder, tmp_path / 'cache') == folder
+
+
+def test_a_copy_that_arrives_damaged_is_named_and_not_used(folder, bucket, tmp_path):
+  store.copy(folder, 'gs://bucket/rows')
+  (bucket / 'rows' / FILE).write_bytes(b'\0' * 130)
+  for _ in range(2):
+    with pytest.raises(store.StoreError, match=r'is damaged: its checksum'):
+      store.local('gs://bucket/rows', tmp_path / 'cache')
+
+
+def test_a_copy_larger_than_the_disk_is_refused(folder, bucket, tmp_path, monkeypatch):
+  store.copy(folder, 'gs://bucket/rows')
+  usage = type('Usage', (), {'free': 100})
+  monkeypatch.setattr(store.shutil, 'disk_usage', lambda _: usage)
+  with pytest.raises(store.StoreError, match=r'only 0.00 GB left; name another data.cache_dir'):
+    store.local('gs://bucket/rows', tmp_path / 'cache')
+
+
+def test_rows_are_not_mapped_from_remote_storage(bucket):
+  with pytest.raises(store.StoreError, match='memory-mapped from a local disk'):
+    store.Rows('gs://bucket/rows', 'train')

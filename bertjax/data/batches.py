@@ -55,7 +55,11 @@ class Batches:
   @property
   def evaluation_steps(self) -> int:
     """Batches that hold every row once."""
-    return -(-len(self.rows) // self.batch_size)
+    return self.steps_for(len(self.rows))
+
+  def steps_for(self, rows: int) -> int:
+    """Evaluation batches that hold the first `rows` rows, or all there are; at least one."""
+    return -(-min(max(rows, 1), len(self.rows)) // self.batch_size)
 
   def training(self, step: int) -> dict[str, np.ndarray]:
     """The batch of a training step, this process's rows of it."""

@@ -213,20 +213,24 @@ def _random_part(corpus, index, rng, wanted) -> tuple[int, int]:
   first = _randint(rng, begin, end - 1)
   start = int(corpus.sentences[first])
   ends = corpus.sentences[first + 1 : end + 1]
-  last = min(int(np.searchsorted(ends, start + max(wanted, 1))), len(ends) - 1)
+  last = min(int(ends.searchsorted(start + max(wanted, 1))), len(ends) - 1)
   return start, int(ends[last])
 
 
 def _truncate(a, b, limit: int, rng: random.Random):
   """Drops tokens of the longer span, at its front or back with equal chance, until both fit."""
   (a_start, a_stop), (b_start, b_stop) = a, b
-  while (a_stop - a_start) + (b_stop - b_start) > limit:
-    front = rng.random() < 0.5
-    if a_stop - a_start > b_stop - b_start:
-      a_start, a_stop = a_start + front, a_stop - (not front)
+  a_size, b_size, draw = a_stop - a_start, b_stop - b_start, rng.random
+  a_left, b_left, a_front, b_front = a_size, b_size, 0, 0
+  for _ in range(a_size + b_size - limit):
+    if a_left > b_left:
+      a_left -= 1
+      a_front += draw() < 0.5
     else:
-      b_start, b_stop = b_start + front, b_stop - (not front)
-  return (a_start, a_stop), (b_start, b_stop)
+      b_left -= 1
+      b_front += draw() < 0.5
+  a_start, b_start = a_start + a_front, b_start + b_front
+  return (a_start, a_start + a_left), (b_start, b_start + b_left)
 
 
 def _randint(rng: random.Random, low: int, high: int) -> int:

@@ -107,10 +107,15 @@ class Writer:
       for name in ('documents', 'tokens', 'rows'):
         counts[f'{split}_{name}'] = sum(entry.get(name, 0) for entry in split_entries)
     manifest = {'version': VERSION, 'columns': columns, 'shards': entries, 'counts': counts} | facts
-    write_text(self.folder / 'manifest.json', json.dumps(manifest, indent=1))
-    if self.directory.exists():
-      self.directory.rmdir()  # empty
-    self.folder.rename(self.directory)
+    try:
+      write_text(self.folder / 'manifest.json', json.dumps(manifest, indent=1))
+      if self.directory.exists():
+        self.directory.rmdir()  # empty
+      self.folder.rename(self.directory)
+    except OSError:
+      if not (self.directory / 'manifest.json').exists():
+        raise
+      return True  # the process of another part was faster by a moment
     leftover = [*self.directory.glob('lock-*'), *self.directory.glob('*/*.json')]
     for path in (self.directory / 'plan.json', *leftover):
       path.unlink(missing_ok=True)
@@ -158,23 +163,27 @@ def local(directory, cache) -> epath.Path:
   target = epath.Path(cache) / f'copy-{manifest_hash(manifest)}'
   with lock(f'{target}.lock'):
     if not (target / 'manifest.json').exists():
-      size = sum(path.stat().length for path in source.glob('**/*') if path.is_file())
+      size = sum(path.stat().length for path in _listing(source))
       free = shutil.disk_usage(target.parent).free
       if size > free:
         raise StoreError(
           f'{directory} has {size / 1e9:.2f} GB, {target.parent} has only '
           f'{free / 1e9:.2f} GB left; name another data.cache_dir.'
         )
-      copy(source, target)
+      partial = target.with_name(target.name + '.incomplete')
+      if partial.exists():
+        partial.rmtree()
+      copy(source, partial)
       for split in SPLITS:
-        Rows(target, split)  # checks every file
+        Rows(partial, split)  # checks every file
+      partial.rename(target)
   return target
 
 
 def copy(source, target) -> None:
   """Copies a prepared folder to or from remote storage, the manifest last."""
   source, target = epath.Path(source), epath.Path(target)
-  files = [path for path in source.glob('**/*') if path.is_file()]
+  files = _listing(source)
   size = sum(path.stat().length for path in files)
   _log.info('copying %.2f GB of prepared rows from %s to %s', size / 1e9, source, target)
   for path in (p for p in files if p.name != 'manifest.json'):
@@ -182,6 +191,13 @@ def copy(source, target) -> None:
     goal.parent.mkdir(parents=True, exist_ok=True)
     path.copy(goal, overwrite=True)
   (source / 'manifest.json').copy(target / 'manifest.json', overwrite=True)
+
+
+def _listing(folder) -> list[epath.Path]:
+  """Files of a prepared folder and of its splits."""
+  splits = [folder / split for split in SPLITS if (folder / split).exists()]  # not if empty
+  inside = [path for split in splits for path in split.iterdir()]
+  return [path for path in (*folder.iterdir(), *inside) if path.is_file()]
 
 
 def read_manifest(directory) -> dict:

@@ -109,14 +109,20 @@ class Tokenizer:
       'rules': settings.get('rules', 'huggingface'),
     }
     if (directory / 'spiece.model').exists():
-      if settings.get('keep_accents', not options['lowercase']) == options['lowercase']:
-        raise ValueError(f'{path}: keep_accents must be the contrary of do_lower_case.')
+      lowercase = options['lowercase']
+      if settings.get('keep_accents', not lowercase) == lowercase:
+        raise ValueError(
+          f'{path}: accents must be dropped if and only if the text is lowered, '
+          f'got keep_accents and do_lower_case both {lowercase}.'
+        )
       return cls.from_file(directory / 'spiece.model', **options)
     path = directory / 'tokenizer.json'
     if path.exists() and not (directory / 'vocab.txt').exists():
       model = json.loads(path.read_text(encoding='utf-8'))['model']
       if model['type'] != 'WordPiece':
-        raise ValueError(f'{path} is a {model["type"]} tokenizer, BERT needs WordPiece.')
+        raise ValueError(
+          f'{path} is a {model["type"]} tokenizer; BERT needs WordPiece, ALBERT a spiece.model.'
+        )
       pieces = sorted(model['vocab'], key=model['vocab'].get)
       return cls(pieces, **options, source=str(path))
     return cls.from_file(directory / 'vocab.txt', **options)

@@ -2,41 +2,50 @@
 
 import collections
 import concurrent.futures
+import concurrent.futures.process
 import contextlib
+import functools
 import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator
 
 
 @contextlib.contextmanager
-def processes(count: int):
-  """Gives `in_order(function, items)`: a lazy map, over `count` processes or, for 0, in this one.
+def processes(count: int, threads: bool = True):
+  """Gives `in_order(function, items)`: a lazy map over `count` spawned processes.
 
   Functions and items must be picklable. The processes live as long as the context, so what a
-  function caches in one is there at its next call.
+  function caches in one is there at its next call. A count of 0 means two threads of this process,
+  for functions that spend their time in libraries, or with threads=False `map` itself.
   """
-  if not count:
+  if not count and not threads:
     yield map
-    return
-  context = multiprocessing.get_context('spawn')
-  with _one_thread_each(), concurrent.futures.ProcessPoolExecutor(count, context) as executor:
+  elif not count:
+    with concurrent.futures.ThreadPoolExecutor(2) as executor:
+      yield functools.partial(_in_order, executor, 2)
+  else:
+    context = multiprocessing.get_context('spawn')
+    with _one_thread_each(), concurrent.futures.ProcessPoolExecutor(count, context) as executor:
+      yield functools.partial(_in_order, executor, count)
 
-    def in_order(function: Callable, items: Iterable) -> Iterator:
-      ahead = collections.deque()
-      try:
-        for item in items:
-          ahead.append(executor.submit(function, item))
-          if len(ahead) > 2 * count:  # who makes the items waits for the workers
-            yield ahead.popleft().result()
-        while ahead:
-          yield ahead.popleft().result()
-      except concurrent.futures.process.BrokenProcessPool as error:
-        raise RuntimeError(
-          'a worker process died, perhaps for want of memory; run the same command with fewer '
-          '--workers.'
-        ) from error
 
-    yield in_order
+def _in_order(executor, count: int, function: Callable, items: Iterable) -> Iterator:
+  ahead = collections.deque()
+  try:
+    for item in items:
+      ahead.append(executor.submit(function, item))
+      if len(ahead) > 2 * count:  # who makes the items waits for the workers
+        yield ahead.popleft().result()
+    while ahead:
+      yield ahead.popleft().result()
+  except concurrent.futures.process.BrokenProcessPool as error:
+    raise RuntimeError(
+      'a worker process died, perhaps for want of memory; run the same command with fewer '
+      '--workers.'
+    ) from error
+  finally:
+    for future in ahead:
+      future.cancel()
 
 
 def cores() -> int:

@@ -50,7 +50,8 @@ def load_tokenizer(source, lowercase: bool | None = None) -> Tokenizer:
     return google.load_tokenizer(source, lowercase)
   tokenizer = Tokenizer.from_dir(huggingface.find_directory(source))
   if lowercase not in (None, tokenizer.lowercase):
-    tokenizer = Tokenizer(tokenizer.vocab, lowercase=lowercase)
+    vocab = tokenizer.model or tokenizer.vocab  # SentencePiece's model, or pieces
+    tokenizer = Tokenizer(vocab, lowercase=lowercase, rules=tokenizer.rules)
   return tokenizer
 
 

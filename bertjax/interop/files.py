@@ -35,9 +35,12 @@ def new_directory(directory, marker: str):
     raise ValueError(
       f'{target} exists and is no model directory (it has no {marker}); choose another.'
     )
-  temporary = target.parent / (target.name + '.incomplete')
-  if temporary.exists():
-    temporary.rmtree()
+  temporary, old = (target.parent / (target.name + end) for end in ('.incomplete', '.replaced'))
+  if old.exists() and not target.exists():  # killed between the two renames below
+    old.rename(target)
+  for left in (temporary, old):
+    if left.exists():
+      left.rmtree()
   temporary.mkdir(parents=True)
   try:
     yield temporary
@@ -45,8 +48,10 @@ def new_directory(directory, marker: str):
       lost = {p.name for p in target.iterdir()} - {p.name for p in temporary.iterdir()}
       if lost:
         raise ValueError(f'{target} also holds {sorted(lost)}, which a new one would lose.')
-      target.rmtree()
+      target.rename(old)
     temporary.rename(target)
+    if old.exists():
+      old.rmtree()
   finally:
     if temporary.exists():
       temporary.rmtree()
