@@ -28,6 +28,7 @@ VERBS = {
   'vocab': 'train a vocabulary on your text, or tell how one fits it',
   'prepare': 'turn raw text into training rows on disk',
   'pretrain': 'pre-train BERT from raw text or prepared rows',
+  'finetune': 'train a pre-trained model on a task',
   'evaluate': 'evaluate a run or a model directory on held-out text',
   'convert': "turn a model into Hugging Face's or Google's files",
 }
@@ -197,17 +198,22 @@ def _help(verb: str, program, arguments: list[str]) -> str:
   parts = [f'bertjax {verb}: {VERBS[verb]}', '', inspect.getdoc(program), '', 'Flags:']
   parts += [_field(f'--{name}', *program.FLAGS[name]) for name in program.FLAGS]
   if 'config' in program.FLAGS:
-    from bertjax import pretrain
     from bertjax.model.config import EncoderConfig
 
     spec, _ = _take_recipe(program.FLAGS['config'][0] or 'bert_mini', arguments)
     told = {f'model.{name}': text for name, text in _comments(EncoderConfig).items()}
-    told |= _comments(pretrain.default_config)
+    owner = (
+      program if hasattr(program, 'default_config') else importlib.import_module('bertjax.pretrain')
+    )
+    told |= _comments(owner.default_config)
     parts += ['', f'Fields of the config {spec}, with its values:']
     for name, value in _flatten(load_recipe(spec)):
       parts.append(_field(f'--config.{name}', value, told.get(name, '')))
-    recipes = sorted(p.stem for p in _recipes().glob('*/*.py') if p.stem != '__init__')
-    parts += ['', f'Recipes: {", ".join(recipes)}', '', inspect.getdoc(pretrain.vary)]
+    folder = owner.__name__.rpartition('.')[2]
+    recipes = sorted(p.stem for p in _recipes().glob(f'{folder}/*.py') if p.stem != '__init__')
+    parts += ['', f'Recipes: {", ".join(recipes)}']
+    if hasattr(owner, 'vary'):
+      parts += ['', inspect.getdoc(owner.vary)]
   return '\n'.join(parts)
 
 

@@ -419,8 +419,11 @@ def abstract_state(config, bert, transform, mesh):
   return abstract, shardings
 
 
-def start(config, bert, transform, mesh, checkpoints, tokenizer):
-  """The state to start from: the newest checkpoint, else `init_from`, else random weights."""
+def start(config, bert, transform, mesh, checkpoints, tokenizer, fresh=(), redraw=()):
+  """The state to start from: the newest checkpoint, else `init_from`, else random weights.
+
+  `fresh` parts are drawn where `init_from` lacks them, `redraw` parts in any case.
+  """
   if checkpoints.steps():
     abstract, shardings = abstract_state(config, bert, transform, mesh)
     state, _ = checkpoints.restore_newest(abstract)
@@ -429,9 +432,10 @@ def start(config, bert, transform, mesh, checkpoints, tokenizer):
   args = ()
   if config.init_from:
     draw = functools.partial(make_state, config, bert, transform)
+    needed = config.init_resize or fresh or redraw
     params = directory.load_params(
-      config.init_from, bert, tokenizer=tokenizer, resize=config.init_resize,
-      initial=jax.device_get(jax.jit(draw)().params) if config.init_resize else None,
+      config.init_from, bert, tokenizer=tokenizer, resize=config.init_resize, fresh=fresh,
+      redraw=redraw, initial=jax.device_get(jax.jit(draw)().params) if needed else None,
     )  # fmt: skip
     args = (params,)
     _log.info('starting from the weights of %s', config.init_from)

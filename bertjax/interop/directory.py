@@ -70,6 +70,7 @@ def load_params(
   *,
   initial: dict | None = None,
   fresh: tuple[str, ...] = (),
+  redraw: tuple[str, ...] = (),
   tokenizer: Tokenizer | None = None,
   resize: bool = False,
 ) -> dict:
@@ -84,6 +85,7 @@ def load_params(
     bert: the module.
     initial: freshly drawn parameters of `bert`; `fresh` and `resize` take from them.
     fresh: parts ('classification', 'pooler', ...) to take from `initial` if the source lacks them.
+    redraw: parts to take from `initial` in any case.
     tokenizer: of this run; the source's must be the same but for `resize`.
     resize: may the vocabulary and the position table differ?
 
@@ -94,7 +96,8 @@ def load_params(
   config, params = load_weights(source, gelu=gelu)
   resizable = ('vocab_size', 'max_positions') if resize else ()
   _check_sizes(config, bert.config, source, resizable)
-  params = _check_heads(params, bert, source, fresh, initial)
+  params = {name: part for name, part in params.items() if name not in redraw}
+  params = _check_heads(params, bert, source, (*fresh, *redraw), initial)
   pieces = _match_pieces(source, config, bert.config, tokenizer, resize)
   count = min(config.max_positions, bert.config.max_positions)
   positions = None if config.max_positions == bert.config.max_positions else [np.arange(count)] * 2
@@ -125,7 +128,7 @@ def _check_heads(params, bert, source, fresh, initial):
   if refused:
     raise ValueError(f'{source} has no {refused}; it has {sorted(params)}.')
   if missing:
-    _log.info('%s has no %s: drawn afresh', source, ', '.join(missing))
+    _log.info('not from %s but drawn afresh: %s', source, ', '.join(missing))
   return {name: initial[name] if name in missing else params[name] for name in wanted}
 
 

@@ -66,3 +66,44 @@ def pretraining_loss(model, terms: tuple[str, ...] = ('mlm', 'nsp')):
     return pretraining_sums(out, batch, terms)
 
   return loss_fn
+
+
+def task_loss(model, kind: str, *, choices: int = 1, span_over_padding: bool = False) -> tuple:
+  """Returns `(loss_fn, loss_weights)` of a task, with the one term 'task', for `training.loop`.
+
+  Args:
+    model: `Bert` with the head of the task.
+    kind: of label, with `labels` as in contract 1: 'class' [B], 'regression' [B] (squared error),
+      'multilabel' [B, C] (mean of C binary cross-entropies), 'tags' [B, L] (each token counts, -1 =
+      none), 'span' [B, 2] (mean of start and end; 0 = no answer), 'choice' [B] (the rows of a
+      question follow one another).
+    choices: rows of a question.
+    span_over_padding: whether a span's softmax runs over padding too, as in run_squad.py.
+  """
+  head = {'tags': 'tagging', 'span': 'span', 'choice': 'choice'}.get(kind, 'classification')
+
+  def weights_of(batch):
+    labels, weights = batch['labels'], batch['example_weights']
+    if kind == 'tags':
+      return weights[:, None] * (labels >= 0)
+    return weights.reshape(-1, choices)[:, 0]
+
+  def loss_fn(params, batch, rng):
+    rngs = None if rng is None else {'dropout': rng}
+    out = model.apply({'params': params}, batch, train=rng is not None, rngs=rngs)
+    logits, labels = out[f'{head}_logits'], batch['labels']
+    if kind == 'regression':
+      values = jnp.square(logits[:, 0] - labels)
+    elif kind == 'multilabel':
+      values = optax.losses.sigmoid_binary_cross_entropy(logits, labels).mean(-1)
+    elif kind == 'choice':
+      values = cross_entropy(logits.reshape(-1, choices), labels.reshape(-1, choices)[:, 0])
+    elif kind == 'span':
+      if not span_over_padding:
+        logits = jnp.where(batch['segment_ids'][..., None] > 0, logits, -1e9)
+      values = cross_entropy(logits.swapaxes(1, 2), labels).mean(-1)
+    else:
+      values = cross_entropy(logits, jnp.maximum(labels, 0))
+    return {'task': (values * weights_of(batch)).sum()}, {}
+
+  return loss_fn, lambda batch: {'task': weights_of(batch).sum()}

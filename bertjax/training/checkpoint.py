@@ -48,28 +48,36 @@ class Checkpoints:
 
   Args:
     directory: where they lie; made if missing. May be remote (`gs://`).
-    keep: how many of the newest to keep. The one with the lowest evaluation 'loss' stays besides.
+    keep: how many of the newest to keep. The best one stays besides.
+    best: the metric of an evaluation that says which is best; the lowest is, or the `highest`.
     read_only: for a reader beside a running trainer, whose unfinished files must stay.
   """
 
-  def __init__(self, directory, keep: int = 2, *, read_only: bool = False):
+  def __init__(
+    self, directory, keep: int = 2, *, best: str = 'loss', highest: bool = False,
+    read_only: bool = False,
+  ):  # fmt: skip
     self._remote = '://' in os.fspath(directory)
     path = epath.Path(directory)
     self.directory = path if self._remote else path.resolve()  # orbax refuses relative paths
     if not read_only:
       self.directory.mkdir(parents=True, exist_ok=True)
+
+    def cost(metrics: dict) -> float:
+      return -metrics[best] if highest else metrics[best]
+
     # `best_fn` alone makes orbax write and read the metrics, and with `max_to_keep` it would drop
     # the newest step, from which a run resumes; the policy decides what stays.
     policy = policies.AnyPreservationPolicy([
       policies.LatestN(keep),
       policies.BestN(
-        get_metric_fn=_loss, reverse=True, n=1, keep_checkpoints_without_metrics=False
+        get_metric_fn=cost, reverse=True, n=1, keep_checkpoints_without_metrics=False
       ),
     ])  # fmt: skip
     self._manager = ocp.CheckpointManager(
       self.directory,
       options=ocp.CheckpointManagerOptions(
-        best_fn=_loss, best_mode='min', preservation_policy=policy,
+        best_fn=cost, best_mode='min', preservation_policy=policy,
         cleanup_tmp_directories=not read_only, read_only=read_only, create=False,
       ),
     )  # fmt: skip
@@ -100,7 +108,7 @@ class Checkpoints:
     return sorted(self._manager.all_steps())
 
   def best_step(self) -> int:
-    """The step with the lowest evaluation loss, or the newest if none was evaluated."""
+    """The step with the best evaluation, or the newest if none was evaluated."""
     best = self._manager.best_step()
     return self.steps()[-1] if best is None else best
 
@@ -185,10 +193,6 @@ class Checkpoints:
         f'could not save to {self.directory} ({_first_line(error)}); is the disk full? '
         f'Whole checkpoints there: {self.steps() or "none"}.'
       ) from error
-
-
-def _loss(metrics: dict) -> float:
-  return metrics['loss']
 
 
 def _first_line(error: Exception) -> str:

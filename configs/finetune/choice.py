@@ -1,0 +1,14 @@
+"""Multiple choice (paper, section 4.4): SWAG (`choice`), or CODAH (`choice:codah`).
+
+  bertjax finetune --config=choice --workdir=DIR --config.init_from=MODEL --config.data.source=SWAG
+
+The paper: 3 epochs, batches of 16 questions, 2e-5.
+"""
+
+from bertjax import finetune
+
+
+def get_config(arg='swag'):
+  config = finetune.default_config(arg or 'swag')
+  config.batch_size = 16
+  return config

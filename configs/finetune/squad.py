@@ -1,0 +1,17 @@
+"""SQuAD (Rajpurkar et al. 2016, 2018): version 1.1, or with unanswerable questions `squad:squad2`.
+
+  bertjax finetune --config=squad --workdir=DIR --config.init_from=MODEL --config.data.source=SQUAD
+
+Windows of 384 tokens every 128 tokens, as run_squad.py; the paper trained 3 epochs of batches of
+32 at 5e-5 for version 1.1, and 2 epochs of 48 at 5e-5 for version 2.0.
+"""
+
+from bertjax import finetune
+
+
+def get_config(arg='squad1'):
+  config = finetune.default_config(arg or 'squad1')
+  config.data.length, config.learning_rate = 384, 5e-5
+  config.batch_size, config.epochs = (48, 2.0) if config.task == 'squad2' else (32, 3.0)
+  config.data.test = ''
+  return config
