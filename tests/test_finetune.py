@@ -1,0 +1,229 @@
+"""Fine-tuning: a tiny model learns small tasks in official layouts, resumes, and leaves files."""
+
+import json
+import pathlib
+import random
+
+import jax
+import numpy as np
+import pytest
+
+from bertjax import finetune
+from bertjax.__main__ import load_recipe, main
+from bertjax.data.tokenizer import Tokenizer
+from bertjax.interop import directory
+from bertjax.model.config import EncoderConfig
+from bertjax.model.heads import Bert, init_params
+from bertjax.training.log import RunLog, read_metrics
+
+GOOD, BAD = ('value', 'object', 'returns'), ('error', 'raises', 'exception')
+
+
+@pytest.fixture(scope='module')
+def model(tmp_path_factory, vocab) -> pathlib.Path:
+  """A tiny random model with both heads of pre-training."""
+  tokenizer = Tokenizer.from_file(vocab)
+  config = EncoderConfig(
+    vocab_size=tokenizer.vocab_size, hidden_size=32, num_layers=2, num_heads=2, mlp_size=64,
+    max_positions=64, initializer_range=0.1, hidden_dropout=0.0, attention_dropout=0.0,
+  )  # fmt: skip
+  path = tmp_path_factory.mktemp('model') / 'model'
+  params = jax.device_get(init_params(Bert(config), jax.random.key(0)))
+  directory.save_model(path, config, params, tokenizer)
+  return path
+
+
+def sentences(count, seed):
+  """(text, 0 or 1): which of two kinds of words it holds."""
+  rng = random.Random(seed)
+  for _ in range(count):
+    label = rng.randrange(2)
+    words = [rng.choice((GOOD, BAD)[label]) for _ in range(2)] + ['the', 'of', 'in', 'a']
+    rng.shuffle(words)
+    yield ' '.join(words), label
+
+
+def write_sst2(folder):
+  for split, count in (('train', 120), ('dev', 40)):
+    rows = '\n'.join(f'{text}\t{label}' for text, label in sentences(count, count))
+    (folder / f'{split}.tsv').write_text(f'sentence\tlabel\n{rows}\n')
+  rows = '\n'.join(f'{i}\t{text}' for i, (text, _) in enumerate(sentences(10, 3)))
+  (folder / 'test.tsv').write_text(f'index\tsentence\n{rows}\n')
+
+
+def write_stsb(folder):
+  head = '\t'.join(['index', 'genre', 'filename', 'year', 'old_index', 'source1', 'source2',
+                    'sentence1', 'sentence2', 'score'])  # fmt: skip
+  for split, count in (('train', 120), ('dev', 40)):
+    rows = [f'{i}\tg\tf\ty\to\ts\ts\t{text}\tthe of\t{5.0 * label}'
+            for i, (text, label) in enumerate(sentences(count, count))]  # fmt: skip
+    (folder / f'{split}.tsv').write_text('\n'.join([head, *rows, '']))
+
+
+def write_conll2003(folder):
+  for split, count in (('eng.train', 60), ('eng.testa', 20)):
+    rows = []
+    for text, _ in sentences(count, count):
+      rows += [f'{w} X Y {"I-PER" if w in GOOD else "O"}' for w in text.split()] + ['']
+    (folder / split).write_text('\n'.join(rows))
+
+
+def write_squad1(folder):
+  for split, count in (('train', 60), ('dev', 20)):
+    questions = []
+    for i, (text, _) in enumerate(sentences(count, count)):
+      answer = next(w for w in text.split() if w in (*GOOD, *BAD))
+      start = text.index(answer)
+      item = {'id': f'{split}{i}', 'question': 'the ?',
+              'answers': [{'text': answer, 'answer_start': start}]}  # fmt: skip
+      questions.append({'context': text, 'qas': [item]})
+    content = {'version': '1.1', 'data': [{'title': 't', 'paragraphs': questions}]}
+    (folder / f'{split}-v1.1.json').write_text(json.dumps(content))
+
+
+def write_codah(folder):
+  rng = random.Random(0)
+  for split, count in (('train', 60), ('dev', 20), ('test', 4)):
+    rows = []
+    for text, _ in sentences(count, count):
+      right = rng.randrange(4)
+      ends = [rng.choice(GOOD if i == right else BAD) for i in range(4)]
+      rows.append('\t'.join(['o', text.replace('\t', ' '), *ends, str(right)]))
+    (folder / f'{split}.tsv').write_text('\n'.join(rows) + '\n')
+
+
+@pytest.fixture
+def make(model, tmp_path):
+  """make(task) -> (config of a short run on it, with its data written)."""
+
+  def make(task, recipe='glue'):
+    source = tmp_path / task
+    source.mkdir()
+    globals()[f'write_{task}'](source)
+    config = load_recipe(f'{recipe}:{task}')
+    config.init_from, config.data.source, config.data.length = str(model), str(source), 32
+    config.data.loader = 'threads'
+    config.batch_size, config.epochs, config.learning_rate = 8, 3.0, 5e-3
+    config.log_every = 1
+    return config
+
+  return make
+
+
+def test_a_sentence_task_is_learnt_scored_written_and_saved(make, tmp_path):
+  scores = finetune.run(make('sst2'), workdir=str(tmp_path / 'run'))
+  assert scores['accuracy'] > 0.9
+  assert json.loads((tmp_path / 'run' / 'metrics.json').read_text()) == scores
+  _, params, _ = directory.load_model(tmp_path / 'run' / 'model')
+  assert set(params) == {'encoder', 'pooler', 'classification'}
+  assert directory.read_labels(tmp_path / 'run' / 'model')[0] == ['0', '1']
+  test = (tmp_path / 'run' / 'predictions' / 'SST-2.tsv').read_text().splitlines()
+  assert test[0] == 'index\tprediction' and len(test) == 11
+  found = [line.split('\t')[1] for line in test[1:]]
+  wanted = [str(label) for _, label in sentences(10, 3)]
+  assert sum(a == b for a, b in zip(found, wanted, strict=True)) >= 9
+
+
+@pytest.mark.parametrize(
+  ('task', 'recipe', 'metric', 'least'),
+  [
+    ('stsb', 'glue', 'spearman', 0.7),
+    ('conll2003', 'tagging', 'f1', 0.8),
+    ('squad1', 'squad', 'f1', 60),
+    ('codah', 'choice', 'accuracy', 0.6),
+  ],
+)
+def test_every_kind_of_task_is_learnt(make, tmp_path, task, recipe, metric, least):
+  config = make(task, recipe)
+  config.epochs = 8.0
+  scores = finetune.run(config, workdir=str(tmp_path / 'run'))
+  assert scores[metric] > (least / 100 if scores[metric] <= 1 else least), scores
+  assert list((tmp_path / 'run' / 'predictions').iterdir())
+  assert (tmp_path / 'run' / 'model' / 'model.safetensors').exists()
+
+
+def logged(workdir):
+  return {r['step']: r['loss'] for r in read_metrics(workdir) if r['kind'] == 'train'}
+
+
+def test_a_killed_run_resumes_bitwise(make, tmp_path, monkeypatch):
+  config = make('sst2')
+  config.save_every = 4
+  finetune.run(config, workdir=str(tmp_path / 'whole'))
+  train = RunLog.train
+
+  def killed(self, now, *rest):
+    if now == 21:
+      raise KeyboardInterrupt
+    train(self, now, *rest)
+
+  monkeypatch.setattr(RunLog, 'train', killed)
+  with pytest.raises(KeyboardInterrupt):
+    finetune.run(config, workdir=str(tmp_path / 'cut'))
+  monkeypatch.setattr(RunLog, 'train', train)
+  finetune.run(config, workdir=str(tmp_path / 'cut'))
+  assert logged(tmp_path / 'cut') == logged(tmp_path / 'whole')
+  one, two = ((tmp_path / n / 'model' / 'model.safetensors').read_bytes() for n in ('cut', 'whole'))
+  assert one == two
+
+
+def test_an_intermediate_task_gives_its_encoder_or_its_head_too(make, tmp_path):
+  config = make('sst2')
+  finetune.run(config, workdir=str(tmp_path / 'first'))
+  config.init_from, config.epochs, config.learning_rate = (
+    str(tmp_path / 'first' / 'model'),
+    1.0,
+    0.0,
+  )
+  config.warmup_share = 0.0
+  kept = dict(config.items())
+  fresh = finetune.run(config, workdir=str(tmp_path / 'fresh'))
+  config.fresh_head = False
+  same = finetune.run(config, workdir=str(tmp_path / 'same'))
+  assert kept['task'] == 'sst2' and same['accuracy'] > 0.9 and same['loss'] < fresh['loss']
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'task': 'sst3'}, "unknown task 'sst3'; known are cola"),
+    ({'data.source': ''}, 'sst2 needs its data'),
+    ({'init_from': ''}, '--config.init_from=MODEL'),
+    ({'data.length': 128}, 'data.length=128 is longer than the 64 positions'),
+    ({'data.files': 'train'}, "data.files is written 'split=file"),
+    ({'data.dev': 'dve'}, "no split 'dve'"),
+    ({'batch_size': 7}, 'batch'),
+  ],
+)
+def test_a_mistake_gets_one_sentence_and_no_workdir(make, tmp_path, changes, message):
+  config = make('sst2')
+  config.update_from_flattened_dict(changes)
+  with pytest.raises(ValueError, match=message):
+    finetune.run(config, workdir=str(tmp_path / 'run'))
+  assert not (tmp_path / 'run').exists()
+
+
+def test_the_command_names_the_fields_of_fine_tuning(capsys):
+  assert main(['finetune', '--help']) == 0
+  text = capsys.readouterr().out
+  assert '--config.warmup_share=0.1' in text and 'of the steps, from 0 to the peak' in text
+  assert 'Recipes: choice, glue, squad, tagging' in text
+  assert main(['finetune', '--config.epoch=3.0']) == 2
+
+
+def test_batches_hold_whole_questions_and_every_example_once():
+  rows = {
+    'input_ids': np.arange(24)[:, None] + np.zeros((1, 8), int),
+    'ends': np.full((24, 1, 2), 8, np.uint16),
+    'labels': np.zeros(24, np.int32),
+    'example_ids': np.arange(24, dtype=np.int32) // 4,
+  }
+  data = finetune.TaskBatches(rows, 4, 0, 4)
+  seen = []
+  for step in range(3):
+    ids = data.training(step)['input_ids'][:, 0].reshape(4, 4)
+    assert (ids == ids[:, :1] + np.arange(4)).all() and not (ids[:, 0] % 4).any()
+    seen += ids[:, 0].tolist()
+  assert sorted(seen) == sorted([*range(0, 24, 4)] * 2)
+  last = data.in_order(1)
+  np.testing.assert_array_equal(last['example_weights'], [1] * 8 + [0] * 8)
