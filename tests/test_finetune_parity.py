@@ -25,7 +25,7 @@ CLASSES = {
 }
 
 
-def their_loss(model, kind, batch, choices):
+def their_loss(theirs, kind, batch, choices):
   """The loss of transformers' class, as its users get it."""
   t = {name: torch.tensor(np.asarray(array)) for name, array in batch.items()}
   text = {
@@ -35,14 +35,14 @@ def their_loss(model, kind, batch, choices):
   labels = t['labels']
   if kind == 'choice':
     text = {name: value.reshape(-1, choices, value.shape[1]) for name, value in text.items()}
-    return model(**text, labels=labels.reshape(-1, choices)[:, 0].long()).loss
+    return theirs(**text, labels=labels.reshape(-1, choices)[:, 0].long()).loss
   if kind == 'span':
-    return model(
+    return theirs(
       **text, start_positions=labels[:, 0].long(), end_positions=labels[:, 1].long()
     ).loss
   if kind == 'tags':
     labels = torch.where(labels < 0, -100, labels)
-  return model(**text, labels=labels if kind == 'regression' else labels.long()).loss
+  return theirs(**text, labels=labels if kind == 'regression' else labels.long()).loss
 
 
 @pytest.mark.parametrize(
