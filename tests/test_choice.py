@@ -70,3 +70,8 @@ def test_bad_questions_are_named_by_file_and_line(tmp_path, line, message):
   (tmp_path / 'dev.tsv').write_text(f'o\ta\tb\tc\td\te\t0\n{line}\n')
   with pytest.raises(ValueError, match=message):
     TASKS['codah'](str(tmp_path)).read('dev')
+
+
+def test_training_questions_need_not_have_every_ending_right(tmp_path):
+  (tmp_path / 'train.tsv').write_text('o\ta\tb\tc\td\te\t0\n')
+  assert TASKS['codah'](str(tmp_path)).read('train')[0].label == 0

@@ -67,6 +67,13 @@ def test_a_token_counts_where_it_has_most_context():
   assert seen[1].tolist() == [False] * 5 + [True] * 4
 
 
+def test_a_longer_window_counts_a_hundredth_for_each_token():
+  encoded = squad.encode([ask(words(*[1] * 382))], TOKENIZER, 385, stride=128, max_query=64)
+  assert [(w.first, w.count) for w in encoded.alignment] == [(0, 381), (128, 254)]
+  # Of token 300 the first window shows 80 after it, the second 81: 80 + 3.81 > 81 + 2.54.
+  assert squad._max_context(encoded.alignment)[:, 300].tolist() == [True, False]
+
+
 def test_answers_are_the_tightest_tokens_around_the_characters():
   items = [ask('w1 (1895-1943) w2', '1895'), ask('w1 w2', ' w2'), ask('w1 w21 w3', '1')]
   items[2] = items[2]._replace(label=(('21', 4),))
@@ -197,7 +204,10 @@ def question(answer='w2', start=3, **changes):
       file_of(question('w3')),
       r"f.json, question x7: the context has no answer 'w3' at character 3",
     ),
-    (file_of(question(start=-2)), r"question x7: the context has no answer 'w2' at character -2"),
+    (
+      file_of(question(start=-3), context='w2 '),
+      r"has no answer 'w2' at character -3",
+    ),
     (file_of(question(answers=[])), r'question x7 has no answer; that is for squad2'),
     (file_of(question(question=' ')), r'question x7: the question is empty'),
     (file_of(question(), context=''), r'question x7: the context is empty'),

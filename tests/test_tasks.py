@@ -53,14 +53,20 @@ def test_tables_are_read_and_their_labels_found(tmp_path, name, text):
 
 def test_pairs_are_cut_at_the_end_of_the_longer_and_counted(tokenizer):
   encode = TASKS['rte']('.').encode
-  items = [task.Example('0', ('a b c d e', 'f f'), 1), task.Example('1', ('a b', 'c'), 0)]
+  texts = ('a b c d e', 'f f'), ('a b', 'c'), ('a b c', 'd e f')  # of equal ones, the second
+  items = [task.Example('', pair, i % 2) for i, pair in enumerate(texts)]
   encoded = encode(items, tokenizer, 8)
   names = [tokenizer.decode(row) for row in encoded.columns['input_ids']]
-  assert names == ['[CLS] a b c [SEP] f f [SEP]', '[CLS] a b [SEP] c [SEP] [PAD] [PAD]']
-  assert encoded.columns['ends'].tolist() == [[[5, 8]], [[4, 6]]]
-  assert encoded.columns['labels'].tolist() == [1, 0] and encoded.counts == {'rows': 2, 'cut': 1}
+  assert names == [
+    '[CLS] a b c [SEP] f f [SEP]',
+    '[CLS] a b [SEP] c [SEP] [PAD] [PAD]',
+    '[CLS] a b c [SEP] d e [SEP]',
+  ]
+  assert encoded.columns['ends'].tolist() == [[[5, 8]], [[4, 6]], [[5, 8]]]
+  assert encoded.columns['labels'].tolist() == [0, 1, 0]
+  assert encoded.counts == {'rows': 3, 'cut': 2}
   batch = task.make_batch(encoded.columns)
-  assert batch['token_type_ids'].tolist() == [[0] * 5 + [1] * 3, [0] * 4 + [1] * 2 + [0] * 2]
+  assert batch['token_type_ids'][:2].tolist() == [[0] * 5 + [1] * 3, [0] * 4 + [1] * 2 + [0] * 2]
   assert set(batch) <= set(BATCH_KEYS)
 
 
@@ -126,6 +132,11 @@ def test_a_test_split_may_lack_labels_and_is_then_not_scored(tmp_path, tokenizer
     ('text,label\na\n', r't.csv:2: 1 fields, the first row has 2', {}),
     ('text,label\na,x\n" ",y\n', r"t.csv:3: column 'text' holds no text", {}),
     ('text,label\na,x\nb,\n', r't.csv:3: the label is missing', {}),
+    (
+      '{"text": "a", "label": null}\n',
+      r't.jsonl:1: the label is missing',
+      {'name': 't.jsonl', 'labels': 'xy'},
+    ),
     ('text,label\na,x\nb,z\n', r"t.csv:3: unknown label 'z'; .*\['x', 'y'\]", {'labels': 'xy'}),
     ('text,label\na,x\nb,x\n', r"t.csv has no training example of the class 'y'", {'labels': 'xy'}),
     ('text,label\na,x\nb,x\n', r"two or more, found \['x'\]", {}),
@@ -139,7 +150,7 @@ def test_a_test_split_may_lack_labels_and_is_then_not_scored(tmp_path, tokenizer
 )
 def test_bad_tables_are_named_by_file_and_line(tmp_path, train, message, options):
   with pytest.raises(ValueError, match=message):
-    make(tmp_path, train, name='t.csv', **options).read('train')
+    make(tmp_path, train, **{'name': 't.csv'} | options).read('train')
 
 
 def test_a_label_that_training_lacks_is_found_in_dev(tmp_path):
@@ -242,6 +253,8 @@ def test_tfds_gives_the_pairs_and_labels_of_glue(tfds_set):
   assert [item.label for item in rte.read('test')] == [None] * 4
   own = TASKS['table'](source, files={'train': 'train'}, text='sentence1', label='label')
   assert own.labels == rte.labels
+  own = TASKS['table'](source, files={'test': 'test'}, text='sentence1', labels=rte.labels)
+  assert [item.label for item in own.read('test')] == [None] * 4
   with pytest.raises(ValueError, match=r"tfds:.*rte.* has no column 'question1'"):
     TASKS['qqp'](source).read('train')
   with pytest.raises(ValueError, match=r'tfds:.*rte'):

@@ -195,8 +195,7 @@ def _token_span(label, offsets: np.ndarray) -> tuple[int, int] | None:
   if not label:
     return None
   text, start = label[0]
-  start, stop = start + len(text) - len(text.lstrip()), start + len(text.rstrip())
-  touched = np.flatnonzero((offsets[:, 1] > start) & (offsets[:, 0] < stop))
+  touched = np.flatnonzero((offsets[:, 1] > start) & (offsets[:, 0] < start + len(text)))
   return (int(touched[0]), int(touched[-1])) if len(touched) else None
 
 
