@@ -16,6 +16,7 @@ from bertjax.model.config import EncoderConfig
 from bertjax.model.heads import Bert, init_params
 from bertjax.training.log import RunLog, read_metrics
 
+TAGS = {'value': 'I-PER', 'object': 'I-LOC', 'error': 'I-ORG', 'raises': 'I-MISC'}
 GOOD, BAD = ('value', 'object', 'returns'), ('error', 'raises', 'exception')
 
 
@@ -25,7 +26,7 @@ def model(tmp_path_factory, vocab) -> pathlib.Path:
   tokenizer = Tokenizer.from_file(vocab)
   config = EncoderConfig(
     vocab_size=tokenizer.vocab_size, hidden_size=32, num_layers=2, num_heads=2, mlp_size=64,
-    max_positions=64, initializer_range=0.1, hidden_dropout=0.0, attention_dropout=0.0,
+    max_positions=128, initializer_range=0.1, hidden_dropout=0.0, attention_dropout=0.0,
   )  # fmt: skip
   path = tmp_path_factory.mktemp('model') / 'model'
   params = jax.device_get(init_params(Bert(config), jax.random.key(0)))
@@ -64,7 +65,7 @@ def write_conll2003(folder):
   for split, count in (('eng.train', 60), ('eng.testa', 20)):
     rows = []
     for text, _ in sentences(count, count):
-      rows += [f'{w} X Y {"I-PER" if w in GOOD else "O"}' for w in text.split()] + ['']
+      rows += [f'{word} X Y {TAGS.get(word, "O")}' for word in text.split()] + ['']
     (folder / split).write_text('\n'.join(rows))
 
 
@@ -101,9 +102,10 @@ def make(model, tmp_path):
     source.mkdir()
     globals()[f'write_{task}'](source)
     config = load_recipe(f'{recipe}:{task}')
-    config.init_from, config.data.source, config.data.length = str(model), str(source), 32
+    config.init_from, config.data.source = str(model), str(source)
+    config.data.length = 96 if task == 'squad1' else 32
     config.data.loader = 'threads'
-    config.batch_size, config.epochs, config.learning_rate = 8, 3.0, 5e-3
+    config.batch_size, config.epochs, config.learning_rate = 8, 6.0, 2e-3
     config.log_every = 1
     return config
 
@@ -129,15 +131,15 @@ def test_a_sentence_task_is_learnt_scored_written_and_saved(make, tmp_path):
   [
     ('stsb', 'glue', 'spearman', 0.7),
     ('conll2003', 'tagging', 'f1', 0.8),
-    ('squad1', 'squad', 'f1', 60),
+    ('squad1', 'squad', 'f1', 0.6),
     ('codah', 'choice', 'accuracy', 0.6),
   ],
 )
 def test_every_kind_of_task_is_learnt(make, tmp_path, task, recipe, metric, least):
   config = make(task, recipe)
-  config.epochs = 8.0
+  config.epochs = 10.0
   scores = finetune.run(config, workdir=str(tmp_path / 'run'))
-  assert scores[metric] > (least / 100 if scores[metric] <= 1 else least), scores
+  assert scores[metric] > least, scores
   assert list((tmp_path / 'run' / 'predictions').iterdir())
   assert (tmp_path / 'run' / 'model' / 'model.safetensors').exists()
 
@@ -153,7 +155,7 @@ def test_a_killed_run_resumes_bitwise(make, tmp_path, monkeypatch):
   train = RunLog.train
 
   def killed(self, now, *rest):
-    if now == 21:
+    if now == 41:
       raise KeyboardInterrupt
     train(self, now, *rest)
 
@@ -189,7 +191,7 @@ def test_an_intermediate_task_gives_its_encoder_or_its_head_too(make, tmp_path):
     ({'task': 'sst3'}, "unknown task 'sst3'; known are cola"),
     ({'data.source': ''}, 'sst2 needs its data'),
     ({'init_from': ''}, '--config.init_from=MODEL'),
-    ({'data.length': 128}, 'data.length=128 is longer than the 64 positions'),
+    ({'data.length': 256}, 'data.length=256 is longer than the 128 positions'),
     ({'data.files': 'train'}, "data.files is written 'split=file"),
     ({'data.dev': 'dve'}, "no split 'dve'"),
     ({'batch_size': 7}, 'batch'),

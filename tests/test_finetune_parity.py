@@ -70,6 +70,7 @@ def test_losses_follow_transformers(make, model, tmp_path, task, recipe):  # noq
     tmp_path / 'start', **({'num_labels': 1} if task.kind == 'regression' else {})
   )
   theirs.train()
+  theirs.bert.embeddings.word_embeddings.padding_idx = None  # they give [PAD] no gradient
   kept = [p for n, p in theirs.named_parameters() if 'bias' in n or 'LayerNorm' in n]
   decayed = [p for n, p in theirs.named_parameters() if not ('bias' in n or 'LayerNorm' in n)]
   groups = [{'params': kept, 'weight_decay': 0.0}, {'params': decayed, 'weight_decay': 0.01}]
@@ -83,7 +84,7 @@ def test_losses_follow_transformers(make, model, tmp_path, task, recipe):  # noq
   step = loop.make_train_step(
     loss_fn, weights, transform, schedule, mesh=one, state_shardings=shardings
   )
-  encoded = finetune.encode(task, task.read('train'), tokenizer, 32, 'train')
+  encoded = finetune.encode(task, task.read('train'), tokenizer, config.data.length, 'train')
   batches = finetune.TaskBatches(encoded.columns, config.batch_size, 0, task.choices)
   for number in range(STEPS):
     batch = batches.training(number)
