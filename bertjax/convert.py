@@ -1,10 +1,11 @@
 """Convert: a model from one library's files to another's.
 
-  bertjax convert --from=uncased_L-12_H-768_A-12 --to=DIR                 Google's to Hugging Face's
-  bertjax convert --from=bert-base-uncased --to=DIR --format=google       and back
+  bertjax convert --from=uncased_L-12_H-768_A-12 --to=DIR
+  bertjax convert --from=bert-base-uncased --to=DIR --format=google
 
-Reads Hugging Face's folders and hub names (model.safetensors, pytorch_model.bin, former Flax's
-flax_model.msgpack) and Google's TF1 checkpoints, and says which it found. Weights stay bit for bit.
+The first turns Google's files into Hugging Face's, the second goes back. Reads Hugging Face's
+folders and hub names (model.safetensors, pytorch_model.bin, former Flax's flax_model.msgpack) and
+Google's TF1 checkpoints, and says which it found. Weights stay bit for bit.
 """
 
 import logging

@@ -170,9 +170,9 @@ def vary(config, arg: str, smoke: dict):
 # A smoke form of any recipe: the whole way in seconds.
 SMOKE = {
   'model.num_layers': 2, 'model.hidden_size': 32, 'model.num_heads': 2, 'model.mlp_size': 64,
-  'model.max_positions': 128, 'model.dtype': 'float32', 'data.length': 64, 'data.passes': 1,
+  'model.max_positions': 64, 'model.dtype': 'float32', 'data.length': 64, 'data.passes': 1,
   'masking.max_predictions': 10, 'batch_size': 8, 'accumulation': 1, 'steps': 20,
-  'long.length': 128, 'long.batch_size': 8, 'warmup_steps': 5, 'log_every': 5, 'eval_every': 10,
+  'long.length': 64, 'long.batch_size': 8, 'warmup_steps': 5, 'log_every': 5, 'eval_every': 10,
   'eval_rows': 64, 'save_every': 10,
 }  # fmt: skip
 
@@ -327,7 +327,7 @@ def prepared_folder(config) -> epath.Path:
   wanted = prepare.settings_of(config)
   for name in ('kind', 'length'):
     if found[name] != getattr(wanted, name):
-      pairs = '' if found['kind'] in examples.PAIR_KINDS else ' --config.nsp=False'
+      pairs = f' --config.nsp={found["kind"] in examples.PAIR_KINDS}' if name == 'kind' else ''
       raise ValueError(
         f'{folder} was prepared with {name}={found[name]!r}, this run wants '
         f'{getattr(wanted, name)!r}; pass --config.data.{name}={found[name]}{pairs}, or prepare '

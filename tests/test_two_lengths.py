@@ -25,6 +25,7 @@ def make_config(tiny_rows, long_rows):
   config = load_recipe('bert_mini:smoke,two_lengths')
   config.data.prepared, config.long.prepared = str(tiny_rows), str(long_rows)
   config.long.share, config.long.batch_size, config.long.max_predictions = 0.5, 16, 20
+  config.model.max_positions, config.long.length = 128, 128
   config.log_every, config.eval_every, config.save_every = 1, 0, 3
   return config
 
