@@ -22,6 +22,7 @@ from etils import epath
 
 from bertjax import pretrain
 from bertjax.data import batches as batches_lib
+from bertjax.data import store
 from bertjax.data.order import training_slots
 from bertjax.interop import directory
 from bertjax.model import heads, losses
@@ -69,6 +70,7 @@ def default_config(task: str = 'sst2') -> ml_collections.ConfigDict:
     }),
     'data': c({
       'source': '',  # folder in the official layout, or tfds:NAME
+      'prepared': '',  # training rows by `bertjax prepare` with this config; '' = made at the start
       'files': '',  # other names for some splits' files, as 'train=a.json,dev=b.json'
       'length': 128,  # tokens a row; longer examples are cut, and counted
       'train': 'train',  # split to train on
@@ -152,18 +154,15 @@ def run(config, *, workdir: str) -> dict[str, float]:
   transform, loader = pretrain.make_transform(config), pretrain.choose_loader(config.data.loader)
   tokenizer = directory.load_tokenizer(config.init_from)
   bert = make_model(config, task)
-  train_examples = sample(task.read(config.data.train), config.data.max_train, config.seed)
+  columns = training_columns(config, task, tokenizer)
   dev_examples = task.read(config.data.dev)
-  train, dev = (
-    encode(task, examples, tokenizer, config.data.length, split)
-    for examples, split in ((train_examples, 'train'), (dev_examples, 'dev'))
-  )
-  train_batches = TaskBatches(train.columns, config.batch_size, config.seed, task.choices)
+  dev = encode(task, dev_examples, tokenizer, config.data.length, config.data.dev)
+  train_batches = TaskBatches(columns, config.batch_size, config.seed, task.choices)
   per_epoch = -(-train_batches.examples // config.batch_size)
   steps = math.ceil(config.epochs * train_batches.examples / config.batch_size)
   schedule = optimizer.unit_schedule(config.schedule, steps, round(config.warmup_share * steps))
 
-  identity = run_identity(config, train.columns, tokenizer)
+  identity = run_identity(config, columns, tokenizer)
   pretrain.check_same_run(workdir, identity)
   workdir.mkdir(parents=True, exist_ok=True)
   checkpoints = checkpoint.Checkpoints(
@@ -254,6 +253,46 @@ def make_model(config, task) -> heads.Bert:
     encoder_config, heads=(task.head,), pooler=task.head in POOLED_HEADS,
     num_labels=task.num_labels,
   )  # fmt: skip
+
+
+def training_columns(config, task, tokenizer) -> dict[str, np.ndarray]:
+  """The rows to train on: encoded now, or read from `data.prepared`.
+
+  Raises:
+    ValueError: if the prepared rows are not those that this config would make.
+  """
+  if not config.data.prepared:
+    examples = sample(task.read(config.data.train), config.data.max_train, config.seed)
+    return encode(task, examples, tokenizer, config.data.length, config.data.train).columns
+  rows = store.Rows(config.data.prepared, 'train')
+  wanted = _settings(config, tokenizer)
+  found = {name: rows.manifest.get(name) for name in wanted}
+  if found != wanted:
+    raise ValueError(
+      f'{config.data.prepared} was prepared with {found}, this run wants {wanted}; prepare again.'
+    )
+  return rows[np.arange(len(rows))]
+
+
+def prepare_rows(config, out: str) -> dict:
+  """Writes the training rows of a task for `data.prepared`; returns the manifest."""
+  task, tokenizer = make_task(config), directory.load_tokenizer(config.init_from)
+  columns = training_columns(config, task, tokenizer)
+  layout = task_lib.columns(task, config.data.length, tokenizer.vocab_size)
+  settings = _settings(config, tokenizer)
+  writer = store.Writer(out, settings, layout)
+  tokenizer.save(writer.folder)
+  writer.add_shard('train', 0, [columns])
+  writer.finish({'train': 1, 'heldout': 0}, **settings)
+  return store.read_manifest(out)
+
+
+def _settings(config, tokenizer) -> dict:
+  names = ('length', 'train', 'max_train')
+  chosen = {name: config.data[name] for name in names}
+  if config.data.max_train:
+    chosen['seed'] = config.seed  # of the sample
+  return {'task': config.task, 'tokenizer': tokenizer.fingerprint, 'settings': chosen}
 
 
 def sample(examples: list, most: int, seed: int) -> list:

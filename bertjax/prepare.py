@@ -6,7 +6,8 @@
 Documents are split by a hash of their text into training and held-out ones and into shards, so
 exact duplicates never stand on both sides. Worker processes tokenise and write shards in parallel;
 `--shard=i/n` on each of n machines that share the folder divides the shards between them; neither
-changes a byte. The same command goes on after a kill. The folder carries its vocabulary;
+changes a byte. The same command goes on after a kill. With a recipe of configs/finetune it writes a
+task's training rows instead, for its `--config.data.prepared`. The folder carries its vocabulary;
 `--config.data.prepared=DIR` trains from it, also on machines without TensorFlow.
 """
 
@@ -127,6 +128,12 @@ def run(
     raise ValueError('prepare needs --out=DIR, the folder to write.')
   if epath.Path(out).exists():
     raise ValueError(f'{out} exists already; remove it or choose another --out.')
+  if 'task' in config:
+    from bertjax import finetune
+
+    manifest = finetune.prepare_rows(config, out)
+    print(f'prepared {out}: {manifest["counts"]}')
+    return manifest
   match = re.fullmatch(r'(\d+)/(\d+)', shard)
   if not match or int(match[1]) >= int(match[2]):
     raise ValueError(f'--shard must be i/n with i in 0..n-1, got {shard!r}.')

@@ -8,10 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from bertjax import finetune
+from bertjax import finetune, prepare
 from bertjax.__main__ import load_recipe, main
 from bertjax.data.tokenizer import Tokenizer
-from bertjax.interop import directory
+from bertjax.interop import directory, google
 from bertjax.model.config import EncoderConfig
 from bertjax.model.heads import Bert, init_params
 from bertjax.training.log import RunLog, read_metrics
@@ -144,6 +144,20 @@ def test_every_kind_of_task_is_learnt(make, tmp_path, task, recipe, metric, leas
   assert (tmp_path / 'run' / 'model' / 'model.safetensors').exists()
 
 
+def test_prepared_rows_train_as_raw_ones_do(make, tmp_path):
+  config = make('sst2')
+  config.epochs, config.data.max_train = 1.0, 50
+  finetune.run(config, workdir=str(tmp_path / 'raw'))
+  manifest = prepare.run(config, out=str(tmp_path / 'rows'))
+  assert manifest['counts']['train_rows'] == 50
+  config.data.prepared = str(tmp_path / 'rows')
+  finetune.run(config, workdir=str(tmp_path / 'prepared'))
+  assert logged(tmp_path / 'prepared') == logged(tmp_path / 'raw')
+  config.data.length = 48
+  with pytest.raises(ValueError, match=r"'length': 32.*this run wants .*'length': 48"):
+    finetune.run(config, workdir=str(tmp_path / 'other'))
+
+
 def logged(workdir):
   return {r['step']: r['loss'] for r in read_metrics(workdir) if r['kind'] == 'train'}
 
@@ -183,6 +197,17 @@ def test_an_intermediate_task_gives_its_encoder_or_its_head_too(make, tmp_path):
   config.fresh_head = False
   same = finetune.run(config, workdir=str(tmp_path / 'same'))
   assert kept['task'] == 'sst2' and same['accuracy'] > 0.9 and same['loss'] < fresh['loss']
+
+
+def test_google_s_files_start_the_same_run_as_hugging_face_s(make, model, tmp_path):
+  config = make('sst2')
+  config.epochs = 0.2
+  config.data.test = ''
+  finetune.run(config, workdir=str(tmp_path / 'hf'))
+  google.save_google(tmp_path / 'google', *directory.load_model(model))
+  config.init_from = str(tmp_path / 'google')
+  finetune.run(config, workdir=str(tmp_path / 'run'))
+  assert logged(tmp_path / 'run') == logged(tmp_path / 'hf')
 
 
 @pytest.mark.parametrize(
