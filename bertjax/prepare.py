@@ -51,6 +51,7 @@ FLAGS = {
 
 _SHARD_BYTES = 64 * 2**20  # of text: a shard's size where data.shards is 0
 _WORKER_BYTES = 192 * 2**20  # of text: less is done sooner than worker processes start
+_THREAD_BYTES = 4 * 2**20  # of text: less is read and tokenised by turns
 _BATCH_CHARS = 2**18  # of text: what a worker gets at a time
 _COMMIT_SECONDS = 20
 _PIECE_CHARS = 100_000  # longer sentences are tokenised in parts, cut at white space
@@ -319,9 +320,10 @@ def _write_shards(writer, source, size, settings, tokenizer, shards, mine, worke
   if spill.facts is None:
     encoder = (str(writer.folder), settings, shards, tuple(mine))
     count = _auto(workers, size, _WORKER_BYTES)
-    if not count:
+    threads = size >= _THREAD_BYTES
+    if threads and not count:
       _encoder(*encoder)  # once, before threads ask for it
-    with worker_lib.processes(count) as in_order:
+    with worker_lib.processes(count, threads) as in_order:
       _tokenise(source, settings, spill, functools.partial(_encode, encoder), in_order)
   spill.close()
   read = functools.partial(read_corpus, folder, dtype=dtype)

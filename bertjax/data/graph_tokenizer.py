@@ -61,9 +61,12 @@ def make_flat_encoder(tokenizer: Tokenizer) -> Callable[[Sequence[str]], tuple]:
     ragged = graph(strings)
     return ragged.values, ragged.row_splits
 
+  # Traced now, for tracing parses Python, which in two threads at once makes CPython 3.11 fail.
+  traced = run.get_concrete_function()
+
   def encode(texts):
     texts = [text.encode() for text in tokenizer.replace_surrogates(texts)]
-    values, splits = (x.numpy() for x in run(tf.constant(texts, tf.string)))
+    values, splits = (x.numpy() for x in traced(tf.constant(texts, tf.string)))
     return values, np.diff(splits)
 
   return encode
