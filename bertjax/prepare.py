@@ -264,6 +264,8 @@ def _from_tfrecords(source, tokenizer, settings, directory) -> dict:
   from bertjax.data import tfrecords
 
   first = next(tfrecords.rows_from_tfrecords(source, tokenizer.vocab_size, size=1), None)
+  if first is None:
+    raise ValueError(f'data.input={source} holds no records.')
   length, slots = first['input_ids'].shape[1], first['masked_lm_ids'].shape[1]
   if (settings.kind, settings.length, settings.sequences) != ('nsp', length, 1):
     raise ValueError(
@@ -336,10 +338,12 @@ def _write_shards(writer, source, size, settings, tokenizer, shards, mine, worke
   build = functools.partial(_build_shard, writer, settings, tokenizer.special, read)
   count = _auto(workers, size * settings.passes, 2 * _WORKER_BYTES) if len(todo) > 2 else 0
   gc.freeze()  # else each collection walks all of TensorFlow: a third of the time in one process
-  with worker_lib.processes(count, threads=False) as in_order:
-    for _ in in_order(build, todo):
-      pass
-  gc.unfreeze()
+  try:
+    with worker_lib.processes(count, threads=False) as in_order:
+      for _ in in_order(build, todo):
+        pass
+  finally:
+    gc.unfreeze()
   spill.clear()
   return spill.facts
 

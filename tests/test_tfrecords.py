@@ -273,3 +273,9 @@ def test_what_does_not_fit_google_s_rows_is_refused(config, tmp_path, vocab, cha
   with pytest.raises(ValueError, match=message):
     prepare.run(config, out=str(tmp_path / 'rows'))
   assert sorted(path.name for path in tmp_path.iterdir()) == ['a']
+
+
+def test_a_file_without_records_is_refused(config, tmp_path):
+  config.data.update(input=str(write(tmp_path / 'a', [])), format='tfrecord')
+  with pytest.raises(ValueError, match='holds no records'):
+    prepare.run(config, out=str(tmp_path / 'rows'))

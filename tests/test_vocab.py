@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -212,3 +213,9 @@ def test_books_give_the_same_vocabulary_in_any_process_with_any_workers(data_dir
     command(f'--out={tmp_path}/{seed}', f'--workers={seed}', *flags, seed=seed)
   assert (tmp_path / '1').read_bytes() == (tmp_path / '2').read_bytes()
   assert Tokenizer.from_file(tmp_path / '1').vocab_size == 30522
+
+
+def test_units_without_workers_are_made_one_after_another_in_this_thread(monkeypatch):
+  monkeypatch.setattr(corpus, '_UNIT', 10)
+  units = corpus.map_units(lambda unit: (threading.get_ident(), len(unit)), ['text ' * 3] * 5)
+  assert list(units) == [(threading.get_ident(), 1)] * 5

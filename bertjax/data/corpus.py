@@ -33,7 +33,8 @@ def map_units(function: Callable, texts: Iterable[str], workers: int = 1) -> Ite
   """
   units = worker_lib.batches(texts, _UNIT)
   first = list(itertools.islice(units, 2))
-  with worker_lib.processes(workers if workers > 1 and len(first) > 1 else 0) as in_order:
+  count = workers if workers > 1 and len(first) > 1 else 0
+  with worker_lib.processes(count, threads=False) as in_order:  # functions keep a memo
     yield from in_order(function, itertools.chain(first, units))
 
 
