@@ -265,23 +265,9 @@ def _jsonl(lines: Iterable[str], text_key: str, path, report: Report) -> Iterato
 def _tfds(name: str, text_key: str, report: Report) -> Iterator[str]:
   """Documents of `NAME[:VERSION][:SPLIT]`, or of a folder that TFDS wrote, `/path[:SPLIT]`."""
   import tensorflow as tf
-  import tensorflow_datasets as tfds
 
-  for kind in ('GPU', 'TPU'):  # TensorFlow only reads; it must not take the accelerators' memory
-    tf.config.set_visible_devices([], kind)
   name, split = re.fullmatch(r'((?:\w+://)?[^:]*(?::\d[\d.]*)?)(?::(.*))?', name).groups()
-  split = split or 'train'
-  try:
-    if epath.Path(name).is_dir():
-      builder = tfds.builder_from_directory(name)
-    else:
-      builder = tfds.builder(name)
-      builder.download_and_prepare()
-    examples = builder.as_dataset(
-      split=split, read_config=tfds.ReadConfig(interleave_cycle_length=1)
-    )
-  except Exception as error:  # TFDS has a family of its own for names, versions and splits
-    raise ValueError(f'tfds:{name}: {str(error).strip().splitlines()[0]}') from error
+  _, examples = open_tfds(name, split or 'train')
   fields = examples.element_spec if isinstance(examples.element_spec, dict) else {}
   texts = sorted(key for key, spec in fields.items() if spec == tf.TensorSpec([], tf.string))
   if text_key not in texts:
@@ -290,6 +276,29 @@ def _tfds(name: str, text_key: str, report: Report) -> Iterator[str]:
     text = example[text_key].decode('utf-8', errors='replace')
     report.invalid_utf8 += text.count('\ufffd') - example[text_key].count(b'\xef\xbf\xbd')
     yield text
+
+
+def open_tfds(name: str, split: str):
+  """The builder and the examples, in order, of a TFDS data set or of a folder that TFDS wrote.
+
+  Raises:
+    ValueError: if there is no such data set, version or split.
+  """
+  import tensorflow as tf
+  import tensorflow_datasets as tfds
+
+  for kind in ('GPU', 'TPU'):  # TensorFlow only reads; it must not take the accelerators' memory
+    tf.config.set_visible_devices([], kind)
+  try:
+    if epath.Path(name).is_dir():
+      builder = tfds.builder_from_directory(name)
+    else:
+      builder = tfds.builder(name)
+      builder.download_and_prepare()
+    config = tfds.ReadConfig(interleave_cycle_length=1)
+    return builder, builder.as_dataset(split=split, read_config=config)
+  except Exception as error:  # TFDS has a family of its own for names, versions and splits
+    raise ValueError(f'tfds:{name}: {str(error).strip().splitlines()[0]}') from error
 
 
 def embedded_documents() -> Iterator[str]:

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 
 from etils import epath
 
+from bertjax.data import sources
+
 Row = tuple[str, dict]
 
 _log = logging.getLogger(__name__)
@@ -126,21 +128,9 @@ def read_tfds(name: str, split: str, needed: Sequence = (), *, label: str = '') 
     needed: features that must be there.
     label: a feature whose classes are given by name, not by number; -1 becomes None.
   """
-  import tensorflow as tf
   import tensorflow_datasets as tfds
 
-  for kind in ('GPU', 'TPU'):  # TensorFlow only reads; it must not take the accelerators' memory
-    tf.config.set_visible_devices([], kind)
-  try:
-    if epath.Path(name).is_dir():
-      builder = tfds.builder_from_directory(name)
-    else:
-      builder = tfds.builder(name)
-      builder.download_and_prepare()
-    config = tfds.ReadConfig(interleave_cycle_length=1)
-    data = builder.as_dataset(split=split, read_config=config)
-  except Exception as error:  # TFDS has a family of its own for names, versions and splits
-    raise ValueError(f'tfds:{name}: {str(error).strip().splitlines()[0]}') from error
+  builder, data = sources.open_tfds(name, split)
   _check([*builder.info.features], needed, f'tfds:{name}')
   feature = dict(builder.info.features).get(label)
   names = getattr(getattr(feature, 'feature', feature), 'names', None)
