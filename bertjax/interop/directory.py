@@ -73,6 +73,7 @@ def load_params(
   redraw: tuple[str, ...] = (),
   tokenizer: Tokenizer | None = None,
   resize: bool = False,
+  weights: tuple[EncoderConfig, dict] | None = None,
 ) -> dict:
   """The parameters of a model of any kind for `bert`, a `Bert` module.
 
@@ -88,12 +89,13 @@ def load_params(
     redraw: parts to take from `initial` in any case.
     tokenizer: of this run; the source's must be the same but for `resize`.
     resize: may the vocabulary and the position table differ?
+    weights: what `load_weights` read from the source, if it did already.
 
   Raises:
     ValueError: if anything else differs from the module's config, or a head is missing.
   """
   gelu = 'tanh' if bert.config.activation == 'gelu_tanh' else 'erf'
-  config, params = load_weights(source, gelu=gelu)
+  config, params = weights or load_weights(source, gelu=gelu)
   resizable = ('vocab_size', 'max_positions') if resize else ()
   _check_sizes(config, bert.config, source, resizable)
   params = {name: part for name, part in params.items() if name not in redraw}
