@@ -4,12 +4,14 @@ import dataclasses
 import functools
 import json
 import logging
+import math
 
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
 from bertjax.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from bertjax.interop import directory, google, huggingface, names
@@ -19,10 +21,8 @@ from bertjax.model.encoder import PARAM_AXES
 from bertjax.model.heads import Bert, init_params
 from bertjax.tasks import tagging
 from bertjax.tasks.task import Example, make_batch
-from bertjax.training import loop
 from bertjax.training import mesh as mesh_lib
 from bertjax.training.mesh import path_name
-from bertjax.training.optimizer import make_optimizer, unit_schedule
 
 PLAIN = EncoderConfig(
   vocab_size=40, hidden_size=16, num_layers=5, num_heads=2, mlp_size=32, max_positions=24
@@ -88,19 +88,27 @@ def expected_features(features, hidden, head):
   shares = shares / shares.sum() * head.get('layer_scale', 1)
   return {
     'last': lambda: hidden[5],
-    'second_to_last': lambda: hidden[4],
-    'embeddings': lambda: hidden[0],
     'sum_last_four': lambda: hidden[2] + hidden[3] + hidden[4] + hidden[5],
-    'weighted_sum_last_four': lambda: np.tensordot(shares, hidden[2:], 1),
     'concat_last_four': lambda: np.concatenate([hidden[i] for i in (2, 3, 4, 5)], -1),
-    'sum_all': lambda: sum(hidden[1:]),
     'weighted_sum': lambda: np.tensordot(shares, hidden[1:], 1),
-    '0': lambda: hidden[0],
     '3': lambda: hidden[3],
   }[features]()
 
 
-@pytest.mark.parametrize('features', [*FEATURES, '0', '3'])
+def test_every_name_of_features_has_its_layers():
+  layers = {name: dataclasses.replace(PLAIN, features=name).feature_layers for name in FEATURES}
+  four = [2, 3, 4, 5]
+  assert {name: list(found) for name, found in layers.items()} == {
+    'last': [5], 'second_to_last': [4], 'embeddings': [0], 'sum_last_four': four,
+    'weighted_sum_last_four': four, 'concat_last_four': four, 'sum_all': [1, 2, 3, 4, 5],
+    'weighted_sum': [1, 2, 3, 4, 5],
+  }  # fmt: skip
+  assert list(dataclasses.replace(PLAIN, features='0').feature_layers) == [0]
+
+
+@pytest.mark.parametrize(
+  'features', ['last', 'sum_last_four', 'concat_last_four', 'weighted_sum', '3']
+)
 def test_features_are_those_of_the_captured_layers(features):
   config = dataclasses.replace(PLAIN, features=features)
   params = random_params(config, heads=('tagging', 'classification'), pooler=True)
@@ -144,18 +152,19 @@ def test_a_frozen_encoder_has_no_gradient_and_no_dropout():
   batch['labels'] = np.arange(4, dtype=np.int32) % TAGS
 
   @functools.partial(jax.jit, static_argnums=1)
-  def loss(params, bert, key=0):
+  @jax.value_and_grad
+  def loss(params, bert, key):
     out = bert.apply({'params': params}, batch, train=True, rngs={'dropout': jax.random.key(key)})
     return (out['classification_logits'] ** 2).sum() + (out['mlm_logits'] ** 2).sum()
 
-  grads = jax.grad(loss)(params, bert)
+  value, grads = loss(params, bert, 0)
   assert all((leaf == 0).all() for leaf in jax.tree.leaves(grads['encoder']))
   for name in ('pooler', 'classification', 'mlm'):
     assert any(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(grads[name])), name
-  assert loss(params, bert, 0) == loss(params, bert, 1)
+  assert value == loss(params, bert, 1)[0]
   thawed = bert.clone(config=dataclasses.replace(config, frozen=False))
-  assert loss(params, thawed, 0) != loss(params, thawed, 1)
-  grads = jax.grad(loss)(params, thawed)
+  value, grads = loss(params, thawed, 0)
+  assert value != loss(params, thawed, 1)[0]
   assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(grads['encoder']['layers']['mlp']))
 
 
@@ -257,35 +266,22 @@ def test_tags_are_chosen_alike_with_and_without_gold_tags():
   assert found[0] != tagging.decode(items, encoded, logits, labels=labels)
 
 
-def train(config, sizes, devices):
-  """Losses of five steps, then the parameters."""
-  mesh = mesh_lib.make_mesh(*sizes, devices=jax.devices()[:devices])
-  bert = Bert(config, heads=('tagging',), pooler=False, num_labels=TAGS)
-  transform = make_optimizer('lamb', param_axes=PARAM_AXES)
-
-  def make_state():
-    params = init_params(bert, jax.random.key(0))
-    return loop.TrainState.create(params, transform, jax.random.key(1), 1e-2)
-
-  state, shardings = loop.init_state(make_state, mesh, PARAM_AXES)
-  step = loop.make_train_step(
-    *losses.task_loss(bert, 'tags'), transform, unit_schedule('constant', 5, 0), mesh=mesh,
-    state_shardings=shardings,
-  )  # fmt: skip
-  values = []
-  for batch in loop.to_device((batch_of(8, seed=s % 2) for s in range(5)), mesh, 8):
-    state, metrics = step(state, batch)
-    values.append(float(metrics['loss']))
-  return values, jax.device_get(state.params)
-
-
-def test_a_split_model_trains_as_a_whole_one():
-  config = dataclasses.replace(FULL, bilstm=1, hidden_dropout=0.0, attention_dropout=0.0)
-  one, params = train(config, (1, 1, 1), 1)
-  many, other = train(config, (1, 2, 2), 4)
-  np.testing.assert_allclose(many, one, rtol=1e-4)
-  assert one[-1] < one[0]
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3), params, other)
+def test_a_split_model_has_the_gradients_of_a_whole_one():
+  config = dataclasses.replace(FULL, bilstm=1)
+  loss_fn, _ = losses.task_loss(Bert(config, ('tagging',), False, TAGS), 'tags')
+  params, batch = random_params(config), batch_of(8)
+  found = []
+  for sizes in ((1, 1, 1), (1, 2, 2)):
+    mesh = mesh_lib.make_mesh(*sizes, devices=jax.devices()[: math.prod(sizes)])
+    shardings = mesh_lib.tree_shardings(mesh, PARAM_AXES, params)
+    step = jax.jit(
+      jax.value_and_grad(lambda params, batch: loss_fn(params, batch, None)[0]['task']),
+      in_shardings=(shardings, mesh_lib.batch_sharding(mesh)), out_shardings=(None, shardings),
+    )  # fmt: skip
+    found.append(jax.device_get(step(params, batch)))
+  assert shardings['tagging']['kernel'].spec == PartitionSpec('fsdp', None)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), *found)
+  assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(found[0][1]['tagging']))
 
 
 @pytest.fixture(scope='module')

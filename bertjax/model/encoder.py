@@ -30,7 +30,7 @@ PARAM_AXES = (
   (r'(pooler|mlm/transform)/kernel$', ('embed', None)),
   (r'mlm/bias$', ('vocab',)),
   (r'(nsp|classification|tagging|span|choice)/kernel$', ('embed', None)),
-  # A step of an LSTM is too small to be worth a split: it would gather the kernel at every token.
+  # Whole: a split kernel would cost each token, a step of the LSTM's scan, one more collective.
   (r'bilstm_\d+_\w+/\w+/kernel$|tagging/transitions$', (None, None)),
   (r'(layer_norm/(scale|bias)|bias|layer_weights|tagging/(start|end))$', (None,)),
 )
