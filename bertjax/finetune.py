@@ -61,6 +61,7 @@ def default_config(task: str = 'sst2') -> ml_collections.ConfigDict:
     'redraw_layers': 0,  # top layers and pooler drawn afresh (Zhang et al. 2021)
     'trained_layers': -1,  # top layers that are trained, without embeddings; -1 = all, 0 = frozen
     'layer_decay': 1.0,  # factor of the learning rate from each layer to the one below
+    'head_factor': 1.0,  # of the learning rate outside the encoder, say 10.0 for a CRF or BiLSTM
     'seed': 0,  # of the new layer, data order and dropout
     'seeds': 1,  # trials from this many seeds, the first is `seed`
     'epochs': 3.0,  # passes over the training split
@@ -250,7 +251,9 @@ def make_model(config, task, encoder_config) -> heads.Bert:
 
 def factors_of(config, bert):
   """How much of the learning rate each layer has; None if all have it whole."""
-  return encoder.layer_factors(bert.config.num_layers, config.trained_layers, config.layer_decay)
+  return encoder.layer_factors(
+    bert.config.num_layers, config.trained_layers, config.layer_decay, config.head_factor
+  )
 
 
 def make_transform(config, bert):
@@ -508,6 +511,7 @@ def evaluate(config, model: str, split: str = '') -> dict[str, float]:
 
 
 _SAME = ('task', 'init_from', 'fresh_head', 'redraw_layers', 'trained_layers', 'layer_decay',
+         'head_factor',
          'epochs', 'batch_size', 'warmup_share', 'schedule', 'patience', 'class_weights',
          'optimizer', 'model', 'span_over_padding')  # fmt: skip
 _FREE = ('model.attention', 'model.remat', 'model.unroll')  # change no result
