@@ -30,6 +30,7 @@ VERBS = {
   'pretrain': 'pre-train BERT from raw text or prepared rows',
   'finetune': 'train a pre-trained model on a task',
   'evaluate': 'evaluate a run or a model directory on held-out text',
+  'predict': "a model's answers to a text or a file of texts",
   'convert': "turn a model into Hugging Face's or Google's files",
 }
 
