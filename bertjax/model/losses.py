@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from bertjax.model import crf
+
 Sums = dict[str, jax.Array]
 
 
@@ -75,11 +77,17 @@ def task_loss(model, kind: str, *, choices: int = 1, span_over_padding: bool = F
     model: `Bert` with the head of the task.
     kind: of label, with `labels` as in contract 1: 'class' [B], 'regression' [B] (squared error),
       'multilabel' [B, C] (mean of C binary cross-entropies), 'tags' [B, L] (each token counts, -1 =
-      none), 'span' [B, 2] (mean of start and end; 0 = no answer), 'choice' [B] (the rows of a
-      question follow one another).
+      none; with `config.crf` a sentence's log likelihood, which also counts as many times as it
+      has tokens, so that both are nats for a token), 'span' [B, 2] (mean of start and end; 0 = no
+      answer), 'choice' [B] (the rows of a question follow one another).
     choices: rows of a question.
     span_over_padding: whether a span's softmax runs over padding too, as in run_squad.py.
+
+  Raises:
+    ValueError: if the model has a CRF and the labels are no tags.
   """
+  if model.config.crf and kind != 'tags':
+    raise ValueError(f'crf=True is for tags, the labels are of the kind {kind!r}; set crf=False.')
   head = {'tags': 'tagging', 'span': 'span', 'choice': 'choice'}.get(kind, 'classification')
 
   def weights_of(batch):
@@ -92,6 +100,9 @@ def task_loss(model, kind: str, *, choices: int = 1, span_over_padding: bool = F
     rngs = None if rng is None else {'dropout': rng}
     out = model.apply({'params': params}, batch, train=rng is not None, rngs=rngs)
     logits, labels = out[f'{head}_logits'], batch['labels']
+    if model.config.crf:
+      nats = crf.negative_log_likelihood(params['tagging'], logits, labels)
+      return {'task': (nats * batch['example_weights']).sum()}, {}
     if kind == 'regression':
       values = jnp.square(logits[:, 0] - labels)
     elif kind == 'multilabel':
