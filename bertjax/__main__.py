@@ -32,6 +32,7 @@ VERBS = {
   'evaluate': 'evaluate a run or a model directory on held-out text',
   'predict': "a model's answers to a text or a file of texts",
   'convert': "turn a model into Hugging Face's or Google's files",
+  'export': 'a model as a program: SavedModel with the tokenizer inside, or StableHLO',
 }
 
 

@@ -11,8 +11,10 @@ from bertjax.data.tokenizer import Tokenizer
 from bertjax.inference.forward import LENGTHS
 from bertjax.inference.predictor import Predictor
 from bertjax.interop.directory import save_model
+from bertjax.model import crf
 from bertjax.model.config import EncoderConfig
 from bertjax.model.heads import Bert, init_params
+from bertjax.tasks import metrics
 
 SIZES = {'hidden_size': 32, 'num_layers': 4, 'num_heads': 2, 'mlp_size': 48, 'max_positions': 48}
 TEXTS = ['the file is open', 'A value, or None.', 'Returns the name of the module (or class)!']
@@ -276,3 +278,26 @@ def test_nearest_finds_a_text_itself_and_a_summary_keeps_the_order(vocab):
   assert predictor.summarise([text, ' '], sentences=9)[1] == []
   with pytest.raises(ValueError, match='the corpus has no texts'):
     predictor.nearest('a', predictor.index([]))
+
+
+def test_a_crf_chooses_the_tags_of_a_sentence_together(vocab):
+  config, params, tokenizer = model(vocab, 'tagging', labels=3)
+  rng = np.random.default_rng(0)
+  head = params['tagging'] | {
+    name: rng.normal(0, 4, shape).astype(np.float32) for name, shape in crf.shapes(3).items()
+  }
+  chain = dataclasses.replace(config, crf=True)
+  labels, text = ['O', 'B-X', 'I-X'], 'the undocumented name of a class, or None'
+  predictor = Predictor(chain, params | {'tagging': head}, tokenizer, labels=labels, batch_size=4)
+  batch = tokenizer([text])
+  logits = applied(config, ('tagging',), 3)(params, batch)['tagging_logits']
+  [ids] = batch['input_ids']
+  starts = tokenizer.word_starts[ids] & (ids != tokenizer.cls_id) & (ids != tokenizer.sep_id)
+  [best] = np.asarray(crf.viterbi(head, logits, starts[None]))
+  tags = [labels[i] for i in best[starts]]
+  assert tags != [labels[i] for i in np.asarray(logits[0].argmax(-1))[starts]]
+  spans = predictor.tag(text)
+  words = predictor._words(text)
+  assert [(s.label, s.start, s.end) for s in spans] == [
+    (name, words[a][0], words[b - 1][1]) for name, a, b in metrics.entities(tags)
+  ]

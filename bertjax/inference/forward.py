@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bertjax.model.config import EncoderConfig
+from bertjax.data import batches
+from bertjax.model import crf
+from bertjax.model.config import POOLED_HEADS, EncoderConfig
 from bertjax.model.heads import Bert
 
 LENGTHS = (32, 64, 128, 256, 512)  # what rows are padded to, and the model's limit
 POOLINGS = ('mean', 'cls', 'last_four')
-_ROW_KEYS = ('input_ids', 'token_type_ids', 'segment_ids')
 
 
 class TextError(ValueError):
@@ -56,8 +57,8 @@ class Forward:
     """Runs rows of any number through the model.
 
     Args:
-      batch: 'input_ids', 'token_type_ids', 'segment_ids' [N, L]; for 'mlm' also
-        'masked_lm_positions' and 'masked_lm_ids' [N, P].
+      batch: `rows`; for 'mlm' also 'masked_lm_positions' and 'masked_lm_ids' [N, P], for 'tagging'
+        'labels' [N, L], >= 0 where a word begins.
       output: see `read`.
       top_k: see `read`.
 
@@ -90,11 +91,11 @@ class Forward:
     rows = np.append(rows, np.repeat(rows[-1:], size - len(rows)))
     padded = {}
     for name, array in batch.items():
-      if name in _ROW_KEYS:
-        array = array[rows, :length]
-        padded[name] = np.pad(array, ((0, 0), (0, length - array.shape[1])))
-      elif name in ('masked_lm_positions', 'masked_lm_ids'):
-        padded[name] = array[rows]
+      padded[name] = array[rows]
+      if not name.startswith('masked_lm'):  # [N, L]
+        room = ((0, 0), (0, max(0, length - array.shape[1])))
+        fill = -1 if name == 'labels' else 0
+        padded[name] = np.pad(array[rows, :length], room, constant_values=fill)
     return padded
 
   def read(self, params: dict, batch: dict, *, output: str, top_k: int = 1):
@@ -103,23 +104,38 @@ class Forward:
     Args:
       params: of the model.
       batch: a batch.
-      output: a head of tasks ('classification', 'tagging', 'span', 'choice', 'nsp'), for its
-        logits; 'mlm' for (log-probability of 'masked_lm_ids' [B, P], the best log-probabilities
-        [B, P, k] and their ids); or one of `POOLINGS` for vectors [B, D], [B, 4D] for 'last_four'.
+      output: a head ('classification', 'span', 'choice', 'nsp') for its logits; 'tagging' for
+        (logits [B, L, C], numbers of the tags [B, L]); 'mlm' for (log-probability of
+        'masked_lm_ids' [B, P], the best log-probabilities [B, P, k] and their ids); or one of
+        `POOLINGS` for vectors [B, D], [B, 4D] for 'last_four'.
       top_k: k.
     """
-    pooled = output in ('nsp', 'classification', 'choice')
-    model = Bert(
-      self.config, heads=() if output in POOLINGS else (output,), pooler=pooled,
-      num_labels=self.num_labels.get(output, 2),
-    )  # fmt: skip
-    capture = ('hidden',) if output == 'last_four' else ()
-    out = model.apply({'params': params}, batch, capture=capture)
+    if output in POOLINGS:
+      model = Bert(self.config, heads=(), pooler=False)
+      capture = ('hidden',) if output == 'last_four' else ()
+      return pool(model.apply({'params': params}, batch, capture=capture), batch, output)
+    logits = self.logits(params, batch, output)
     if output == 'mlm':
-      logs = jax.nn.log_softmax(out['mlm_logits'])
+      logs = jax.nn.log_softmax(logits)
       target = jnp.take_along_axis(logs, batch['masked_lm_ids'][..., None], -1)[..., 0]
       return target, *jax.lax.top_k(logs, top_k)
-    return pool(out, batch, output) if output in POOLINGS else out[f'{output}_logits']
+    if output == 'tagging' and self.config.crf:
+      return logits, crf.viterbi(params['tagging'], logits, batch['labels'] >= 0)
+    return (logits, logits.argmax(-1)) if output == 'tagging' else logits
+
+  def logits(self, params: dict, batch: dict, head: str) -> jax.Array:
+    """The logits of one head, as `Bert` has them."""
+    model = Bert(
+      self.config, heads=(head,), pooler=head in POOLED_HEADS,
+      num_labels=self.num_labels.get(head, 2),
+    )  # fmt: skip
+    return model.apply({'params': params}, batch)[f'{head}_logits']
+
+
+def rows(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Columns of rows, as of `tasks.task.Encoded`, to what the model reads, [N, L] each."""
+  batch = batches.expand({name: columns[name] for name in ('input_ids', 'ends')})
+  return {name: batch[name] for name in ('input_ids', 'token_type_ids', 'segment_ids')}
 
 
 def pool(out: dict, batch: dict, pooling: str) -> jax.Array:

@@ -7,9 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bertjax.data import batches
 from bertjax.data.tokenizer import Tokenizer
-from bertjax.inference.forward import Forward, TextError
+from bertjax.inference.forward import Forward, TextError, rows
 from bertjax.tasks import task
 
 _PLACES = 8  # masks asked about in one row; more make more rows, not more programs
@@ -63,8 +62,8 @@ def fill(forward: Forward, tokenizer: Tokenizer, texts, top_k: int) -> list[list
   """See `Predictor.fill_mask`."""
   _need(forward)
   _check_top_k(forward, top_k)
-  rows, questions = tokenizer.encode(texts), []
-  for text, ids in zip(texts, rows, strict=True):
+  known, questions = tokenizer.encode(texts), []
+  for text, ids in zip(texts, known, strict=True):
     _check_length(forward, ids)
     places = _masks(ids, tokenizer)
     if not places:
@@ -77,7 +76,7 @@ def fill(forward: Forward, tokenizer: Tokenizer, texts, top_k: int) -> list[list
       [_fill(tokenizer, ids, place, token, p) for p, token in zip(*next(found), strict=True)]
       for place in _masks(ids, tokenizer)
     ]
-    for ids in rows
+    for ids in known
   ]
 
 
@@ -90,38 +89,38 @@ def _fill(tokenizer, ids, place, token, log_probability) -> Fill:
 def infill(forward: Forward, tokenizer: Tokenizer, texts) -> list[str]:
   """See `Predictor.infill`."""
   _need(forward)
-  rows = tokenizer.encode(texts)
-  for ids in rows:
+  known = tokenizer.encode(texts)
+  for ids in known:
     _check_length(forward, ids)
-  while open_rows := [ids for ids in rows if tokenizer.mask_id in ids]:
-    questions = [(ids, q) for ids in open_rows for q in _questions(ids, _masks(ids, tokenizer))]
+  while open_texts := [ids for ids in known if tokenizer.mask_id in ids]:
+    questions = [(ids, q) for ids in open_texts for q in _questions(ids, _masks(ids, tokenizer))]
     answers = _ask(forward, tokenizer, [q for _, q in questions], _PLACES)
     best = {}  # row -> (log-probability, place, id) of its surest mask
     for (ids, question), (_, values, tokens) in zip(questions, answers, strict=True):
       i = int(values[:, 0].argmax())
       sure = (values[i, 0], question.places[i], int(tokens[i, 0]))
       best[id(ids)] = max(best.get(id(ids), sure), sure)
-    for ids in open_rows:
+    for ids in open_texts:
       _, place, token = best[id(ids)]
       if token == tokenizer.mask_id:
         raise ValueError('the model fills a mask with [MASK]; it was not trained for this.')
       ids[place] = token
-  return [tokenizer.decode(ids) for ids in rows]
+  return [tokenizer.decode(ids) for ids in known]
 
 
 def score(forward: Forward, tokenizer: Tokenizer, texts, *, window: bool) -> list[Score]:
   """See `Predictor.score`."""
   _need(forward)
-  rows = tokenizer.encode(texts)
-  for text, ids in zip(texts, rows, strict=True):
+  known = tokenizer.encode(texts)
+  for text, ids in zip(texts, known, strict=True):
     if not ids:
       raise TextError(f'the text has no tokens to score: {text!r}')
     _check_length(forward, ids, window)
-  pairs = ((ids, place) for ids in rows for place in range(len(ids)))
+  pairs = ((ids, place) for ids in known for place in range(len(ids)))
   questions = (_shown(forward, _Question(ids, [place], [ids[place]])) for ids, place in pairs)
   logs = (float(target[0]) for target, _, _ in _ask(forward, tokenizer, questions, 1))
   scores = []
-  for ids in rows:
+  for ids in known:
     tokens = [(tokenizer.vocab[token], next(logs)) for token in ids]
     total = sum(log for _, log in tokens)
     scores.append(Score(total, float(np.exp(-total / len(tokens))), tokens))
@@ -189,10 +188,10 @@ def words_of(tokenizer: Tokenizer, ids) -> list[tuple[int, int]]:
   return list(itertools.pairwise([*firsts, len(ids)]))
 
 
-def lay_out(tokenizer: Tokenizer, rows) -> dict[str, np.ndarray]:
-  """Rows of ids as a batch of [CLS] ids [SEP]."""
-  length = max(map(len, rows), default=1) + 2
-  return batches.expand(task.lay_out([(ids,) for ids in rows], tokenizer, length))
+def lay_out(tokenizer: Tokenizer, texts) -> dict[str, np.ndarray]:
+  """Ids of texts as rows [CLS] ids [SEP]."""
+  length = max(map(len, texts), default=1) + 2
+  return rows(task.lay_out([(ids,) for ids in texts], tokenizer, length))
 
 
 def _need(forward: Forward) -> None:

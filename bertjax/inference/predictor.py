@@ -14,12 +14,12 @@ import numpy as np
 from bertjax.data import sources
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.inference import masks
-from bertjax.inference.forward import POOLINGS, Forward, TextError
+from bertjax.inference.forward import POOLINGS, Forward, TextError, rows
 from bertjax.inference.search import Index
 from bertjax.interop import directory
 from bertjax.model.config import EncoderConfig
 from bertjax.tasks import metrics, squad, tagging
-from bertjax.tasks.task import Example, make_batch
+from bertjax.tasks.task import Example
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,7 +241,7 @@ class Predictor:
     if longest > limit // 2:
       raise TextError(f'a question has {longest} tokens, more than half of the limit {limit}.')
     encoded = squad.encode(items, self.tokenizer, limit, stride=stride, max_query=longest)
-    found = self.forward.run(make_batch(encoded.columns), 'span')
+    found = self.forward.run(rows(encoded.columns), 'span')
     logits = np.full((len(found), limit, 2), -1e9)  # padding is never chosen
     for row, values in zip(logits, found, strict=True):
       row[: len(values)] = values
@@ -254,7 +254,8 @@ class Predictor:
     """Typed spans of texts, in characters.
 
     Words are those of the tokenizer, which parts them at punctuation; a text given as a list of
-    words keeps these, and its spans count characters of the words joined by blanks.
+    words keeps these, and its spans count characters of the words joined by blanks. A word's
+    probability is the softmax of its logits, also where a CRF has chosen among them.
     """
     self.forward.need('tagging')
     places = [self._words(text) for text in texts]
@@ -267,14 +268,14 @@ class Predictor:
     encoded = tagging.encode(items, self.tokenizer, limit, labels=self.labels, context=False)
     if encoded.counts['cut_words']:
       raise TextError(f'a word has more tokens than the model takes, {limit}.')
-    found = self.forward.run(make_batch(encoded.columns), 'tagging')
-    probs = [np.zeros((len(words), len(self.labels))) for words in places]
-    for owner, place, logits in zip(
-      encoded.columns['example_ids'], encoded.alignment, found, strict=True
-    ):
-      at = np.flatnonzero(place >= 0)
-      probs[owner][place[at]] = _softmax(logits[at])
-    return [self._spans(*item) for item in zip(texts, places, probs, strict=True)]
+    batch = rows(encoded.columns) | {'labels': encoded.alignment}
+    tags = [[('O', 0.0)] * len(words) for words in places]
+    found = zip(self.forward.run(batch, 'tagging'), encoded.columns['example_ids'], strict=True)
+    for ((logits, chosen), owner), place in zip(found, encoded.alignment, strict=True):
+      for i in np.flatnonzero(place >= 0):
+        probability = float(_softmax(logits[i])[chosen[i]])
+        tags[owner][place[i]] = self.labels[chosen[i]], probability
+    return [self._spans(*item) for item in zip(texts, places, tags, strict=True)]
 
   def _words(self, text) -> list[tuple[int, int]]:
     """First character and end of each word."""
@@ -285,24 +286,25 @@ class Predictor:
     words = masks.words_of(self.tokenizer, ids)
     return [(offsets[first][0], offsets[end - 1][1]) for first, end in words]
 
-  def _spans(self, text, words, probs) -> list[Span]:
-    tags = [self.labels[i] for i in probs.argmax(1)]
+  def _spans(self, text, words, tags) -> list[Span]:
+    names = [tag for tag, _ in tags]
     if not all(label == 'O' or label[1:2] == '-' for label in self.labels):
-      tags = [tag if tag == 'O' else f'I-{tag}' for tag in tags]  # types, not BIO tags
-    return [
-      Span(name, text[words[a][0] : words[b - 1][1]], words[a][0], words[b - 1][1],
-           float(probs[a:b].max(1).mean()))
-      for name, a, b in metrics.entities(tags)
-    ]  # fmt: skip
+      names = [name if name == 'O' else f'I-{name}' for name in names]  # types, not BIO tags
+    spans = []
+    for label, first, last in metrics.entities(names):
+      start, end = words[first][0], words[last - 1][1]
+      probability = float(np.mean([p for _, p in tags[first:last]]))
+      spans.append(Span(label, text[start:end], start, end, probability))
+    return spans
 
   def _logits(self, output: str, texts, pairs=None) -> tuple[np.ndarray, list[int], list[int]]:
     """Outputs of all rows, which text each row is of, and how many tokens of it."""
     texts = list(texts)
     if pairs is None and self.long == 'window':
       ids = self.tokenizer.encode(texts)
-      rows = [(i, part) for i, item in enumerate(ids) for part in self._parts(item)]
-      batch = masks.lay_out(self.tokenizer, [part for _, part in rows])
-      owners, weights = [i for i, _ in rows], [len(part) + 2 for _, part in rows]
+      parts = [(i, part) for i, item in enumerate(ids) for part in self._parts(item)]
+      batch = masks.lay_out(self.tokenizer, [part for _, part in parts])
+      owners, weights = [i for i, _ in parts], [len(part) + 2 for _, part in parts]
     else:
       batch = self.tokenizer(texts, None if pairs is None else list(pairs))
       owners, weights = list(range(len(texts))), [1] * len(texts)
