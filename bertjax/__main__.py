@@ -31,6 +31,7 @@ VERBS = {
   'finetune': 'train a pre-trained model on a task',
   'evaluate': 'evaluate a run or a model directory on held-out text',
   'predict': "a model's answers to a text or a file of texts",
+  'explain': 'attention, layers and attributions of a text as one HTML page',
   'convert': "turn a model into Hugging Face's or Google's files",
   'export': 'a model as a program: SavedModel with the tokenizer inside, or StableHLO',
 }
