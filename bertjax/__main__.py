@@ -32,6 +32,7 @@ VERBS = {
   'evaluate': 'evaluate a run or a model directory on held-out text',
   'predict': "a model's answers to a text or a file of texts",
   'explain': 'attention, layers and attributions of a text as one HTML page',
+  'serve': 'a model as an HTTP service, with a page to try it',
   'convert': "turn a model into Hugging Face's or Google's files",
   'export': 'a model as a program: SavedModel with the tokenizer inside, or StableHLO',
 }
