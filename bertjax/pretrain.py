@@ -248,7 +248,7 @@ def run(config, *, workdir: str) -> dict[str, float]:
   finally:
     checkpoints.close()  # first: it waits for what is still being written
     run_log.close()
-  run_lib.exit_if_stopped(stopped, state.step)
+  run_lib.exit_if_stopped(int(state.step) if stopped else None)
   scores = scores or evaluate(state.params)  # a run that had already ended
   finish(workdir, bert.config, state.params, tokenizer, scores)
   return scores
@@ -406,7 +406,8 @@ def start(config, bert, transform, mesh, checkpoints, tokenizer):
     )
 
   loader = load if config.init_from else None
-  return run_lib.start(make, mesh, encoder.PARAM_AXES, checkpoints, loader)
+  shard = mesh_lib.sharder(mesh, encoder.PARAM_AXES)
+  return run_lib.start(make, shard, checkpoints, loader)
 
 
 # What a resumed run must share with the one it goes on with.

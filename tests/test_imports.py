@@ -12,7 +12,7 @@ PACKAGE = pathlib.Path(__file__).parent.parent / 'bertjax'
 
 # Folder -> what its modules may import, besides the standard library and themselves.
 ALLOWED = {
-  'model': {'jax', 'flax', 'optax'},
+  'model': {'jax', 'flax', 'optax', 'numpy'},
   'training': {
     'jax', 'flax', 'optax', 'orbax', 'numpy', 'etils', 'tqdm', 'tensorboardX', 'matplotlib'
   },
@@ -25,7 +25,7 @@ ALLOWED = {
     'jax', 'numpy', 'etils', 'pyarrow', 'tqdm',
     'bertjax.model', 'bertjax.data', 'bertjax.interop', 'bertjax.tasks',
   },
-  'tasks': {'numpy', 'scipy', 'etils', 'bertjax.data'},
+  'tasks': {'numpy', 'scipy', 'etils', 'matplotlib', 'bertjax.data'},
 }  # fmt: skip
 TENSORFLOW = {'data/graph_tokenizer.py', 'data/pipeline.py', 'interop/google.py'}
 PROGRAMS = {path.stem for path in PACKAGE.glob('*.py')} - {'__init__', '__main__'}

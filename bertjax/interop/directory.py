@@ -5,6 +5,7 @@ A model directory is what Hugging Face reads: config, weights, vocabulary and to
 
 import logging
 
+import flax.traverse_util
 import numpy as np
 
 from bertjax.data.tokenizer import Tokenizer
@@ -73,6 +74,7 @@ def load_params(
   redraw: tuple[str, ...] = (),
   tokenizer: Tokenizer | None = None,
   resize: bool = False,
+  weights: tuple[EncoderConfig, dict] | None = None,
 ) -> dict:
   """The parameters of a model of any kind for `bert`, a `Bert` module.
 
@@ -88,12 +90,13 @@ def load_params(
     redraw: parts to take from `initial` in any case.
     tokenizer: of this run; the source's must be the same but for `resize`.
     resize: may the vocabulary and the position table differ?
+    weights: what `load_weights` read from the source, if it did already.
 
   Raises:
     ValueError: if anything else differs from the module's config, or a head is missing.
   """
   gelu = 'tanh' if bert.config.activation == 'gelu_tanh' else 'erf'
-  config, params = load_weights(source, gelu=gelu)
+  config, params = weights or load_weights(source, gelu=gelu)
   resizable = ('vocab_size', 'max_positions') if resize else ()
   _check_sizes(config, bert.config, source, resizable)
   params = {name: part for name, part in params.items() if name not in redraw}
@@ -178,3 +181,14 @@ def _move_rows(params, initial, paths, theirs, ours):
     table = np.array(new[leaf])
     table[ours] = old[leaf][theirs]
     old[leaf] = table
+
+
+def redraw_layers(params: dict, drawn: dict, count: int) -> dict:
+  """The parameters with the top `count` layers of `drawn` in place of their own."""
+  if not count:
+    return params
+  flat, new = (flax.traverse_util.flatten_dict(tree) for tree in (params, drawn))
+  for path in flat:
+    if path[:2] == ('encoder', 'layers'):
+      flat[path] = np.concatenate([flat[path][:-count], new[path][-count:]])
+  return flax.traverse_util.unflatten_dict(flat)

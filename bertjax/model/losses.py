@@ -6,6 +6,8 @@ microbatches and devices, so the loss is the same number however the batch is cu
 divides by `weight + 1e-5` for each core and averages the cores' means instead.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -70,7 +72,10 @@ def pretraining_loss(model, terms: tuple[str, ...] = ('mlm', 'nsp')):
   return loss_fn
 
 
-def task_loss(model, kind: str, *, choices: int = 1, span_over_padding: bool = False) -> tuple:
+def task_loss(
+  model, kind: str, *, choices: int = 1, span_over_padding: bool = False,
+  class_weights: Sequence[float] = (),
+) -> tuple:  # fmt: skip
   """Returns `(loss_fn, loss_weights)` of a task, with the one term 'task', for `training.loop`.
 
   Args:
@@ -82,18 +87,24 @@ def task_loss(model, kind: str, *, choices: int = 1, span_over_padding: bool = F
       answer), 'choice' [B] (the rows of a question follow one another).
     choices: rows of a question.
     span_over_padding: whether a span's softmax runs over padding too, as in run_squad.py.
+    class_weights: [C], how much an example of each class (a token of each tag) counts.
 
   Raises:
-    ValueError: if the model has a CRF and the labels are no tags.
+    ValueError: if the model has a CRF and the labels are no tags, or class weights have no meaning.
   """
+  if class_weights and (kind not in ('class', 'tags') or model.config.crf):
+    raise ValueError(f'class_weights are for classes and tags without a CRF, not for {kind!r}.')
   if model.config.crf and kind != 'tags':
     raise ValueError(f'crf=True is for tags, the labels are of the kind {kind!r}; set crf=False.')
   head = {'tags': 'tagging', 'span': 'span', 'choice': 'choice'}.get(kind, 'classification')
 
   def weights_of(batch):
     labels, weights = batch['labels'], batch['example_weights']
+    if class_weights:
+      scale = jnp.asarray(class_weights, jnp.float32)[jnp.maximum(labels, 0)]
+      weights = weights.reshape(-1, *[1] * (labels.ndim - 1)) * scale
     if kind == 'tags':
-      return weights[:, None] * (labels >= 0)
+      return weights.reshape(len(labels), -1) * (labels >= 0)
     return weights.reshape(-1, choices)[:, 0]
 
   def loss_fn(params, batch, rng):
