@@ -31,6 +31,7 @@ VERBS = {
   'finetune': 'train a pre-trained model on a task',
   'evaluate': 'evaluate a run or a model directory on held-out text',
   'convert': "turn a model into Hugging Face's or Google's files",
+  'compile': 'compile a recipe for a TPU slice that is not there: does it fit, how fast is it',
 }
 
 
