@@ -118,7 +118,7 @@ def report_of(phase, devices, *, measure: bool = False) -> dict:
   config = phase.config
   mesh = mesh_lib.make_mesh(**config.mesh, devices=devices)
   mesh_lib.check_batch_size(mesh, config.batch_size, config.accumulation)
-  bert = pretrain.make_model(config, VOCAB_SIZE)
+  bert = pretrain.make_model(config, config.model.vocab_size or VOCAB_SIZE)
   transform = pretrain.make_transform(config)
   abstract, shardings = pretrain.abstract_state(config, bert, transform, mesh)
   terms = pretrain.loss_terms(config)
