@@ -17,12 +17,14 @@ import numpy as np
 from etils import epath
 
 from bertjax import pretrain
+from bertjax.data import batches as batches_lib
 from bertjax.data import store
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.interop import directory
-from bertjax.model import heads, losses
+from bertjax.model import encoder, heads, losses
 from bertjax.training import checkpoint, loop
 from bertjax.training import mesh as mesh_lib
+from bertjax.training import run as run_lib
 
 FLAGS = {
   'workdir': ('', 'folder of a pre-training run; it has its own config'),
@@ -72,7 +74,7 @@ def run(
     functools.partial(losses.pretraining_weights, terms=terms),
     mesh=mesh,
   )
-  loader = pretrain.choose_loader(config.data.loader)
+  loader = batches_lib.choose_loader(config.data.loader)
   scores = pretrain.evaluate_rows(eval_step, params, heldout, rows, mesh, loader)
   never = [tokenizer.pad_id, tokenizer.cls_id]
   if config.objective == 'mlm':
@@ -139,7 +141,8 @@ def _checkpoint_params(config, bert, mesh, workdir, which):
   named = {'best': checkpoints.best_step(), 'newest': steps[-1]} | {str(s): s for s in steps}
   if which not in named:
     raise ValueError(f'--which must be best, newest or one of the steps {steps}, got {which!r}.')
-  abstract, _ = pretrain.abstract_state(config, bert, pretrain.make_transform(config), mesh)
+  make = pretrain.state_maker(config, bert, pretrain.make_transform(config))
+  abstract, _ = run_lib.abstract_state(make, mesh, encoder.PARAM_AXES)
   state, _ = checkpoints.restore(named[which], abstract)
   return state.params
 

@@ -25,12 +25,13 @@ from bertjax.data import batches as batches_lib
 from bertjax.data import store
 from bertjax.data.order import training_slots
 from bertjax.interop import directory
-from bertjax.model import heads, losses
+from bertjax.model import encoder, heads, losses
 from bertjax.model.config import POOLED_HEADS
 from bertjax.tasks import TASKS
 from bertjax.tasks import task as task_lib
 from bertjax.training import checkpoint, log, loop, optimizer
 from bertjax.training import mesh as mesh_lib
+from bertjax.training import run as run_lib
 
 _log = logging.getLogger(__name__)
 
@@ -151,7 +152,7 @@ def run(config, *, workdir: str) -> dict[str, float]:
   task = make_task(config)
   mesh = mesh_lib.make_mesh(**config.mesh)
   mesh_lib.check_batch_size(mesh, config.batch_size)
-  transform, loader = pretrain.make_transform(config), pretrain.choose_loader(config.data.loader)
+  transform, loader = pretrain.make_transform(config), batches_lib.choose_loader(config.data.loader)
   tokenizer = directory.load_tokenizer(config.init_from)
   bert = make_model(config, task)
   columns = training_columns(config, task, tokenizer)
@@ -163,15 +164,21 @@ def run(config, *, workdir: str) -> dict[str, float]:
   schedule = optimizer.unit_schedule(config.schedule, steps, round(config.warmup_share * steps))
 
   identity = run_identity(config, columns, tokenizer)
-  pretrain.check_same_run(workdir, identity)
+  run_lib.check_same(workdir, identity)
   workdir.mkdir(parents=True, exist_ok=True)
   checkpoints = checkpoint.Checkpoints(
     workdir / 'checkpoints', keep=config.keep, best=task.metric, highest=True
   )
-  state, shardings = pretrain.start(
-    config, bert, transform, mesh, checkpoints, tokenizer, fresh=('pooler', task.head),
-    redraw=(task.head,) if config.fresh_head else (),
-  )  # fmt: skip
+  make = pretrain.state_maker(config, bert, transform)
+
+  def load():
+    return directory.load_params(
+      config.init_from, bert, tokenizer=tokenizer, fresh=('pooler', task.head),
+      redraw=(task.head,) if config.fresh_head else (),
+      initial=jax.device_get(jax.jit(make)().params),
+    )  # fmt: skip
+
+  state, shardings, _ = run_lib.start(make, mesh, encoder.PARAM_AXES, checkpoints, load)
   log.write_run(workdir / 'run.json', config.to_dict(), identity=identity)
 
   loss_fn, loss_weights = losses.task_loss(
@@ -203,14 +210,12 @@ def run(config, *, workdir: str) -> dict[str, float]:
     stream.close()
     checkpoints.wait()
     if not stopped:
-      abstract, _ = pretrain.abstract_state(config, bert, transform, mesh)
+      abstract, _ = run_lib.abstract_state(make, mesh, encoder.PARAM_AXES)
       state, _ = checkpoints.restore(checkpoints.best_step(), abstract)
   finally:
     checkpoints.close()
     run_log.close()
-  if stopped:
-    _log.warning('stopped by SIGTERM at step %d, saved; the same command goes on.', state.step)
-    raise SystemExit(loop.STOPPED_EXIT_CODE)
+  run_lib.exit_if_stopped(stopped, state.step)
 
   logits, scores = predict(state.params, dev.columns)
   predictions = task.decode(dev_examples, dev, logits)
@@ -351,11 +356,7 @@ _SAME = ('task', 'init_from', 'fresh_head', 'seed', 'epochs', 'batch_size', 'lea
 
 def run_identity(config, columns, tokenizer) -> dict:
   """Flat {field: value} of all that may not change between a start and its resumption."""
-  flat = {}
-  for name in _SAME:
-    value = config[name]
-    nested = isinstance(value, ml_collections.ConfigDict)
-    flat |= {f'{name}.{k}': v for k, v in value.items()} if nested else {name: value}
+  flat = run_lib.flatten(config, _SAME)
   digest = hashlib.sha256()
   for name in sorted(columns):
     digest.update(np.ascontiguousarray(columns[name]))

@@ -11,8 +11,6 @@ with code 75. The workdir gets `checkpoints/`, `logs/` (JSONL, TensorBoard), `lo
 
 import dataclasses
 import functools
-import importlib.util
-import json
 import logging
 import math
 import re
@@ -32,6 +30,7 @@ from bertjax.model import config as model_config
 from bertjax.model import encoder, heads, losses
 from bertjax.training import checkpoint, log, loop, optimizer
 from bertjax.training import mesh as mesh_lib
+from bertjax.training import run as run_lib
 
 _log = logging.getLogger(__name__)
 
@@ -194,7 +193,7 @@ def run(config, *, workdir: str) -> dict[str, float]:
     mesh_lib.check_batch_size(mesh, phase.config.batch_size, config.accumulation)
   transform = make_transform(config)
   schedule = optimizer.unit_schedule(config.schedule, config.steps, config.warmup_steps)
-  loader = choose_loader(config.data.loader)
+  loader = batches_lib.choose_loader(config.data.loader)
   check_intervals(config)
   for phase in phases:  # raises now what it would raise after a long preparation
     make_model(phase.config, vocab_size=1)
@@ -204,10 +203,10 @@ def run(config, *, workdir: str) -> dict[str, float]:
   bert = make_model(config, tokenizer.vocab_size)
 
   identity = run_identity(config, bert.config, phases, folders)
-  check_same_run(workdir, identity)
+  run_lib.check_same(workdir, identity)
   workdir.mkdir(parents=True, exist_ok=True)
   checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints', keep=config.keep)
-  state, shardings = start(config, bert, transform, mesh, checkpoints, tokenizer)
+  state, shardings, _ = start(config, bert, transform, mesh, checkpoints, tokenizer)
   if jax.process_index() == 0:
     log.write_run(workdir / 'run.json', config.to_dict(), identity=identity)
 
@@ -249,9 +248,7 @@ def run(config, *, workdir: str) -> dict[str, float]:
   finally:
     checkpoints.close()  # first: it waits for what is still being written
     run_log.close()
-  if stopped:
-    _log.warning('stopped by SIGTERM at step %d, saved; the same command goes on.', state.step)
-    raise SystemExit(loop.STOPPED_EXIT_CODE)
+  run_lib.exit_if_stopped(stopped, state.step)
   scores = scores or evaluate(state.params)  # a run that had already ended
   finish(workdir, bert.config, state.params, tokenizer, scores)
   return scores
@@ -384,17 +381,6 @@ def make_batches(config, folder, split, tokenizer, mesh) -> batches_lib.Batches:
   )  # fmt: skip
 
 
-def choose_loader(name: str) -> str:
-  """'tfdata' where TensorFlow is installed, else 'threads'; the batches are the same."""
-  if name in ('tfdata', 'threads'):
-    return name
-  if name != 'auto':
-    raise ValueError(f"data.loader must be 'auto', 'tfdata' or 'threads', got {name!r}.")
-  name = 'tfdata' if importlib.util.find_spec('tensorflow') else 'threads'
-  _log.info('data.loader: auto chose %r', name)
-  return name
-
-
 def evaluate_rows(eval_step, params, heldout, rows: int, mesh, loader: str) -> dict[str, float]:
   """Evaluates on the first `rows` held-out rows (rounded up to whole batches), frozen masks."""
   stream = batches_lib.iterate(heldout.evaluation, 0, heldout.steps_for(rows), loader=loader)
@@ -402,45 +388,25 @@ def evaluate_rows(eval_step, params, heldout, rows: int, mesh, loader: str) -> d
   return scores | {'mlm_perplexity': math.exp(min(scores['mlm_loss'], 80.0))}
 
 
-def make_state(config, bert, transform, params=None) -> loop.TrainState:
-  """A state at step 0, from random weights or from `params`."""
-  rng = jax.random.key(config.seed)
-  params = heads.init_params(bert, jax.random.fold_in(rng, 0)) if params is None else params
-  return loop.TrainState.create(params, transform, jax.random.fold_in(rng, 1), config.learning_rate)
+def state_maker(config, bert, transform):
+  """`make(params=None)`, a state at step 0; for `run.start` and `run.abstract_state`."""
+  init = functools.partial(heads.init_params, bert)
+  return functools.partial(run_lib.make_state, init, transform, config.seed, config.learning_rate)
 
 
-def abstract_state(config, bert, transform, mesh):
-  """Shapes and shardings of the state, to restore a checkpoint into; also the shardings alone."""
-  shapes = jax.eval_shape(lambda: make_state(config, bert, transform))
-  shardings = mesh_lib.tree_shardings(mesh, encoder.PARAM_AXES, shapes)
-  abstract = jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
-  )
-  return abstract, shardings
+def start(config, bert, transform, mesh, checkpoints, tokenizer):
+  """The state of the newest checkpoint, else with the weights of `init_from`, else random."""
+  make = state_maker(config, bert, transform)
 
-
-def start(config, bert, transform, mesh, checkpoints, tokenizer, fresh=(), redraw=()):
-  """The state to start from: the newest checkpoint, else `init_from`, else random weights.
-
-  `fresh` parts are drawn where `init_from` lacks them, `redraw` parts in any case.
-  """
-  if checkpoints.steps():
-    abstract, shardings = abstract_state(config, bert, transform, mesh)
-    state, _ = checkpoints.restore_newest(abstract)
-    _log.info('resuming from step %d of %s', state.step, checkpoints.directory)
-    return state, shardings
-  args = ()
-  if config.init_from:
-    draw = functools.partial(make_state, config, bert, transform)
-    needed = config.init_resize or fresh or redraw
-    params = directory.load_params(
-      config.init_from, bert, tokenizer=tokenizer, resize=config.init_resize, fresh=fresh,
-      redraw=redraw, initial=jax.device_get(jax.jit(draw)().params) if needed else None,
-    )  # fmt: skip
-    args = (params,)
+  def load():
     _log.info('starting from the weights of %s', config.init_from)
-  make = functools.partial(make_state, config, bert, transform)
-  return loop.init_state(make, mesh, encoder.PARAM_AXES, *args)
+    initial = jax.device_get(jax.jit(make)().params) if config.init_resize else None
+    return directory.load_params(
+      config.init_from, bert, tokenizer=tokenizer, resize=config.init_resize, initial=initial
+    )
+
+  loader = load if config.init_from else None
+  return run_lib.start(make, mesh, encoder.PARAM_AXES, checkpoints, loader)
 
 
 # What a resumed run must share with the one it goes on with.
@@ -450,11 +416,7 @@ _SAME = ('nsp', 'objective', 'seed', 'batch_size', 'accumulation', 'learning_rat
 
 def run_identity(config, encoder_config, phases, folders) -> dict:
   """Flat {field: value} of all that may not change between a start and its resumption."""
-  flat = {}
-  for name in _SAME:
-    value = config[name]
-    nested = isinstance(value, ml_collections.ConfigDict)
-    flat |= {f'{name}.{k}': v for k, v in value.items()} if nested else {name: value}
+  flat = run_lib.flatten(config, _SAME)
   model = dataclasses.asdict(encoder_config)
   free = ('attention', 'classifier_dropout', 'remat', 'unroll')  # change no pre-training
   flat |= {f'model.{k}': v for k, v in model.items() if k not in free}
@@ -470,19 +432,3 @@ def run_identity(config, encoder_config, phases, folders) -> dict:
     'rows': store.manifest_hash(manifests[1]),
   }
   return flat | {f'long.{name}': value for name, value in long.items()}
-
-
-def check_same_run(workdir, identity: dict) -> None:
-  """Refuses a workdir that holds a run of another config, listing what differs."""
-  path = epath.Path(workdir) / 'run.json'
-  saved = epath.Path(workdir) / 'checkpoints'
-  if not path.exists() or not saved.exists() or not any(saved.iterdir()):
-    return  # nothing to go on with, nothing to lose
-  before = json.loads(path.read_text())['identity']
-  differ = sorted(k for k in before.keys() | identity.keys() if before.get(k) != identity.get(k))
-  if differ:
-    fields = ', '.join(f'{k}: {before.get(k)} there, {identity.get(k)} here' for k in differ)
-    raise ValueError(
-      f'{workdir} holds a run of another config ({fields}); give another --workdir, or the same '
-      'settings to resume it.'
-    )

@@ -115,7 +115,7 @@ def begin(tiny_rows, tmp_path):
     checkpoints = checkpoint.Checkpoints(tmp_path / 'checkpoints')
     bert = pretrain.make_model(config, tokenizer.vocab_size)
     transform = pretrain.make_transform(config)
-    state, _ = pretrain.start(config, bert, transform, one, checkpoints, tokenizer)
+    state, _, _ = pretrain.start(config, bert, transform, one, checkpoints, tokenizer)
     checkpoints.close()
     return jax.device_get(state.params)
 

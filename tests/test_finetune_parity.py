@@ -6,7 +6,7 @@ import pytest
 
 from bertjax import finetune, pretrain
 from bertjax.interop import directory
-from bertjax.model import losses
+from bertjax.model import encoder, losses
 from bertjax.tasks import TASKS
 from bertjax.training import loop, optimizer
 from bertjax.training import mesh as mesh_lib
@@ -56,10 +56,11 @@ def test_losses_follow_transformers(make, model, tmp_path, task, recipe):  # noq
   task = TASKS[task](config.data.source)
   tokenizer, bert = directory.load_tokenizer(model), finetune.make_model(config, task)
   one = mesh_lib.make_mesh(devices=jax.devices()[:1])
-  transform, schedule = pretrain.make_transform(config), optimizer.unit_schedule('google', STEPS, 2)
+  schedule = optimizer.unit_schedule('google', STEPS, 2)
   config.optimizer.name, config.learning_rate = 'adamw', RATE
   transform = pretrain.make_transform(config)
-  initial = jax.device_get(pretrain.make_state(config, bert, transform).params)
+  make_state = pretrain.state_maker(config, bert, transform)
+  initial = jax.device_get(make_state().params)
   params = directory.load_params(model, bert, initial=initial, fresh=('pooler', task.head))
   problem = finetune._PROBLEMS.get(task.kind, '')
   labels = task.labels if task.kind in ('class', 'tags') else ()
@@ -76,10 +77,7 @@ def test_losses_follow_transformers(make, model, tmp_path, task, recipe):  # noq
   groups = [{'params': kept, 'weight_decay': 0.0}, {'params': decayed, 'weight_decay': 0.01}]
   adamw = torch.optim.AdamW(groups, lr=RATE, eps=1e-6)
 
-  state, shardings = loop.init_state(
-    lambda p: pretrain.make_state(config, bert, transform, p), one, pretrain.encoder.PARAM_AXES,
-    params,
-  )  # fmt: skip
+  state, shardings = loop.init_state(make_state, one, encoder.PARAM_AXES, params)
   loss_fn, weights = losses.task_loss(bert, task.kind, choices=task.choices, span_over_padding=True)
   step = loop.make_train_step(
     loss_fn, weights, transform, schedule, mesh=one, state_shardings=shardings

@@ -6,6 +6,8 @@ call it. Needs no TensorFlow.
 
 import concurrent.futures
 import dataclasses
+import importlib.util
+import logging
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -13,6 +15,8 @@ import numpy as np
 from bertjax.data.masking import Masking, mask_tokens, next_token_targets
 from bertjax.data.order import training_slots
 from bertjax.data.store import Rows
+
+_log = logging.getLogger(__name__)
 
 OBJECTIVES = ('mlm', 'next_token')
 PREDICTIONS = ('masked_lm_positions', 'masked_lm_ids', 'masked_lm_weights')
@@ -131,6 +135,17 @@ def expand(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     batch |= {name: columns[name].astype(np.int32) for name in PREDICTIONS[:2]}
     batch['masked_lm_weights'] = columns['masked_lm_weights'].astype(np.float32)
   return batch
+
+
+def choose_loader(name: str) -> str:
+  """'tfdata' where TensorFlow is installed, else 'threads'; the batches are the same."""
+  if name in ('tfdata', 'threads'):
+    return name
+  if name != 'auto':
+    raise ValueError(f"data.loader must be 'auto', 'tfdata' or 'threads', got {name!r}.")
+  name = 'tfdata' if importlib.util.find_spec('tensorflow') else 'threads'
+  _log.info('data.loader: auto chose %r', name)
+  return name
 
 
 def iterate(

@@ -1,0 +1,85 @@
+"""Starting a run and going on with it: its identity, its first state, its saves, its end."""
+
+import json
+import logging
+from collections.abc import Callable, Iterable
+
+import jax
+from etils import epath
+
+from bertjax.training.checkpoint import Checkpoints
+from bertjax.training.loop import STOPPED_EXIT_CODE, TrainState, init_state
+from bertjax.training.mesh import AxisTable, tree_shardings
+
+_log = logging.getLogger(__name__)
+
+
+def make_state(init: Callable, optimizer, seed: int, learning_rate: float, params=None):
+  """A `TrainState` at step 0: `params`, or those that `init(rng)` draws."""
+  rng = jax.random.key(seed)
+  params = init(jax.random.fold_in(rng, 0)) if params is None else params
+  return TrainState.create(params, optimizer, jax.random.fold_in(rng, 1), learning_rate)
+
+
+def abstract_state(make: Callable[[], TrainState], mesh, param_axes: AxisTable):
+  """Shapes and shardings of the state, to restore a checkpoint into; also the shardings alone."""
+  shapes = jax.eval_shape(make)
+  shardings = tree_shardings(mesh, param_axes, shapes)
+  abstract = jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
+  )
+  return abstract, shardings
+
+
+def start(
+  make: Callable[..., TrainState],
+  mesh,
+  param_axes: AxisTable,
+  checkpoints: Checkpoints,
+  load: Callable[[], dict] | None = None,
+) -> tuple[TrainState, TrainState, dict]:
+  """The state to start from: the newest checkpoint, else `make(load())`, else `make()`.
+
+  Returns:
+    The state, its shardings, and the checkpoint's meta ({} without one).
+  """
+  if checkpoints.steps():
+    abstract, shardings = abstract_state(make, mesh, param_axes)
+    state, meta = checkpoints.restore_newest(abstract)
+    _log.info('resuming from step %d of %s', state.step, checkpoints.directory)
+    return state, shardings, meta
+  state, shardings = init_state(make, mesh, param_axes, *([load()] if load else []))
+  return state, shardings, {}
+
+
+def flatten(config, names: Iterable[str]) -> dict:
+  """Flat {field: value} of the named fields and groups of a config, for a run's identity."""
+  flat = {}
+  for name in names:
+    value = config[name]
+    group = hasattr(value, 'items')
+    flat |= {f'{name}.{k}': v for k, v in value.items()} if group else {name: value}
+  return flat
+
+
+def check_same(workdir, identity: dict) -> None:
+  """Refuses a workdir that holds a run of another config, listing what differs."""
+  path = epath.Path(workdir) / 'run.json'
+  saved = epath.Path(workdir) / 'checkpoints'
+  if not path.exists() or not saved.exists() or not any(saved.iterdir()):
+    return  # nothing to go on with, nothing to lose
+  before = json.loads(path.read_text())['identity']
+  differ = sorted(k for k in before.keys() | identity.keys() if before.get(k) != identity.get(k))
+  if differ:
+    fields = ', '.join(f'{k}: {before.get(k)} there, {identity.get(k)} here' for k in differ)
+    raise ValueError(
+      f'{workdir} holds a run of another config ({fields}); give another --workdir, or the same '
+      'settings to resume it.'
+    )
+
+
+def exit_if_stopped(stopped: bool, step: int) -> None:
+  """Ends the process with the code on which launchers start the same command again."""
+  if stopped:
+    _log.warning('stopped by SIGTERM at step %d, saved; the same command goes on.', step)
+    raise SystemExit(STOPPED_EXIT_CODE)
