@@ -31,6 +31,7 @@ from bertjax.model import encoder, losses
 from bertjax.model.flops import train_flops
 from bertjax.training import hlo, log, loop, optimizer
 from bertjax.training import mesh as mesh_lib
+from bertjax.training import run as run_lib
 from bertjax.training.chips import chip
 
 FLAGS = {
@@ -72,7 +73,11 @@ def slice_devices(topology: str) -> list:
   Raises:
     ValueError: if libtpu is missing or does not know the name.
   """
-  os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')  # else libtpu asks the cloud where it runs
+  # No question to the cloud where this is, no lock on chips that are not used, warnings to count.
+  os.environ.update(
+    TPU_SKIP_MDS_QUERY='1', ALLOW_MULTIPLE_LIBTPU_LOAD='1', TPU_MIN_LOG_LEVEL='1',
+    TPU_STDERR_LOG_LEVEL='1',
+  )  # fmt: skip
   jax.config.update('jax_platforms', 'cpu')
   try:
     with _captured_stderr():
@@ -120,7 +125,8 @@ def report_of(phase, devices, *, measure: bool = False) -> dict:
   mesh_lib.check_batch_size(mesh, config.batch_size, config.accumulation)
   bert = pretrain.make_model(config, config.model.vocab_size or VOCAB_SIZE)
   transform = pretrain.make_transform(config)
-  abstract, shardings = pretrain.abstract_state(config, bert, transform, mesh)
+  make = pretrain.state_maker(config, bert, transform)
+  abstract, shardings = run_lib.abstract_state(make, mesh, encoder.PARAM_AXES)
   terms = pretrain.loss_terms(config)
   step = loop.make_train_step(
     losses.pretraining_loss(bert, terms), lambda b: losses.pretraining_weights(b, terms),
@@ -155,7 +161,6 @@ def report_of(phase, devices, *, measure: bool = False) -> dict:
   report |= costs_of(compiled)
   report |= bounds_of(report)
   if measure:
-    make = lambda: pretrain.make_state(config, bert, transform)  # noqa: E731
     state, _ = loop.init_state(make, mesh, encoder.PARAM_AXES)
     whole = {name: np.repeat(x, size, axis=0) for name, x in rows.items()}
     report |= measured(compiled, state, mesh_lib.shard_batch(whole, sharding, size), report)
