@@ -1,12 +1,14 @@
-"""Evaluate: a pre-training run, or a model directory, on held-out text.
+"""Evaluate: a run, or a model directory, on held-out text or on a task's examples.
 
   bertjax evaluate --workdir=DIR                      the run's best checkpoint
   bertjax evaluate --workdir=DIR --which=newest       or its newest
   bertjax evaluate --config=... --model=DIR           any model directory, on the config's data
+  bertjax evaluate --workdir=DIR --split=test         of a task: its best model, on any split
 
-Prints masked-LM loss, accuracy and perplexity at the frozen masked tokens, next-sentence accuracy,
-and beside them the unigram cross-entropy of the same tokens: what knowing only how often each token
-occurs in the training rows would give.
+Of a task it prints the official metrics. Of pre-training it prints masked-LM loss, accuracy and
+perplexity at the frozen masked tokens, next-sentence accuracy, and beside them the unigram
+cross-entropy of the same tokens: what knowing only how often each token occurs in the training rows
+would give.
 """
 
 import functools
@@ -16,7 +18,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from bertjax import pretrain
+from bertjax import finetune, pretrain
 from bertjax.data import batches as batches_lib
 from bertjax.data import store
 from bertjax.data.tokenizer import Tokenizer
@@ -31,13 +33,15 @@ FLAGS = {
   'which': ('best', "'best', 'newest' or a step, of --workdir"),
   'model': ('', 'or a model directory'),
   'config': ('', 'with --model: a recipe, whose data section says what to evaluate on'),
+  'split': ('', 'of a task: the split; empty takes data.dev'),
   'rows': (0, "held-out rows to read at most; 0 = the config's eval_rows"),
 }
 
 
 def run(
-  config=None, *, workdir: str = '', model: str = '', which: str = 'best', rows: int = 0
-) -> dict[str, float]:
+  config=None, *, workdir: str = '', model: str = '', which: str = 'best', rows: int = 0,
+  split: str = '',
+) -> dict[str, float]:  # fmt: skip
   """Evaluates, prints the metrics as JSON and returns them.
 
   Raises:
@@ -50,6 +54,14 @@ def run(
     )
   if workdir:
     config = run_config(workdir)
+  if 'task' in config:
+    if rows or which != 'best':
+      raise ValueError('--rows and --which are for pre-training; a task has its best model.')
+    scores = finetune.evaluate(config, model or str(epath.Path(workdir) / 'model'), split)
+    print(json.dumps(scores, indent=2))
+    return scores
+  if split:
+    raise ValueError(f'--split={split} is for tasks; pre-training has held-out rows alone.')
   config = pretrain.make_phases(config)[-1].config
   rows = rows or config.eval_rows
   if rows < 1:
@@ -115,8 +127,9 @@ def run_config(workdir: str):
   path = epath.Path(workdir) / 'run.json'
   if not path.exists():
     raise ValueError(f'{workdir} holds no run: it has no run.json.')
-  config = pretrain.default_config()
-  config.update(json.loads(path.read_text())['config'])
+  before = json.loads(path.read_text())['config']
+  config = finetune.default_config() if 'task' in before else pretrain.default_config()
+  config.update(before)
   return config
 
 
@@ -142,7 +155,7 @@ def _checkpoint_params(config, bert, mesh, workdir, which):
   if which not in named:
     raise ValueError(f'--which must be best, newest or one of the steps {steps}, got {which!r}.')
   make = pretrain.state_maker(config, bert, pretrain.make_transform(config))
-  abstract, _ = run_lib.abstract_state(make, mesh, encoder.PARAM_AXES)
+  abstract, _ = run_lib.abstract_state(make, mesh_lib.sharder(mesh, encoder.PARAM_AXES))
   state, _ = checkpoints.restore(named[which], abstract)
   return state.params
 

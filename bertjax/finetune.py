@@ -4,9 +4,12 @@
       --config.init_from=MODEL --config.data.source=GLUE/SST-2
 
 `init_from` is a model of any kind (see `bertjax convert --help`), whose vocabulary is taken too.
-The same command started again resumes. The workdir gets what `pretrain` leaves, `metrics.json` with
-the task's official metrics on the dev split, `predictions/` of dev and test in the official format,
-and `model/`, the best of the evaluations by the task's main metric.
+The same command started again resumes. With several seeds or learning rates
+(`--config.seeds=5 --config.learning_rates=2e-5,3e-5,5e-5`) all runs train at once, in one program,
+and `trials.json` has their mean, deviation, best and failed ones. The workdir gets what `pretrain`
+leaves, `metrics.json` with the task's official metrics on the dev split, `predictions/` of dev and
+test in the official format, `report.html`, and `model/`, the best of the evaluations by the task's
+main metric. `bertjax evaluate --workdir=DIR` scores it again, on any split.
 """
 
 import dataclasses
@@ -14,22 +17,24 @@ import functools
 import hashlib
 import logging
 import math
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from etils import epath
+from jax.sharding import NamedSharding, PartitionSpec
 
-from bertjax import pretrain
 from bertjax.data import batches as batches_lib
 from bertjax.data import store
-from bertjax.data.order import training_slots
 from bertjax.interop import directory
-from bertjax.model import encoder, heads, losses
+from bertjax.model import crf, encoder, heads, losses
 from bertjax.model.config import POOLED_HEADS
-from bertjax.tasks import TASKS
+from bertjax.tasks import report, rows
 from bertjax.tasks import task as task_lib
-from bertjax.training import checkpoint, log, loop, optimizer
+from bertjax.tasks.batches import TaskBatches, TrialBatches
+from bertjax.training import checkpoint, log, loop, optimizer, trials
 from bertjax.training import mesh as mesh_lib
 from bertjax.training import run as run_lib
 
@@ -53,14 +58,20 @@ def default_config(task: str = 'sst2') -> ml_collections.ConfigDict:
   return c({
     'task': task,  # a name in bertjax.TASKS
     'init_from': '',  # the model to start from: a folder (ours, HF's, Google's) or a hub name
-    'init_resize': False,  # always False here: the vocabulary is the model's
     'fresh_head': True,  # False: goes on with the model's own output layer for this task
+    'redraw_layers': 0,  # top layers and pooler drawn afresh (Zhang et al. 2021)
+    'trained_layers': -1,  # top layers that are trained, without embeddings; -1 = all, 0 = frozen
+    'layer_decay': 1.0,  # factor of the learning rate from each layer to the one below
     'seed': 0,  # of the new layer, data order and dropout
+    'seeds': 1,  # trials from this many seeds, the first is `seed`
     'epochs': 3.0,  # passes over the training split
     'batch_size': 32,  # examples of a global batch
     'learning_rate': 2e-5,  # the peak
+    'learning_rates': '',  # trials of several peaks, as '2e-5,3e-5,5e-5', each with every seed
     'warmup_share': 0.1,  # of the steps, from 0 to the peak
     'schedule': 'google',  # decay counted from step 0; 'linear': from the warm-up; 'constant'
+    'patience': 0,  # evaluations without a better one after which the run ends; 0 = never
+    'class_weights': '',  # of the loss: 'balanced', or a number for each class, as '1.0,2.5'
     'optimizer': c({
       'name': 'bert',  # AdamW without bias correction; 'adamw' (with it), 'lamb', 'sgd'
       'b1': 0.9,  # decay of the first moment; the momentum of 'sgd'
@@ -73,7 +84,9 @@ def default_config(task: str = 'sst2') -> ml_collections.ConfigDict:
       'source': '',  # folder in the official layout, or tfds:NAME
       'prepared': '',  # training rows by `bertjax prepare` with this config; '' = made at the start
       'files': '',  # other names for some splits' files, as 'train=a.json,dev=b.json'
+      'options': '',  # of the task, as 'text=review,label=stars'; see bertjax/tasks
       'length': 128,  # tokens a row; longer examples are cut, and counted
+      'buckets': '32,48,64,96,128,192,256,384',  # lengths of batches, the shortest that fits
       'train': 'train',  # split to train on
       'dev': 'dev',  # split to evaluate on
       'test': 'test',  # split to predict at the end, if the source has it; '' = none
@@ -84,12 +97,16 @@ def default_config(task: str = 'sst2') -> ml_collections.ConfigDict:
       'hidden_dropout': -1.0,  # -1.0 = as the model has it
       'attention_dropout': -1.0,  # -1.0 = as the model has it
       'classifier_dropout': -1.0,  # before the output layer; -1.0 = as the model has it
+      'features': 'last',  # states the head reads; 'concat_last_four', ... (paper, table 7)
+      'bilstm': 0,  # bidirectional LSTM layers under the output layer
+      'bilstm_size': 768,  # their units in each direction
+      'crf': False,  # True: a conditional random field chooses the tags of a sentence together
       'dtype': 'float32',  # of activations and products; 'bfloat16' on TPU and GPU
       'attention': 'auto',  # or a kernel by name: 'xla', 'cudnn'
       'remat': 'none',  # 'full' saves nothing within a layer, 'dots' saves matrix products
       'unroll': 1,  # layers per iteration of the layer loop
     }),
-    'span_over_padding': False,  # True: Google's SQuAD loss, which also ranks padding
+    'span_over_padding': False,  # True: Google's SQuAD loss, which also ranks padding; no buckets
     'mesh': c({
       'data': -1,  # replicas; -1 takes the devices left over
       'fsdp': 1,  # replicas that split parameters and moments between them
@@ -102,40 +119,52 @@ def default_config(task: str = 'sst2') -> ml_collections.ConfigDict:
   })  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True)
-class TaskBatches:
-  """Batches of a task's encoded rows.
+class Setup(NamedTuple):
+  """All of a run that does not change while it trains.
 
   Attributes:
-    rows: columns of `Encoded`.
-    batch_size: examples of the global batch; an example has `group` rows, one after another.
-    seed: of the order.
-    group: rows of an example (choices).
+    config: the run's.
+    trials: (seed, learning rate) of each trial; one of an ordinary run.
+    task: with its data.
+    tokenizer: of `init_from`.
+    bert: the model with the task's head.
+    weights: config and parameters of `init_from`, as read.
+    mesh: the devices; with trials each holds some of them whole.
+    shard: trees of shapes to shardings.
+    transform: the optimizer.
+    columns: rows to train on.
+    batches: makes the training batches.
+    examples: of the dev split.
+    dev: these, encoded.
+    steps: of the run.
   """
 
-  rows: dict[str, np.ndarray]
-  batch_size: int
-  seed: int
-  group: int = 1
+  config: Any
+  trials: list[tuple[int, float]]
+  task: task_lib.Task
+  tokenizer: Any
+  bert: heads.Bert
+  weights: tuple
+  mesh: jax.sharding.Mesh
+  shard: Any
+  transform: Any
+  columns: dict[str, np.ndarray]
+  batches: TaskBatches | TrialBatches
+  examples: list[task_lib.Example]
+  dev: task_lib.Encoded
+  steps: int
 
   @property
-  def examples(self) -> int:
-    return len(self.rows['input_ids']) // self.group
+  def many(self) -> bool:
+    return len(self.trials) > 1
 
-  def training(self, step: int) -> dict[str, np.ndarray]:
-    """The batch of a training step: contract 5's order over examples."""
-    return self._make(training_slots(step, self.batch_size, self.examples, self.seed)[1])
+  @property
+  def per_epoch(self) -> int:
+    return -(-self.examples_to_train // self.config.batch_size)
 
-  def in_order(self, step: int) -> dict[str, np.ndarray]:
-    """The step-th batch in order; examples past the end have weight 0."""
-    index = step * self.batch_size + np.arange(self.batch_size)
-    batch = self._make(np.minimum(index, self.examples - 1))
-    batch['example_weights'] *= np.repeat(index < self.examples, self.group)
-    return batch
-
-  def _make(self, examples):
-    row = (examples[:, None] * self.group + np.arange(self.group)).ravel()
-    return task_lib.make_batch({name: column[row] for name, column in self.rows.items()})
+  @property
+  def examples_to_train(self) -> int:
+    return len(self.columns['input_ids']) // self.task.choices
 
 
 def run(config, *, workdir: str) -> dict[str, float]:
@@ -143,221 +172,463 @@ def run(config, *, workdir: str) -> dict[str, float]:
 
   Raises:
     ValueError: for a config or data that cannot be trained, before anything compiles.
-    loop.DivergedError: if a loss is not finite.
+    loop.DivergedError: if a loss is not finite, but for trials, whose others go on.
     SystemExit: with code 75, after SIGTERM and a save.
   """
   if not workdir or not config.init_from:
     raise ValueError('finetune needs --workdir=DIR and --config.init_from=MODEL.')
   workdir = epath.Path(workdir)
-  task = make_task(config)
-  mesh = mesh_lib.make_mesh(**config.mesh)
-  mesh_lib.check_batch_size(mesh, config.batch_size)
-  transform, loader = pretrain.make_transform(config), batches_lib.choose_loader(config.data.loader)
-  tokenizer = directory.load_tokenizer(config.init_from)
-  bert = make_model(config, task)
-  columns = training_columns(config, task, tokenizer)
-  dev_examples = task.read(config.data.dev)
-  dev = encode(task, dev_examples, tokenizer, config.data.length, config.data.dev)
-  train_batches = TaskBatches(columns, config.batch_size, config.seed, task.choices)
-  per_epoch = -(-train_batches.examples // config.batch_size)
-  steps = math.ceil(config.epochs * train_batches.examples / config.batch_size)
-  schedule = optimizer.unit_schedule(config.schedule, steps, round(config.warmup_share * steps))
-
-  identity = run_identity(config, columns, tokenizer)
+  setup = set_up(config)
+  identity = run_identity(setup)
   run_lib.check_same(workdir, identity)
   workdir.mkdir(parents=True, exist_ok=True)
   checkpoints = checkpoint.Checkpoints(
-    workdir / 'checkpoints', keep=config.keep, best=task.metric, highest=True
+    workdir / 'checkpoints', keep=config.keep, best=setup.task.metric, highest=True
   )
-  make = pretrain.state_maker(config, bert, transform)
-
-  def load():
-    return directory.load_params(
-      config.init_from, bert, tokenizer=tokenizer, fresh=('pooler', task.head),
-      redraw=(task.head,) if config.fresh_head else (),
-      initial=jax.device_get(jax.jit(make)().params),
-    )  # fmt: skip
-
-  state, shardings, _ = run_lib.start(make, mesh, encoder.PARAM_AXES, checkpoints, load)
+  state, shardings, meta = run_lib.start(
+    state_maker(setup), setup.shard, checkpoints, functools.partial(load_params, setup)
+  )
   log.write_run(workdir / 'run.json', config.to_dict(), identity=identity)
-
-  loss_fn, loss_weights = losses.task_loss(
-    bert, task.kind, choices=task.choices, span_over_padding=config.span_over_padding
-  )
-  train_step = loop.make_train_step(
-    loss_fn, loss_weights, transform, schedule, mesh=mesh, state_shardings=shardings
-  )
-  predict = make_predict(bert, task, loss_fn, loss_weights, mesh, config.batch_size)
-
-  def evaluate(params):
-    logits, scores = predict(params, dev.columns)
-    return task.score(dev_examples, task.decode(dev_examples, dev, logits)) | scores
-
-  def save(state, step, scores):
-    meta = {'identity': identity, 'config': config.to_dict(), 'next_batch': step}
-    checkpoints.save(step, state, meta, scores)
-
-  run_log = log.RunLog(workdir, steps=steps, start=int(state.step))
-  run_log.tokens_per_step = config.batch_size * task.choices * config.data.length
-  stream = batches_lib.iterate(train_batches.training, int(state.step), loader=loader)
-  batch_rows = config.batch_size * task.choices
+  history = meta.get('evaluations', [])  # {'step', 'scores' of each trial}
   try:
-    state, _, stopped = loop.fit(
-      state, train_step, loop.to_device(stream, mesh, batch_rows), steps=steps, log=run_log,
-      log_every=config.log_every, evaluate_fn=evaluate, eval_every=config.eval_every or per_epoch,
-      save=save, save_every=config.save_every,
-    )  # fmt: skip
-    stream.close()
-    checkpoints.wait()
+    stopped = train(setup, state, shardings, checkpoints, workdir, identity, history)
     if not stopped:
-      abstract, _ = run_lib.abstract_state(make, mesh, encoder.PARAM_AXES)
-      state, _ = checkpoints.restore(checkpoints.best_step(), abstract)
+      params, scores = best(setup, checkpoints, history)
   finally:
     checkpoints.close()
-    run_log.close()
-  run_lib.exit_if_stopped(stopped, state.step)
+  run_lib.exit_if_stopped(stopped, history[-1]['step'] if history else 0)
+  return finish(setup, workdir, params, scores, history)
 
-  logits, scores = predict(state.params, dev.columns)
-  predictions = task.decode(dev_examples, dev, logits)
-  scores = task.score(dev_examples, predictions) | scores
-  task.write(workdir / 'predictions', config.data.dev, dev_examples, predictions)
-  if config.data.test in task.splits:
-    write_test(config, task, tokenizer, functools.partial(predict, state.params), workdir)
-  directory.save_model(
-    workdir / 'model', bert.config, jax.device_get(state.params), tokenizer, labels=task.labels,
-    problem_type=_PROBLEMS.get(task.kind, ''),
+
+def set_up(config) -> Setup:
+  """Reads and checks everything that a run needs."""
+  task, runs = rows.make_task(config), list_trials(config)
+  mesh = trials.make_trials_mesh(len(runs)) if len(runs) > 1 else mesh_lib.make_mesh(**config.mesh)
+  if len(runs) == 1:
+    mesh_lib.check_batch_size(mesh, config.batch_size)
+  tokenizer = directory.load_tokenizer(config.init_from)
+  weights = directory.load_weights(config.init_from)
+  bert = make_model(config, task, weights[0])
+  columns = rows.training_columns(config, task, tokenizer)
+  examples = task.read(config.data.dev)
+  dev = rows.encode(task, examples, tokenizer, config.data.length, config.data.dev)
+  each = [task_batches(config, task, columns, seed) for seed, _ in runs]
+  shard = mesh_lib.sharder(mesh, encoder.PARAM_AXES)
+  return Setup(
+    config, runs, task, tokenizer, bert, weights, mesh,
+    shard if len(runs) == 1 else trials.sharder(mesh), make_transform(config, bert), columns,
+    each[0] if len(runs) == 1 else TrialBatches(each), examples, dev,
+    steps=math.ceil(config.epochs * each[0].examples / config.batch_size),
   )  # fmt: skip
-  log.write_json(workdir / 'metrics.json', scores)
-  _log.info('best: step %d, %s %.4f', state.step, task.metric, scores[task.metric])
-  return scores
 
 
-def make_task(config) -> task_lib.Task:
-  """The task that a config names."""
-  if config.task not in TASKS:
-    raise ValueError(f'unknown task {config.task!r}; known are {", ".join(TASKS)}.')
-  if not config.data.source:
-    raise ValueError(f'{config.task} needs its data: --config.data.source=FOLDER.')
-  named = [part.partition('=') for part in config.data.files.split(',') if part]
-  if not all(split and file for split, _, file in named):
-    raise ValueError(f"data.files is written 'split=file,split=file', got {config.data.files!r}.")
-  return TASKS[config.task](config.data.source, files={split: file for split, _, file in named})
+def list_trials(config) -> list[tuple[int, float]]:
+  """(seed, learning rate) of each trial."""
+  try:
+    rates = [float(rate) for rate in config.learning_rates.split(',') if rate]
+  except ValueError:
+    raise ValueError(
+      f"learning_rates are written '2e-5,3e-5', got {config.learning_rates!r}."
+    ) from None
+  if config.seeds < 1:
+    raise ValueError(f'seeds must be at least 1, got {config.seeds}.')
+  seeds = range(config.seed, config.seed + config.seeds)
+  return [(seed, rate) for rate in rates or [config.learning_rate] for seed in seeds]
 
 
-def make_model(config, task) -> heads.Bert:
+def make_model(config, task, encoder_config) -> heads.Bert:
   """The model of `init_from` with the task's output layer."""
-  encoder_config, _ = directory.load_weights(config.init_from)
   changes = {name: value for name, value in config.model.items() if value != -1.0}
+  changes['frozen'] = config.trained_layers == 0
   encoder_config = dataclasses.replace(encoder_config, **changes)
   if config.data.length > encoder_config.max_positions:
     raise ValueError(
       f'data.length={config.data.length} is longer than the {encoder_config.max_positions} '
       f'positions of {config.init_from}.'
     )
+  for field in ('trained_layers', 'redraw_layers'):
+    if not -(field == 'trained_layers') <= config[field] <= encoder_config.num_layers:
+      raise ValueError(
+        f'{field}={config[field]}, but {config.init_from} has {encoder_config.num_layers} layers.'
+      )
   return heads.Bert(
     encoder_config, heads=(task.head,), pooler=task.head in POOLED_HEADS,
     num_labels=task.num_labels,
   )  # fmt: skip
 
 
-def training_columns(config, task, tokenizer) -> dict[str, np.ndarray]:
-  """The rows to train on: encoded now, or read from `data.prepared`.
+def task_batches(config, task, columns, seed: int = 0) -> TaskBatches:
+  """Batches of encoded rows as the config wants them."""
+  try:
+    lengths = tuple(sorted(int(n) for n in config.data.buckets.split(',') if n))
+  except ValueError:
+    raise ValueError(f"data.buckets are written '32,64', got {config.data.buckets!r}.") from None
+  over_padding = config.span_over_padding and task.kind == 'span'
+  return TaskBatches(
+    columns, config.batch_size, seed, task.choices, () if over_padding else lengths,
+    tags=task.kind == 'tags',
+  )  # fmt: skip
 
-  Raises:
-    ValueError: if the prepared rows are not those that this config would make.
+
+def layer_factors(config, num_layers: int):
+  """Factors of the learning rate by part, for `optimizer.scale_by_part`; None if all are 1.
+
+  The head has 1, the top layer `layer_decay`, each layer below one factor more, and the embeddings
+  one more than the lowest. Layers below the top `trained_layers`, and then embeddings, have 0.
   """
-  if not config.data.prepared:
-    examples = sample(task.read(config.data.train), config.data.max_train, config.seed)
-    return encode(task, examples, tokenizer, config.data.length, config.data.train).columns
-  rows = store.Rows(config.data.prepared, 'train')
-  wanted = _settings(config, tokenizer)
-  found = {name: rows.manifest.get(name) for name in wanted}
-  if found != wanted:
+  trained, decay = config.trained_layers, config.layer_decay
+  if not 0 < decay <= 1:
+    raise ValueError(f'layer_decay must be above 0 and at most 1, got {decay}.')
+  if trained < 0 and decay == 1:
+    return None
+  depth = num_layers - np.arange(num_layers)  # 1 for the top
+  kept = trained < 0
+
+  def factors(name):
+    if 'encoder/embeddings/' in name:
+      return kept * decay ** (num_layers + 1)
+    return decay**depth * (kept | (depth <= trained)) if 'encoder/layers/' in name else 1.0
+
+  return factors
+
+
+def make_transform(config, bert):
+  """The optimizer of a config, with the factors of its layers."""
+  transform = optimizer.make_optimizer(**config.optimizer.to_dict(), param_axes=encoder.PARAM_AXES)
+  factors = layer_factors(config, bert.config.num_layers)
+  return optimizer.scale_by_part(transform, factors) if factors else transform
+
+
+def make_loss(config, bert, task, columns):
+  """`(loss_fn, loss_weights)` of a task, parts with factor 0 cut off from the gradient."""
+  loss_fn, loss_weights = losses.task_loss(
+    bert, task.kind, choices=task.choices, span_over_padding=config.span_over_padding,
+    class_weights=class_weights(config, task, columns),
+  )  # fmt: skip
+  factors = layer_factors(config, bert.config.num_layers)
+  if factors is None:
+    return loss_fn, loss_weights
+  cut = functools.partial(optimizer.stop_gradients, factors=factors)
+  return lambda params, batch, rng: loss_fn(cut(params), batch, rng), loss_weights
+
+
+def class_weights(config, task, columns) -> tuple[float, ...]:
+  """The weight of each class; 'balanced' is examples / (classes * examples of the class)."""
+  text, count = config.class_weights, len(task.labels)
+  if not text:
+    return ()
+  if text == 'balanced':
+    labels = columns['labels']
+    found = np.bincount(labels[labels >= 0].astype(int), minlength=count)
+    return tuple((found.sum() / (count * np.maximum(found, 1))).tolist())
+  numbers = [float(part) for part in text.split(',') if part.replace('.', '', 1).isdecimal()]
+  if len(numbers) != count or len(numbers) != len(text.split(',')):
     raise ValueError(
-      f'{config.data.prepared} was prepared with {found}, this run wants {wanted}; prepare again.'
+      f"class_weights must be 'balanced' or {count} numbers, of {', '.join(task.labels)}; got "
+      f'{text!r}.'
     )
-  return rows[np.arange(len(rows))]
+  return tuple(numbers)
 
 
-def prepare_rows(config, out: str) -> dict:
-  """Writes the training rows of a task for `data.prepared`; returns the manifest."""
-  task, tokenizer = make_task(config), directory.load_tokenizer(config.init_from)
-  columns = training_columns(config, task, tokenizer)
-  layout = task_lib.columns(task, config.data.length, tokenizer.vocab_size)
-  settings = _settings(config, tokenizer)
-  writer = store.Writer(out, settings, layout)
-  tokenizer.save(writer.folder)
-  writer.add_shard('train', 0, [columns])
-  writer.finish({'train': 1, 'heldout': 0}, **settings)
-  return store.read_manifest(out)
+def state_maker(setup: Setup):
+  """`make(params=None)`: the state at step 0, of trials stacked [K, ...]."""
+  init = functools.partial(heads.init_params, setup.bert)
+  make = functools.partial(run_lib.make_state, init, setup.transform)
+  if not setup.many:
+    return functools.partial(make, *setup.trials[0])
+  seeds, rates = (np.array(column) for column in zip(*setup.trials, strict=True))
+  return lambda *params: jax.vmap(make)(seeds, rates.astype(np.float32), *params)
 
 
-def _settings(config, tokenizer) -> dict:
-  names = ('length', 'train', 'max_train')
-  chosen = {name: config.data[name] for name in names}
-  if config.data.max_train:
-    chosen['seed'] = config.seed  # of the sample
-  return {'task': config.task, 'tokenizer': tokenizer.fingerprint, 'settings': chosen}
+def load_params(setup: Setup) -> dict:
+  """The weights of `init_from`, with each trial's own new layers."""
+  config, head = setup.config, setup.task.head
+  initial = jax.device_get(jax.jit(lambda: state_maker(setup)().params)())
+  loaded = []
+  for trial in range(len(setup.trials)):
+    drawn = trials.take(initial, trial) if setup.many else initial
+    params = directory.load_params(
+      config.init_from, setup.bert, weights=setup.weights, tokenizer=setup.tokenizer,
+      fresh=('pooler', head), initial=drawn,
+      redraw=((head,) if config.fresh_head else ()) + (('pooler',) if config.redraw_layers else ()),
+    )  # fmt: skip
+    loaded.append(redraw_layers(params, drawn, config.redraw_layers))
+  return jax.tree.map(lambda *x: np.stack(x), *loaded) if setup.many else loaded[0]
 
 
-def sample(examples: list, most: int, seed: int) -> list:
-  """The first `most` of a shuffle; all, in their order, for 0."""
-  if not most or most >= len(examples):
-    return examples
-  return [examples[i] for i in np.random.default_rng(seed).permutation(len(examples))[:most]]
+def redraw_layers(params: dict, drawn: dict, count: int) -> dict:
+  """The parameters with the top `count` layers of `drawn`."""
+  if not count:
+    return params
+  layers = jax.tree.map(
+    lambda old, new: np.concatenate([old[:-count], new[-count:]]),
+    params['encoder']['layers'], drawn['encoder']['layers'],
+  )  # fmt: skip
+  return params | {'encoder': params['encoder'] | {'layers': layers}}
 
 
-def encode(task, examples, tokenizer, length: int, split: str) -> task_lib.Encoded:
-  """Encodes examples and tells what was cut."""
-  encoded = task.encode(examples, tokenizer, length)
-  told = '  '.join(f'{name} {count:,}' for name, count in encoded.counts.items())
-  _log.info('%s: examples %s  rows %s  %s', split, f'{len(examples):,}',
-            f'{len(encoded.columns["input_ids"]):,}', told)  # fmt: skip
-  return encoded
+def train(setup: Setup, state, shardings, checkpoints, workdir, identity, history) -> bool:
+  """Trains and appends each evaluation to `history`; returns whether SIGTERM stopped it."""
+  config, task = setup.config, setup.task
+  loss_fn, loss_weights = make_loss(config, setup.bert, task, setup.columns)
+  schedule = optimizer.unit_schedule(
+    config.schedule, setup.steps, round(config.warmup_share * setup.steps)
+  )
+  train_step = loop.make_train_step(
+    loss_fn, loss_weights, setup.transform, schedule, mesh=setup.mesh, state_shardings=shardings,
+    trials=setup.many,
+  )  # fmt: skip
+  predict = make_predict(config, setup.bert, task, setup.mesh, many=setup.many)
 
+  def metric_of(evaluation):
+    return [scores[task.metric] for scores in evaluation['scores']]
 
-def make_predict(bert, task, loss_fn, loss_weights, mesh, batch_size: int):
-  """Returns (params, columns) -> (logits in the order of rows, {'loss': mean})."""
+  def going():
+    return trials.running([metric_of(e) for e in history], config.patience)
 
-  @functools.partial(jax.jit, in_shardings=(None, mesh_lib.batch_sharding(mesh)))
-  def step(params, batch):
-    out = bert.apply({'params': params}, batch)
-    return out[f'{task.head}_logits'], loss_fn(params, batch, None)[0], loss_weights(batch)
-
-  def predict(params, columns):
-    rows = TaskBatches(columns, batch_size, 0, task.choices)
-    stream = map(rows.in_order, range(-(-rows.examples // batch_size)))
-    parts = [
-      jax.device_get(step(params, batch))
-      for batch in loop.to_device(stream, mesh, batch_size * task.choices)
+  def evaluate(params):
+    results = [
+      task.score(setup.examples, task.decode(setup.examples, setup.dev, logits)) | {'loss': loss}
+      for logits, loss in zip(*predict(params, setup.dev), strict=True)
     ]
-    logits = np.concatenate([part for part, _, _ in parts])[: len(columns['input_ids'])]
-    loss, weight = (sum(float(part[i]['task']) for part in parts) for i in (1, 2))
-    return logits, {'loss': loss / weight if weight else 0.0}
+    alive = going() or [True] * len(results)
+    history.append({'step': 0, 'scores': results})
+    if not setup.many:
+      return results[0]
+    best_now = max((r[task.metric] for r, on in zip(results, alive, strict=True) if on), default=-1)
+    means = {n: float(np.mean([r[n] for r in results])) for n in results[0]}
+    return means | {f'mean_{task.metric}': means[task.metric], task.metric: best_now}
+
+  def save(state, step, scores):
+    if scores:
+      history[-1]['step'] = step
+    meta = {'identity': identity, 'config': config.to_dict(), 'next_batch': step,
+            'evaluations': history}  # fmt: skip
+    checkpoints.save(step, state, meta, scores)
+
+  start = int(np.ravel(state.step)[0])
+  run_log = log.RunLog(workdir, steps=setup.steps, start=start)
+  rows_of_step = config.batch_size * task.choices * len(setup.trials)
+  run_log.tokens_per_step = rows_of_step * config.data.length
+  loader = batches_lib.choose_loader(config.data.loader)
+  stream = batches_lib.iterate(setup.batches.training, start, loader=loader)
+  on_device = loop.to_device(
+    stream, setup.mesh, len(setup.trials) if setup.many else config.batch_size * task.choices
+  )
+  try:
+    _, _, stopped = loop.fit(
+      state, train_step, on_device, steps=setup.steps, log=run_log, log_every=config.log_every,
+      evaluate_fn=evaluate, eval_every=config.eval_every or setup.per_epoch, save=save,
+      save_every=config.save_every, trials=setup.many,
+      finished=lambda: not setup.many and bool(history) and not any(going()),
+    )  # fmt: skip
+    stream.close()
+  finally:
+    run_log.close()
+  return stopped
+
+
+def make_predict(config, bert, task, mesh, many: bool = False):
+  """Returns (params, encoded) -> (logits [K, N, ...] in the order of rows, mean losses [K]).
+
+  K is the number of trials, 1 without. With a CRF the logits are its tags [K, N, L]. Only the
+  text's own positions are ranked as spans, unless `span_over_padding`. Every process gets all.
+  """
+  loss_fn, loss_weights = losses.task_loss(
+    bert, task.kind, choices=task.choices, span_over_padding=config.span_over_padding
+  )
+  apart = task.kind == 'span' and not config.span_over_padding
+
+  def step(params, batch):
+    logits = bert.apply({'params': params}, batch)[f'{task.head}_logits']
+    if apart:
+      logits = jnp.where(batch['segment_ids'][..., None] > 0, logits, _NEVER)
+    return logits, loss_fn(params, batch, None)[0]['task'], loss_weights(batch)['task']
+
+  everywhere = NamedSharding(mesh, PartitionSpec())
+  rows_sharding = everywhere if many else mesh_lib.batch_sharding(mesh)
+  compiled = jax.jit(
+    jax.vmap(step, (0, None)) if many else step, in_shardings=(None, rows_sharding),
+    out_shardings=everywhere,
+  )  # fmt: skip
+
+  def predict(params, encoded):
+    data = task_batches(config, task, encoded.columns)
+    stream = map(data.in_order, range(data.steps))
+    if not many:
+      stream = loop.to_device(stream, mesh, config.batch_size * task.choices)
+    parts = jax.device_get([compiled(params, batch) for batch in stream])
+    if not many:
+      parts = jax.tree.map(lambda x: np.asarray(x)[None], parts)
+    logits = _gather(data, [part for part, _, _ in parts], _NEVER if apart else 0.0)
+    loss, weight = (sum(p[i].astype(np.float64) for p in parts) for i in (1, 2))
+    if bert.config.crf:
+      tagging = params['tagging'] if many else jax.tree.map(lambda x: x[None], params['tagging'])
+      chosen = [
+        crf.viterbi(trials.take(tagging, k), row, encoded.alignment >= 0)
+        for k, row in enumerate(logits)
+      ]
+      logits = np.stack(jax.device_get(chosen))
+    return logits, (loss / np.maximum(weight, 1e-9)).tolist()
 
   return predict
 
 
-def write_test(config, task, tokenizer, predict, workdir) -> None:
+_NEVER = -1e9  # the logit of what cannot be chosen
+
+
+def _gather(data: TaskBatches, parts: list[np.ndarray], fill: float) -> np.ndarray:
+  """Logits [K, B, ...] of batches by length, put in the order of rows: [K, N, ...]."""
+  count, full = data.rows['input_ids'].shape
+  per_token = parts[0].ndim == 4
+  shape = (full, parts[0].shape[-1]) if per_token else parts[0].shape[2:]
+  logits = np.full((len(parts[0]), count, *shape), fill, np.float32)
+  order = (data.by_length[:, None] * data.group + np.arange(data.group)).ravel()
+  for number, part in enumerate(parts):
+    row = order[number * part.shape[1] :][: part.shape[1]]
+    if per_token:
+      logits[:, row, : part.shape[2]] = part[:, : len(row)]
+    else:
+      logits[:, row] = part[:, : len(row)]
+  return logits
+
+
+def best(setup: Setup, checkpoints, history) -> tuple[dict, dict]:
+  """The parameters and scores of the best evaluation, of its best trial."""
+  checkpoints.wait()
+  abstract, _ = run_lib.abstract_state(state_maker(setup), setup.shard)
+  step = checkpoints.best_step()
+  state, _ = checkpoints.restore(step, abstract)
+  if not setup.many:
+    return state.params, {'step': step}
+  metric = [[scores[setup.task.metric] for scores in e['scores']] for e in history]
+  place = next(i for i, e in enumerate(history) if e['step'] == step)
+  alive = trials.running(metric[:place], setup.config.patience) or [True] * len(setup.trials)
+  trial = int(np.argmax(np.where(alive, metric[place], -np.inf)))
+  seed, rate = setup.trials[trial]
+  return trials.take(state.params, trial), {'step': step, 'seed': seed, 'learning_rate': rate}
+
+
+def finish(setup: Setup, workdir, params, chosen: dict, history) -> dict[str, float]:
+  """Writes the model, its predictions, metrics and report; returns the scores of dev."""
+  config, task = setup.config, setup.task
+  mesh = mesh_lib.make_mesh(**config.mesh)
+  predict = make_predict(config, setup.bert, task, mesh)
+  predictions, scores = score(task, setup.examples, setup.dev, predict, params)
+  task.write(workdir / 'predictions', config.data.dev, setup.examples, predictions)
+  if config.data.test in task.splits:
+    threshold = scores.get('best_f1_threshold', 0.0)
+    write_test(config, task, setup.tokenizer, predict, params, workdir, threshold)
+  directory.save_model(
+    workdir / 'model', setup.bert.config, jax.device_get(params), setup.tokenizer,
+    labels=task.labels, problem_type=_PROBLEMS.get(task.kind, ''),
+  )  # fmt: skip
+  table = summarise(setup, history) if setup.many else {}
+  if table:
+    log.write_json(workdir / 'trials.json', table)
+  log.write_json(workdir / 'metrics.json', scores)
+  facts = {'task': task.name, 'from': config.init_from, **chosen,
+           'training examples': setup.examples_to_train, 'steps': setup.steps}  # fmt: skip
+  page = report.page(
+    task, setup.examples, predictions, scores, log.read_metrics(workdir), facts, table
+  )
+  store.write_text(workdir / 'report.html', page)
+  _log.info('best: step %d, %s %.4f', chosen['step'], task.metric, scores[task.metric])
+  return scores
+
+
+def score(task, examples, encoded, predict, params):
+  """(predictions, scores); where a threshold is tuned on the split, they are made with it."""
+  logits, loss = predict(params, encoded)
+  predictions = task.decode(examples, encoded, logits[0])
+  scores = task.score(examples, predictions)
+  if 'best_f1_threshold' in scores:
+    predictions = task.decode(examples, encoded, logits[0], scores['best_f1_threshold'])
+  return predictions, scores | {'loss': loss[0]}
+
+
+def write_test(config, task, tokenizer, predict, params, workdir, threshold: float) -> None:
   """Predicts the test split, which may be missing from the source."""
   try:
     examples = task.read(config.data.test)
   except (ValueError, OSError) as error:
     _log.info('no predictions for %s: %s', config.data.test, error)
     return
-  encoded = encode(task, examples, tokenizer, config.data.length, config.data.test)
-  predictions = task.decode(examples, encoded, predict(encoded.columns)[0])
+  encoded = rows.encode(task, examples, tokenizer, config.data.length, config.data.test)
+  predictions = task.decode(examples, encoded, predict(params, encoded)[0][0], threshold)
   task.write(workdir / 'predictions', config.data.test, examples, predictions)
 
 
-_SAME = ('task', 'init_from', 'fresh_head', 'seed', 'epochs', 'batch_size', 'learning_rate',
-         'warmup_share', 'schedule', 'optimizer', 'span_over_padding')  # fmt: skip
+def summarise(setup: Setup, history) -> dict:
+  """Each trial's best and last value, and for each learning rate their mean, deviation, best and
+  failed ones: not finite, or at the end no better than always the most frequent class."""
+  task, patience = setup.task, setup.config.patience
+  metric = np.array([[scores[task.metric] for scores in e['scores']] for e in history])
+  floor = -np.inf
+  if task.kind == 'class':
+    constant = np.bincount([e.label for e in setup.examples]).argmax()
+    floor = task.score(setup.examples, np.full(len(setup.examples), constant))[task.metric]
+  each = []
+  for trial, (seed, rate) in enumerate(setup.trials):
+    values = metric[:, trial].tolist()
+    last = next((i for i in range(len(values)) if not
+                 trials.running([[v] for v in values[: i + 1]], patience)[0]), len(values) - 1)  # fmt: skip
+    finite = math.isfinite(history[-1]['scores'][trial]['loss'])
+    each.append({
+      'seed': seed, 'learning_rate': rate, 'best': max(values[: last + 1]), 'last': values[last],
+      'failed': not finite or bool(values[last] <= floor), 'values': values,
+    })  # fmt: skip
+  rates = {}
+  for rate in dict.fromkeys(rate for _, rate in setup.trials):
+    mine = [trial for trial in each if trial['learning_rate'] == rate]
+    found = np.array([trial['best'] for trial in mine])
+    rates[f'{rate:g}'] = {
+      'mean': float(found.mean()), 'deviation': float(found.std(ddof=1)) if len(mine) > 1 else 0.0,
+      'best': float(found.max()), 'failed': sum(trial['failed'] for trial in mine),
+    }  # fmt: skip
+  return {'metric': task.metric, 'steps': [e['step'] for e in history],
+          'learning_rates': rates, 'trials': each}  # fmt: skip
 
 
-def run_identity(config, columns, tokenizer) -> dict:
+def evaluate(config, model: str, split: str = '') -> dict[str, float]:
+  """Scores a model directory on a split of the config's task."""
+  task, tokenizer = rows.make_task(config), directory.load_tokenizer(model)
+  mesh = mesh_lib.make_mesh(**config.mesh)
+  mesh_lib.check_batch_size(mesh, config.batch_size)
+  encoder_config, params = directory.load_weights(model)
+  if task.head not in params:
+    raise ValueError(f'{model} has no {task.head} head, it has {sorted(params)}.')
+  split = split or config.data.dev
+  bert = heads.Bert(
+    encoder_config, heads=(task.head,), pooler='pooler' in params, num_labels=task.num_labels
+  )
+  examples = task.read(split)
+  encoded = rows.encode(task, examples, tokenizer, config.data.length, split)
+  names = {'encoder', task.head, *({'pooler'} & set(params))}
+  params = jax.device_put({name: params[name] for name in names})
+  return score(task, examples, encoded, make_predict(config, bert, task, mesh), params)[1]
+
+
+_SAME = ('task', 'init_from', 'fresh_head', 'redraw_layers', 'trained_layers', 'layer_decay',
+         'epochs', 'batch_size', 'warmup_share', 'schedule', 'patience', 'class_weights',
+         'optimizer', 'model', 'span_over_padding')  # fmt: skip
+_FREE = ('model.attention', 'model.remat', 'model.unroll')  # change no result
+
+
+def run_identity(setup: Setup) -> dict:
   """Flat {field: value} of all that may not change between a start and its resumption."""
-  flat = run_lib.flatten(config, _SAME)
   digest = hashlib.sha256()
-  for name in sorted(columns):
-    digest.update(np.ascontiguousarray(columns[name]))
-  return flat | {'tokenizer': tokenizer.fingerprint, 'rows': digest.hexdigest()[:16]}
+  for name in sorted(setup.columns):
+    digest.update(np.ascontiguousarray(setup.columns[name]))
+  flat = run_lib.flatten(setup.config, _SAME)
+  flat = {name: value for name, value in flat.items() if name not in _FREE}
+  return flat | {
+    'trials': [list(trial) for trial in setup.trials],
+    'tokenizer': setup.tokenizer.fingerprint, 'rows': digest.hexdigest()[:16],
+  }  # fmt: skip
+
+
+def prepare_rows(config, out: str) -> dict:
+  """Writes the training rows of a task for `data.prepared`; returns the manifest."""
+  tokenizer = directory.load_tokenizer(config.init_from)
+  return rows.prepare(config, rows.make_task(config), tokenizer, out)

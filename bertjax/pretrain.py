@@ -406,7 +406,8 @@ def start(config, bert, transform, mesh, checkpoints, tokenizer):
     )
 
   loader = load if config.init_from else None
-  return run_lib.start(make, mesh, encoder.PARAM_AXES, checkpoints, loader)
+  shard = mesh_lib.sharder(mesh, encoder.PARAM_AXES)
+  return run_lib.start(make, shard, checkpoints, loader)
 
 
 # What a resumed run must share with the one it goes on with.

@@ -14,6 +14,7 @@ from bertjax.data.tokenizer import Tokenizer
 from bertjax.interop import directory, google
 from bertjax.model.config import EncoderConfig
 from bertjax.model.heads import Bert, init_params
+from bertjax.tasks.batches import TaskBatches
 from bertjax.training.log import RunLog, read_metrics
 
 TAGS = {'value': 'I-PER', 'object': 'I-LOC', 'error': 'I-ORG', 'raises': 'I-MISC'}
@@ -245,7 +246,7 @@ def test_batches_hold_whole_questions_and_every_example_once():
     'labels': np.zeros(24, np.int32),
     'example_ids': np.arange(24, dtype=np.int32) // 4,
   }
-  data = finetune.TaskBatches(rows, 4, 0, 4)
+  data = TaskBatches(rows, 4, 0, 4)
   seen = []
   for step in range(3):
     ids = data.training(step)['input_ids'][:, 0].reshape(4, 4)

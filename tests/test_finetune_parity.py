@@ -7,7 +7,7 @@ import pytest
 from bertjax import finetune, pretrain
 from bertjax.interop import directory
 from bertjax.model import encoder, losses
-from bertjax.tasks import TASKS
+from bertjax.tasks import TASKS, rows
 from bertjax.training import loop, optimizer
 from bertjax.training import mesh as mesh_lib
 from tests.test_finetune import make, model  # noqa: F401 (fixtures)
@@ -54,11 +54,14 @@ def test_losses_follow_transformers(make, model, tmp_path, task, recipe):  # noq
   config = make(task, recipe)
   config.span_over_padding = True  # as transformers, and run_squad.py
   task = TASKS[task](config.data.source)
-  tokenizer, bert = directory.load_tokenizer(model), finetune.make_model(config, task)
+  tokenizer, bert = (
+    directory.load_tokenizer(model),
+    finetune.make_model(config, task, directory.load_weights(model)[0]),
+  )
   one = mesh_lib.make_mesh(devices=jax.devices()[:1])
   schedule = optimizer.unit_schedule('google', STEPS, 2)
   config.optimizer.name, config.learning_rate = 'adamw', RATE
-  transform = pretrain.make_transform(config)
+  transform = finetune.make_transform(config, bert)
   make_state = pretrain.state_maker(config, bert, transform)
   initial = jax.device_get(make_state().params)
   params = directory.load_params(model, bert, initial=initial, fresh=('pooler', task.head))
@@ -77,13 +80,13 @@ def test_losses_follow_transformers(make, model, tmp_path, task, recipe):  # noq
   groups = [{'params': kept, 'weight_decay': 0.0}, {'params': decayed, 'weight_decay': 0.01}]
   adamw = torch.optim.AdamW(groups, lr=RATE, eps=1e-6)
 
-  state, shardings = loop.init_state(make_state, one, encoder.PARAM_AXES, params)
+  state, shardings = loop.init_state(make_state, mesh_lib.sharder(one, encoder.PARAM_AXES), params)
   loss_fn, weights = losses.task_loss(bert, task.kind, choices=task.choices, span_over_padding=True)
   step = loop.make_train_step(
     loss_fn, weights, transform, schedule, mesh=one, state_shardings=shardings
   )
-  encoded = finetune.encode(task, task.read('train'), tokenizer, config.data.length, 'train')
-  batches = finetune.TaskBatches(encoded.columns, config.batch_size, 0, task.choices)
+  encoded = rows.encode(task, task.read('train'), tokenizer, config.data.length, 'train')
+  batches = finetune.task_batches(config, task, encoded.columns)
   for number in range(STEPS):
     batch = batches.training(number)
     loss = their_loss(theirs, task.kind, batch, task.choices)

@@ -22,7 +22,7 @@ ALLOWED = {
     'bertjax.model.config', 'bertjax.data.tokenizer',
   },
   'inference': {'jax', 'numpy', 'bertjax.model', 'bertjax.data', 'bertjax.interop'},
-  'tasks': {'numpy', 'scipy', 'etils', 'bertjax.data'},
+  'tasks': {'numpy', 'scipy', 'etils', 'matplotlib', 'bertjax.data'},
 }  # fmt: skip
 TENSORFLOW = {'data/graph_tokenizer.py', 'data/pipeline.py', 'interop/google.py'}
 PROGRAMS = {path.stem for path in PACKAGE.glob('*.py')} - {'__init__', '__main__'}

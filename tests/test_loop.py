@@ -49,13 +49,14 @@ def program(config, sizes, devices, accumulation=1, name='bert'):
     params = init_params(bert, jax.random.key(0))
     return loop.TrainState.create(params, transform, jax.random.key(1), 3e-3)
 
-  _, shardings = loop.init_state(make_state, mesh, PARAM_AXES)
+  shard = mesh_lib.sharder(mesh, PARAM_AXES)
+  _, shardings = loop.init_state(make_state, shard)
   train_step = loop.make_train_step(
     loss_fn, losses.pretraining_weights, transform, unit_schedule('google', 40, 4), mesh=mesh,
     state_shardings=shardings, accumulation=accumulation,
   )  # fmt: skip
   eval_step = loop.make_eval_step(loss_fn, losses.pretraining_weights, mesh=mesh)
-  return train_step, eval_step, lambda: loop.init_state(make_state, mesh, PARAM_AXES)[0], mesh
+  return train_step, eval_step, lambda: loop.init_state(make_state, shard)[0], mesh
 
 
 def train(config, sizes, devices, steps=20, **options):

@@ -286,7 +286,8 @@ def test_twenty_training_steps_follow_pytorchs(tmp_path, vocab, optimizer):
   one = mesh.make_mesh(devices=jax.devices()[:1])
   transform, schedule = make_optimizer(optimizer), unit_schedule('google', 20, 5)
   state, shardings = loop.init_state(
-    lambda: loop.TrainState.create(params, transform, jax.random.key(0), rate), one, PARAM_AXES
+    lambda: loop.TrainState.create(params, transform, jax.random.key(0), rate),
+    mesh.sharder(one, PARAM_AXES),
   )
   step = loop.make_train_step(
     losses.pretraining_loss(Bert(config)), losses.pretraining_weights, transform, schedule,

@@ -9,7 +9,7 @@ import numpy as np
 
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.interop import files, google, huggingface
-from bertjax.model.config import EncoderConfig
+from bertjax.model.config import HEAD_FIELDS, EncoderConfig
 
 _log = logging.getLogger(__name__)
 
@@ -73,6 +73,7 @@ def load_params(
   redraw: tuple[str, ...] = (),
   tokenizer: Tokenizer | None = None,
   resize: bool = False,
+  weights: tuple[EncoderConfig, dict] | None = None,
 ) -> dict:
   """The parameters of a model of any kind for `bert`, a `Bert` module.
 
@@ -88,15 +89,17 @@ def load_params(
     redraw: parts to take from `initial` in any case.
     tokenizer: of this run; the source's must be the same but for `resize`.
     resize: may the vocabulary and the position table differ?
+    weights: what `load_weights` read from the source, if it did already.
 
   Raises:
     ValueError: if anything else differs from the module's config, or a head is missing.
   """
   gelu = 'tanh' if bert.config.activation == 'gelu_tanh' else 'erf'
-  config, params = load_weights(source, gelu=gelu)
+  config, params = weights or load_weights(source, gelu=gelu)
   resizable = ('vocab_size', 'max_positions') if resize else ()
   _check_sizes(config, bert.config, source, resizable)
   params = {name: part for name, part in params.items() if name not in redraw}
+  _check_task_head(config, bert, params, source)
   params = _check_heads(params, bert, source, (*fresh, *redraw), initial)
   pieces = _match_pieces(source, config, bert.config, tokenizer, resize)
   count = min(config.max_positions, bert.config.max_positions)
@@ -118,6 +121,16 @@ def _check_sizes(config, wanted, source, resizable):
       raise ValueError(
         f'{source} has {name}={theirs}, this run wants {ours}; set '
         f'--config.model.{name}={theirs}{request}.'
+      )
+
+
+def _check_task_head(config, bert, params, source):
+  for name in HEAD_FIELDS:
+    ours, theirs = getattr(bert.config, name), getattr(config, name)
+    if ours != theirs and set(bert.heads) & set(params) - {'mlm', 'nsp'}:
+      raise ValueError(
+        f"{source} has a head with {name}={theirs!r}, this run's has {ours!r}; set "
+        f'--config.model.{name}={theirs}, or --config.fresh_head=True for a new head.'
       )
 
 

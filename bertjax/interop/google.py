@@ -51,7 +51,7 @@ def load_google(path, *, heads=None, gelu: str = 'erf') -> tuple[EncoderConfig, 
   content = files.read_json(source)
   config = _config(content, str(source), gelu)
   tensors = _read_checkpoint(prefix)
-  found = huggingface.find_heads(tensors, 'google', content, prefix, heads)
+  found = huggingface.find_heads(config, tensors, 'google', content, prefix, heads)
   return config, huggingface.from_tensors(config, tensors, found, prefix, 'google')
 
 
@@ -77,6 +77,11 @@ def save_google(
     raise ValueError(
       "Google's code sees both sides and has a layer_norm_eps of 1e-12, got causal="
       f'{config.causal}, layer_norm_eps={config.layer_norm_eps}; save it for Hugging Face.'
+    )
+  if huggingface.own_heads(config, params):
+    raise ValueError(
+      f"Google's code has no head with {huggingface.head_settings(config)}; save this model as a "
+      'model directory.'
     )
   huggingface.check_vocabulary(config, tokenizer, 'the tokenizer')
   content = huggingface.config_to_json(config, params, tokenizer.pad_id, labels)

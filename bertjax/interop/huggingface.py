@@ -17,7 +17,7 @@ from safetensors.numpy import save as tensors_to_bytes
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.interop import files
 from bertjax.interop.names import entries, head_entries, shapes
-from bertjax.model.config import HEADS, POOLED_HEADS, EncoderConfig
+from bertjax.model.config import HEAD_FIELDS, HEADS, POOLED_HEADS, EncoderConfig
 
 _log = logging.getLogger(__name__)
 
@@ -37,6 +37,7 @@ _FIELDS = {
   'initializer_range': 'initializer_range',
   'causal': 'is_decoder',
 }
+_OWN_FIELDS = {name: f'bertjax_{name}' for name in HEAD_FIELDS}  # of heads that they do not have
 _ACTIVATIONS = {'gelu': 'gelu', 'gelu_tanh': 'gelu_new'}
 _THEIR_ACTIVATIONS = {'gelu': 'gelu', 'gelu_python': 'gelu', 'gelu_new': 'gelu_tanh',
                       'gelu_pytorch_tanh': 'gelu_tanh', 'gelu_fast': 'gelu_tanh'}  # fmt: skip
@@ -90,8 +91,8 @@ def load_hf(
   _log.info('reading %s', path)
   style = 'flax' if path.suffix == '.msgpack' else 'huggingface'
   tensors = _canonical(files.read_tensors(path), style, path)
-  params = from_tensors(config, tensors, find_heads(tensors, style, content, path, heads),
-                        path, style)  # fmt: skip
+  found = find_heads(config, tensors, style, content, path, heads)
+  params = from_tensors(config, tensors, found, path, style)
   labels, _ = labels_in(content, directory / 'config.json')
   for head in {'classification', 'tagging'} & set(params):
     count = params[head]['bias'].size
@@ -187,15 +188,23 @@ def config_to_json(
     ValueError: if two heads would get the same name, or labels and head differ in number.
   """
   heads = tuple(head for head in HEADS if head in params)
-  clashing = [head for head in heads if head in _CLASSIFIERS]
+  own = own_heads(config, params)
+  theirs_too = tuple(head for head in heads if head not in own)
+  clashing = [head for head in theirs_too if head in _CLASSIFIERS]
   if len(clashing) > 1:
     raise ValueError(f'the heads {clashing} would both be called classifier; save one of them.')
-  result = {theirs: getattr(config, ours) for ours, theirs in _FIELDS.items()}
+  if own:
+    _log.warning(
+      'transformers cannot load the %s head with %s, only the rest of this model',
+      own[0], head_settings(config),
+    )  # fmt: skip
+  fields = _FIELDS | _OWN_FIELDS if own else _FIELDS
+  result = {theirs: getattr(config, ours) for ours, theirs in fields.items()}
   if config.classifier_dropout < 0:
     result['classifier_dropout'] = None
   result |= {
     'model_type': 'bert',
-    'architectures': [_architecture(heads, 'pooler' in params)],
+    'architectures': [_architecture(theirs_too, 'pooler' in params)],
     'hidden_act': _ACTIVATIONS[config.activation],
     'pad_token_id': pad_id,
     'tie_word_embeddings': True,
@@ -208,6 +217,16 @@ def config_to_json(
     result['id2label'] = {str(i): name for i, name in enumerate(names)}
     result['label2id'] = {name: i for i, name in enumerate(names)}
   return result | ({'problem_type': problem_type} if problem_type else {})
+
+
+def own_heads(config: EncoderConfig, params: Mapping) -> list[str]:
+  """The heads that are more than the linear layer which other libraries know."""
+  tasks = set(HEADS) - {'mlm', 'nsp'}
+  return [] if config.linear_head else sorted(tasks & set(params))
+
+
+def head_settings(config: EncoderConfig) -> str:
+  return ', '.join(f'{name}={getattr(config, name)!r}' for name in HEAD_FIELDS)
 
 
 def config_from_json(content: dict, source: str) -> EncoderConfig:
@@ -228,20 +247,21 @@ def config_from_json(content: dict, source: str) -> EncoderConfig:
     raise ValueError(
       f'{source}: hidden_act={activation!r}; supported are {sorted(_THEIR_ACTIVATIONS)}.'
     )
-  fields = {ours: content[theirs] for ours, theirs in _FIELDS.items() if theirs in content}
+  known = _FIELDS | _OWN_FIELDS
+  fields = {ours: content[theirs] for ours, theirs in known.items() if theirs in content}
   if fields.get('classifier_dropout', 0) is None:
     del fields['classifier_dropout']
   for name, value in fields.items():
     wanted = type(getattr(EncoderConfig, name))
     if type(value) is not wanted and (wanted, type(value)) != (float, int):
-      raise ValueError(f'{source}: {_FIELDS[name]}={value!r} must be {wanted.__name__}.')
+      raise ValueError(f'{source}: {known[name]}={value!r} must be {wanted.__name__}.')
   try:
     return EncoderConfig(**fields, activation=_THEIR_ACTIVATIONS[activation])
   except ValueError as error:
     raise ValueError(f'{source}: {error}') from error
 
 
-def find_heads(tensors, style: str, content: dict, source, asked=None) -> tuple[str, ...]:
+def find_heads(config, tensors, style: str, content: dict, source, asked=None) -> tuple[str, ...]:
   """The heads whose tensors are there, or those that were asked for.
 
   Raises:
@@ -253,9 +273,10 @@ def find_heads(tensors, style: str, content: dict, source, asked=None) -> tuple[
       raise ValueError(f'unknown head {unknown[0]!r}; choose from {HEADS}.')
     return tuple(asked)
   found = [
-    head for head in HEADS if any(entry.name(style) in tensors for entry in head_entries(head))
-  ]
-  if 'classification' in found:
+    head for head in HEADS
+    if any(entry.name(style) in tensors for entry in head_entries(head, config))
+  ]  # fmt: skip
+  if 'classification' in found and config.linear_head:
     own = {name: heads for heads, name in _ARCHITECTURES.items()}
     named = (content.get('architectures') or [''])[0]
     whose = [head for head in own.get(named, ()) if head in _CLASSIFIERS]
@@ -282,7 +303,7 @@ def to_tensors(config: EncoderConfig, params: dict, style: str = 'huggingface') 
   """Our parameters as their tensors, {name: array}."""
   flat = flax.traverse_util.flatten_dict(params, sep='/')
   heads = tuple(head for head in HEADS if head in params)
-  table = entries(config.num_layers, heads, 'pooler' in params)
+  table = entries(config, heads, 'pooler' in params)
   return {entry.name(style): entry.write(np.asarray(flat[entry.path]), style) for entry in table}
 
 
@@ -295,7 +316,7 @@ def from_tensors(config: EncoderConfig, tensors: Mapping, heads, source, style: 
     ValueError: for a missing tensor, a wrong shape or a tensor of integers, named.
   """
   pooler = any('pooler' in name for name in tensors) or bool(set(heads) & set(POOLED_HEADS))
-  table = list(entries(config.num_layers, heads, pooler))
+  table = list(entries(config, heads, pooler))
   missing = [entry.name(style) for entry in table if entry.name(style) not in tensors]
   if missing:
     more = f' (and {len(missing) - 1} more)' if len(missing) > 1 else ''

@@ -30,6 +30,7 @@ _GOOGLE_OUTPUTS = {
 }
 _MODULES = {'nsp': 'cls.seq_relationship', 'span': 'qa_outputs', 'classification': 'classifier',
             'tagging': 'classifier', 'choice': 'classifier'}  # fmt: skip
+_OWN = 'bertjax'  # the module of tensors that no other library has
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +55,9 @@ class Entry:
     return 'shift' if kind == 'bias' and 'LayerNorm' in self.module else kind
 
   def name(self, style: str) -> str:
-    """Their name."""
+    """Their name, or ours where they have none."""
+    if self.module == _OWN:
+      return f'{_OWN}.{self.path.replace("/", ".")}'
     if style == 'google' and self.module in _GOOGLE_OUTPUTS:
       return _GOOGLE_OUTPUTS[self.module] + ('_bias' if self.kind == 'bias' else '_weights')
     module = self.module
@@ -84,13 +87,13 @@ class Entry:
     return self.kind == 'kernel' and outputs_first
 
 
-def entries(num_layers: int, heads: tuple[str, ...], pooler: bool) -> Iterator[Entry]:
+def entries(config: EncoderConfig, heads: tuple[str, ...], pooler: bool) -> Iterator[Entry]:
   """The tensors of a model with these heads."""
   e = 'encoder/embeddings/'
   for table in ('word', 'position', 'token_type'):
     yield Entry(f'{e}{table}/embedding', f'bert.embeddings.{table}_embeddings')
   yield from _norm(e + 'layer_norm', 'bert.embeddings.LayerNorm')
-  for layer in range(num_layers):
+  for layer in range(config.num_layers):
     ours, theirs = 'encoder/layers/', f'bert.encoder.layer.{layer}.'
     for part, name in enumerate(('query', 'key', 'value')):
       module = f'{theirs}attention.self.{name}'
@@ -104,17 +107,20 @@ def entries(num_layers: int, heads: tuple[str, ...], pooler: bool) -> Iterator[E
   if pooler:
     yield from _linear('pooler', 'bert.pooler.dense')
   for head in heads:
-    yield from head_entries(head)
+    yield from head_entries(head, config)
 
 
-def head_entries(head: str) -> Iterator[Entry]:
+def head_entries(head: str, config: EncoderConfig) -> Iterator[Entry]:
   """The tensors of one head."""
   if head == 'mlm':
     yield Entry('mlm/bias', 'cls.predictions')
     yield from _linear('mlm/transform', 'cls.predictions.transform.dense')
     yield from _norm('mlm/layer_norm', 'cls.predictions.transform.LayerNorm')
-  else:
+  elif head == 'nsp' or config.linear_head:
     yield from _linear(head, _MODULES[head])
+  else:  # under theirs, another library would take the linear layer for the whole head
+    for path in _task_head_shapes(config, head, 1):
+      yield Entry(path, _OWN)
 
 
 def shapes(
@@ -145,11 +151,29 @@ def shapes(
     result |= {'mlm/transform/kernel': (d, d), 'mlm/transform/bias': (d,)}
     result['mlm/bias'] = (c.vocab_size,)
     norms['mlm/layer_norm'] = (d,)
-  features = {'nsp': 2, 'span': 2, 'choice': 1}
-  for head in set(heads) - {'mlm'}:
-    size = features.get(head, num_labels)
-    result |= {f'{head}/kernel': (d, size), f'{head}/bias': (size,)}
+  if 'nsp' in heads:
+    result |= {'nsp/kernel': (d, 2), 'nsp/bias': (2,)}
+  for head in set(heads) - {'mlm', 'nsp'}:
+    result |= _task_head_shapes(c, head, {'span': 2, 'choice': 1}.get(head, num_labels))
   return result | {f'{name}/{part}': s for name, s in norms.items() for part in ('scale', 'bias')}
+
+
+def _task_head_shapes(config, head, size) -> dict[str, tuple]:
+  result, count = {}, len(config.feature_layers)
+  width = config.hidden_size * (count if config.features.startswith('concat') else 1)
+  if config.features.startswith('weighted'):
+    result |= {'layer_weights': (count,), 'layer_scale': ()}
+  for layer in range(config.bilstm):
+    for lstm in (f'bilstm_{layer}_forward/', f'bilstm_{layer}_backward/'):
+      for gate in 'ifgo':
+        result[f'{lstm}i{gate}/kernel'] = (width, config.bilstm_size)
+        result[f'{lstm}h{gate}/kernel'] = (config.bilstm_size, config.bilstm_size)
+        result[f'{lstm}h{gate}/bias'] = (config.bilstm_size,)
+    width = 2 * config.bilstm_size
+  if head == 'tagging' and config.crf:
+    result |= {'transitions': (size, size), 'start': (size,), 'end': (size,)}
+  result |= {'kernel': (width, size), 'bias': (size,)}
+  return {f'{head}/{name}': shape for name, shape in result.items()}
 
 
 def _linear(ours, module, index=()):

@@ -10,13 +10,27 @@ REMAT_POLICIES = ('none', 'full', 'dots')
 ATTENTION_IMPLS = ('auto', 'xla', 'cudnn')
 HEADS = ('mlm', 'nsp', 'classification', 'tagging', 'span', 'choice')
 POOLED_HEADS = ('nsp', 'classification', 'choice')  # they read the pooled state
+# What a task's head reads -> which of the states, of which the embeddings are the first.
+FEATURES = {
+  'last': slice(-1, None),
+  'second_to_last': slice(-2, -1),
+  'embeddings': slice(0, 1),
+  'sum_last_four': slice(-4, None),
+  'weighted_sum_last_four': slice(-4, None),
+  'concat_last_four': slice(-4, None),
+  'sum_all': slice(1, None),
+  'weighted_sum': slice(1, None),
+}
+# The fields of `EncoderConfig` that stand between the encoder and a task's scores.
+HEAD_FIELDS = ('features', 'bilstm', 'bilstm_size', 'crf')
 
 
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig:
   """Describes one encoder; hashable, so it can be a static argument of `jax.jit`.
 
-  The first block is the model (a checkpoint depends on it); the second is how it is computed.
+  The first block is the model (a checkpoint depends on it); the second is what a task's head has
+  beside its linear layer (paper, section 5.3); the third is how all is computed.
 
   Raises:
     ValueError: on construction, if a field is out of range or two fields contradict.
@@ -37,6 +51,12 @@ class EncoderConfig:
   initializer_range: float = 0.02  # of a normal truncated at two standard deviations
   causal: bool = False  # a token sees itself and what precedes it (paper, section 5.1, "LTR")
 
+  features: str = 'last'  # what the head reads: one of FEATURES, or a layer ('0' = embeddings)
+  bilstm: int = 0  # bidirectional LSTM layers under the linear one; 2 in the paper
+  bilstm_size: int = 768  # units in each direction
+  crf: bool = False  # tags of a sentence are chosen together, by a conditional random field
+
+  frozen: bool = False  # the encoder gets no gradient and has no dropout
   dtype: str = 'float32'  # of activations and products; 'bfloat16' on TPU and GPU (weights stay)
   attention: str = 'auto'  # or a kernel by name: 'xla', 'cudnn'
   remat: str = 'none'  # 'full' saves nothing within a layer, 'dots' saves matrix products
@@ -46,9 +66,20 @@ class EncoderConfig:
   def head_size(self) -> int:
     return self.hidden_size // self.num_heads
 
+  @property
+  def linear_head(self) -> bool:
+    """Has a task's head its linear layer alone, as in other libraries?"""
+    return self.features == 'last' and not self.bilstm and not self.crf
+
+  @property
+  def feature_layers(self) -> range:
+    """The layers that a task's head reads, out of 0 (the embeddings) .. num_layers."""
+    first = int(self.features) if self.features.isdecimal() else 0
+    return range(self.num_layers + 1)[FEATURES.get(self.features, slice(first, first + 1))]
+
   def __post_init__(self):
     for name in ('vocab_size', 'hidden_size', 'num_layers', 'num_heads', 'mlp_size',
-                 'max_positions', 'type_vocab_size', 'unroll'):  # fmt: skip
+                 'max_positions', 'type_vocab_size', 'bilstm_size', 'unroll'):  # fmt: skip
       if getattr(self, name) < 1:
         raise ValueError(f'{name} must be at least 1, got {getattr(self, name)}.')
     if self.hidden_size % self.num_heads:
@@ -65,6 +96,15 @@ class EncoderConfig:
         f'classifier_dropout must be in [0, 1), or -1.0 to be hidden_dropout, got '
         f'{self.classifier_dropout}.'
       )
+    if self.bilstm < 0:
+      raise ValueError(f'bilstm must be 0 (none) or a number of layers, got {self.bilstm}.')
+    if self.features not in FEATURES and not (self.features.isdecimal() and self.feature_layers):
+      raise ValueError(
+        f'features must be one of {tuple(FEATURES)} or a layer from 0 (the embeddings) to '
+        f'{self.num_layers}, got {self.features!r}.'
+      )
+    if 'last_four' in self.features and self.num_layers < 4:
+      raise ValueError(f'features={self.features!r} needs 4 layers, got {self.num_layers}.')
     for name, choices in (('activation', ACTIVATIONS), ('remat', REMAT_POLICIES),
                           ('attention', ATTENTION_IMPLS),
                           ('dtype', ('float32', 'bfloat16'))):  # fmt: skip

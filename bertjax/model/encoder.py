@@ -30,7 +30,9 @@ PARAM_AXES = (
   (r'(pooler|mlm/transform)/kernel$', ('embed', None)),
   (r'mlm/bias$', ('vocab',)),
   (r'(nsp|classification|tagging|span|choice)/kernel$', ('embed', None)),
-  (r'(layer_norm/(scale|bias)|bias)$', (None,)),
+  # A step of an LSTM is too small to be worth a split: it would gather the kernel at every token.
+  (r'bilstm_\d+_\w+/\w+/kernel$|tagging/transitions$', (None, None)),
+  (r'(layer_norm/(scale|bias)|bias|layer_weights|tagging/(start|end))$', (None,)),
 )
 
 ACTIVATION = {

@@ -2,13 +2,15 @@
 
 A head is a module on top of the encoder's states; `HEADS` is the list of them. Pre-training uses
 'mlm' and 'nsp' (Devlin et al. 2018, section 3.1); tasks use 'classification', 'tagging', 'span' and
-'choice' (sections 4 and 5.3); () gives the bare encoder with its pooler.
+'choice' (sections 4 and 5.3), with what `config` puts under their linear layer; () gives the bare
+encoder with its pooler.
 """
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from bertjax.model import crf
 from bertjax.model.config import HEADS, POOLED_HEADS, EncoderConfig
 from bertjax.model.encoder import ACTIVATION, Encoder, LayerNorm, dense
 
@@ -76,6 +78,67 @@ class OutputLayer(nn.Module):
     return dense_layer(x).astype(jnp.float32)
 
 
+class TaskHead(nn.Module):
+  """A task's head, as the config has it (paper, table 7).
+
+  The layers that `features` names become one ('weighted_sum' with learnt shares and a learnt scale,
+  Peters et al. 2018), BiLSTMs read it, dropout and a linear layer follow. A sequence is read off
+  the pooled state; with other features off [CLS], without the pooler; with BiLSTMs off the last
+  one's final states, which are the last token's forwards and the first one's backwards.
+
+  Attributes:
+    config: of the encoder.
+    size: of the output.
+    dropout: before the linear layer.
+    crf: also holds the parameters of `model.crf`, which the loss and predictions use.
+  """
+
+  config: EncoderConfig
+  size: int
+  dropout: float
+  crf: bool = False
+
+  @nn.compact
+  def __call__(self, states: jax.Array, pooled: jax.Array | None, batch: dict, train: bool):
+    """Maps states [K, B, L, D] to float32 logits [B, L, size]; [B, size] if `pooled` is given."""
+    config = self.config
+    if pooled is not None and config.features == 'last' and not config.bilstm:
+      x = pooled
+    else:
+      x = self._mix(states)
+      lengths = (batch.get('segment_ids', jnp.ones(x.shape[:2], jnp.int32)) > 0).sum(1)
+      for i in range(config.bilstm):
+        rnns = [
+          nn.RNN(nn.OptimizedLSTMCell(
+            config.bilstm_size, dtype=jnp.float32, name=f'bilstm_{i}_{direction}'
+          ))
+          for direction in ('forward', 'backward')
+        ]  # fmt: skip
+        x = nn.Bidirectional(*rnns)(x, seq_lengths=lengths)
+      if pooled is not None and config.bilstm:
+        ends = x[jnp.arange(len(x)), jnp.maximum(lengths - 1, 0)]
+        size = config.bilstm_size
+        x = jnp.concatenate([ends[:, :size], x[:, 0, size:]], axis=-1)
+      elif pooled is not None:
+        x = cls_states(x, batch)
+    if self.crf:
+      for name, shape in crf.shapes(self.size).items():
+        self.param(name, nn.initializers.zeros, shape, jnp.float32)
+    output = OutputLayer(config, self.size, self.dropout, name='output')
+    nn.share_scope(self, output)
+    return output(x, train)
+
+  def _mix(self, states):
+    how = self.config.features.partition('_')[0]
+    if how == 'concat':
+      return jnp.concatenate(tuple(states), axis=-1)
+    if how == 'weighted':
+      weights = self.param('layer_weights', nn.initializers.zeros, states.shape[:1], jnp.float32)
+      scale = self.param('layer_scale', nn.initializers.ones, (), jnp.float32)
+      return scale * jnp.einsum('k,kbld->bld', nn.softmax(weights), states)
+    return states.sum(0)
+
+
 class Bert(nn.Module):
   """BERT: the encoder, its pooler and `heads`.
 
@@ -108,9 +171,10 @@ class Bert(nn.Module):
       'hidden' [B, L, D] (with capture 'hidden': 'all_hidden' [N+1, B, L, D]); 'pooled' [B, D] or
       [B, S, D]; 'mlm_logits' float32 [B, P, V], or [B, L, V] without `masked_lm_positions`;
       'nsp_logits' float32 [B, 2] or [B, S, 2]. Of the tasks' heads, float32:
-      'classification_logits' [B, C] or [B, S, C]; 'tagging_logits' [B, L, C]; 'span_logits'
-      [B, L, 2], start and end; 'choice_logits' [B] or [B, S], the rows of one question
-      consecutive, so that the caller reshapes to [questions, choices].
+      'classification_logits' [B, C] or [B, S, C]; 'tagging_logits' [B, L, C], from which
+      `crf.viterbi` chooses if `config.crf`; 'span_logits' [B, L, 2], start and end; 'choice_logits'
+      [B] or [B, S], the rows of one question consecutive, so that the caller reshapes to
+      [questions, choices].
 
     Raises:
       ValueError: for an unknown key, head or capture, or a row longer than the position table.
@@ -118,41 +182,43 @@ class Bert(nn.Module):
     self._check(batch, capture)
     ids = batch['input_ids']
     positions = jnp.broadcast_to(jnp.arange(ids.shape[1], dtype=jnp.int32), ids.shape)
-    out, word_table = Encoder(self.config, name='encoder')(
+    config = self.config
+    reading = capture if config.features == 'last' else (*capture, 'hidden')
+    out, word_table = Encoder(config, name='encoder')(
       ids,
       batch.get('token_type_ids', jnp.zeros_like(ids)),
       batch.get('segment_ids', jnp.ones_like(ids)),
       batch.get('position_ids', positions),
-      train,
-      capture,
+      train and not config.frozen,
+      reading,
     )
+    if config.frozen:
+      out, word_table = jax.lax.stop_gradient((out, word_table))
     x = out['hidden']
+    layers = config.feature_layers
+    states = x[None] if 'hidden' not in reading else out['all_hidden'][layers.start : layers.stop]
+    if 'hidden' not in capture:
+      out.pop('all_hidden', None)
     if self.pooler:
-      first = gather(x, batch['cls_positions']) if 'cls_positions' in batch else x[:, 0]
-      out['pooled'] = Pooler(self.config, name='pooler')(first)
+      out['pooled'] = Pooler(config, name='pooler')(cls_states(x, batch))
     if 'mlm' in self.heads:
       masked = gather(x, batch['masked_lm_positions']) if 'masked_lm_positions' in batch else x
-      out['mlm_logits'] = MlmHead(self.config, name='mlm')(masked, word_table)
+      out['mlm_logits'] = MlmHead(config, name='mlm')(masked, word_table)
     if 'nsp' in self.heads:
-      out['nsp_logits'] = OutputLayer(self.config, 2, name='nsp')(out['pooled'], train)
-    out |= self._task_logits(x, out.get('pooled'), train)
-    return out
+      out['nsp_logits'] = OutputLayer(config, 2, name='nsp')(out['pooled'], train)
+    return out | self._task_logits(states, out.get('pooled'), batch, train)
 
-  def _task_logits(self, hidden, pooled, train):
+  def _task_logits(self, states, pooled, batch, train):
     rate = self.config.classifier_dropout
     rate = self.config.hidden_dropout if rate < 0 else rate
-    layers = {  # head -> (what it reads, features, dropout); spans have none in Google's code
-      'classification': (pooled, self.num_labels, rate),
-      'tagging': (hidden, self.num_labels, rate),
-      'span': (hidden, 2, 0.0),
-      'choice': (pooled, 1, rate),
-    }
+    sizes = {'classification': self.num_labels, 'tagging': self.num_labels, 'span': 2, 'choice': 1}
     logits = {}
-    for head in [head for head in layers if head in self.heads]:
-      states, features, dropout = layers[head]
-      logits[f'{head}_logits'] = OutputLayer(self.config, features, dropout, name=head)(
-        states, train
-      )
+    for head in [head for head in sizes if head in self.heads]:
+      dropout = 0.0 if head == 'span' else rate  # none in Google's code
+      chain = self.config.crf and head == 'tagging'
+      layer = TaskHead(self.config, sizes[head], dropout, chain, name=head)
+      read = pooled if head in POOLED_HEADS else None
+      logits[f'{head}_logits'] = layer(states, read, batch, train)
     if 'choice' in self.heads:
       logits['choice_logits'] = logits['choice_logits'][..., 0]
     return logits
@@ -179,6 +245,13 @@ class Bert(nn.Module):
       raise ValueError(f'the {reading[0]!r} head reads the pooled state; leave pooler=True.')
     if self.num_labels < 1:
       raise ValueError(f'num_labels must be at least 1, got {self.num_labels}.')
+    if 'cls_positions' in batch and (self.config.bilstm or self.config.crf):
+      raise ValueError('bilstm and crf read a row as one sequence; give a packed one a row each.')
+
+
+def cls_states(x: jax.Array, batch: dict) -> jax.Array:
+  """The [CLS] states of x [B, L, D]: [B, D], or [B, S, D] where S sequences are packed."""
+  return gather(x, batch['cls_positions']) if 'cls_positions' in batch else x[:, 0]
 
 
 def gather(x: jax.Array, positions: jax.Array) -> jax.Array:

@@ -6,9 +6,13 @@ microbatches and devices, so the loss is the same number however the batch is cu
 divides by `weight + 1e-5` for each core and averages the cores' means instead.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import optax
+
+from bertjax.model import crf
 
 Sums = dict[str, jax.Array]
 
@@ -68,30 +72,48 @@ def pretraining_loss(model, terms: tuple[str, ...] = ('mlm', 'nsp')):
   return loss_fn
 
 
-def task_loss(model, kind: str, *, choices: int = 1, span_over_padding: bool = False) -> tuple:
+def task_loss(
+  model, kind: str, *, choices: int = 1, span_over_padding: bool = False,
+  class_weights: Sequence[float] = (),
+) -> tuple:  # fmt: skip
   """Returns `(loss_fn, loss_weights)` of a task, with the one term 'task', for `training.loop`.
 
   Args:
     model: `Bert` with the head of the task.
     kind: of label, with `labels` as in contract 1: 'class' [B], 'regression' [B] (squared error),
       'multilabel' [B, C] (mean of C binary cross-entropies), 'tags' [B, L] (each token counts, -1 =
-      none), 'span' [B, 2] (mean of start and end; 0 = no answer), 'choice' [B] (the rows of a
-      question follow one another).
+      none; with `config.crf` a sentence's log likelihood, which also counts as many times as it
+      has tokens, so that both are nats for a token), 'span' [B, 2] (mean of start and end; 0 = no
+      answer), 'choice' [B] (the rows of a question follow one another).
     choices: rows of a question.
     span_over_padding: whether a span's softmax runs over padding too, as in run_squad.py.
+    class_weights: [C], how much an example of each class (a token of each tag) counts.
+
+  Raises:
+    ValueError: if the model has a CRF and the labels are no tags, or class weights have no meaning.
   """
+  if class_weights and (kind not in ('class', 'tags') or model.config.crf):
+    raise ValueError(f'class_weights are for classes and tags without a CRF, not for {kind!r}.')
+  if model.config.crf and kind != 'tags':
+    raise ValueError(f'crf=True is for tags, the labels are of the kind {kind!r}; set crf=False.')
   head = {'tags': 'tagging', 'span': 'span', 'choice': 'choice'}.get(kind, 'classification')
 
   def weights_of(batch):
     labels, weights = batch['labels'], batch['example_weights']
+    if class_weights:
+      scale = jnp.asarray(class_weights, jnp.float32)[jnp.maximum(labels, 0)]
+      weights = weights.reshape(-1, *[1] * (labels.ndim - 1)) * scale
     if kind == 'tags':
-      return weights[:, None] * (labels >= 0)
+      return weights.reshape(len(labels), -1) * (labels >= 0)
     return weights.reshape(-1, choices)[:, 0]
 
   def loss_fn(params, batch, rng):
     rngs = None if rng is None else {'dropout': rng}
     out = model.apply({'params': params}, batch, train=rng is not None, rngs=rngs)
     logits, labels = out[f'{head}_logits'], batch['labels']
+    if model.config.crf:
+      nats = crf.negative_log_likelihood(params['tagging'], logits, labels)
+      return {'task': (nats * batch['example_weights']).sum()}, {}
     if kind == 'regression':
       values = jnp.square(logits[:, 0] - labels)
     elif kind == 'multilabel':

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bertjax.training.mesh import AxisTable, batch_sharding, shard_batch, tree_shardings
+from bertjax.training.mesh import batch_sharding, shard_batch
 
 STOPPED_EXIT_CODE = 75  # EX_TEMPFAIL: saved, not finished; launchers start the same command again
 
@@ -54,10 +54,16 @@ class TrainState:
     )
 
 
-def init_state(make_state: Callable[..., TrainState], mesh, param_axes: AxisTable, *args):
+def init_state(make_state: Callable[..., TrainState], shard: Callable, *args):
   """Runs `make_state(*args)` compiled, every array born in its sharding; returns the state and its
-  shardings. Weights to start from belong into args: as constants they would bloat the program."""
-  shardings = tree_shardings(mesh, param_axes, jax.eval_shape(make_state, *args))
+  shardings.
+
+  Args:
+    make_state: makes a state.
+    shard: tree of shapes -> tree of shardings, `mesh.sharder` or `trials.sharder`.
+    *args: weights to start from; as constants they would bloat the program.
+  """
+  shardings = shard(jax.eval_shape(make_state, *args))
   return jax.jit(make_state, out_shardings=shardings)(*args), shardings
 
 
@@ -70,6 +76,7 @@ def make_train_step(
   mesh,
   state_shardings: TrainState,
   accumulation: int = 1,
+  trials: bool = False,
 ) -> Callable:
   """Compiles `step(state, batch) -> (state, metrics)`; the old state's buffers are donated.
 
@@ -82,6 +89,7 @@ def make_train_step(
     state_shardings: as `init_state` returned.
     accumulation: microbatches a batch is cut into. Their gradients add up exactly, since each is
       divided by the weights of the whole batch.
+    trials: whether states and batches are K ones stacked along a first axis; so are the metrics.
 
   Returns:
     The compiled step. Its metrics are scalars: those of `means`, 'grad_norm' before clipping, and
@@ -124,7 +132,7 @@ def make_train_step(
     return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
   return jax.jit(
-    step,
+    jax.vmap(step) if trials else step,
     in_shardings=(state_shardings, batch_sharding(mesh)),
     out_shardings=(state_shardings, None),
     donate_argnums=0,
@@ -201,6 +209,8 @@ def fit(
   eval_every: int = 0,
   save: Callable[[TrainState, int, dict | None], None] | None = None,
   save_every: int = 0,
+  finished: Callable[[], bool] = lambda: False,
+  trials: bool = False,
 ) -> tuple[TrainState, dict, bool]:
   """Trains from `state.step` to `steps`.
 
@@ -217,6 +227,9 @@ def fit(
     save: called with (state, step, metrics of an evaluation at this very step or None) every
       `save_every` steps, after every evaluation, at the end, and on SIGTERM.
     save_every: 0 saves at evaluations and at the end only.
+    finished: asked after each evaluation whether the run ends there (early stopping).
+    trials: whether metrics are those of several trials; their means are logged, and one that
+      diverges does not end the others.
 
   Returns:
     The last state, the metrics of the last evaluation ({} if there was none), and whether SIGTERM
@@ -226,14 +239,14 @@ def fit(
     DivergedError: when a loss or gradient norm is not finite; names the step, and saves nothing
       later.
   """
-  step = int(state.step)
+  step = int(np.ravel(state.step)[0])
   pending, last_log = [], time.perf_counter()
 
   def flush():
     nonlocal pending, last_log
     if pending:
       values = jax.device_get(pending)
-      for i, value in enumerate(values):
+      for i, value in enumerate([] if trials else values):
         _check_finite(value, step - len(values) + i + 1)
       now = time.perf_counter()
       mean = {name: float(np.mean([v[name] for v in values])) for name in values[0]}
@@ -246,9 +259,9 @@ def fit(
     save(state, step, scores)
     saved, last_log = step, time.perf_counter()  # tokens/s counts training alone
 
-  saved, last_scores = step, {}
+  saved, last_scores, ended = step, {}, finished()
   with _StopSignal() as stop:
-    while step < steps and not stop.received:
+    while step < steps and not stop.received and not ended:
       state, metrics = train_step(state, next(batches))
       step += 1
       pending.append(metrics)
@@ -259,13 +272,14 @@ def fit(
         flush()
         scores = last_scores = evaluate_fn(state.params)
         log.evaluation(step, scores)
+        ended = finished()
         last_log = time.perf_counter()
       if save and (scores or step == steps or (save_every and step % save_every == 0)):
         save_now(scores)
     flush()
     if save and saved != step:
       save_now()
-  return state, last_scores, step < steps
+  return state, last_scores, stop.received and step < steps and not ended
 
 
 def _check_finite(metrics: dict, step: int) -> None:

@@ -7,6 +7,7 @@ the compiler does the rest (GSPMD). An unknown name raises; an axis that its siz
 evenly stays whole, and the log tells it.
 """
 
+import functools
 import logging
 import math
 import re
@@ -112,6 +113,11 @@ def tree_shardings(mesh: Mesh, table: AxisTable, tree):
     return NamedSharding(mesh, _spec(mesh, axes, leaf.shape, path_name(path)))
 
   return jax.tree.map_with_path(one, tree)
+
+
+def sharder(mesh: Mesh, table: AxisTable):
+  """`tree_shardings` of a mesh and a table, for whoever makes the tree."""
+  return functools.partial(tree_shardings, mesh, table)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from bertjax.training.mesh import AxisTable, logical_axes, path_name
@@ -67,6 +68,46 @@ def scale_by_layer_trust_ratio(table: AxisTable) -> optax.GradientTransformation
     return jax.tree.map_with_path(scale, updates, params), state
 
   return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+Factors = Callable[[str], float | np.ndarray]
+
+
+def scale_by_part(
+  transform: optax.GradientTransformation, factors: Factors
+) -> optax.GradientTransformation:
+  """Multiplies each part's steps, decay included; a part with factor 0 keeps no moments.
+
+  Args:
+    transform: as `make_optimizer` gives.
+    factors: path of a parameter -> its factor, or one for each layer of a stacked parameter.
+  """
+
+  def kinds(params):
+    return jax.tree.map_with_path(
+      lambda path, _: 'trained' if np.any(factors(path_name(path))) else 'frozen', params
+    )
+
+  def scale(path, u):
+    factor = np.asarray(factors(path_name(path)), np.float32)
+    return u * factor.reshape(factor.shape + (1,) * (u.ndim - factor.ndim))
+
+  scaled = optax.stateless(lambda updates, _: jax.tree.map_with_path(scale, updates))
+  chained = optax.chain(transform, scaled)
+  return optax.partition({'trained': chained, 'frozen': optax.set_to_zero()}, kinds)
+
+
+def stop_gradients(params, factors: Factors):
+  """The parameters, those with factor 0 cut off from the gradient."""
+
+  def cut(path, p):
+    trained = np.asarray(factors(path_name(path))) > 0
+    if trained.all():
+      return p
+    still = jax.lax.stop_gradient(p)
+    return jnp.where(trained.reshape(trained.shape + (1,) * (p.ndim - trained.ndim)), p, still)
+
+  return jax.tree.map_with_path(cut, params)
 
 
 def decay_mask(params):

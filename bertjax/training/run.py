@@ -5,11 +5,11 @@ import logging
 from collections.abc import Callable, Iterable
 
 import jax
+import numpy as np
 from etils import epath
 
 from bertjax.training.checkpoint import Checkpoints
 from bertjax.training.loop import STOPPED_EXIT_CODE, TrainState, init_state
-from bertjax.training.mesh import AxisTable, tree_shardings
 
 _log = logging.getLogger(__name__)
 
@@ -21,10 +21,10 @@ def make_state(init: Callable, optimizer, seed: int, learning_rate: float, param
   return TrainState.create(params, optimizer, jax.random.fold_in(rng, 1), learning_rate)
 
 
-def abstract_state(make: Callable[[], TrainState], mesh, param_axes: AxisTable):
+def abstract_state(make: Callable[[], TrainState], shard: Callable):
   """Shapes and shardings of the state, to restore a checkpoint into; also the shardings alone."""
   shapes = jax.eval_shape(make)
-  shardings = tree_shardings(mesh, param_axes, shapes)
+  shardings = shard(shapes)
   abstract = jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
   )
@@ -33,22 +33,23 @@ def abstract_state(make: Callable[[], TrainState], mesh, param_axes: AxisTable):
 
 def start(
   make: Callable[..., TrainState],
-  mesh,
-  param_axes: AxisTable,
+  shard: Callable,
   checkpoints: Checkpoints,
   load: Callable[[], dict] | None = None,
 ) -> tuple[TrainState, TrainState, dict]:
   """The state to start from: the newest checkpoint, else `make(load())`, else `make()`.
 
+  `shard` is as for `loop.init_state`.
+
   Returns:
     The state, its shardings, and the checkpoint's meta ({} without one).
   """
   if checkpoints.steps():
-    abstract, shardings = abstract_state(make, mesh, param_axes)
+    abstract, shardings = abstract_state(make, shard)
     state, meta = checkpoints.restore_newest(abstract)
-    _log.info('resuming from step %d of %s', state.step, checkpoints.directory)
+    _log.info('resuming from step %d of %s', np.ravel(state.step)[0], checkpoints.directory)
     return state, shardings, meta
-  state, shardings = init_state(make, mesh, param_axes, *([load()] if load else []))
+  state, shardings = init_state(make, shard, *([load()] if load else []))
   return state, shardings, {}
 
 

@@ -1,0 +1,100 @@
+"""Batches of a task's encoded rows: contract 5's order, cut to the shortest of a few lengths."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+
+from bertjax.data.order import training_slots
+from bertjax.tasks.task import make_batch
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskBatches:
+  """Batches of encoded rows.
+
+  Attributes:
+    rows: columns of `Encoded`, L long.
+    batch_size: B, examples of the global batch; an example has `group` rows, one after another.
+    seed: of the order.
+    group: rows of an example (choices).
+    buckets: lengths a batch may have besides L: the shortest that holds all its tokens is taken, so
+      that at most `len(buckets) + 1` programs are compiled.
+    tags: whether the labels are one for each token.
+    local: which examples of a global batch this process brings; None = all.
+  """
+
+  rows: dict[str, np.ndarray]
+  batch_size: int
+  seed: int = 0
+  group: int = 1
+  buckets: tuple[int, ...] = ()
+  tags: bool = False
+  local: np.ndarray | None = None
+
+  @property
+  def examples(self) -> int:
+    return len(self.rows['input_ids']) // self.group
+
+  @functools.cached_property
+  def lengths(self) -> np.ndarray:
+    """Tokens of the longest row of each example."""
+    return self.rows['ends'][:, -1, 1].astype(np.int32).reshape(-1, self.group).max(1)
+
+  @functools.cached_property
+  def by_length(self) -> np.ndarray:
+    """Examples from the shortest to the longest, so that evaluation wastes little."""
+    return np.argsort(self.lengths, kind='stable')
+
+  @property
+  def steps(self) -> int:
+    """Batches that hold every example once."""
+    return -(-self.examples // self.batch_size)
+
+  def slots(self, step: int) -> np.ndarray:
+    """The examples [B] of a training step."""
+    return training_slots(step, self.batch_size, self.examples, self.seed)[1]
+
+  def bucket(self, examples: np.ndarray) -> int:
+    """The length that a batch of these examples is cut to."""
+    longest, full = self.lengths[examples].max(), self.rows['input_ids'].shape[1]
+    return min((n for n in self.buckets if longest <= n < full), default=full)
+
+  def training(self, step: int) -> dict[str, np.ndarray]:
+    """The batch of a training step, this process's rows of it."""
+    examples = self.slots(step)
+    return self.make(examples, self.bucket(examples))
+
+  def in_order(self, step: int) -> dict[str, np.ndarray]:
+    """The step-th batch of `by_length`; examples past the end have weight 0."""
+    index = step * self.batch_size + np.arange(self.batch_size)
+    examples = self.by_length[np.minimum(index, self.examples - 1)]
+    batch = self.make(examples, self.bucket(examples))
+    real = index if self.local is None else index[self.local]
+    batch['example_weights'] *= np.repeat(real < self.examples, self.group)
+    return batch
+
+  def make(self, examples: np.ndarray, length: int) -> dict[str, np.ndarray]:
+    """The rows of examples [B] cut to a length."""
+    examples = examples if self.local is None else examples[self.local]
+    row = (examples[:, None] * self.group + np.arange(self.group)).ravel()
+    columns = {name: column[row] for name, column in self.rows.items()}
+    columns['input_ids'] = columns['input_ids'][:, :length]
+    if self.tags:
+      columns['labels'] = columns['labels'][:, :length]
+    return make_batch(columns)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrialBatches:
+  """Training batches of K trials side by side, [K, ...], of one length each step."""
+
+  trials: Sequence[TaskBatches]
+
+  def training(self, step: int) -> dict[str, np.ndarray]:
+    """Each trial's batch of a step; all share the longest of their buckets."""
+    slots = [batches.slots(step) for batches in self.trials]
+    length = max(b.bucket(s) for b, s in zip(self.trials, slots, strict=True))
+    parts = [b.make(s, length) for b, s in zip(self.trials, slots, strict=True)]
+    return {name: np.stack([part[name] for part in parts]) for name in parts[0]}

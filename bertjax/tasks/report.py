@@ -1,0 +1,215 @@
+"""One page about a fine-tuned model: scores, curves, a picture of what it confuses, its mistakes."""
+
+import html
+import io
+from collections.abc import Sequence
+
+import numpy as np
+
+from bertjax.tasks import metrics
+from bertjax.tasks.task import Example, Task
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 62rem; padding: 0 1rem;
+       color: #1b1f24; background: #fff }
+h1 { font-size: 1.5rem } h2 { font-size: 1.1rem; margin-top: 2rem }
+table { border-collapse: collapse } td, th { padding: .25rem .8rem .25rem 0; text-align: left;
+       border-bottom: 1px solid #e3e6ea; vertical-align: top } td.n { text-align: right;
+       font-variant-numeric: tabular-nums } svg { max-width: 100%; height: auto }
+"""
+_MISTAKES = 20
+
+
+def page(
+  task: Task, items: Sequence[Example], predictions, scores: dict[str, float], rows: list[dict],
+  facts: dict, trials: dict,
+) -> str:  # fmt: skip
+  """A self-contained HTML page.
+
+  Args:
+    task: the task.
+    items: labelled examples.
+    predictions: one for each, as from `task.decode`.
+    scores: as from `task.score`.
+    rows: logged lines, {'kind': 'train' or 'eval', 'step': ..., metric: value}.
+    facts: what else to tell of the run.
+    trials: the content of trials.json, {} for one run.
+  """
+  parts = [
+    f'<h1>{html.escape(task.name)}: {task.metric} {scores[task.metric]:.4f}</h1>',
+    _table((name, _text(value)) for name, value in facts.items()),
+    '<h2>Scores</h2>', _table((name, f'{value:.4f}') for name, value in scores.items()),
+    '<h2>Curves</h2>', _curves(task, rows),
+  ]  # fmt: skip
+  if trials:
+    parts += ['<h2>Trials</h2>', _trials_table(trials)]
+  picture = _picture(task, items, predictions)
+  if picture:
+    parts += ['<h2>Predictions</h2>', picture]
+  parts += ['<h2>Mistakes</h2>', _mistakes(task, items, predictions)]
+  title = html.escape(f'bertjax: {task.name}')
+  return (
+    f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
+    f'<style>{_STYLE}</style><body>{"".join(parts)}</body></html>\n'
+  )
+
+
+def _text(value) -> str:
+  return f'{value:g}' if isinstance(value, float) else str(value)
+
+
+def _table(rows, head: Sequence[str] = ()) -> str:
+  lines = ['<tr>' + ''.join(f'<th>{html.escape(cell)}</th>' for cell in head) + '</tr>'] * bool(
+    head
+  )
+  for row in rows:
+    cells = ''.join(
+      f'<td class="n">{cell}</td>' if _is_number(cell) else f'<td>{html.escape(cell)}</td>'
+      for cell in row
+    )
+    lines.append(f'<tr>{cells}</tr>')
+  return f'<table>{"".join(lines)}</table>'
+
+
+def _is_number(cell: str) -> bool:
+  return cell.replace('.', '', 1).lstrip('-').isdecimal()
+
+
+def _figure(width: float, height: float):
+  from matplotlib.figure import Figure
+
+  return Figure(figsize=(width, height), layout='constrained')
+
+
+def _svg(figure) -> str:
+  out = io.StringIO()
+  figure.savefig(out, format='svg')
+  return out.getvalue().partition('?>')[2].partition('>')[2]  # without the XML head and doctype
+
+
+def _curves(task: Task, rows) -> str:
+  figure = _figure(9, 3)
+  for place, (kind, name) in enumerate(
+    (('train', 'loss'), ('eval', 'loss'), ('eval', task.metric))
+  ):
+    points = [(r['step'], r[name]) for r in rows if r['kind'] == kind and name in r]
+    axes = figure.add_subplot(1, 3, place + 1)
+    if points:
+      axes.plot(*zip(*points, strict=True), lw=1.5, marker='' if kind == 'train' else 'o')
+    title = {'train': 'training', 'eval': 'dev'}[kind]
+    axes.set(xlabel='step', title=f'{title} {name}')
+    axes.grid(alpha=0.3)
+  return _svg(figure)
+
+
+def _trials_table(trials: dict) -> str:
+  rates = [
+    (rate, *(f'{t[name]:.4f}' for name in ('mean', 'deviation', 'best')), str(t['failed']))
+    for rate, t in trials['learning_rates'].items()
+  ]
+  each = [
+    (str(t['seed']), f'{t["learning_rate"]:g}', f'{t["best"]:.4f}', f'{t["last"]:.4f}',
+     'failed' if t['failed'] else '')
+    for t in trials['trials']
+  ]  # fmt: skip
+  metric = trials['metric']
+  return (
+    _table(rates, ('learning rate', f'mean {metric}', 'deviation', 'best', 'failed'))
+    + '<br>' + _table(each, ('seed', 'learning rate', f'best {metric}', 'at the end', ''))
+  )  # fmt: skip
+
+
+def _picture(task: Task, items, predictions) -> str:
+  """What is taken for what; numbers against numbers; precision and recall of several labels."""
+  if task.kind == 'regression':
+    figure = _figure(4.5, 4)
+    axes = figure.add_subplot()
+    axes.scatter([item.label for item in items], predictions, s=8, alpha=0.5)
+    axes.set(xlabel='gold', ylabel='predicted')
+    return _svg(figure)
+  if task.kind == 'multilabel':
+    return _precision_recall(task, items, np.asarray(predictions))
+  if task.kind == 'span':
+    return ''
+  if task.kind == 'tags':
+    names = ['O', *dict.fromkeys(label[2:] for label in task.labels if label != 'O')]
+    number = {name: i for i, name in enumerate(names)}
+    gold = [number[tag[2:] or 'O'] for item in items for tag in item.label]
+    found = [number[tag[2:] or 'O'] for tags in predictions for tag in tags]
+  else:
+    names = list(task.labels) or [str(i) for i in range(task.choices)]
+    gold, found = [item.label for item in items], predictions
+  return _confusion(metrics.confusion(found, gold, len(names)), names)
+
+
+def _confusion(counts: np.ndarray, names: Sequence[str]) -> str:
+  size = min(3 + 0.55 * len(names), 12)
+  figure = _figure(size + 0.8, size)
+  axes = figure.add_subplot()
+  shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+  axes.imshow(shares, cmap='Blues', vmin=0, vmax=1)
+  for i, j in np.ndindex(*counts.shape):
+    color = 'white' if shares[i, j] > 0.5 else 'black'
+    axes.text(j, i, f'{counts[i, j]:,}', ha='center', va='center', color=color, fontsize=9)
+  axes.set_xticks(range(len(names)), names, rotation=45 if max(map(len, names)) > 3 else 0)
+  axes.set_yticks(range(len(names)), names)
+  axes.set(xlabel='predicted', ylabel='gold')
+  return _svg(figure)
+
+
+def _precision_recall(task: Task, items, found: np.ndarray) -> str:
+  gold = np.zeros(found.shape, bool)
+  for row, item in zip(gold, items, strict=True):
+    row[list(item.label)] = True
+  hits = (gold & found).sum(0)
+  figure = _figure(5, 4)
+  axes = figure.add_subplot()
+  recall, precision = hits / np.maximum(gold.sum(0), 1), hits / np.maximum(found.sum(0), 1)
+  axes.scatter(recall, precision)
+  for name, x, y in zip(task.labels, recall, precision, strict=True):
+    axes.annotate(name, (x, y), xytext=(4, 4), textcoords='offset points', fontsize=8)
+  axes.set(xlabel='recall', ylabel='precision', xlim=(-0.05, 1.05), ylim=(-0.05, 1.05))
+  axes.grid(alpha=0.3)
+  return _svg(figure)
+
+
+def _mistakes(task: Task, items, predictions) -> str:
+  found = []
+  for item, prediction in zip(items, predictions, strict=True):
+    gold, said = _readable(task, item, prediction)
+    if gold != said:
+      found.append((item.id, ' | '.join(_shorten(t) for t in _shown(task, item)), gold, said))
+  if task.kind == 'regression':  # the furthest off
+    found.sort(key=lambda row: -abs(float(row[2]) - float(row[3])))
+  count = f'<p>{len(found):,} of {len(items):,} examples differ; {_MISTAKES} of them:</p>'
+  return count + _table(found[:_MISTAKES], ('example', 'text', 'gold', 'predicted'))
+
+
+def _shown(task: Task, item: Example) -> Sequence[str]:
+  return [' '.join(item.texts)] if task.kind == 'tags' else item.texts
+
+
+def _shorten(text: str, most: int = 240) -> str:
+  return text if len(text) <= most else text[:most] + ' …'
+
+
+def _readable(task: Task, item: Example, prediction) -> tuple[str, str]:
+  """Gold and predicted label in words; spans are right if any of the answers is said."""
+  if task.kind == 'span':
+    answers = [text for text, _ in item.label] or ['(no answer)']
+    said = prediction.text or '(no answer)'
+    right = any(metrics.answer_exact(said, answer) for answer in answers)
+    return answers[0], answers[0] if right else said
+  if task.kind == 'tags':
+    wrong = [
+      i for i, pair in enumerate(zip(item.label, prediction, strict=True)) if len({*pair}) > 1
+    ]
+    pick = [f'{item.texts[i]} {item.label[i]}' for i in wrong]
+    return ', '.join(pick), ', '.join(f'{item.texts[i]} {prediction[i]}' for i in wrong)
+  if task.kind == 'regression':
+    return f'{item.label:.2f}', f'{prediction:.2f}'
+  if task.kind == 'multilabel':
+    said = np.flatnonzero(prediction)
+    return tuple(', '.join(task.labels[n] for n in sorted(which)) for which in (item.label, said))
+  names = task.labels or [str(i) for i in range(task.choices)]
+  return names[item.label], names[int(prediction)]
