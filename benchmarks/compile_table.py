@@ -47,8 +47,8 @@ def run(out: str, topologies: str) -> None:
 def table(cells: dict) -> str:
   """One row for each cell."""
   rows = [
-    '| model | slice | dropout | HBM, GB | compiled / model FLOPs | at best: ms a step | tokens/s | '
-    'MFU | bound by |',
+    '| model | slice | dropout | HBM, GB | compiled / model FLOPs | at best: ms a step | '
+    'tokens/s | MFU | bound by |',
     '|---|---|---|---|---|---|---|---|---|',
   ]
   for name, cell in cells.items():
