@@ -45,7 +45,7 @@ FLAGS = {
   'workdir': ('', 'folder of the run; the same folder resumes it'),
 }
 
-_PROBLEMS = {
+PROBLEMS = {
   'class': 'single_label_classification',
   'regression': 'regression',
   'multilabel': 'multi_label_classification',
@@ -460,7 +460,7 @@ def make_predict(config, bert, task, mesh, many: bool = False):
     parts = jax.device_get([compiled(params, batch) for batch in stream])
     if not many:
       parts = jax.tree.map(lambda x: np.asarray(x)[None], parts)
-    logits = _gather(data, [part for part, _, _ in parts], _NEVER if apart else 0.0)
+    logits = gather(data, [part for part, _, _ in parts], _NEVER if apart else 0.0)
     loss, weight = (sum(p[i].astype(np.float64) for p in parts) for i in (1, 2))
     if bert.config.crf:
       tagging = params['tagging'] if many else jax.tree.map(lambda x: x[None], params['tagging'])
@@ -477,7 +477,7 @@ def make_predict(config, bert, task, mesh, many: bool = False):
 _NEVER = -1e9  # the logit of what cannot be chosen
 
 
-def _gather(data: TaskBatches, parts: list[np.ndarray], fill: float) -> np.ndarray:
+def gather(data: TaskBatches, parts: list[np.ndarray], fill: float) -> np.ndarray:
   """Logits [K, B, ...] of batches by length, put in the order of rows: [K, N, ...]."""
   count, full = data.rows['input_ids'].shape
   per_token = parts[0].ndim == 4
@@ -521,9 +521,9 @@ def finish(setup: Setup, workdir, params, chosen: dict, history) -> dict[str, fl
     write_test(config, task, setup.tokenizer, predict, params, workdir, threshold)
   directory.save_model(
     workdir / 'model', setup.bert.config, jax.device_get(params), setup.tokenizer,
-    labels=task.labels, problem_type=_PROBLEMS.get(task.kind, ''),
+    labels=task.labels, problem_type=PROBLEMS.get(task.kind, ''),
   )  # fmt: skip
-  table = summarise(setup, history) if setup.many else {}
+  table = trials_table(setup, history) if setup.many else {}
   if table:
     log.write_json(workdir / 'trials.json', table)
   log.write_json(workdir / 'metrics.json', scores)
@@ -559,35 +559,21 @@ def write_test(config, task, tokenizer, predict, params, workdir, threshold: flo
   task.write(workdir / 'predictions', config.data.test, examples, predictions)
 
 
-def summarise(setup: Setup, history) -> dict:
-  """Each trial's best and last value, and for each learning rate their mean, deviation, best and
-  failed ones: not finite, or at the end no better than always the most frequent class."""
-  task, patience = setup.task, setup.config.patience
+def trials_table(setup: Setup, history) -> dict:
+  """The content of trials.json. A trial has failed if its loss is not finite, or if at the end it
+  is no better than always the most frequent class."""
+  task, examples = setup.task, setup.examples
   metric = np.array([[scores[task.metric] for scores in e['scores']] for e in history])
   floor = -np.inf
   if task.kind == 'class':
-    constant = np.bincount([e.label for e in setup.examples]).argmax()
-    floor = task.score(setup.examples, np.full(len(setup.examples), constant))[task.metric]
-  each = []
-  for trial, (seed, rate) in enumerate(setup.trials):
-    values = metric[:, trial].tolist()
-    last = next((i for i in range(len(values)) if not
-                 trials.running([[v] for v in values[: i + 1]], patience)[0]), len(values) - 1)  # fmt: skip
-    finite = math.isfinite(history[-1]['scores'][trial]['loss'])
-    each.append({
-      'seed': seed, 'learning_rate': rate, 'best': max(values[: last + 1]), 'last': values[last],
-      'failed': not finite or bool(values[last] <= floor), 'values': values,
-    })  # fmt: skip
-  rates = {}
-  for rate in dict.fromkeys(rate for _, rate in setup.trials):
-    mine = [trial for trial in each if trial['learning_rate'] == rate]
-    found = np.array([trial['best'] for trial in mine])
-    rates[f'{rate:g}'] = {
-      'mean': float(found.mean()), 'deviation': float(found.std(ddof=1)) if len(mine) > 1 else 0.0,
-      'best': float(found.max()), 'failed': sum(trial['failed'] for trial in mine),
-    }  # fmt: skip
-  return {'metric': task.metric, 'steps': [e['step'] for e in history],
-          'learning_rates': rates, 'trials': each}  # fmt: skip
+    constant = np.bincount([e.label for e in examples]).argmax()
+    floor = task.score(examples, np.full(len(examples), constant))[task.metric]
+
+  def failed(trial, last):
+    return not math.isfinite(history[-1]['scores'][trial]['loss']) or last <= floor
+
+  table = trials.summarise(setup.trials, metric, setup.config.patience, failed)
+  return {'metric': task.metric, 'steps': [e['step'] for e in history]} | table
 
 
 def evaluate(config, model: str, split: str = '') -> dict[str, float]:

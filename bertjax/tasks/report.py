@@ -1,4 +1,4 @@
-"""One page about a fine-tuned model: scores, curves, a picture of what it confuses, its mistakes."""
+"""One page about a fine-tuned model: its scores, curves, mistakes, and what it confuses."""
 
 import html
 import io

@@ -4,6 +4,8 @@ Small data sets leave a chip idle and their results differ with the seed, so run
 and learning rates train side by side: `jax.vmap` over the step, the trials spread over the devices.
 """
 
+from collections.abc import Callable, Sequence
+
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -29,14 +31,14 @@ def take(tree, trial: int):
   return jax.tree.map(lambda x: np.asarray(x[trial]), tree)
 
 
-def running(history: list[list[float]], patience: int) -> list[bool]:
+def running(history: Sequence[Sequence[float]], patience: int) -> list[bool]:
   """Which trials go on after these evaluations.
 
   Args:
     history: the metric of each trial [K] at each evaluation so far; the higher the better.
     patience: evaluations without a better one after which a trial stops; 0 = never.
   """
-  if not history:
+  if not len(history):
     return []
   values = np.array(history, float)  # [evaluations, K]
   if not patience:
@@ -51,12 +53,33 @@ def running(history: list[list[float]], patience: int) -> list[bool]:
   return (~stopped).tolist()
 
 
-def choose(history: list[list[float]], patience: int) -> tuple[int, int]:
-  """(evaluation, trial) of the best value before its trial stopped."""
-  best = (-np.inf, 0, 0)
-  for i, row in enumerate(history):
-    alive = running(history[:i], patience) or [True] * len(row)
-    for trial, (value, on) in enumerate(zip(row, alive, strict=True)):
-      if on and value > best[0]:
-        best = (value, i, trial)
-  return best[1:]
+def summarise(
+  trials: Sequence[tuple[int, float]], history: np.ndarray, patience: int, failed: Callable
+) -> dict:
+  """Each trial's best and last value before it stopped, and for each learning rate their mean,
+  deviation, best and how many failed.
+
+  Args:
+    trials: (seed, learning rate) of each.
+    history: metric [evaluations, K].
+    patience: as for `running`.
+    failed: (trial, its last value) -> whether it came to nothing.
+  """
+  each = []
+  for trial, (seed, rate) in enumerate(trials):
+    values = history[:, trial]
+    on = [i for i in range(len(values)) if i == 0 or running(values[:i, None], patience)[0]]
+    last = float(values[on[-1]])
+    each.append({
+      'seed': seed, 'learning_rate': rate, 'best': float(np.nanmax(values[on])), 'last': last,
+      'failed': bool(failed(trial, last)), 'values': values.tolist(),
+    })  # fmt: skip
+  rates = {}
+  for rate in dict.fromkeys(rate for _, rate in trials):
+    mine = [trial for trial in each if trial['learning_rate'] == rate]
+    found = np.array([trial['best'] for trial in mine])
+    rates[f'{rate:g}'] = {
+      'mean': float(found.mean()), 'deviation': float(found.std(ddof=1)) if len(mine) > 1 else 0.0,
+      'best': float(found.max()), 'failed': sum(trial['failed'] for trial in mine),
+    }  # fmt: skip
+  return {'learning_rates': rates, 'trials': each}

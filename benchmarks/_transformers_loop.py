@@ -1,0 +1,78 @@
+"""A plain fine-tuning loop of transformers and torch, on our batches."""
+
+import numpy as np
+import torch
+import transformers
+
+_CLASSES = {
+  'class': 'BertForSequenceClassification',
+  'regression': 'BertForSequenceClassification',
+  'tags': 'BertForTokenClassification',
+  'span': 'BertForQuestionAnswering',
+  'choice': 'BertForMultipleChoice',
+}
+
+
+class TransformersLoop:
+  """AdamW with bias correction, no decay on biases and LayerNorm, the gradient's norm clipped.
+
+  Args:
+    directory: a saved model with the task's head.
+    task: of `bertjax.TASKS`.
+    train_padding: give the [PAD] row of the word table its gradient, as we do; they give it none.
+  """
+
+  def __init__(self, directory, task, *, train_padding: bool):
+    self.task = task
+    labels = {'num_labels': 1} if task.kind == 'regression' else {}
+    cls = getattr(transformers, _CLASSES[task.kind])
+    self.model = cls.from_pretrained(directory, **labels)
+    self.model.train()
+    if train_padding:
+      self.model.bert.embeddings.word_embeddings.padding_idx = None
+    named = list(self.model.named_parameters())
+    plain = [p for n, p in named if 'bias' in n or 'LayerNorm' in n]
+    decayed = [p for n, p in named if not ('bias' in n or 'LayerNorm' in n)]
+    groups = [{'params': plain, 'weight_decay': 0.0}, {'params': decayed, 'weight_decay': 0.01}]
+    self._adamw = torch.optim.AdamW(groups, lr=0.0, eps=1e-6)
+
+  def step(self, batch: dict, rate: float) -> float:
+    """One step at a learning rate; returns the loss before it."""
+    loss = self._run(batch, labels=True).loss
+    self._adamw.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+    for group in self._adamw.param_groups:
+      group['lr'] = rate
+    self._adamw.step()
+    return loss.item()
+
+  @torch.inference_mode()
+  def logits(self, batch: dict) -> np.ndarray:
+    """As our head of the same kind gives them."""
+    self.model.eval()
+    out = self._run(batch, labels=False)
+    self.model.train()
+    if self.task.kind == 'span':
+      return torch.stack([out.start_logits, out.end_logits], -1).numpy()
+    return out.logits.numpy().reshape(-1) if self.task.kind == 'choice' else out.logits.numpy()
+
+  def _run(self, batch, labels: bool):
+    names = {'input_ids': 'input_ids', 'token_type_ids': 'token_type_ids',
+             'attention_mask': 'segment_ids'}  # fmt: skip
+    inputs = {name: torch.tensor(np.asarray(batch[ours])).long() for name, ours in names.items()}
+    choices = self.task.choices
+    if self.task.kind == 'choice':
+      inputs = {n: x.reshape(-1, choices, x.shape[1]) for n, x in inputs.items()}
+    return self.model(**inputs, **(self._labels(batch) if labels else {}))
+
+  def _labels(self, batch) -> dict:
+    labels = torch.tensor(np.asarray(batch['labels']))
+    if self.task.kind == 'regression':
+      return {'labels': labels}
+    labels = labels.long()
+    if self.task.kind == 'span':
+      return {'start_positions': labels[:, 0], 'end_positions': labels[:, 1]}
+    if self.task.kind == 'choice':
+      return {'labels': labels.reshape(-1, self.task.choices)[:, 0]}
+    return {'labels': torch.where(labels < 0, -100, labels) if self.task.kind == 'tags' else labels}

@@ -1,0 +1,155 @@
+"""Fine-tuning beside a plain transformers loop: same weights, batches and hyper-parameters.
+
+  python -m benchmarks finetune --config=glue:stsb --source=GLUE/STS-B --model=MODEL --steps=50
+  python -m benchmarks finetune --config=glue:stsb --source=GLUE/STS-B --model=MODEL --seeds=5 \\
+      --max_train=1000 --epochs=3
+
+With `--steps` there is no dropout, and the losses of each step are compared. With `--seeds` whole
+runs with dropout are, by the task's metrics on the dev split (the last evaluation, not the best).
+"""
+
+import json
+import pathlib
+import tempfile
+import time
+
+import jax
+import numpy as np
+
+from benchmarks import machine
+from benchmarks._transformers_loop import TransformersLoop
+from bertjax import finetune
+from bertjax.__main__ import load_recipe
+from bertjax.interop import directory
+from bertjax.training import loop, optimizer
+
+FLAGS = {
+  'config': ('glue:stsb', 'a recipe of configs/finetune'),
+  'source': ('', 'data.source'),
+  'files': ('', 'data.files'),
+  'model': ('', 'init_from'),
+  'steps': (0, 'compare the losses of so many steps'),
+  'seeds': (0, 'compare so many whole runs'),
+  'first_seed': (0, 'the first of them'),
+  'who': ('both', "of whole runs: 'ours', 'theirs' or 'both'"),
+  'epochs': (3.0, 'of whole runs'),
+  'learning_rate': (5e-5, 'the peak'),
+  'batch_size': (32, 'examples'),
+  'length': (0, "tokens a row; 0 = the recipe's"),
+  'max_train': (0, 'training examples; 0 = all'),
+  'out': ('', 'JSON file to write'),
+}
+
+
+def run(config, source, files, model, steps, seeds, first_seed, who, epochs, learning_rate,
+        batch_size, length, max_train, out):  # fmt: skip
+  name, config = config, load_recipe(config)
+  config.update({'init_from': model, 'batch_size': batch_size, 'learning_rate': learning_rate,
+                 'epochs': epochs, 'schedule': 'linear', 'seed': first_seed})  # fmt: skip
+  config.data.update({'source': source, 'files': files, 'max_train': max_train, 'test': '',
+                      'length': length or config.data.length})  # fmt: skip
+  config.optimizer.name, config.log_every = 'adamw', 20
+  result = {'config': name, 'learning_rate': learning_rate, 'batch_size': batch_size,
+            'length': config.data.length, 'max_train': max_train}  # fmt: skip
+  if steps:
+    result |= losses_side_by_side(config, steps)
+  else:
+    result |= {'epochs': epochs} | runs_side_by_side(config, seeds, who)
+  result |= machine()
+  print(json.dumps(result, indent=1))
+  if out:
+    pathlib.Path(out).write_text(json.dumps(result, indent=1) + '\n')
+  return result
+
+
+def losses_side_by_side(config, steps: int) -> dict:
+  """The losses of the first steps without dropout."""
+  config.model.update(
+    dict.fromkeys(('hidden_dropout', 'attention_dropout', 'classifier_dropout'), 0.0)
+  )
+  config.span_over_padding, config.log_every = True, 1  # as theirs
+  setup = finetune.set_up(config)
+  peer = transformers_twin(setup, train_padding=True)
+  rate = optimizer.unit_schedule('linear', steps, steps // 10)
+  loss_fn, weights = finetune.make_loss(config, setup.bert, setup.task, setup.columns)
+  state, shardings = loop.init_state(
+    finetune.state_maker(setup), setup.shard, finetune.load_params(setup)
+  )
+  step = loop.make_train_step(
+    loss_fn, weights, setup.transform, rate, mesh=setup.mesh, state_shardings=shardings
+  )
+  ours, theirs = [], []
+  for number in range(steps):
+    batch = setup.batches.training(number)
+    theirs.append(peer.step(batch, config.learning_rate * float(rate(number))))
+    state, metrics = step(state, batch)
+    ours.append(float(metrics['loss']))
+    print(f'{number} {ours[-1]:.6f} {theirs[-1]:.6f}', flush=True)
+  apart = np.abs(np.subtract(ours, theirs))
+  return {'steps': steps, 'largest_difference': float(apart.max()), 'ours': ours, 'theirs': theirs}
+
+
+def transformers_twin(setup, train_padding: bool) -> TransformersLoop:
+  """Their loop from the same weights, the new head's included."""
+  task, problem = setup.task, finetune.PROBLEMS.get(setup.task.kind, '')
+  with tempfile.TemporaryDirectory() as folder:
+    start = pathlib.Path(folder) / 'start'
+    directory.save_model(
+      start, setup.bert.config, finetune.load_params(setup), setup.tokenizer,
+      labels=task.labels if task.kind in ('class', 'tags') else (), problem_type=problem,
+    )  # fmt: skip
+    return TransformersLoop(start, task, train_padding=train_padding)
+
+
+def runs_side_by_side(config, seeds: int, who: str) -> dict:
+  """Metrics at the end of whole runs, seed by seed, with their mean and deviation."""
+  contenders = {'ours': our_run, 'theirs': their_run}
+  found = {}
+  for name in contenders if who == 'both' else [who]:
+    found[name], seconds = [], []
+    for seed in range(config.seed, config.seed + seeds):
+      config.seed = seed
+      before = time.perf_counter()
+      scores = contenders[name](config)
+      seconds.append(time.perf_counter() - before)
+      print(name, seed, scores, f'{seconds[-1]:.0f} s', flush=True)
+      found[name].append(scores)
+    config.seed -= seeds - 1
+    found[f'{name}_seconds'] = seconds
+  summary = {}
+  for name in set(contenders) & set(found):
+    for metric in found[name][0]:
+      values = [scores[metric] for scores in found[name]]
+      deviation = float(np.std(values, ddof=1)) if seeds > 1 else 0.0
+      summary[f'{name}_{metric}'] = {'mean': float(np.mean(values)), 'deviation': deviation}
+  return found | {'summary': dict(sorted(summary.items()))}
+
+
+def our_run(config) -> dict:
+  with tempfile.TemporaryDirectory() as folder:
+    config.eval_every = 10**9  # at the end only
+    return finetune.run(config, workdir=f'{folder}/run')
+
+
+def their_run(config) -> dict:
+  """The same steps by their loop, their dropout, our batches and metrics."""
+  import torch
+
+  torch.manual_seed(config.seed)
+  config.eval_every = 10**9
+  setup = finetune.set_up(config)
+  peer = transformers_twin(setup, train_padding=False)
+  rate = optimizer.unit_schedule(
+    config.schedule, setup.steps, round(config.warmup_share * setup.steps)
+  )
+  rates = jax.device_get(jax.vmap(rate)(np.arange(setup.steps)))
+  for number in range(setup.steps):
+    loss = peer.step(setup.batches.training(number), config.learning_rate * float(rates[number]))
+    if number % 50 == 0:
+      print(f'{number}/{setup.steps} {loss:.4f}', flush=True)
+  data = finetune.task_batches(config, setup.task, setup.dev.columns)
+  parts = [peer.logits(data.in_order(step))[None] for step in range(data.steps)]
+  fill = -1e9 if setup.task.kind == 'span' else 0.0
+  logits = finetune.gather(data, parts, fill)[0]
+  predictions = setup.task.decode(setup.examples, setup.dev, logits)
+  return setup.task.score(setup.examples, predictions)
