@@ -21,6 +21,7 @@ from benchmarks._transformers_loop import TransformersLoop
 from bertjax import finetune
 from bertjax.__main__ import load_recipe
 from bertjax.interop import directory
+from bertjax.tasks import batches
 from bertjax.training import loop, optimizer
 
 FLAGS = {
@@ -147,9 +148,9 @@ def their_run(config) -> dict:
     loss = peer.step(setup.batches.training(number), config.learning_rate * float(rates[number]))
     if number % 50 == 0:
       print(f'{number}/{setup.steps} {loss:.4f}', flush=True)
-  data = finetune.task_batches(config, setup.task, setup.dev.columns)
+  data = batches.make_batches(config, setup.task, setup.dev.columns)
   parts = [peer.logits(data.in_order(step))[None] for step in range(data.steps)]
   fill = -1e9 if setup.task.kind == 'span' else 0.0
-  logits = finetune.gather(data, parts, fill)[0]
+  logits = batches.gather(data, parts, fill)[0]
   predictions = setup.task.decode(setup.examples, setup.dev, logits)
   return setup.task.score(setup.examples, predictions)

@@ -31,9 +31,8 @@ from bertjax.data import store
 from bertjax.interop import directory
 from bertjax.model import crf, encoder, heads, losses
 from bertjax.model.config import POOLED_HEADS
-from bertjax.tasks import report, rows
+from bertjax.tasks import batches, report, rows
 from bertjax.tasks import task as task_lib
-from bertjax.tasks.batches import TaskBatches, TrialBatches
 from bertjax.training import checkpoint, log, loop, optimizer, trials
 from bertjax.training import mesh as mesh_lib
 from bertjax.training import run as run_lib
@@ -149,7 +148,7 @@ class Setup(NamedTuple):
   shard: Any
   transform: Any
   columns: dict[str, np.ndarray]
-  batches: TaskBatches | TrialBatches
+  batches: batches.TaskBatches | batches.TrialBatches
   examples: list[task_lib.Example]
   dev: task_lib.Encoded
   steps: int
@@ -191,18 +190,18 @@ def run(config, *, workdir: str) -> dict[str, float]:
   log.write_run(workdir / 'run.json', config.to_dict(), identity=identity)
   history = meta.get('evaluations', [])  # {'step', 'scores' of each trial}
   try:
-    stopped = train(setup, state, shardings, checkpoints, workdir, identity, history)
-    if not stopped:
+    stopped_at = train(setup, state, shardings, checkpoints, workdir, identity, history)
+    if stopped_at is None:
       params, scores = best(setup, checkpoints, history)
   finally:
     checkpoints.close()
-  run_lib.exit_if_stopped(stopped, history[-1]['step'] if history else 0)
+  run_lib.exit_if_stopped(stopped_at)
   return finish(setup, workdir, params, scores, history)
 
 
 def set_up(config) -> Setup:
   """Reads and checks everything that a run needs."""
-  task, runs = rows.make_task(config), list_trials(config)
+  task, runs = rows.make_task(config), trials.list_trials(config)
   mesh = trials.make_trials_mesh(len(runs)) if len(runs) > 1 else mesh_lib.make_mesh(**config.mesh)
   if len(runs) == 1:
     mesh_lib.check_batch_size(mesh, config.batch_size)
@@ -212,28 +211,14 @@ def set_up(config) -> Setup:
   columns = rows.training_columns(config, task, tokenizer)
   examples = task.read(config.data.dev)
   dev = rows.encode(task, examples, tokenizer, config.data.length, config.data.dev)
-  each = [task_batches(config, task, columns, seed) for seed, _ in runs]
+  each = [batches.make_batches(config, task, columns, seed) for seed, _ in runs]
   shard = mesh_lib.sharder(mesh, encoder.PARAM_AXES)
   return Setup(
     config, runs, task, tokenizer, bert, weights, mesh,
     shard if len(runs) == 1 else trials.sharder(mesh), make_transform(config, bert), columns,
-    each[0] if len(runs) == 1 else TrialBatches(each), examples, dev,
+    each[0] if len(runs) == 1 else batches.TrialBatches(each), examples, dev,
     steps=math.ceil(config.epochs * each[0].examples / config.batch_size),
   )  # fmt: skip
-
-
-def list_trials(config) -> list[tuple[int, float]]:
-  """(seed, learning rate) of each trial."""
-  try:
-    rates = [float(rate) for rate in config.learning_rates.split(',') if rate]
-  except ValueError:
-    raise ValueError(
-      f"learning_rates are written '2e-5,3e-5', got {config.learning_rates!r}."
-    ) from None
-  if config.seeds < 1:
-    raise ValueError(f'seeds must be at least 1, got {config.seeds}.')
-  seeds = range(config.seed, config.seed + config.seeds)
-  return [(seed, rate) for rate in rates or [config.learning_rate] for seed in seeds]
 
 
 def make_model(config, task, encoder_config) -> heads.Bert:
@@ -257,45 +242,15 @@ def make_model(config, task, encoder_config) -> heads.Bert:
   )  # fmt: skip
 
 
-def task_batches(config, task, columns, seed: int = 0) -> TaskBatches:
-  """Batches of encoded rows as the config wants them."""
-  try:
-    lengths = tuple(sorted(int(n) for n in config.data.buckets.split(',') if n))
-  except ValueError:
-    raise ValueError(f"data.buckets are written '32,64', got {config.data.buckets!r}.") from None
-  over_padding = config.span_over_padding and task.kind == 'span'
-  return TaskBatches(
-    columns, config.batch_size, seed, task.choices, () if over_padding else lengths,
-    tags=task.kind == 'tags',
-  )  # fmt: skip
-
-
-def layer_factors(config, num_layers: int):
-  """Factors of the learning rate by part, for `optimizer.scale_by_part`; None if all are 1.
-
-  The head has 1, the top layer `layer_decay`, each layer below one factor more, and the embeddings
-  one more than the lowest. Layers below the top `trained_layers`, and then embeddings, have 0.
-  """
-  trained, decay = config.trained_layers, config.layer_decay
-  if not 0 < decay <= 1:
-    raise ValueError(f'layer_decay must be above 0 and at most 1, got {decay}.')
-  if trained < 0 and decay == 1:
-    return None
-  depth = num_layers - np.arange(num_layers)  # 1 for the top
-  kept = trained < 0
-
-  def factors(name):
-    if 'encoder/embeddings/' in name:
-      return kept * decay ** (num_layers + 1)
-    return decay**depth * (kept | (depth <= trained)) if 'encoder/layers/' in name else 1.0
-
-  return factors
+def factors_of(config, bert):
+  """How much of the learning rate each layer has; None if all have it whole."""
+  return encoder.layer_factors(bert.config.num_layers, config.trained_layers, config.layer_decay)
 
 
 def make_transform(config, bert):
   """The optimizer of a config, with the factors of its layers."""
   transform = optimizer.make_optimizer(**config.optimizer.to_dict(), param_axes=encoder.PARAM_AXES)
-  factors = layer_factors(config, bert.config.num_layers)
+  factors = factors_of(config, bert)
   return optimizer.scale_by_part(transform, factors) if factors else transform
 
 
@@ -303,31 +258,13 @@ def make_loss(config, bert, task, columns):
   """`(loss_fn, loss_weights)` of a task, parts with factor 0 cut off from the gradient."""
   loss_fn, loss_weights = losses.task_loss(
     bert, task.kind, choices=task.choices, span_over_padding=config.span_over_padding,
-    class_weights=class_weights(config, task, columns),
+    class_weights=rows.class_weights(config, task, columns),
   )  # fmt: skip
-  factors = layer_factors(config, bert.config.num_layers)
+  factors = factors_of(config, bert)
   if factors is None:
     return loss_fn, loss_weights
   cut = functools.partial(optimizer.stop_gradients, factors=factors)
   return lambda params, batch, rng: loss_fn(cut(params), batch, rng), loss_weights
-
-
-def class_weights(config, task, columns) -> tuple[float, ...]:
-  """The weight of each class; 'balanced' is examples / (classes * examples of the class)."""
-  text, count = config.class_weights, len(task.labels)
-  if not text:
-    return ()
-  if text == 'balanced':
-    labels = columns['labels']
-    found = np.bincount(labels[labels >= 0].astype(int), minlength=count)
-    return tuple((found.sum() / (count * np.maximum(found, 1))).tolist())
-  numbers = [float(part) for part in text.split(',') if part.replace('.', '', 1).isdecimal()]
-  if len(numbers) != count or len(numbers) != len(text.split(',')):
-    raise ValueError(
-      f"class_weights must be 'balanced' or {count} numbers, of {', '.join(task.labels)}; got "
-      f'{text!r}.'
-    )
-  return tuple(numbers)
 
 
 def state_maker(setup: Setup):
@@ -352,23 +289,12 @@ def load_params(setup: Setup) -> dict:
       fresh=('pooler', head), initial=drawn,
       redraw=((head,) if config.fresh_head else ()) + (('pooler',) if config.redraw_layers else ()),
     )  # fmt: skip
-    loaded.append(redraw_layers(params, drawn, config.redraw_layers))
+    loaded.append(directory.redraw_layers(params, drawn, config.redraw_layers))
   return jax.tree.map(lambda *x: np.stack(x), *loaded) if setup.many else loaded[0]
 
 
-def redraw_layers(params: dict, drawn: dict, count: int) -> dict:
-  """The parameters with the top `count` layers of `drawn`."""
-  if not count:
-    return params
-  layers = jax.tree.map(
-    lambda old, new: np.concatenate([old[:-count], new[-count:]]),
-    params['encoder']['layers'], drawn['encoder']['layers'],
-  )  # fmt: skip
-  return params | {'encoder': params['encoder'] | {'layers': layers}}
-
-
-def train(setup: Setup, state, shardings, checkpoints, workdir, identity, history) -> bool:
-  """Trains and appends each evaluation to `history`; returns whether SIGTERM stopped it."""
+def train(setup: Setup, state, shardings, checkpoints, workdir, identity, history) -> int | None:
+  """Trains and appends each evaluation to `history`; returns the step where SIGTERM stopped it."""
   config, task = setup.config, setup.task
   loss_fn, loss_weights = make_loss(config, setup.bert, task, setup.columns)
   schedule = optimizer.unit_schedule(
@@ -416,7 +342,7 @@ def train(setup: Setup, state, shardings, checkpoints, workdir, identity, histor
     stream, setup.mesh, len(setup.trials) if setup.many else config.batch_size * task.choices
   )
   try:
-    _, _, stopped = loop.fit(
+    state, _, stopped = loop.fit(
       state, train_step, on_device, steps=setup.steps, log=run_log, log_every=config.log_every,
       evaluate_fn=evaluate, eval_every=config.eval_every or setup.per_epoch, save=save,
       save_every=config.save_every, trials=setup.many,
@@ -425,7 +351,7 @@ def train(setup: Setup, state, shardings, checkpoints, workdir, identity, histor
     stream.close()
   finally:
     run_log.close()
-  return stopped
+  return int(np.ravel(state.step)[0]) if stopped else None
 
 
 def make_predict(config, bert, task, mesh, many: bool = False):
@@ -453,14 +379,14 @@ def make_predict(config, bert, task, mesh, many: bool = False):
   )  # fmt: skip
 
   def predict(params, encoded):
-    data = task_batches(config, task, encoded.columns)
+    data = batches.make_batches(config, task, encoded.columns)
     stream = map(data.in_order, range(data.steps))
     if not many:
       stream = loop.to_device(stream, mesh, config.batch_size * task.choices)
     parts = jax.device_get([compiled(params, batch) for batch in stream])
     if not many:
       parts = jax.tree.map(lambda x: np.asarray(x)[None], parts)
-    logits = gather(data, [part for part, _, _ in parts], _NEVER if apart else 0.0)
+    logits = batches.gather(data, [part for part, _, _ in parts], _NEVER if apart else 0.0)
     loss, weight = (sum(p[i].astype(np.float64) for p in parts) for i in (1, 2))
     if bert.config.crf:
       tagging = params['tagging'] if many else jax.tree.map(lambda x: x[None], params['tagging'])
@@ -475,22 +401,6 @@ def make_predict(config, bert, task, mesh, many: bool = False):
 
 
 _NEVER = -1e9  # the logit of what cannot be chosen
-
-
-def gather(data: TaskBatches, parts: list[np.ndarray], fill: float) -> np.ndarray:
-  """Logits [K, B, ...] of batches by length, put in the order of rows: [K, N, ...]."""
-  count, full = data.rows['input_ids'].shape
-  per_token = parts[0].ndim == 4
-  shape = (full, parts[0].shape[-1]) if per_token else parts[0].shape[2:]
-  logits = np.full((len(parts[0]), count, *shape), fill, np.float32)
-  order = (data.by_length[:, None] * data.group + np.arange(data.group)).ravel()
-  for number, part in enumerate(parts):
-    row = order[number * part.shape[1] :][: part.shape[1]]
-    if per_token:
-      logits[:, row, : part.shape[2]] = part[:, : len(row)]
-    else:
-      logits[:, row] = part[:, : len(row)]
-  return logits
 
 
 def best(setup: Setup, checkpoints, history) -> tuple[dict, dict]:

@@ -252,7 +252,7 @@ def run(config, *, workdir: str, **peers) -> dict[str, float]:
   finally:
     checkpoints.close()  # first: it waits for what is still being written
     run_log.close()
-  run_lib.exit_if_stopped(stopped, state.step)
+  run_lib.exit_if_stopped(int(state.step) if stopped else None)
   scores = scores or evaluate(state.params)  # a run that had already ended
   finish(workdir, bert.config, state.params, tokenizer, scores)
   return scores

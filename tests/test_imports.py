@@ -12,7 +12,7 @@ PACKAGE = pathlib.Path(__file__).parent.parent / 'bertjax'
 
 # Folder -> what its modules may import, besides the standard library and themselves.
 ALLOWED = {
-  'model': {'jax', 'flax', 'optax'},
+  'model': {'jax', 'flax', 'optax', 'numpy'},
   'training': {
     'jax', 'flax', 'optax', 'orbax', 'numpy', 'etils', 'tqdm', 'tensorboardX', 'matplotlib'
   },

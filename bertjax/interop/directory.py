@@ -5,6 +5,7 @@ A model directory is what Hugging Face reads: config, weights, vocabulary and to
 
 import logging
 
+import flax.traverse_util
 import numpy as np
 
 from bertjax.data.tokenizer import Tokenizer
@@ -180,3 +181,14 @@ def _move_rows(params, initial, paths, theirs, ours):
     table = np.array(new[leaf])
     table[ours] = old[leaf][theirs]
     old[leaf] = table
+
+
+def redraw_layers(params: dict, drawn: dict, count: int) -> dict:
+  """The parameters with the top `count` layers of `drawn` in place of their own."""
+  if not count:
+    return params
+  flat, new = (flax.traverse_util.flatten_dict(tree) for tree in (params, drawn))
+  for path in flat:
+    if path[:2] == ('encoder', 'layers'):
+      flat[path] = np.concatenate([flat[path][:-count], new[path][-count:]])
+  return flax.traverse_util.unflatten_dict(flat)

@@ -11,6 +11,7 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from bertjax.model.attention import attention
 from bertjax.model.config import EncoderConfig
@@ -44,6 +45,30 @@ _REMAT = {
   'full': jax.checkpoint_policies.nothing_saveable,
   'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
+
+
+def layer_factors(num_layers: int, trained: int = -1, decay: float = 1.0):
+  """Factors of the learning rate by part, for `training.optimizer.scale_by_part`.
+
+  A head has 1, the top layer `decay`, each layer below one factor more, and the embeddings one more
+  than the lowest. Of `trained` >= 0, layers below the top `trained` and the embeddings have 0.
+
+  Returns:
+    Path of a parameter -> factor, or [num_layers] for the stacked layers; None if all are 1.
+  """
+  if not 0 < decay <= 1:
+    raise ValueError(f'layer_decay must be above 0 and at most 1, got {decay}.')
+  if trained < 0 and decay == 1:
+    return None
+  depth = num_layers - np.arange(num_layers)  # 1 for the top
+  kept = trained < 0
+
+  def factors(name: str):
+    if 'encoder/embeddings/' in name:
+      return kept * decay ** (num_layers + 1)
+    return decay**depth * (kept | (depth <= trained)) if 'encoder/layers/' in name else 1.0
+
+  return factors
 
 
 def kernel_init(config: EncoderConfig):

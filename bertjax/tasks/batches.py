@@ -98,3 +98,32 @@ class TrialBatches:
     length = max(b.bucket(s) for b, s in zip(self.trials, slots, strict=True))
     parts = [b.make(s, length) for b, s in zip(self.trials, slots, strict=True)]
     return {name: np.stack([part[name] for part in parts]) for name in parts[0]}
+
+
+def make_batches(config, task, columns, seed: int = 0) -> TaskBatches:
+  """Batches of encoded rows as the config wants them."""
+  try:
+    lengths = tuple(sorted(int(n) for n in config.data.buckets.split(',') if n))
+  except ValueError:
+    raise ValueError(f"data.buckets are written '32,64', got {config.data.buckets!r}.") from None
+  over_padding = config.span_over_padding and task.kind == 'span'
+  return TaskBatches(
+    columns, config.batch_size, seed, task.choices, () if over_padding else lengths,
+    tags=task.kind == 'tags',
+  )  # fmt: skip
+
+
+def gather(batches: TaskBatches, parts: list[np.ndarray], fill: float) -> np.ndarray:
+  """Logits [K, B, ...] of batches by length, put in the order of rows: [K, N, ...]."""
+  count, full = batches.rows['input_ids'].shape
+  per_token = parts[0].ndim == 4
+  shape = (full, parts[0].shape[-1]) if per_token else parts[0].shape[2:]
+  logits = np.full((len(parts[0]), count, *shape), fill, np.float32)
+  order = (batches.by_length[:, None] * batches.group + np.arange(batches.group)).ravel()
+  for number, part in enumerate(parts):
+    row = order[number * part.shape[1] :][: part.shape[1]]
+    if per_token:
+      logits[:, row, : part.shape[2]] = part[:, : len(row)]
+    else:
+      logits[:, row] = part[:, : len(row)]
+  return logits

@@ -99,6 +99,24 @@ def training_columns(config, task: Task, tokenizer) -> dict[str, np.ndarray]:
   return rows[np.arange(len(rows))]
 
 
+def class_weights(config, task, columns) -> tuple[float, ...]:
+  """The weight of each class; 'balanced' is examples / (classes * examples of the class)."""
+  text, count = config.class_weights, len(task.labels)
+  if not text:
+    return ()
+  if text == 'balanced':
+    labels = columns['labels']
+    found = np.bincount(labels[labels >= 0].astype(int), minlength=count)
+    return tuple((found.sum() / (count * np.maximum(found, 1))).tolist())
+  numbers = [float(part) for part in text.split(',') if part.replace('.', '', 1).isdecimal()]
+  if len(numbers) != count or len(numbers) != len(text.split(',')):
+    raise ValueError(
+      f"class_weights must be 'balanced' or {count} numbers, of {', '.join(task.labels)}; got "
+      f'{text!r}.'
+    )
+  return tuple(numbers)
+
+
 def prepare(config, task: Task, tokenizer, out: str) -> dict:
   """Writes the training rows of a task for `data.prepared`; returns the manifest."""
   settings = _settings(config, tokenizer)

@@ -79,8 +79,8 @@ def check_same(workdir, identity: dict) -> None:
     )
 
 
-def exit_if_stopped(stopped: bool, step: int) -> None:
-  """Ends the process with the code on which launchers start the same command again."""
-  if stopped:
+def exit_if_stopped(step: int | None) -> None:
+  """Ends a process that SIGTERM stopped at a step with the code on which launchers restart it."""
+  if step is not None:
     _log.warning('stopped by SIGTERM at step %d, saved; the same command goes on.', step)
     raise SystemExit(STOPPED_EXIT_CODE)

@@ -13,6 +13,20 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from bertjax.training.mesh import AXES, make_mesh
 
 
+def list_trials(config) -> list[tuple[int, float]]:
+  """(seed, learning rate) of each trial."""
+  try:
+    rates = [float(rate) for rate in config.learning_rates.split(',') if rate]
+  except ValueError:
+    raise ValueError(
+      f"learning_rates are written '2e-5,3e-5', got {config.learning_rates!r}."
+    ) from None
+  if config.seeds < 1:
+    raise ValueError(f'seeds must be at least 1, got {config.seeds}.')
+  seeds = range(config.seed, config.seed + config.seeds)
+  return [(seed, rate) for rate in rates or [config.learning_rate] for seed in seeds]
+
+
 def make_trials_mesh(trials: int) -> Mesh:
   """A mesh whose devices hold the same number of trials each: the most that divide `trials`."""
   devices = jax.devices()

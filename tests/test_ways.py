@@ -1,0 +1,266 @@
+"""Ways to fine-tune: trials, length buckets, frozen and slower layers, early stop, own data."""
+
+import json
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from bertjax import finetune
+from bertjax.__main__ import load_recipe, main
+from bertjax.interop import directory
+from bertjax.model import losses
+from bertjax.model.encoder import PARAM_AXES, layer_factors
+from bertjax.tasks import rows
+from bertjax.training import loop, optimizer, trials
+from bertjax.training.log import read_metrics
+from tests.test_finetune import TAGS, make, model, sentences  # noqa: F401 (fixtures)
+
+
+def write_table(folder):
+  """Reviews as JSONL, with one label and with several."""
+  for split, count in (('train', 80), ('dev', 30)):
+    lines = [
+      json.dumps({'body': text, 'mood': ('good', 'bad')[label],
+                  'words': sorted({w for w in text.split() if w in TAGS})})
+      for text, label in sentences(count, count)
+    ]  # fmt: skip
+    (folder / f'{split}.jsonl').write_text('\n'.join(lines) + '\n')
+
+
+@pytest.fixture
+def own(model, tmp_path):  # noqa: F811
+  """A short run on one's own data."""
+  write_table(tmp_path)
+  config = load_recipe('table')
+  config.init_from, config.data.source = str(model), str(tmp_path)
+  config.data.files = 'train=train.jsonl,dev=dev.jsonl'
+  config.data.options = 'text=body,label=mood'
+  config.data.length, config.data.loader, config.data.buckets = 32, 'threads', '12,20'
+  config.batch_size, config.epochs, config.learning_rate, config.log_every = 8, 3.0, 2e-3, 1
+  return config
+
+
+def test_trials_equal_single_runs(own, tmp_path):
+  own.seeds, own.learning_rates, own.epochs, own.data.buckets = 2, '2e-3,1e-3', 2.0, ''
+  scores = finetune.run(own, workdir=str(tmp_path / 'trials'))
+  table = json.loads((tmp_path / 'trials' / 'trials.json').read_text())
+  assert [(t['seed'], t['learning_rate']) for t in table['trials']] == [
+    (0, 2e-3), (1, 2e-3), (0, 1e-3), (1, 1e-3)
+  ]  # fmt: skip
+  best = max(table['trials'], key=lambda t: t['best'])
+  assert scores['accuracy'] == pytest.approx(best['best'])
+  assert table['learning_rates']['0.002']['mean'] == pytest.approx(
+    np.mean([t['best'] for t in table['trials'][:2]])
+  )
+  own.seed, own.seeds, own.learning_rate, own.learning_rates = 1, 1, 1e-3, ''
+  single = tmp_path / 'single'
+  finetune.run(own, workdir=str(single))
+  found = [r['accuracy'] for r in read_metrics(single) if r['kind'] == 'eval']
+  np.testing.assert_allclose(found, table['trials'][3]['values'], atol=0.04)
+  page = (tmp_path / 'trials' / 'report.html').read_text()
+  assert 'deviation' in page and page.count('<svg') == 2
+
+
+def test_steps_of_trials_equal_steps_of_single_runs(own):
+  own.seeds, own.learning_rates, own.data.buckets = 2, '2e-3,1e-3', ''
+  own.model.hidden_dropout = 0.1  # drawn by shape: a trial's own bucket might be shorter
+  many = losses_of(own, 4)
+  assert many.shape == (4, 4)
+  own.seed, own.seeds, own.learning_rate, own.learning_rates = 1, 1, 1e-3, ''
+  np.testing.assert_allclose(losses_of(own, 4), many[:, 3], rtol=2e-4)
+  assert len(set(many[0].tolist())) == 2 and len(set(many[3].tolist())) == 4
+
+
+def losses_of(config, steps):
+  """The losses of the first steps [steps] or [steps, K]."""
+  setup = finetune.set_up(config)
+  state, shardings = loop.init_state(
+    finetune.state_maker(setup), setup.shard, finetune.load_params(setup)
+  )
+  loss_fn, weights = finetune.make_loss(config, setup.bert, setup.task, setup.columns)
+  step = loop.make_train_step(
+    loss_fn, weights, setup.transform, optimizer.unit_schedule('constant', steps, 0),
+    mesh=setup.mesh, state_shardings=shardings, trials=setup.many,
+  )  # fmt: skip
+  found = []
+  for number in range(steps):
+    state, metrics = step(state, setup.batches.training(number))
+    found.append(np.asarray(metrics['loss']))
+  return np.stack(found)
+
+
+def test_buckets_change_no_loss_and_compile_few_programs(own):
+  short = losses_of(own, 6)
+  own.data.buckets = ''
+  np.testing.assert_allclose(short, losses_of(own, 6), rtol=1e-5)
+  own.data.buckets = '12,20'
+  batches = finetune.set_up(own).batches
+  lengths = {batches.training(step)['input_ids'].shape[1] for step in range(20)}
+  assert lengths <= {12, 20, 32} and 32 not in lengths
+  seen = np.concatenate([batches.in_order(s)['example_ids'] for s in range(batches.steps)])
+  weights = np.concatenate([batches.in_order(s)['example_weights'] for s in range(batches.steps)])
+  assert sorted(seen[weights > 0]) == list(range(80))
+
+
+def test_layers_learn_by_their_factors():
+  factors = layer_factors(3, trained=-1, decay=0.5)
+  np.testing.assert_allclose(factors('params/encoder/layers/mlp/in/kernel'), [0.125, 0.25, 0.5])
+  assert factors('params/encoder/embeddings/word/embedding') == 0.0625
+  assert factors('classification/kernel') == 1.0
+  assert layer_factors(3) is None
+  params = {
+    'encoder': {'layers': {'mlp': {'in': {'bias': np.ones((3, 4), np.float32)}}},
+                'embeddings': {'word': {'embedding': np.ones((5, 4), np.float32)}}},
+    'classification': {'bias': np.ones(2, np.float32)},
+  }  # fmt: skip
+  top = layer_factors(3, trained=1)
+  transform = optimizer.scale_by_part(optimizer.make_optimizer('bert', weight_decay=0.1), top)
+  state = transform.init(params)
+  names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)]
+  assert not any('embeddings' in name for name in names)  # no moments
+
+  def loss(params):
+    cut = optimizer.stop_gradients(params, top)
+    return sum((leaf**2).sum() for leaf in jax.tree.leaves(cut))
+
+  grads = jax.grad(loss)(params)
+  assert not grads['encoder']['embeddings']['word']['embedding'].any()
+  layers = grads['encoder']['layers']['mlp']['in']['bias']
+  assert not layers[:2].any() and layers[2].all()
+  updates, _ = transform.update(grads, state, params)
+  steps = updates['encoder']['layers']['mlp']['in']['bias']
+  assert not np.any(steps[:2]) and np.all(steps[2] != 0)
+  assert not np.any(updates['encoder']['embeddings']['word']['embedding'])
+  assert optimizer.make_optimizer('lamb', param_axes=PARAM_AXES)
+
+
+def test_top_layers_alone_are_trained_and_redrawn(own, model, tmp_path):  # noqa: F811
+  own.trained_layers, own.redraw_layers, own.epochs = 1, 1, 1.0
+  finetune.run(own, workdir=str(tmp_path / 'run'))
+  _, before = directory.load_weights(model)
+  _, after = directory.load_weights(tmp_path / 'run' / 'model')
+  for kind in ('attention', 'mlp'):
+    for name in before['encoder']['layers'][kind]:
+      old, new = (p['encoder']['layers'][kind][name]['kernel'] for p in (before, after))
+      np.testing.assert_array_equal(old[0], new[0])
+      assert not np.allclose(old[1], new[1], atol=0.02)
+  np.testing.assert_array_equal(
+    *(p['encoder']['embeddings']['word']['embedding'] for p in (before, after))
+  )
+
+
+def test_a_run_ends_when_it_gets_no_better(own, tmp_path):
+  own.patience, own.learning_rate, own.epochs = 2, 0.0, 10.0
+  finetune.run(own, workdir=str(tmp_path / 'run'))
+  steps = [r['step'] for r in read_metrics(tmp_path / 'run') if r['kind'] == 'eval']
+  assert steps == [10, 20, 30]
+  finetune.run(own, workdir=str(tmp_path / 'run'))  # has ended: only its files are written again
+  again = [r['step'] for r in read_metrics(tmp_path / 'run') if r['kind'] == 'eval']
+  assert again == steps
+
+
+def test_which_trials_run_on():
+  history = [[0.5, 0.5], [0.4, 0.6], [0.45, np.nan], [0.9, 0.7]]
+  assert trials.running(history[:2], 2) == [True, True]
+  assert trials.running(history[:3], 2) == [False, True]
+  assert trials.running(history, 2) == [False, True]  # too late
+  assert trials.running(history, 0) == [True, True]
+  table = trials.summarise(
+    [(0, 1e-3), (1, 1e-3)], np.array(history), 2, lambda trial, last: last < 0.5
+  )
+  assert [t['best'] for t in table['trials']] == [0.5, 0.7]
+  assert [t['last'] for t in table['trials']] == [0.45, 0.7]
+  assert table['learning_rates']['0.001']['failed'] == 1
+
+
+def test_class_weights_are_torch_s():
+  torch = pytest.importorskip('torch')
+  logits = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
+  labels = np.array([0, 1, 2, 2, 2, 1])
+
+  class Model:
+    config = types.SimpleNamespace(crf=False)
+
+    @staticmethod
+    def apply(*_, **__):
+      return {'classification_logits': logits}
+
+  loss_fn, weights_of = losses.task_loss(Model, 'class', class_weights=(1.0, 3.0, 0.5))
+  batch = {'labels': labels, 'example_weights': np.ones(6, np.float32)}
+  ours = loss_fn({}, batch, None)[0]['task'] / weights_of(batch)['task']
+  theirs = torch.nn.CrossEntropyLoss(weight=torch.tensor([1.0, 3.0, 0.5]))
+  assert float(ours) == pytest.approx(theirs(torch.tensor(logits), torch.tensor(labels)).item())
+
+
+def test_balanced_weights_and_their_mistakes(own):
+  task = rows.make_task(own)
+  columns = {'labels': np.array([0, 0, 0, 1])}
+  own.class_weights = 'balanced'
+  assert rows.class_weights(own, task, columns) == pytest.approx((4 / 6, 2.0))
+  own.class_weights = '1.0'
+  with pytest.raises(ValueError, match=r"'balanced' or 2 numbers, of bad, good; got '1\.0'"):
+    rows.class_weights(own, task, columns)
+
+
+def test_several_labels_are_learnt_and_evaluated_by_the_command(own, tmp_path, capsys):
+  own.data.options = 'text=body,label=words,kind=multilabel'
+  own.epochs, own.learning_rate, own.data.buckets = 16.0, 6e-3, ''
+  scores = finetune.run(own, workdir=str(tmp_path / 'run'))
+  assert scores['micro_f1'] > 0.7
+  capsys.readouterr()
+  assert main(['evaluate', f'--workdir={tmp_path}/run']) == 0
+  told = json.loads(capsys.readouterr().out)
+  assert told == pytest.approx(scores, abs=1e-6)
+  assert main(['evaluate', f'--workdir={tmp_path}/run', '--split=tset']) == 2
+  assert "no split 'tset'" in capsys.readouterr().err
+
+
+def test_tags_are_chosen_by_a_crf(make, tmp_path):  # noqa: F811
+  config = make('conll2003', 'tagging')
+  config.model.crf, config.epochs = True, 10.0
+  scores = finetune.run(config, workdir=str(tmp_path / 'run'))
+  assert scores['f1'] > 0.8
+  again = finetune.evaluate(config, str(tmp_path / 'run' / 'model'))
+  assert again['f1'] == pytest.approx(scores['f1'])
+
+
+def test_resumed_trials_equal_uninterrupted_ones(own, tmp_path, monkeypatch):
+  own.seeds, own.epochs = 2, 2.0
+  finetune.run(own, workdir=str(tmp_path / 'whole'))
+  real = loop.fit
+
+  def cut(state, *args, steps, **kwargs):
+    real(state, *args, steps=10, **kwargs)
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(loop, 'fit', cut)
+  with pytest.raises(KeyboardInterrupt):
+    finetune.run(own, workdir=str(tmp_path / 'cut'))
+  monkeypatch.setattr(loop, 'fit', real)
+  finetune.run(own, workdir=str(tmp_path / 'cut'))
+  for name in ('trials.json', 'metrics.json'):
+    one, two = (json.loads((tmp_path / d / name).read_text()) for d in ('whole', 'cut'))
+    assert one == two
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'data.options': 'text=body,lable=mood'}, "table has no option 'lable'; write .*text, pair"),
+    ({'data.options': 'label=mood'}, "table needs 'text'"),
+    ({'data.options': 'text'}, "data.options is written 'name=value,name=value'"),
+    ({'data.buckets': '12,x'}, "data.buckets are written '32,64'"),
+    ({'learning_rates': '1e-3;2e-3'}, "learning_rates are written '2e-5,3e-5'"),
+    ({'seeds': 0}, 'seeds must be at least 1'),
+    ({'trained_layers': 3}, 'trained_layers=3, but .* has 2 layers'),
+    ({'layer_decay': 0.0}, 'layer_decay must be above 0'),
+    ({'model.crf': True}, 'crf=True is for tags'),
+  ],
+)
+def test_a_mistake_gets_one_sentence(own, tmp_path, changes, message):
+  own.update_from_flattened_dict(changes)
+  with pytest.raises(ValueError, match=message):
+    finetune.run(own, workdir=str(tmp_path / 'run'))
+  assert not (tmp_path / 'run').exists()
