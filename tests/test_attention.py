@@ -85,7 +85,7 @@ def test_auto_chooses_by_backend_length_and_dropout_and_tells_why(
       jax.eval_shape(lambda q, s: attention(q, q, q, s, **options)[0], x, segments)
     except RuntimeError as error:
       assert chosen == 'cudnn', error
-  assert f"chose {chosen!r} on backend {backend!r}" in caplog.text and why in caplog.text
+  assert f'chose {chosen!r} on backend {backend!r}' in caplog.text and why in caplog.text
 
 
 def test_dropout_drops_its_share_and_keeps_the_mean():

@@ -203,9 +203,11 @@ class Block(nn.Module):
     y, probs = SelfAttention(config, name='attention')(
       x, segment_ids, self.train, 'attention' in self.capture
     )
-    x = LayerNorm(config, name='attention_layer_norm')(x + drop(self, y, config.hidden_dropout, self.train))
+    x += drop(self, y, config.hidden_dropout, self.train)
+    x = LayerNorm(config, name='attention_layer_norm')(x)
     y = Mlp(config, name='mlp')(x)
-    x = LayerNorm(config, name='mlp_layer_norm')(x + drop(self, y, config.hidden_dropout, self.train))
+    x += drop(self, y, config.hidden_dropout, self.train)
+    x = LayerNorm(config, name='mlp_layer_norm')(x)
     collected = {'attention': probs, 'hidden': x}
     return x, {name: collected[name] for name in self.capture}
 
