@@ -106,7 +106,7 @@ def test_pages(client):
     (b'{"do": "fly", "inputs": ["a"]}', 400, "there is no 'fly'; choose from fill_mask"),
     (b'{"do": "tag", "inputs": ["a"]}', 400, 'needs a model with a tagging head'),
     (b'{"do": "nearest", "inputs": ["a"]}', 400, 'nearest is not served'),
-    (b'{"do": "answer", "inputs": ["a"]}', 400, 'answer takes 2 texts for each item, got 1'),
+    (b'{"do": "answer", "inputs": ["a"]}', 400, 'answer takes two texts for each item, got 1'),
     (b'{"do": "classify", "inputs": ["a"], "top_k": 3}', 400, "classify has no option 'top_k'"),
     (b'{"do": "fill_mask", "inputs": ["[MASK]"], "top_k": 0}', 422, 'greater than or equal to 1'),
     (b'{"do": "classify", "inputs": ["a", " "]}', 422, 'a text is empty'),
