@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from bertjax.data.tokenizer import Tokenizer
+from bertjax.inference import masks
 from bertjax.inference.forward import LENGTHS
 from bertjax.inference.predictor import Predictor
 from bertjax.interop.directory import save_model
@@ -111,6 +112,10 @@ def test_infill_takes_the_surest_mask_first(mlm):
   assert mlm.infill(texts) == [mlm.tokenizer.decode(ids), 'no mask']
 
 
+def tokens(predictor, text):
+  return predictor.tokenizer.encode([text])[0]
+
+
 def test_corrections_are_likelier_words_in_the_place_of_a_word(mlm):
   text = 'Returns the name, or None.'
   [found] = mlm.correct([text], ratio=1e-9, top_k=20)
@@ -120,11 +125,16 @@ def test_corrections_are_likelier_words_in_the_place_of_a_word(mlm):
     for fill in item.replacements:
       assert fill.text == text[: item.start] + fill.token + text[item.end :]
       assert fill.token.isalpha() and fill.probability >= 1e-9 * item.probability
-  [ids], [the] = mlm.tokenizer.encode([text]), [c for c in found if c.word == 'the']
-  token = mlm.tokenizer.vocab.index('the')
-  assert the.probability == pytest.approx(
-    np.exp(log_probs(mlm, ids, ids.index(token))[token]), rel=1e-3
-  )
+  ids, words = tokens(mlm, text), masks.words_of(mlm.tokenizer, tokens(mlm, text))
+  assert any(end - first > 1 for first, end in words[:5])
+  for item, (first, end) in zip(found, words[:2] + words[2:3] + words[4:6], strict=True):
+    whole = [*ids[:first], *[mlm.tokenizer.mask_id] * (end - first), *ids[end:]]
+    logs = [log_probs(mlm, whole, place)[ids[place]] for place in range(first, end)]
+    assert item.probability == pytest.approx(np.exp(sum(logs)), rel=1e-3)
+    single = log_probs(mlm, [*ids[: first + 1], *ids[end:]], first)
+    best = item.replacements[0]
+    token = mlm.tokenizer.vocab.index(best.token)
+    assert best.probability == pytest.approx(np.exp(single[token]), rel=1e-3)
   assert mlm.correct(text, ratio=1e9) == []
 
 
@@ -168,7 +178,7 @@ def test_the_number_of_programs_does_not_grow_with_the_texts(vocab):
   rng = np.random.default_rng(0)
   for _ in range(6):
     predictor.embed([' '.join(['the'] * n) for n in rng.integers(1, 45, 9)])
-  assert predictor.forward.lengths == (32, 48) and predictor.forward.programs == 2
+  assert predictor.forward.lengths == (32, 48) and predictor.forward._apply._cache_size() == 2
   assert LENGTHS == (32, 64, 128, 256, 512)
 
 

@@ -39,11 +39,6 @@ class Forward:
     self.lengths = (*(n for n in LENGTHS if n < config.max_positions), config.max_positions)
     self._apply = jax.jit(self.read, static_argnames=('output', 'top_k'))
 
-  @property
-  def programs(self) -> int:
-    """How many programs have been compiled."""
-    return self._apply._cache_size()
-
   def need(self, head: str) -> None:
     """Raises ValueError, which names the heads there are, if the model lacks a head."""
     if head not in self.params:
