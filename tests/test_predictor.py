@@ -102,14 +102,14 @@ def test_many_masks_are_filled_each_by_itself(mlm):
 
 
 def test_infill_takes_the_surest_mask_first(mlm):
-  ids = mlm.tokenizer.encode(['the [MASK] of [MASK] is [MASK].'])[0]
+  text = 'the [MASK] of ' + '[MASK] ' * 9  # more than a row asks about
+  ids = mlm.tokenizer.encode([text])[0]
   while mlm.tokenizer.mask_id in ids:
     places = [i for i, token in enumerate(ids) if token == mlm.tokenizer.mask_id]
     logs = [log_probs(mlm, ids, place) for place in places]
     surest = max(range(len(places)), key=lambda i: logs[i].max())
     ids[places[surest]] = int(logs[surest].argmax())
-  texts = ['the [MASK] of [MASK] is [MASK].', 'no mask']
-  assert mlm.infill(texts) == [mlm.tokenizer.decode(ids), 'no mask']
+  assert mlm.infill([text, 'no mask']) == [mlm.tokenizer.decode(ids), 'no mask']
 
 
 def tokens(predictor, text):
@@ -269,10 +269,16 @@ def test_embeddings_pool_as_they_say(vocab):
 
 def test_a_window_counts_by_its_tokens_in_an_embedding(vocab):
   predictor = Predictor(*model(vocab), batch_size=4, long='window')
-  [ids] = predictor.tokenizer.encode([LONG])
-  parts = [predictor.tokenizer.decode(part) for part in predictor._parts(ids)]
-  assert len(parts) > 2 and predictor.embed(LONG).shape == (32,)
-  assert np.linalg.norm(predictor.embed(LONG)) == pytest.approx(1)
+  tokenizer, text = predictor.tokenizer, LONG + ' the'
+  parts = predictor._parts(tokens(predictor, text))
+  rows = [[tokenizer.cls_id, *part, tokenizer.sep_id] for part in parts]
+  assert len(rows) > 2 and len(set(map(len, rows))) == 2
+  apply, params = applied(predictor.config), predictor.forward.params
+  states = [apply(params, {'input_ids': np.array([row])})['hidden'][0] for row in rows]
+  expected = np.concatenate(states).mean(0)  # over all tokens
+  found = predictor.embed(text, normalise=False)
+  np.testing.assert_allclose(found, expected, atol=1e-5)
+  assert np.abs(expected - np.mean([state.mean(0) for state in states], 0)).max() > 1e-4
 
 
 def test_nearest_finds_a_text_itself_and_a_summary_keeps_the_order(vocab):
