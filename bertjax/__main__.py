@@ -35,6 +35,7 @@ VERBS = {
   'serve': 'a model as an HTTP service, with a page to try it',
   'convert': "turn a model into Hugging Face's or Google's files",
   'export': 'a model as a program: SavedModel with the tokenizer inside, or StableHLO',
+  'compile': 'compile a recipe for a TPU slice that is not there: does it fit, how fast is it',
 }
 
 

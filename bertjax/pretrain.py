@@ -28,7 +28,7 @@ from bertjax.data.tokenizer import Tokenizer
 from bertjax.interop import directory
 from bertjax.model import config as model_config
 from bertjax.model import encoder, heads, losses
-from bertjax.training import checkpoint, log, loop, optimizer
+from bertjax.training import checkpoint, distributed, log, loop, optimizer
 from bertjax.training import mesh as mesh_lib
 from bertjax.training import run as run_lib
 
@@ -40,7 +40,7 @@ FLAGS = {
     'a recipe: a file, or the name of one in configs/pretrain; :WORDS vary it',
   ),
   'workdir': ('', 'folder of the run; the same folder resumes it'),
-}
+} | distributed.FLAGS
 
 MLM_VARIANTS = {  # the paper's appendix C.2: what becomes of a chosen token, [MASK] / random
   'mask_80_10': (0.8, 0.1),
@@ -52,12 +52,20 @@ MLM_VARIANTS = {  # the paper's appendix C.2: what becomes of a chosen token, [M
 }
 
 
+_OF_TASKS = (*model_config.HEAD_FIELDS, 'frozen')  # fields of EncoderConfig for fine-tuning alone
+
+
+def _model_fields(preset: str) -> dict:
+  fields = dataclasses.asdict(model_config.PRESETS[preset]())
+  return {name: value for name, value in fields.items() if name not in _OF_TASKS}
+
+
 def default_config(preset: str = 'base') -> ml_collections.ConfigDict:
   """Every field of a pre-training run; recipes change some and flags change any."""
   c = ml_collections.ConfigDict
   return c({
-    # The encoder: every field of EncoderConfig. vocab_size=0 takes the vocabulary's size.
-    'model': c(dataclasses.asdict(model_config.PRESETS[preset]()) | {'vocab_size': 0}),
+    # The encoder, as EncoderConfig has it. vocab_size=0 takes the vocabulary's size.
+    'model': c(_model_fields(preset) | {'vocab_size': 0}),
     'nsp': True,  # False: no next-sentence prediction, rows of full sentences
     'objective': 'mlm',  # 'next_token' is the left-to-right ablation; needs model.causal=True
     'init_from': '',  # a model to start from: a folder (ours, HF's, Google's) or a hub name
@@ -120,6 +128,7 @@ def default_config(preset: str = 'base') -> ml_collections.ConfigDict:
     'eval_every': 10_000,  # steps between evaluations on held-out rows; 0 = at the end only
     'eval_rows': 10_000,  # rows an evaluation reads at most
     'save_every': 1_000,  # steps between checkpoints
+    'stall_seconds': 3600.0,  # a step that takes longer ends the process, code 75; 0.0 = never
     'keep': 2,  # newest checkpoints kept; the best one stays besides
   })  # fmt: skip
 
@@ -176,7 +185,7 @@ SMOKE = {
 }  # fmt: skip
 
 
-def run(config, *, workdir: str) -> dict[str, float]:
+def run(config, *, workdir: str, **peers) -> dict[str, float]:
   """Pre-trains, from a checkpoint in `workdir` if there is one; returns the last evaluation.
 
   Raises:
@@ -186,6 +195,7 @@ def run(config, *, workdir: str) -> dict[str, float]:
   """
   if not workdir:
     raise ValueError('pretrain needs --workdir=DIR, the folder of the run.')
+  distributed.start(**peers)
   workdir = epath.Path(workdir)
   mesh = mesh_lib.make_mesh(**config.mesh)
   phases = make_phases(config)
@@ -204,6 +214,7 @@ def run(config, *, workdir: str) -> dict[str, float]:
 
   identity = run_identity(config, bert.config, phases, folders)
   run_lib.check_same(workdir, identity)
+  distributed.agree('configuration', [identity, config.to_dict()])
   workdir.mkdir(parents=True, exist_ok=True)
   checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints', keep=config.keep)
   state, shardings, _ = start(config, bert, transform, mesh, checkpoints, tokenizer)
@@ -239,11 +250,12 @@ def run(config, *, workdir: str) -> dict[str, float]:
         continue
       run_log.tokens_per_step = phase.config.batch_size * phase.config.data.length
       stream = batches_lib.iterate(train.training, first - phase.start, loader=loader)
-      state, scores, stopped = loop.fit(
-        state, train_step, loop.to_device(stream, mesh, phase.config.batch_size), steps=phase.stop,
-        log=run_log, log_every=config.log_every, evaluate_fn=evaluate,
-        eval_every=config.eval_every, save=save, save_every=config.save_every,
-      )  # fmt: skip
+      with distributed.Watch(config.stall_seconds) as watch:
+        state, scores, stopped = loop.fit(
+          state, train_step, loop.to_device(stream, mesh, phase.config.batch_size),
+          steps=phase.stop, log=run_log, log_every=config.log_every, evaluate_fn=evaluate,
+          eval_every=config.eval_every, save=save, save_every=config.save_every, watch=watch.at,
+        )  # fmt: skip
       stream.close()
   finally:
     checkpoints.close()  # first: it waits for what is still being written
@@ -283,7 +295,9 @@ def make_phases(config) -> list[Phase]:
 
 def finish(workdir, config, params, tokenizer, scores) -> None:
   """Writes the model directory and the final metrics."""
-  params = jax.device_get(params)
+  params = distributed.host_copy(params)
+  if jax.process_index():
+    return
   directory.save_model(workdir / 'model', config, params, tokenizer)
   log.write_json(workdir / 'metrics.json', scores)
   _log.info('model written to %s', workdir / 'model')
@@ -419,7 +433,7 @@ def run_identity(config, encoder_config, phases, folders) -> dict:
   """Flat {field: value} of all that may not change between a start and its resumption."""
   flat = run_lib.flatten(config, _SAME)
   model = dataclasses.asdict(encoder_config)
-  free = ('attention', 'classifier_dropout', 'remat', 'unroll')  # change no pre-training
+  free = ('attention', 'classifier_dropout', 'remat', 'unroll', *_OF_TASKS)  # change nothing here
   flat |= {f'model.{k}': v for k, v in model.items() if k not in free}
   manifests = [store.read_manifest(folder) for folder in folders]
   flat |= {'tokenizer': manifests[0]['tokenizer'], 'rows': store.manifest_hash(manifests[0])}

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.experimental import multihost_utils
 
 from bertjax.training.mesh import batch_sharding, shard_batch
 
@@ -180,14 +181,25 @@ def to_device(batches: Iterable[dict], mesh, batch_size: int, ahead: int = 2) ->
 
 
 class _StopSignal:
-  """Remembers SIGTERM while the loop runs, so that a step is never cut in half."""
+  """Remembers SIGTERM while the loop runs, so that a step is never cut in half.
+
+  Of many processes the signal to any one stops all of them at the same step: there jax has the
+  handler, and the processes agree on a step that none has passed.
+  """
 
   def __enter__(self):
     self.received = False
     self._before = None
     with contextlib.suppress(ValueError):  # not the main thread: signals go elsewhere
-      self._before = signal.signal(signal.SIGTERM, self._receive)
+      if jax.process_count() == 1:
+        self._before = signal.signal(signal.SIGTERM, self._receive)
     return self
+
+  def asked(self, step: int) -> bool:
+    """Whether to stop before `step`; every process asks before each of its steps."""
+    if jax.process_count() > 1:
+      self.received = multihost_utils.reached_preemption_sync_point(step)
+    return self.received
 
   def _receive(self, *_):
     self.received = True
@@ -211,6 +223,7 @@ def fit(
   save_every: int = 0,
   finished: Callable[[], bool] = lambda: False,
   trials: bool = False,
+  watch: Callable[[int, str], None] = lambda step, doing: None,
 ) -> tuple[TrainState, dict, bool]:
   """Trains from `state.step` to `steps`.
 
@@ -230,6 +243,7 @@ def fit(
     finished: asked after each evaluation whether the run ends there (early stopping).
     trials: whether metrics are those of several trials; their means are logged, and one that
       diverges does not end the others.
+    watch: told what is begun for which step (`distributed.Watch.at`).
 
   Returns:
     The last state, the metrics of the last evaluation ({} if there was none), and whether SIGTERM
@@ -245,6 +259,7 @@ def fit(
   def flush():
     nonlocal pending, last_log
     if pending:
+      watch(step, 'waiting for the devices')
       values = jax.device_get(pending)
       for i, value in enumerate([] if trials else values):
         _check_finite(value, step - len(values) + i + 1)
@@ -256,13 +271,17 @@ def fit(
   def save_now(scores=None):
     nonlocal saved, last_log
     flush()  # a step that is not finite raises here, before anything is written
+    watch(step, 'saving')
     save(state, step, scores)
     saved, last_log = step, time.perf_counter()  # tokens/s counts training alone
 
   saved, last_scores, ended = step, {}, finished()
   with _StopSignal() as stop:
-    while step < steps and not stop.received and not ended:
-      state, metrics = train_step(state, next(batches))
+    while step < steps and not ended and not stop.asked(step):
+      watch(step, 'reading a batch')
+      batch = next(batches)
+      watch(step, 'running')
+      state, metrics = train_step(state, batch)
       step += 1
       pending.append(metrics)
       if step % log_every == 0:
@@ -270,6 +289,7 @@ def fit(
       scores = None
       if evaluate_fn and (step == steps or (eval_every and step % eval_every == 0)):
         flush()
+        watch(step, 'evaluating')
         scores = last_scores = evaluate_fn(state.params)
         log.evaluation(step, scores)
         ended = finished()

@@ -1,0 +1,66 @@
+"""Compiles BERT-base and -large for TPU slices that are not there: does it fit, what it costs.
+
+  python -m benchmarks compile_table --out=benchmarks/results/compile.json
+
+Needs libtpu and no TPU. 4,096 tokens a chip for base, 2,048 for large, bfloat16, data parallel;
+without dropout on every slice, and with 0.1 on the first one. Cells that the JSON already holds are
+not compiled again; each takes a minute or two.
+"""
+
+import json
+import pathlib
+
+from benchmarks import machine
+from bertjax import compile as compile_lib
+from bertjax import pretrain
+from bertjax.__main__ import load_recipe
+
+FLAGS = {
+  'out': ('benchmarks/results/compile.json', 'JSON file; cells in it are kept'),
+  'topologies': ('v5e:2x4,v5e:16x16,v5p:4x4x8,v6e:16x16', 'slices'),
+}
+
+
+def run(out: str, topologies: str) -> None:
+  path = pathlib.Path(out)
+  cells = json.loads(path.read_text())['cells'] if path.exists() else {}
+  for dropout in (0.0, 0.1):
+    for topology in topologies.split(',')[: 1 if dropout else None]:
+      devices = compile_lib.slice_devices(topology)
+      for size, tokens in (('base', 4096), ('large', 2048)):
+        for length, predictions in ((128, 20), (512, 76)):
+          name = f'{size} {length} {topology} {dropout}'
+          if name in cells:
+            continue
+          config = load_recipe(f'bert_{size}')
+          config.data.length, config.masking.max_predictions = length, predictions
+          config.model.hidden_dropout = config.model.attention_dropout = dropout
+          config.batch_size = tokens // length * len(devices)
+          (phase,) = pretrain.make_phases(config)
+          report = compile_lib.report_of(phase, devices)
+          print(compile_lib.describe({'topology': topology} | report), flush=True)
+          cells[name] = {'topology': topology} | report
+          path.write_text(json.dumps({'cells': cells, **machine()}, indent=1) + '\n')
+  print(table(cells))
+
+
+def table(cells: dict) -> str:
+  """One row for each cell."""
+  rows = [
+    '| model | slice | dropout | HBM, GB | compiled / model FLOPs | at best: ms a step | '
+    'tokens/s | MFU | bound by |',
+    '|---|---|---|---|---|---|---|---|---|',
+  ]
+  for name, cell in cells.items():
+    size, length, topology, dropout = name.split()
+    start = f'| {size} {length} | {topology} | {dropout} |'
+    if 'does_not_fit' in cell:
+      rows.append(f'{start} {cell["does_not_fit"]} |')
+      continue
+    rows.append(
+      f'{start} {cell["peak_bytes"] / 1e9:.1f} of {cell["hbm_bytes"] / 1e9:.0f} | '
+      f'{cell["flops"] / cell["model_flops"]:.3f} | {cell["step_seconds"] * 1e3:.1f} | '
+      f'{cell["tokens_per_second"]:,.0f} | {cell["mfu"]:.2f} | '
+      f'{max(cell["bound_seconds"], key=cell["bound_seconds"].get)} |'
+    )
+  return '\n'.join(rows)

@@ -1,0 +1,304 @@
+"""Compile: the train step of a recipe for a pod that is not there, and what it will cost.
+
+  bertjax compile --config=bert_base --topology=v5e:16x16 --config.batch_size=8192
+  bertjax compile --config=bert_large --topology=v5p:4x4x8 --config.batch_size=4096 \\
+      --sweep='model.remat=none,dots;mesh.fsdp=1,16'
+
+Compiles the very step that `bertjax pretrain` runs, from shapes alone, and tells for one chip the
+parameters, memory, FLOPs, memory traffic and collectives. With the chip's data sheet these bound
+the step: it takes at least as long as its products, its traffic or its collectives alone. Needs
+libtpu (`pip install libtpu`) and no TPU. Without --topology it compiles for the devices of this
+machine, runs some steps on random text and prints their time beside the bound.
+"""
+
+import contextlib
+import itertools
+import math
+import os
+import tempfile
+import time
+import types
+
+import jax
+import ml_collections
+import numpy as np
+from jax.experimental import topologies
+
+from bertjax import pretrain
+from bertjax.data.batches import Batches
+from bertjax.data.masking import Masking
+from bertjax.model import encoder, losses
+from bertjax.model.flops import train_flops
+from bertjax.training import hlo, log, loop, optimizer
+from bertjax.training import mesh as mesh_lib
+from bertjax.training import run as run_lib
+from bertjax.training.chips import chip
+
+FLAGS = {
+  'config': ('bert_base', 'a recipe of pretrain; mesh, batch size and remat are among its fields'),
+  'topology': ('', 'TPU slice, as v5e:16x16 or v5p:4x4x8; empty = the devices here, measured'),
+  'sweep': ('', "fields to vary, as 'batch_size=256,512;model.remat=none,full': all combinations"),
+  'out': ('', 'JSON file for the reports'),
+}
+
+VOCAB_SIZE = 30522  # bert-base-uncased's, where model.vocab_size=0 leaves it to the vocabulary
+MEASURED_STEPS = 10
+
+
+def run(config, *, topology: str = '', sweep: str = '', out: str = '') -> list[dict]:
+  """Compiles every combination of `sweep`, prints a report of each, names the best that fits.
+
+  Raises:
+    ValueError: for an unknown topology or field, or a batch that the mesh cannot share.
+  """
+  devices = slice_devices(topology) if topology else jax.devices()
+  reports = []
+  for variant, words in vary(config, sweep):
+    for phase in pretrain.make_phases(variant):
+      report = {'sweep': words} if sweep else {}
+      report |= {'topology': topology} | report_of(phase, devices, measure=not topology)
+      print(describe(report), flush=True)
+      reports.append(report)
+  fitting = [report for report in reports if 'tokens_per_second' in report]
+  if sweep and fitting:
+    print('best that fits:', max(fitting, key=lambda r: r['tokens_per_second'])['sweep'])
+  if out:
+    log.write_json(out, reports)
+  return reports
+
+
+def slice_devices(topology: str) -> list:
+  """The devices of a TPU slice by its name, without a TPU.
+
+  Raises:
+    ValueError: if libtpu is missing or does not know the name.
+  """
+  # No question to the cloud where this is, no lock on chips that are not used, warnings to count.
+  os.environ.update(
+    TPU_SKIP_MDS_QUERY='1', ALLOW_MULTIPLE_LIBTPU_LOAD='1', TPU_MIN_LOG_LEVEL='1',
+    TPU_STDERR_LOG_LEVEL='1',
+  )  # fmt: skip
+  jax.config.update('jax_platforms', 'cpu')
+  try:
+    with _captured_stderr():
+      return list(topologies.get_topology_desc(topology, 'tpu').devices)
+  except Exception as error:  # jaxlib and libtpu each raise their own
+    raise ValueError(
+      f'--topology must name a TPU slice, as v5e:2x4, v5p:4x4x8 or v6e:16x16, got {topology!r} '
+      f'({str(error).strip().splitlines()[0]}); `pip install libtpu` brings the compiler.'
+    ) from error
+
+
+def vary(config, sweep: str):
+  """Yields (config, words) for each combination of 'field=a,b;other=c,d'; one for ''.
+
+  Raises:
+    ValueError: for a field that the config lacks or a value of another type.
+  """
+  fields = dict(_flat(config))
+  names, choices = [], []
+  for item in filter(None, sweep.split(';')):
+    name, _, values = item.strip().partition('=')
+    try:
+      names.append(name)
+      choices.append([type(fields[name])(value) for value in values.split(',')])
+    except (KeyError, ValueError) as error:
+      raise ValueError(
+        f"--sweep takes fields of the config, as 'batch_size=256,512;mesh.fsdp=1,8', got {item!r}."
+      ) from error
+  for values in itertools.product(*choices):
+    variant = ml_collections.ConfigDict(config.to_dict())
+    variant.update_from_flattened_dict(dict(zip(names, values, strict=True)))
+    yield variant, ' '.join(f'{n}={v}' for n, v in zip(names, values, strict=True))
+
+
+def _flat(config, prefix=''):
+  for name, value in config.items():
+    nested = isinstance(value, ml_collections.ConfigDict)
+    yield from _flat(value, f'{prefix}{name}.') if nested else [(prefix + name, value)]
+
+
+def report_of(phase, devices, *, measure: bool = False) -> dict:
+  """Compiles the step of one phase of a run; with `measure` also runs it on `devices`."""
+  config = phase.config
+  mesh = mesh_lib.make_mesh(**config.mesh, devices=devices)
+  mesh_lib.check_batch_size(mesh, config.batch_size, config.accumulation)
+  bert = pretrain.make_model(config, config.model.vocab_size or VOCAB_SIZE)
+  transform = pretrain.make_transform(config)
+  make = pretrain.state_maker(config, bert, transform)
+  abstract, shardings = run_lib.abstract_state(make, mesh, encoder.PARAM_AXES)
+  terms = pretrain.loss_terms(config)
+  step = loop.make_train_step(
+    losses.pretraining_loss(bert, terms), lambda b: losses.pretraining_weights(b, terms),
+    transform, optimizer.unit_schedule(config.schedule, config.steps, config.warmup_steps),
+    mesh=mesh, state_shardings=shardings, accumulation=config.accumulation,
+  )  # fmt: skip
+  sharding, size = mesh_lib.batch_sharding(mesh), config.batch_size
+  rows = random_batch(config, bert.config.vocab_size)
+  batch = {
+    name: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype, sharding=sharding)
+    for name, x in rows.items()
+  }
+  model_flops = train_flops(bert.config, config.data.length, rows['masked_lm_ids'].shape[1]) * size
+  report = {
+    'device': devices[0].device_kind, 'devices': len(devices), 'mesh': dict(mesh.shape),
+    'batch_size': size, 'length': config.data.length, 'steps': phase.stop - phase.start,
+    'model': bert.config.__dict__ | {'heads': bert.heads},
+    'parameters': sum(math.prod(x.shape) for x in jax.tree.leaves(abstract.params)),
+    'model_flops': model_flops / len(devices),
+  }  # fmt: skip
+  begun = time.perf_counter()
+  try:
+    with _captured_stderr() as written:
+      compiled = step.lower(abstract, batch).compile()
+  except jax.errors.JaxRuntimeError as error:
+    if 'out of memory' not in str(error):
+      raise
+    return report | {'does_not_fit': str(error).strip().splitlines()[0]}
+  report['compile_seconds'] = time.perf_counter() - begun
+  # XLA's warning that a sharding makes every device hold a whole array for a moment.
+  report['rematerialized'] = written[0].count('nvoluntary full rematerialization')
+  report |= costs_of(compiled)
+  report |= bounds_of(report)
+  if measure:
+    state, _ = loop.init_state(make, mesh, encoder.PARAM_AXES)
+    whole = {name: np.repeat(x, size, axis=0) for name, x in rows.items()}
+    report |= measured(compiled, state, mesh_lib.shard_batch(whole, sharding, size), report)
+  return report
+
+
+def random_batch(config, vocab_size: int) -> dict:
+  """A batch of one full row of random text, by the code that makes real ones."""
+  length, sequences = config.data.length, config.data.sequences
+  ends = np.arange(1, sequences + 1)[:, None] * (length // sequences) - np.array([2, 0])
+  columns = {
+    'input_ids': np.random.default_rng(0).integers(5, vocab_size, (1, length)),
+    'ends': ends[None],
+  }
+  if config.nsp:
+    columns['next_sentence_labels'] = np.ones((1, sequences))
+
+  class Rows:
+    directory, manifest = 'random', types.MappingProxyType({'columns': columns})
+
+    def __len__(self):
+      return 1
+
+    def __getitem__(self, row):
+      return columns
+
+  special = {'pad': 0, 'cls': 2, 'sep': 3, 'mask': 4}
+  return Batches(
+    Rows(), 1, config.seed, Masking(**config.masking), vocab_size, special,
+    objective=config.objective, word_starts=np.ones(vocab_size, bool),
+  ).training(0)  # fmt: skip
+
+
+def costs_of(compiled) -> dict:
+  """Memory and work of the compiled step on one device."""
+  memory = compiled.memory_analysis()
+  held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+  costs = hlo.costs(compiled.as_text())
+  return {
+    'argument_bytes': memory.argument_size_in_bytes,
+    'temporary_bytes': memory.temp_size_in_bytes,
+    'peak_bytes': held + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes,
+    'flops': costs.flops, 'product_flops': costs.product_flops, 'traffic_bytes': costs.bytes,
+    'collectives': costs.collectives,
+  }  # fmt: skip
+
+
+def bounds_of(report: dict) -> dict:
+  """What the data sheet allows at best; nothing for a device without one."""
+  sheet = chip(report['device'])
+  if not sheet:
+    return {}
+  sent = sum(
+    size * (2 if kind == 'all-reduce' else 1)  # a ring sends everything twice to add it up
+    for kind, (_, size) in report['collectives'].items()
+  )
+  seconds = {
+    'products': report['product_flops'] / sheet.flops,
+    'traffic': report['traffic_bytes'] / sheet.hbm_bandwidth,
+    'collectives': sent / sheet.network if report['devices'] > 1 else 0.0,
+  }
+  step = max(seconds.values())
+  return {
+    'hbm_bytes': sheet.hbm, 'bound_seconds': seconds, 'step_seconds': step,
+    'tokens_per_second': report['batch_size'] * report['length'] / step,
+    'mfu': report['model_flops'] / sheet.flops / step,
+    'chip_hours': step * report['steps'] * report['devices'] / 3600,
+  }  # fmt: skip
+
+
+def measured(compiled, state, batch, report: dict) -> dict:
+  """Runs the step; the median of `MEASURED_STEPS` steps after two warm ones."""
+  times = []
+  for _ in range(MEASURED_STEPS + 2):
+    begun = time.perf_counter()
+    state, metrics = compiled(state, batch)
+    jax.block_until_ready(metrics)
+    times.append(time.perf_counter() - begun)
+  seconds = float(np.median(times[2:]))
+  found = {'measured_step_seconds': seconds}
+  found['measured_tokens_per_second'] = report['batch_size'] * report['length'] / seconds
+  if sheet := chip(report['device']):
+    found['measured_mfu'] = report['model_flops'] / sheet.flops / seconds
+  if stats := jax.devices()[0].memory_stats():
+    found['measured_peak_bytes'] = stats['peak_bytes_in_use']
+  return found
+
+
+def describe(report: dict) -> str:
+  """The report as text."""
+  r, gb = report, 1e9
+  mesh = ' x '.join(f'{name} {size}' for name, size in r['mesh'].items())
+  lines = [
+    f'{r["topology"] or "here"}: {r["devices"]} x {r["device"]}, {mesh}; {r["batch_size"]:,} rows '
+    f'of {r["length"]} tokens, {r["model"]["num_layers"]} layers, remat {r["model"]["remat"]}',
+    f'  parameters   {r["parameters"]:,}',
+  ]
+  if 'does_not_fit' in r:
+    return '\n'.join([*lines, f'  does not fit: {r["does_not_fit"]}'])
+  of = f' of {r["hbm_bytes"] / gb:.0f}' if 'hbm_bytes' in r else ''
+  lines += [
+    f'  memory       {r["peak_bytes"] / gb:.2f}{of} GB a device: arguments '
+    f'{r["argument_bytes"] / gb:.2f}, temporaries {r["temporary_bytes"] / gb:.2f}',
+    f'  FLOPs        {r["flops"]:.4g} compiled a device, {r["model_flops"]:.4g} of the model: '
+    f'{r["flops"] / r["model_flops"]:.3f} (products alone '
+    f'{r["product_flops"] / r["model_flops"]:.3f})',
+    f'  traffic      {r["traffic_bytes"] / gb:.1f} GB a device',
+    '  collectives  '
+    + (', '.join(f'{n:.0f} {kind} of {size / gb:.3f} GB' for kind, (n, size) in
+                 sorted(r['collectives'].items())) or 'none')
+    + f'; {r["rematerialized"]} involuntary rematerializations',
+  ]  # fmt: skip
+  if 'step_seconds' in r:
+    parts = ', '.join(f'{name} {s * 1e3:.1f}' for name, s in r['bound_seconds'].items())
+    lines.append(
+      f'  at best      {r["step_seconds"] * 1e3:.1f} ms a step ({parts}), '
+      f'{r["tokens_per_second"]:,.0f} tokens/s, MFU {r["mfu"]:.2f}, {r["chip_hours"]:,.0f} '
+      f'chip-hours for {r["steps"]:,} steps'
+    )
+  if 'measured_step_seconds' in r:
+    mfu = f', MFU {r["measured_mfu"]:.2f}' if 'measured_mfu' in r else ''
+    lines.append(
+      f'  measured     {r["measured_step_seconds"] * 1e3:.1f} ms a step, '
+      f'{r["measured_tokens_per_second"]:,.0f} tokens/s{mfu}'
+    )
+  return '\n'.join(lines)
+
+
+@contextlib.contextmanager
+def _captured_stderr():
+  """Takes what XLA's C++ writes to stderr; the list that it yields holds the text afterwards."""
+  with tempfile.TemporaryFile('w+') as file:
+    before, written = os.dup(2), []
+    os.dup2(file.fileno(), 2)
+    try:
+      yield written
+    finally:
+      os.dup2(before, 2)
+      os.close(before)
+      file.seek(0)
+      written.append(file.read())

@@ -1,0 +1,222 @@
+"""Many processes of one run: they meet, agree, and tell whom they wait for.
+
+`jax.distributed` is the engine; it ends every process when one of them dies. What it leaves silent
+is told here: who has not come to the start, who was started with other words, and who holds the
+others up. Launchers start the same command again on exit code 75 (`loop.STOPPED_EXIT_CODE`).
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import socket
+import sys
+import threading
+import time
+
+import jax
+import numpy as np
+from jax._src import distributed as jax_distributed  # the store that the processes share
+from jax._src.clusters import ClusterEnv  # the detection inside jax.distributed.initialize
+from jax.experimental import multihost_utils
+
+from bertjax.training.loop import STOPPED_EXIT_CODE
+
+_log = logging.getLogger(__name__)
+
+FLAGS = {
+  'coordinator': ('', 'HOST:PORT of process 0; empty = TPU metadata or SLURM tell, or one process'),
+  'processes': (0, 'number of processes, with --coordinator'),
+  'process': (-1, 'number of this process from 0, with --coordinator'),
+}
+START_SECONDS = 300  # how long the first process waits for the last one
+
+
+def start(coordinator: str = '', processes: int = 0, process: int = -1) -> None:
+  """Joins the other processes of this run, if there are any, before jax touches a device.
+
+  Raises:
+    ValueError: for flags that contradict, or if the processes were started with different words.
+    TimeoutError: if some have not come after `START_SECONDS`; the message names them.
+  """
+  if jax.distributed.is_initialized():
+    return
+  if coordinator:
+    if not 0 <= process < processes:
+      raise ValueError(
+        f'--coordinator={coordinator} needs --processes=N and --process=0..N-1, got '
+        f'--processes={processes} --process={process}.'
+      )
+    local = None
+  elif _in_cluster():
+    coordinator, processes, process, local = ClusterEnv.auto_detect_unset_distributed_params(
+      None, None, None, None, None, START_SECONDS
+    )
+  if not coordinator or processes == 1:
+    return
+  roll_call(coordinator, processes, process, START_SECONDS)
+  jax.distributed.initialize(coordinator, processes, process, local_device_ids=local)
+  if process:
+    logging.getLogger('bertjax').setLevel(logging.WARNING)  # process 0 tells for all
+  _log.info('%d processes, %d devices', processes, jax.device_count())
+
+
+def _in_cluster() -> bool:
+  slurm = int(os.environ.get('SLURM_NTASKS', 1)) > 1 and 'SLURM_PROCID' in os.environ
+  tpu = 'TPU_WORKER_HOSTNAMES' in os.environ or any(
+    pathlib.Path(device).exists() for device in ('/dev/accel0', '/dev/vfio/0')
+  )
+  return slurm or tpu
+
+
+def roll_call(coordinator: str, processes: int, process: int, seconds: float) -> None:
+  """Waits until all processes have come, each with the same command line.
+
+  Speaks over the coordinator's port, before jax takes it: every process says who it is, and
+  process 0 answers all of them at once, with 'go' or with what is wrong.
+
+  Raises:
+    TimeoutError: if some are missing after `seconds`.
+    ValueError: if one was started with other words than process 0.
+  """
+  host, _, port = coordinator.rpartition(':')
+  words = [w for w in sys.argv[1:] if not w.startswith('--process=')]
+  hello = {'process': process, 'host': socket.gethostname(), 'words': words}
+  limit = time.monotonic() + seconds
+  answer = (
+    _count(int(port), processes, hello, limit) if process == 0 else _join(host, port, hello, limit)
+  )
+  if answer != 'go':
+    raise (ValueError if 'started with' in answer else TimeoutError)(answer)
+
+
+def _count(port: int, processes: int, hello: dict, limit: float) -> str:
+  """Process 0's side: accepts hellos until all have come; sends all of them the answer."""
+  came, wrong = {}, ''
+  with socket.create_server(('', port)) as server, contextlib.ExitStack() as open_ones:
+    while len(came) < processes - 1 and time.monotonic() < limit:
+      server.settimeout(max(limit - time.monotonic(), 0.01))
+      with contextlib.suppress(TimeoutError, OSError, ValueError):  # a port scan is no process
+        peer = open_ones.enter_context(server.accept()[0])
+        peer.settimeout(5)
+        said = json.loads(peer.makefile('r').readline())
+        came[said['process']] = peer
+        if said['words'] != hello['words']:
+          wrong = (
+            f'process {said["process"]} on {said["host"]} was started with {said["words"]}, '
+            f'process 0 with {hello["words"]}; start all of them with the same flags.'
+          )
+    missing = sorted(set(range(1, processes)) - came.keys())
+    if missing:
+      wrong = (
+        f'{len(missing)} of {processes} processes have not come: {missing}. Look at the logs of '
+        'their hosts, and whether they reach the coordinator.'
+      )
+    for peer in came.values():
+      with contextlib.suppress(OSError):
+        peer.sendall((wrong or 'go').encode() + b'\n')
+  return wrong or 'go'
+
+
+def _join(host: str, port: str, hello: dict, limit: float) -> str:
+  """The others' side: says hello, as soon as process 0 listens, and waits for its answer."""
+  while time.monotonic() < limit:
+    with contextlib.suppress(OSError), socket.create_connection((host, int(port)), 5) as peer:
+      peer.settimeout(max(limit - time.monotonic(), 0.01) + 10)  # process 0 counts longer
+      peer.sendall(json.dumps(hello).encode() + b'\n')
+      if answer := peer.makefile('r').readline().strip():
+        return answer
+    time.sleep(0.2)
+  return f'process 0 has not come at {host}:{port}; look at the log of its host.'
+
+
+def agree(name: str, value) -> None:
+  """Raises ValueError unless all processes hold the same JSON value; names those that do not."""
+  if jax.process_count() == 1:
+    return
+  text = json.dumps(value, sort_keys=True, default=str)
+  digest = np.frombuffer(hashlib.sha256(text.encode()).digest()[:4], np.uint32)
+  every = multihost_utils.process_allgather(digest).reshape(-1)
+  other = [int(i) for i in np.flatnonzero(every != every[0])]
+  if other:
+    raise ValueError(
+      f'processes {other} have another {name} than process 0; give all of them the same recipe, '
+      'data and version.'
+    )
+
+
+def all_true(value: bool) -> bool:
+  """Whether `value` holds on every process; a meeting point for all of them."""
+  if jax.process_count() == 1:
+    return value
+  return bool(np.all(multihost_utils.process_allgather(np.array([value]))))
+
+
+def host_copy(tree):
+  """Whole NumPy arrays of sharded ones, on every process."""
+  if jax.process_count() == 1:
+    return jax.device_get(tree)
+  mesh = jax.tree.leaves(tree)[0].sharding.mesh
+  whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  return jax.device_get(jax.jit(lambda t: t, out_shardings=whole)(tree))
+
+
+class Watch:
+  """Ends this process when a step takes longer than `seconds`, after naming who holds it up.
+
+  Use it around the loop, which calls `at` with all that it begins. 0 seconds watch nothing.
+  """
+
+  def __init__(self, seconds: float):
+    self._seconds = seconds
+    self._now = (0, 'starting', time.monotonic())
+    self._done = threading.Event()
+    state = jax_distributed.global_state
+    self._client, self._process = state.client, jax.process_index()
+
+  def at(self, step: int, doing: str) -> None:
+    """Notes what this process begins to do for a step."""
+    self._now = (step, doing, time.monotonic())
+
+  def __enter__(self):
+    if self._seconds:
+      threading.Thread(target=self._watch, daemon=True).start()
+    return self
+
+  def __exit__(self, *_):
+    self._done.set()
+
+  def _watch(self):
+    while not self._done.wait(min(self._seconds / 4, 10)):
+      step, doing, since = self._now
+      waited = time.monotonic() - since
+      if self._client:
+        note = json.dumps([step, doing, socket.gethostname()])
+        with contextlib.suppress(Exception):  # a dead coordinator: jax ends this process soon
+          self._client.key_value_set(f'bertjax/{self._process}', note, allow_overwrite=True)
+      if waited > self._seconds:
+        _log.error(
+          'nothing has moved for %.0f s (stall_seconds=%g): %s. Ending with code %d; start the '
+          'same command again.', waited, self._seconds, self._blame(), STOPPED_EXIT_CODE,
+        )  # fmt: skip
+        sys.stderr.flush()
+        os._exit(STOPPED_EXIT_CODE)  # the main thread waits inside a collective
+
+  def _blame(self) -> str:
+    """Those who have come least far, and of these the ones that do not wait for others."""
+    notes = {self._process: [*self._now[:2], socket.gethostname()]}
+    if self._client:
+      try:
+        found = self._client.key_value_dir_get('bertjax/')
+        notes |= {int(key.rsplit('/', 1)[1]): json.loads(note) for key, note in found}
+      except Exception as error:
+        return f'process 0 does not answer ({str(error).splitlines()[0]})'
+    first = min(step for step, _, _ in notes.values())
+    behind = {i: note for i, note in notes.items() if note[0] == first}
+    busy = {i: note for i, note in behind.items() if not note[1].startswith('waiting')}
+    return ', '.join(
+      f'process {i} on {host} is {doing} at step {step}'
+      for i, (step, doing, host) in sorted((busy or behind).items())
+    )

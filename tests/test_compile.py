@@ -1,0 +1,185 @@
+"""Compiling for a TPU slice that is not there; costs read from the compiled program."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from bertjax import __main__ as command
+from bertjax import compile as compile_lib
+from bertjax import pretrain
+from bertjax.model import config as model_config
+from bertjax.model import encoder
+from bertjax.model.flops import train_flops
+from bertjax.training import hlo
+
+
+@pytest.mark.parametrize(
+  ('preset', 'length', 'predictions', 'giga'),
+  [
+    ('base', 128, 20, 69.9),
+    ('base', 512, 76, 300.9),
+    ('large', 128, 20, 240.6),
+    ('large', 512, 76, 1019.8),
+  ],
+)
+def test_model_flops_are_the_known_ones(preset, length, predictions, giga):
+  flops = train_flops(model_config.PRESETS[preset](), length, predictions)
+  assert flops / 1e9 == pytest.approx(giga, abs=0.05)
+
+
+def compiled(f, *shapes):
+  return jax.jit(f).lower(*(jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes)).compile()
+
+
+def test_a_product_costs_two_operations_a_multiply_add():
+  costs = hlo.costs(compiled(jnp.dot, (64, 32), (32, 16)).as_text())
+  assert costs.product_flops == costs.flops == 2 * 64 * 32 * 16
+
+
+def test_a_loop_counts_as_often_as_it_runs():
+  def nested(x, w):
+    def outer(x, _):
+      return jax.lax.scan(lambda x, _: (jnp.sin(x @ w), None), x, length=3)[0], None
+
+    return jax.lax.scan(outer, x, length=5)[0]
+
+  costs = hlo.costs(compiled(nested, (64, 32), (32, 32)).as_text())
+  assert costs.product_flops == 15 * 2 * 64 * 32 * 32
+
+
+# What a TPU program looks like: products are convolutions, batch axes windows that pad; loops have
+# no note of their trips; S(1) lies on the chip.
+TPU_PROGRAM = """
+HloModule jit_step, is_scheduled=true
+
+%condition (p.0: (s32[], bf16[8,64])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(7)
+  %p.0 = (s32[], bf16[8,64]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%p.0), index=0
+  ROOT %less = pred[] compare(%i, %limit), direction=LT
+}
+
+%sliced (a: bf16[7,64,64], b: s32[]) -> bf16[1,64,64] {
+  %a = bf16[7,64,64]{2,1,0} parameter(0)
+  %b = s32[] parameter(1)
+  ROOT %slice = bf16[1,64,64]{2,1,0} dynamic-slice(%a, %b, %b, %b), dynamic_slice_sizes={1,64,64}
+}
+
+%body (p.1: (s32[], bf16[8,64])) -> (s32[], bf16[8,64]) {
+  %p.1 = (s32[], bf16[8,64]{1,0}, bf16[7,64,64]{2,1,0}) parameter(0)
+  %j = s32[]{:T(128)S(1)} get-tuple-element(%p.1), index=0
+  %all = bf16[7,64,64]{2,1,0} get-tuple-element(%p.1), index=2
+  %one = bf16[1,64,64]{2,1,0:T(8,128)S(1)} fusion(%all, %j), kind=kLoop, calls=%sliced
+  %sum = bf16[1,64,64]{2,1,0:T(8,128)S(1)} all-reduce(%one), channel_id=1, to_apply=%add
+  ROOT %t = (s32[], bf16[8,64]{1,0}) tuple(%j, %sum)
+}
+
+ENTRY %main (q: f32[4,8,16], k: f32[4,32,16]) -> f32[4,8,32] {
+  %q = f32[4,8,16]{2,1,0} parameter(0)
+  %k = f32[4,32,16]{2,1,0} parameter(1)
+  %loop = (s32[], bf16[8,64]{1,0}) while(%q), condition=%condition, body=%body
+  ROOT %scores = f32[4,8,32]{2,1,0} convolution(%q, %k), WINDOW
+}
+""".replace('WINDOW', 'window={size=4 stride=3 lhs_dilate=4}, dim_labels=0bf_0oi->0bf')
+
+
+def test_a_tpu_program_is_read_as_it_is_written():
+  costs = hlo.costs(TPU_PROGRAM)
+  assert costs.product_flops == 2 * 4 * 8 * 32 * 16  # a batch of 4 products, not 4 * 4
+  assert costs.collectives == {'all-reduce': [7, 7 * 64 * 64 * 2]}
+  assert costs.bytes == 7 * 64 * 64 * 2 + 4 * (4 * 8 * 16 + 4 * 32 * 16 + 4 * 8 * 32)
+
+
+def test_a_loop_without_a_bound_is_an_error():
+  with pytest.raises(ValueError, match='how often the loop runs'):
+    hlo.costs(TPU_PROGRAM.replace('constant(7)', 'copy(%i)'))
+
+
+def small(**fields):
+  """Two layers, 256 wide, bfloat16: compiles in seconds."""
+  config = pretrain.default_config('mini')
+  config.update_from_flattened_dict(
+    {'model.num_layers': 2, 'model.vocab_size': 2048, 'model.dtype': 'bfloat16', 'batch_size': 64}
+    | {'model.hidden_dropout': 0.0, 'model.attention_dropout': 0.0}
+    | fields
+  )
+  return config
+
+
+@pytest.fixture(scope='module')
+def slice_of_8():
+  pytest.importorskip('libtpu')
+  return compile_lib.slice_devices('v5e:2x4')
+
+
+def report_of(devices, **fields):
+  (phase,) = pretrain.make_phases(small(**fields))
+  return compile_lib.report_of(phase, devices)
+
+
+@pytest.fixture(scope='module')
+def report(slice_of_8):
+  return report_of(slice_of_8)
+
+
+def test_the_step_for_an_absent_slice_does_the_models_products_and_fits(report):
+  assert report['devices'] == 8 and report['device'] == 'TPU v5 lite'
+  assert report['product_flops'] == pytest.approx(report['model_flops'], rel=1e-3)
+  assert report['argument_bytes'] > 12 * report['parameters']  # weights and two moments
+  assert report['temporary_bytes'] < report['peak_bytes'] < report['hbm_bytes']
+  (kind,) = report['collectives']
+  assert kind == 'all-reduce' and report['collectives'][kind][1] > 2 * report['parameters']
+  assert 0 < report['mfu'] < 1 and report['step_seconds'] == max(report['bound_seconds'].values())
+
+
+def test_a_scan_costs_what_the_unrolled_layers_cost(slice_of_8, report):
+  unrolled = report_of(slice_of_8, **{'model.unroll': 2})
+  assert report['product_flops'] == pytest.approx(unrolled['product_flops'], rel=1e-3)
+  assert report['flops'] == pytest.approx(unrolled['flops'], rel=0.03)
+
+
+MESH = {'mesh.data': 2, 'mesh.fsdp': 2, 'mesh.tensor': 2}
+
+
+def test_the_rules_rematerialize_nothing_and_a_bad_one_is_counted(slice_of_8, monkeypatch):
+  report = report_of(slice_of_8, **MESH)
+  assert report['rematerialized'] == 0 and 'all-gather' in report['collectives']
+  bad = ((r'embeddings/word/embedding$', (None, 'embed')), *encoder.PARAM_AXES[1:])
+  monkeypatch.setattr(encoder, 'PARAM_AXES', bad)
+  assert report_of(slice_of_8, **MESH)['rematerialized'] > 0
+
+
+def test_a_batch_that_does_not_fit_is_told_and_the_best_that_fits_is_named(
+  slice_of_8, report, tmp_path, capsys, monkeypatch
+):
+  real = compile_lib.report_of
+
+  def known(phase, devices, **kwargs):  # the one of 64 rows is compiled already
+    return report if phase.config.batch_size == 64 else real(phase, devices, **kwargs)
+
+  monkeypatch.setattr(compile_lib, 'report_of', known)
+  sweep = 'batch_size=64,4194304'
+  compile_lib.run(small(), topology='v5e:2x4', sweep=sweep, out=str(tmp_path / 'out.json'))
+  out = capsys.readouterr().out
+  assert 'does not fit' in out and out.endswith('best that fits: batch_size=64\n')
+  fits, not_fits = json.loads((tmp_path / 'out.json').read_text())
+  assert 'step_seconds' in fits and 'does_not_fit' in not_fits
+
+
+def test_the_devices_here_are_measured(capsys):
+  (report,) = compile_lib.run(small(**pretrain.SMOKE, **{'model.vocab_size': 100}))
+  assert report['measured_step_seconds'] > 0 and 'measured' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('sweep', ['batchsize=4', 'batch_size', 'batch_size=many', 'mesh=1'])
+def test_a_sweep_of_no_field_is_one_sentence(sweep):
+  with pytest.raises(ValueError, match='--sweep takes fields'):
+    list(compile_lib.vary(small(), sweep))
+
+
+def test_an_unknown_slice_is_one_sentence(slice_of_8, capsys):
+  flags = ['compile', '--config=bert_mini', '--topology=v5e:3x5']
+  assert command.main(flags) == 2
+  assert 'v5e:2x4' in capsys.readouterr().err

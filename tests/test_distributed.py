@@ -1,0 +1,238 @@
+"""Several processes of one run on loopback: the same batches and losses, one stop, faults named."""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from bertjax.data import store
+from bertjax.training import distributed
+from bertjax.training.log import read_metrics
+
+STEPS, DEVICES = 20, 4
+FIELDS = {'steps': STEPS, 'log_every': 1, 'eval_every': 0, 'save_every': 6, 'learning_rate': 3e-3}
+
+
+def free_port():
+  with socket.create_server(('localhost', 0)) as server:
+    return server.getsockname()[1]
+
+
+def launch(folder, rows, processes, *, fault='none - 0', words=(), **fields):
+  """Starts the processes of one run in `folder`, with four devices in all."""
+  folder.mkdir(exist_ok=True)
+  (folder / 'fields.json').write_text(json.dumps(FIELDS | {'data.prepared': str(rows)} | fields))
+  coordinator = f'localhost:{free_port()}' if processes > 1 else ''
+  flags = f'--xla_force_host_platform_device_count={DEVICES // processes} '
+  flags += '--xla_backend_optimization_level=0'  # most of the time is compilation
+  environment = os.environ | {'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu', 'FAULT': fault}
+  command = [sys.executable, '-m', 'tests.worker', folder, folder / 'fields.json', coordinator]
+  return [
+    subprocess.Popen(
+      [*command, str(processes), f'--process={i}'], env=environment, stderr=subprocess.PIPE,
+      text=True, cwd=pathlib.Path(__file__).parent.parent,
+    )
+    for i in range(processes)
+  ]  # fmt: skip
+
+
+def finish(processes):
+  """Waits for all; returns their exit codes and what they wrote to stderr."""
+  errors = [p.communicate(timeout=900)[1] for p in processes]
+  return [p.returncode for p in processes], errors
+
+
+def run(folder, rows, processes, **fields):
+  codes, errors = finish(launch(folder, rows, processes, **fields))
+  assert codes == [0] * processes, '\n'.join(e[-2000:] for e in errors)
+  return folder
+
+
+def batches(folder, processes):
+  """Step -> the whole global batch, put together from what the processes brought."""
+  parts = [np.load(folder / f'batches-{i}.npz') for i in range(processes)]
+  steps = sorted(int(name[4:]) for name in parts[0] if name != 'rows')
+  whole = {}
+  for step in steps:
+    rows = {}
+    for part in parts:
+      rows |= dict(zip(part['rows'].tolist(), part[f'step{step}'], strict=True))
+    whole[step] = np.stack([rows[row] for row in sorted(rows)])
+  return whole
+
+
+def losses(folder):
+  return {r['step']: r['loss'] for r in read_metrics(folder / 'run') if r['kind'] == 'train'}
+
+
+@pytest.fixture(scope='module')
+def single(tmp_path_factory, tiny_rows):
+  """The run of one process on four devices."""
+  assert len(store.Rows(tiny_rows, 'train')) % 8 and len(store.Rows(tiny_rows, 'heldout')) % 8
+  return run(tmp_path_factory.mktemp('single') / 'run', tiny_rows, 1)
+
+
+SHARDED = {'mesh.data': 1, 'mesh.fsdp': 2, 'mesh.tensor': 2}
+MESHES = [
+  (2, {}),
+  pytest.param(2, SHARDED, marks=pytest.mark.slow),
+  pytest.param(2, {'mesh.fsdp': 4, 'mesh.data': 1}, marks=pytest.mark.slow),
+  pytest.param(2, {'mesh.tensor': 4, 'mesh.data': 1}, marks=pytest.mark.slow),  # across processes
+  pytest.param(4, {}, marks=pytest.mark.slow),
+  pytest.param(4, {'mesh.fsdp': 4, 'mesh.data': 1}, marks=pytest.mark.slow),
+  pytest.param(4, SHARDED, marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(('processes', 'mesh'), MESHES)
+def test_processes_bring_the_same_batches_to_the_same_losses(
+  single, tmp_path, tiny_rows, processes, mesh
+):
+  folder = run(tmp_path / 'run', tiny_rows, processes, **mesh)
+  one, many = batches(single, 1), batches(folder, processes)
+  for step in range(STEPS):
+    np.testing.assert_array_equal(many[step], one[step])
+  expected = losses(single)
+  assert list(expected) == list(range(1, STEPS + 1))
+  assert losses(folder) == pytest.approx(expected, rel=2e-4)
+  scores, wanted = (json.loads((f / 'run/metrics.json').read_text()) for f in (folder, single))
+  assert scores == pytest.approx(wanted, rel=2e-3)  # uneven held-out rows, each counted once
+  assert scores['mlm_weight'] == wanted['mlm_weight']
+
+
+def checkpoint_steps(folder):
+  return sorted(int(p.name) for p in (folder / 'run/checkpoints').iterdir() if p.name.isdigit())
+
+
+def test_sigterm_to_one_stops_all_at_one_step_and_fewer_go_on(single, tmp_path, tiny_rows):
+  folder = tmp_path / 'run'
+  codes, errors = finish(launch(folder, tiny_rows, 2, fault='term 1 9', **SHARDED))
+  assert codes == [75, 75], '\n'.join(e[-2000:] for e in errors)
+  stopped = checkpoint_steps(folder)[-1]
+  assert 0 < stopped < STEPS and 'stopped by SIGTERM' in errors[0]
+  run(folder, tiny_rows, 1, **SHARDED)
+  assert min(batches(folder, 1)) == stopped  # no batch again, none left out
+  assert losses(folder) == pytest.approx(losses(single), rel=2e-4)
+
+
+FAULTS = [  # action, whom it hits, at which step
+  ('kill 1 12', (1,)),
+  ('kill 0 12', (0,)),
+  ('kill 0,1 12', (0, 1)),
+  ('save 1 12', (1,)),
+  ('save 0,1 12', (0, 1)),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('fault', 'hit'), FAULTS)
+def test_after_a_kill_the_same_command_continues_bitwise(tmp_path, tiny_rows, fault, hit):
+  whole, folder = run(tmp_path / 'whole', tiny_rows, 2), tmp_path / 'run'
+  codes, errors = finish(launch(folder, tiny_rows, 2, fault=fault))
+  assert all(codes[i] == -signal.SIGKILL for i in hit) and 0 not in codes, errors
+  kept = checkpoint_steps(folder)[-1]
+  run(folder, tiny_rows, 2)
+  assert min(batches(folder, 2)) == kept >= 6  # at most the save interval is lost
+  assert losses(folder) == losses(whole)
+  model = 'run/model/model.safetensors'
+  assert (folder / model).read_bytes() == (whole / model).read_bytes()
+
+
+@pytest.mark.slow
+def test_a_stalled_process_is_named_and_all_end(tmp_path, tiny_rows):
+  codes, errors = finish(
+    launch(tmp_path / 'run', tiny_rows, 2, fault='stall 1 9', stall_seconds=40.0)
+  )
+  assert 75 in codes and 0 not in codes
+  assert any('process 1 on' in e and 'reading a batch' in e for e in errors), errors
+
+
+def test_processes_that_do_not_come_are_named():
+  port = free_port()
+  with pytest.raises(TimeoutError, match=r'2 of 3 processes have not come: \[1, 2\]'):
+    distributed.roll_call(f'localhost:{port}', 3, 0, 1)
+  with pytest.raises(TimeoutError, match=f'process 0 has not come at localhost:{port}'):
+    distributed.roll_call(f'localhost:{port}', 3, 1, 1)
+
+
+def meet(monkeypatch, words):
+  """Two processes' roll call in threads; what each of them raised."""
+  raised, port, real = [None, None], free_port(), json.dumps
+
+  def one(process):
+    try:
+      distributed.roll_call(f'localhost:{port}', 2, process, 20)
+    except Exception as error:
+      raised[process] = error
+
+  def dumps(value, **kwargs):  # what process 1 says of itself
+    return real(value | words if 'words' in value else value, **kwargs)
+
+  monkeypatch.setattr(distributed.json, 'dumps', dumps)
+  threads = [threading.Thread(target=one, args=(i,)) for i in (1, 0)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  return raised
+
+
+def test_processes_that_have_come_go_on(monkeypatch):
+  assert meet(monkeypatch, {}) == [None, None]
+
+
+def test_a_process_with_other_flags_is_named_to_all(monkeypatch):
+  for error in meet(monkeypatch, {'words': ['--config.seed=7']}):
+    assert isinstance(error, ValueError) and 'process 1 on' in str(error)
+    assert '--config.seed=7' in str(error)
+
+
+def test_slurm_tells_who_is_there():
+  code = (
+    'import jax; from bertjax.training import distributed as d; d.start(); '
+    'd.agree("x", 1); print(jax.process_index(), jax.process_count(), d.all_true(True), '
+    'd.all_true(jax.process_index() == 0))'
+  )
+  job = {'SLURM_JOB_ID': str(free_port()), 'SLURM_STEP_NODELIST': 'localhost', 'SLURM_NTASKS': '2'}
+  job |= {'XLA_FLAGS': '', 'JAX_PLATFORMS': 'cpu'}
+  processes = [
+    subprocess.Popen(
+      [sys.executable, '-c', code], stdout=subprocess.PIPE, text=True,
+      env=os.environ | job | {'SLURM_PROCID': str(i), 'SLURM_LOCALID': '0'},
+    )
+    for i in range(2)
+  ]  # fmt: skip
+  out = [p.communicate(timeout=300)[0].strip().splitlines()[-1] for p in processes]
+  assert out == ['0 2 True False', '1 2 True False']
+
+
+def test_flags_that_contradict_are_one_sentence():
+  with pytest.raises(ValueError, match='needs --processes=N'):
+    distributed.start('localhost:1', 2, 2)
+
+
+def test_a_watch_names_what_has_stopped_and_ends_the_process(monkeypatch, caplog):
+  ended = threading.Event()
+  monkeypatch.setattr(os, '_exit', lambda code: ended.set() if code == 75 else None)
+  with distributed.Watch(0.4) as watch:
+    watch.at(3, 'reading a batch')
+    assert ended.wait(10)
+  assert 'is reading a batch at step 3' in caplog.text
+
+
+def test_a_watch_lets_a_process_that_moves_alone(monkeypatch):
+  ended = threading.Event()
+  monkeypatch.setattr(os, '_exit', lambda code: ended.set())
+  with distributed.Watch(0.5) as watch:
+    for step in range(10):
+      watch.at(step, 'running')
+      time.sleep(0.1)
+  assert not ended.is_set()

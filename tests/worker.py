@@ -1,0 +1,75 @@
+"""One process of several for tests/test_distributed.py: pre-trains and notes the batches it brings.
+
+  python -m tests.worker FOLDER FIELDS.json COORDINATOR PROCESSES --process=I
+
+FAULT="ACTION PROCESSES STEP" in the environment lets those processes term, kill or stall when they
+make the batch of a step, or kill right after they begin to save (`save`) at or after it.
+"""
+
+import json
+import logging
+import os
+import pathlib
+import signal
+import sys
+import time
+
+import jax
+import numpy as np
+
+from bertjax import pretrain
+from bertjax.data import batches as batches_lib
+from bertjax.training import checkpoint
+
+
+def main(folder, fields, coordinator, processes, process):
+  process = int(process.removeprefix('--process='))
+  logging.basicConfig(level=logging.INFO, format='%(message)s', force=True)
+  seen, real = {}, batches_lib.iterate
+
+  action, who, when = os.environ.get('FAULT', 'none - 0').split()
+  who = str(process) in who.split(',')
+
+  def fault(now, step):
+    if now == action and who and step >= int(when):
+      if now == 'stall':
+        time.sleep(1000)
+      os.kill(os.getpid(), signal.SIGTERM if now == 'term' else signal.SIGKILL)
+
+  save = checkpoint.Checkpoints.save
+
+  def saving(self, step, *rest):
+    save(self, step, *rest)
+    fault('save', step)
+
+  checkpoint.Checkpoints.save = saving
+
+  def iterate(make, start, stop=None, **kwargs):
+    def noted(step):
+      batch = make(step)
+      if stop is None:  # training
+        seen[f'step{step}'] = np.concatenate(
+          [x.reshape(len(x), -1) for _, x in sorted(batch.items())], 1
+        )
+        seen['rows'] = make.__self__.local
+        for now in ('term', 'kill', 'stall'):
+          fault(now, step)
+      return batch
+
+    return real(noted, start, stop, **kwargs)
+
+  batches_lib.iterate = iterate
+  config = pretrain.default_config('tiny')
+  config.update_from_flattened_dict(
+    pretrain.SMOKE | json.loads(pathlib.Path(fields).read_text()) | {'data.loader': 'threads'}
+  )
+  peers = {'coordinator': coordinator, 'processes': int(processes), 'process': process}
+  folder = pathlib.Path(folder)
+  try:
+    pretrain.run(config, workdir=str(folder / 'run'), **peers)
+  finally:
+    np.savez(folder / f'batches-{jax.process_index()}.npz', **seen)
+
+
+if __name__ == '__main__':
+  main(*sys.argv[1:])
