@@ -235,7 +235,7 @@ def test_the_command_names_the_fields_of_fine_tuning(capsys):
   assert main(['finetune', '--help']) == 0
   text = capsys.readouterr().out
   assert '--config.warmup_share=0.1' in text and 'of the steps, from 0 to the peak' in text
-  assert 'Recipes: choice, glue, squad, tagging' in text
+  assert 'Recipes: choice, glue, squad, table, tagging' in text
   assert main(['finetune', '--config.epoch=3.0']) == 2
 
 
