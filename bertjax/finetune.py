@@ -509,8 +509,11 @@ def trials_table(setup: Setup, history) -> dict:
   return {'metric': task.metric, 'steps': [e['step'] for e in history]} | table
 
 
-def evaluate(config, model: str, split: str = '') -> dict[str, float]:
-  """Scores a model directory on a split of the config's task."""
+def evaluate(config, model: str, split: str = '', out: str = '') -> dict[str, float]:
+  """Scores a model directory on a split of the config's task; writes its predictions into `out`.
+
+  A split without labels gets no scores ({}), so it needs `out`.
+  """
   task, tokenizer = rows.make_task(config), directory.load_tokenizer(model)
   mesh = mesh_lib.make_mesh(**config.mesh)
   mesh_lib.check_batch_size(mesh, config.batch_size)
@@ -525,7 +528,14 @@ def evaluate(config, model: str, split: str = '') -> dict[str, float]:
   encoded = rows.encode(task, examples, tokenizer, config.data.length, split)
   names = {'encoder', task.head, *({'pooler'} & set(params))}
   params = jax.device_put({name: params[name] for name in names})
-  return score(task, examples, encoded, make_predict(config, bert, task, mesh), params)[1]
+  predict = make_predict(config, bert, task, mesh)
+  if examples[0].label is None and out:
+    predictions, scores = task.decode(examples, encoded, predict(params, encoded)[0][0]), {}
+  else:
+    predictions, scores = score(task, examples, encoded, predict, params)
+  if out:
+    task.write(out, split, examples, predictions)
+  return scores
 
 
 _SAME = ('task', 'init_from', 'fresh_head', 'redraw_layers', 'trained_layers', 'layer_decay',
