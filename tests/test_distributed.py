@@ -26,12 +26,12 @@ def free_port():
     return server.getsockname()[1]
 
 
-def launch(folder, rows, processes, *, fault='none - 0', words=(), **fields):
-  """Starts the processes of one run in `folder`, with four devices in all."""
+def launch(folder, rows, processes, *, fault='none - 0', devices=DEVICES, **fields):
+  """Starts the processes of one run in `folder`; `devices` in all."""
   folder.mkdir(exist_ok=True)
   (folder / 'fields.json').write_text(json.dumps(FIELDS | {'data.prepared': str(rows)} | fields))
   coordinator = f'localhost:{free_port()}' if processes > 1 else ''
-  flags = f'--xla_force_host_platform_device_count={DEVICES // processes} '
+  flags = f'--xla_force_host_platform_device_count={devices // processes} '
   flags += '--xla_backend_optimization_level=0'  # most of the time is compilation
   environment = os.environ | {'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu', 'FAULT': fault}
   command = [sys.executable, '-m', 'tests.worker', folder, folder / 'fields.json', coordinator]
@@ -118,7 +118,7 @@ def test_sigterm_to_one_stops_all_at_one_step_and_fewer_go_on(single, tmp_path, 
   assert codes == [75, 75], '\n'.join(e[-2000:] for e in errors)
   stopped = checkpoint_steps(folder)[-1]
   assert 0 < stopped < STEPS and 'stopped by SIGTERM' in errors[0]
-  run(folder, tiny_rows, 1, **SHARDED)
+  run(folder, tiny_rows, 1, devices=2)
   assert min(batches(folder, 1)) == stopped  # no batch again, none left out
   assert losses(folder) == pytest.approx(losses(single), rel=2e-4)
 
