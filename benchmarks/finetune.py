@@ -72,12 +72,11 @@ def losses_side_by_side(config, steps: int) -> dict:
   setup = finetune.set_up(config)
   peer = transformers_twin(setup, train_padding=True)
   rate = optimizer.unit_schedule('linear', steps, steps // 10)
-  loss_fn, weights = finetune.make_loss(config, setup.bert, setup.task, setup.columns)
   state, shardings = loop.init_state(
     finetune.state_maker(setup), setup.shard, finetune.load_params(setup)
   )
   step = loop.make_train_step(
-    loss_fn, weights, setup.transform, rate, mesh=setup.mesh, state_shardings=shardings
+    *setup.loss, setup.transform, rate, mesh=setup.mesh, state_shardings=shardings
   )
   ours, theirs = [], []
   for number in range(steps):
@@ -140,10 +139,7 @@ def their_run(config) -> dict:
   config.eval_every = 10**9
   setup = finetune.set_up(config)
   peer = transformers_twin(setup, train_padding=False)
-  rate = optimizer.unit_schedule(
-    config.schedule, setup.steps, round(config.warmup_share * setup.steps)
-  )
-  rates = jax.device_get(jax.vmap(rate)(np.arange(setup.steps)))
+  rates = jax.device_get(jax.vmap(setup.schedule)(np.arange(setup.steps)))
   for number in range(setup.steps):
     loss = peer.step(setup.batches.training(number), config.learning_rate * float(rates[number]))
     if number % 50 == 0:

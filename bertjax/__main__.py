@@ -30,7 +30,11 @@ VERBS = {
   'pretrain': 'pre-train BERT from raw text or prepared rows',
   'finetune': 'train a pre-trained model on a task',
   'evaluate': 'evaluate a run or a model directory on held-out text',
+  'predict': "a model's answers to a text or a file of texts",
+  'explain': 'attention, layers and attributions of a text as one HTML page',
+  'serve': 'a model as an HTTP service, with a page to try it',
   'convert': "turn a model into Hugging Face's or Google's files",
+  'export': 'a model as a program: SavedModel with the tokenizer inside, or StableHLO',
   'compile': 'compile a recipe for a TPU slice that is not there: does it fit, how fast is it',
 }
 

@@ -61,6 +61,7 @@ def default_config(task: str = 'sst2') -> ml_collections.ConfigDict:
     'redraw_layers': 0,  # top layers and pooler drawn afresh (Zhang et al. 2021)
     'trained_layers': -1,  # top layers that are trained, without embeddings; -1 = all, 0 = frozen
     'layer_decay': 1.0,  # factor of the learning rate from each layer to the one below
+    'head_factor': 1.0,  # of the learning rate outside the encoder, say 10.0 for a CRF or BiLSTM
     'seed': 0,  # of the new layer, data order and dropout
     'seeds': 1,  # trials from this many seeds, the first is `seed`
     'epochs': 3.0,  # passes over the training split
@@ -130,7 +131,9 @@ class Setup(NamedTuple):
     weights: config and parameters of `init_from`, as read.
     mesh: the devices; with trials each holds some of them whole.
     shard: trees of shapes to shardings.
+    loss: `loss_fn` and `loss_weights`.
     transform: the optimizer.
+    schedule: step to factor of the peak rate.
     columns: rows to train on.
     batches: makes the training batches.
     examples: of the dev split.
@@ -146,7 +149,9 @@ class Setup(NamedTuple):
   weights: tuple
   mesh: jax.sharding.Mesh
   shard: Any
+  loss: tuple
   transform: Any
+  schedule: Any
   columns: dict[str, np.ndarray]
   batches: batches.TaskBatches | batches.TrialBatches
   examples: list[task_lib.Example]
@@ -212,12 +217,14 @@ def set_up(config) -> Setup:
   examples = task.read(config.data.dev)
   dev = rows.encode(task, examples, tokenizer, config.data.length, config.data.dev)
   each = [batches.make_batches(config, task, columns, seed) for seed, _ in runs]
-  shard = mesh_lib.sharder(mesh, encoder.PARAM_AXES)
+  steps = math.ceil(config.epochs * each[0].examples / config.batch_size)
+  schedule = optimizer.unit_schedule(config.schedule, steps, round(config.warmup_share * steps))
+  one = len(runs) == 1
+  shard = mesh_lib.sharder(mesh, encoder.PARAM_AXES) if one else trials.sharder(mesh)
   return Setup(
-    config, runs, task, tokenizer, bert, weights, mesh,
-    shard if len(runs) == 1 else trials.sharder(mesh), make_transform(config, bert), columns,
-    each[0] if len(runs) == 1 else batches.TrialBatches(each), examples, dev,
-    steps=math.ceil(config.epochs * each[0].examples / config.batch_size),
+    config, runs, task, tokenizer, bert, weights, mesh, shard,
+    make_loss(config, bert, task, columns), make_transform(config, bert), schedule, columns,
+    each[0] if one else batches.TrialBatches(each), examples, dev, steps,
   )  # fmt: skip
 
 
@@ -244,7 +251,9 @@ def make_model(config, task, encoder_config) -> heads.Bert:
 
 def factors_of(config, bert):
   """How much of the learning rate each layer has; None if all have it whole."""
-  return encoder.layer_factors(bert.config.num_layers, config.trained_layers, config.layer_decay)
+  return encoder.layer_factors(
+    bert.config.num_layers, config.trained_layers, config.layer_decay, config.head_factor
+  )
 
 
 def make_transform(config, bert):
@@ -296,12 +305,8 @@ def load_params(setup: Setup) -> dict:
 def train(setup: Setup, state, shardings, checkpoints, workdir, identity, history) -> int | None:
   """Trains and appends each evaluation to `history`; returns the step where SIGTERM stopped it."""
   config, task = setup.config, setup.task
-  loss_fn, loss_weights = make_loss(config, setup.bert, task, setup.columns)
-  schedule = optimizer.unit_schedule(
-    config.schedule, setup.steps, round(config.warmup_share * setup.steps)
-  )
   train_step = loop.make_train_step(
-    loss_fn, loss_weights, setup.transform, schedule, mesh=setup.mesh, state_shardings=shardings,
+    *setup.loss, setup.transform, setup.schedule, mesh=setup.mesh, state_shardings=shardings,
     trials=setup.many,
   )  # fmt: skip
   predict = make_predict(config, setup.bert, task, setup.mesh, many=setup.many)
@@ -506,6 +511,7 @@ def evaluate(config, model: str, split: str = '') -> dict[str, float]:
 
 
 _SAME = ('task', 'init_from', 'fresh_head', 'redraw_layers', 'trained_layers', 'layer_decay',
+         'head_factor',
          'epochs', 'batch_size', 'warmup_share', 'schedule', 'patience', 'class_weights',
          'optimizer', 'model', 'span_over_padding')  # fmt: skip
 _FREE = ('model.attention', 'model.remat', 'model.unroll')  # change no result

@@ -53,12 +53,20 @@ MLM_VARIANTS = {  # the paper's appendix C.2: what becomes of a chosen token, [M
 }
 
 
+_OF_TASKS = (*model_config.HEAD_FIELDS, 'frozen')  # fields of EncoderConfig for fine-tuning alone
+
+
+def _model_fields(preset: str) -> dict:
+  fields = dataclasses.asdict(model_config.PRESETS[preset]())
+  return {name: value for name, value in fields.items() if name not in _OF_TASKS}
+
+
 def default_config(preset: str = 'base') -> ml_collections.ConfigDict:
   """Every field of a pre-training run; recipes change some and flags change any."""
   c = ml_collections.ConfigDict
   return c({
-    # The encoder: every field of EncoderConfig. vocab_size=0 takes the vocabulary's size.
-    'model': c(dataclasses.asdict(model_config.PRESETS[preset]()) | {'vocab_size': 0}),
+    # The encoder, as EncoderConfig has it. vocab_size=0 takes the vocabulary's size.
+    'model': c(_model_fields(preset) | {'vocab_size': 0}),
     'nsp': True,  # False: no next-sentence prediction, rows of full sentences
     'objective': 'mlm',  # 'next_token' is the left-to-right ablation; needs model.causal=True
     'init_from': '',  # a model to start from: a folder (ours, HF's, Google's) or a hub name
@@ -455,7 +463,7 @@ def run_identity(config, encoder_config, phases, folders) -> dict:
   """Flat {field: value} of all that may not change between a start and its resumption."""
   flat = run_lib.flatten(config, _SAME)
   model = dataclasses.asdict(encoder_config)
-  free = ('attention', 'classifier_dropout', 'remat', 'unroll')  # change no pre-training
+  free = ('attention', 'classifier_dropout', 'remat', 'unroll', *_OF_TASKS)  # change nothing here
   flat |= {f'model.{k}': v for k, v in model.items() if k not in free}
   manifests = [store.read_manifest(folder) for folder in folders]
   flat |= {'tokenizer': manifests[0]['tokenizer'], 'rows': store.manifest_hash(manifests[0])}

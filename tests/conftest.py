@@ -2,6 +2,8 @@
 
 import os
 import pathlib
+import shutil
+import tempfile
 
 os.environ['XLA_FLAGS'] = (
   os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
@@ -9,12 +11,24 @@ os.environ['XLA_FLAGS'] = (
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 os.environ.setdefault('HF_HUB_OFFLINE', '1')  # no test asks the network
+# Many tests compile the same small programs; so do the processes that tests start.
+os.environ.setdefault(
+  'JAX_COMPILATION_CACHE_DIR', f'{tempfile.gettempdir()}/bertjax-tests-{os.getpid()}'
+)
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.3')
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
 
 import pytest
 
 from bertjax import prepare
 from bertjax.data import sources, vocabulary
 from bertjax.data.tokenizer import Tokenizer
+
+
+def pytest_unconfigure(config):
+  folder = pathlib.Path(os.environ['JAX_COMPILATION_CACHE_DIR'])
+  if folder.name == f'bertjax-tests-{os.getpid()}':  # workers have the first process's
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def pytest_addoption(parser):

@@ -21,7 +21,10 @@ ALLOWED = {
     'numpy', 'ml_dtypes', 'etils', 'flax', 'safetensors', 'huggingface_hub',
     'bertjax.model.config', 'bertjax.data.tokenizer',
   },
-  'inference': {'jax', 'numpy', 'bertjax.model', 'bertjax.data', 'bertjax.interop'},
+  'inference': {
+    'jax', 'numpy', 'etils', 'pyarrow', 'tqdm',
+    'bertjax.model', 'bertjax.data', 'bertjax.interop', 'bertjax.tasks',
+  },
   'tasks': {'numpy', 'scipy', 'etils', 'matplotlib', 'bertjax.data'},
 }  # fmt: skip
 TENSORFLOW = {'data/graph_tokenizer.py', 'data/pipeline.py', 'interop/google.py'}

@@ -99,7 +99,7 @@ def test_a_killed_and_resumed_run_is_bitwise_the_uninterrupted_one(
   assert weights(tmp_path) == weights(uninterrupted)
 
 
-def test_training_evaluation_and_fill_mask_need_no_tensorflow(tiny_rows, tmp_path):
+def test_training_fine_tuning_and_prediction_need_no_tensorflow(tiny_rows, tmp_path):
   block = tmp_path / 'block'
   block.mkdir()
   for name in ('tensorflow', 'tensorflow_text', 'tensorflow_datasets', 'torch', 'transformers'):
@@ -116,8 +116,17 @@ def test_training_evaluation_and_fill_mask_need_no_tensorflow(tiny_rows, tmp_pat
     'assert main(["evaluate", "--workdir=" + run]) == 0\n'
     'fills = bertjax.Predictor.from_dir(run + "/model").fill_mask("a [MASK] b", 3)\n'
     'assert len(fills[0]) == 3\n'
+    'data = ["--config=table", "--config.init_from=" + run + "/model", "--config.epochs=2.0",\n'
+    '        "--config.data.source=" + run, "--config.data.files=train=a.csv,dev=a.csv",\n'
+    '        "--config.data.options=text=x,label=y", "--config.data.length=16"]\n'
+    'assert main(["prepare", "--out=" + run + "/rows", *data]) == 0\n'
+    'assert main(["finetune", "--workdir=" + run + "/task", *data,\n'
+    '             "--config.data.prepared=" + run + "/rows"]) == 0\n'
+    'assert main(["evaluate", "--workdir=" + run + "/task"]) == 0\n'
   )
   run = tmp_path / 'run'
+  run.mkdir()
+  (run / 'a.csv').write_text('x,y\n' + 'a value,0\nan error,1\n' * 20)
   args = arguments(tiny_rows, run, '--config.data.loader=threads')
   env = os.environ | {'PYTHONPATH': str(block), 'XLA_FLAGS': ''}
   done = subprocess.run(
@@ -125,6 +134,7 @@ def test_training_evaluation_and_fill_mask_need_no_tensorflow(tiny_rows, tmp_pat
   )
   assert done.returncode == 0, done.stderr[-3000:]
   assert json.loads((run / 'metrics.json').read_text())['mlm_loss'] < 7
+  assert json.loads((run / 'task' / 'metrics.json').read_text())['accuracy'] >= 0.5
 
 
 @pytest.fixture(scope='module')

@@ -79,9 +79,8 @@ def losses_of(config, steps):
   state, shardings = loop.init_state(
     finetune.state_maker(setup), setup.shard, finetune.load_params(setup)
   )
-  loss_fn, weights = finetune.make_loss(config, setup.bert, setup.task, setup.columns)
   step = loop.make_train_step(
-    loss_fn, weights, setup.transform, optimizer.unit_schedule('constant', steps, 0),
+    *setup.loss, setup.transform, optimizer.unit_schedule('constant', steps, 0),
     mesh=setup.mesh, state_shardings=shardings, trials=setup.many,
   )  # fmt: skip
   found = []
@@ -206,9 +205,9 @@ def test_balanced_weights_and_their_mistakes(own):
 
 def test_several_labels_are_learnt_and_evaluated_by_the_command(own, tmp_path, capsys):
   own.data.options = 'text=body,label=words,kind=multilabel'
-  own.epochs, own.learning_rate, own.data.buckets = 16.0, 6e-3, ''
+  own.epochs, own.learning_rate, own.data.buckets = 8.0, 1.5e-3, ''
   scores = finetune.run(own, workdir=str(tmp_path / 'run'))
-  assert scores['micro_f1'] > 0.7
+  assert scores['micro_f1'] > 0.85
   capsys.readouterr()
   assert main(['evaluate', f'--workdir={tmp_path}/run']) == 0
   told = json.loads(capsys.readouterr().out)

@@ -1,25 +1,74 @@
-"""`Predictor`: a trained model ready for texts. Needs no TensorFlow."""
+"""`Predictor`: a trained model ready for texts. Needs no TensorFlow.
+
+Every method takes one text and gives one result, or a list and gives a list. A text that is longer
+than the model's limit is refused, or with `long='window'` read in parts; it is never cut.
+"""
 
 import dataclasses
+import functools
+import itertools
+from collections.abc import Sequence
 
-import jax
 import numpy as np
 
+from bertjax.data import sources
 from bertjax.data.tokenizer import Tokenizer
+from bertjax.inference import masks
+from bertjax.inference.forward import POOLINGS, Forward, TextError, rows
+from bertjax.inference.search import Index
 from bertjax.interop import directory
 from bertjax.model.config import EncoderConfig
-from bertjax.model.heads import Bert
-
-_LENGTHS = (32, 64, 128, 256, 512)  # rows are padded to one of these, so few programs are compiled
+from bertjax.tasks import metrics, squad, tagging
+from bertjax.tasks.task import Example
 
 
 @dataclasses.dataclass(frozen=True)
-class Fill:
-  """A proposal for one mask: the piece, its probability, and the whole text with it filled in."""
+class Classification:
+  """Classes of a text.
 
-  token: str
-  probability: float
+  Attributes:
+    labels: the most probable one; of a multi-label model those above 1/2; none of a regression.
+    scores: label -> probability; of a regression, the number itself.
+  """
+
+  labels: list[str]
+  scores: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Span:
+  """A tagged span, `text[start:end]`; its probability is the mean over its words."""
+
+  label: str
   text: str
+  start: int
+  end: int
+  probability: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+  """The chosen ending, its number, and the probability of each ending."""
+
+  number: int
+  text: str
+  probabilities: list[float]
+
+
+def _each(count: int):
+  """Lets a method whose first `count` arguments are lists also take, and give, single items."""
+
+  def decorate(method):
+    @functools.wraps(method)
+    def call(self, *arguments, **options):
+      if not isinstance(arguments[0], str):
+        return method(self, *arguments, **options) if len(arguments[0]) else []
+      items = [None if item is None else [item] for item in arguments[:count]]
+      return method(self, *items, *arguments[count:], **options)[0]
+
+    return call
+
+  return decorate
 
 
 class Predictor:
@@ -29,65 +78,255 @@ class Predictor:
     config: of the encoder.
     params: its parameters, with the heads that the predictions need.
     tokenizer: its tokenizer.
+    labels: names of the classes or tags; default: LABEL_0, LABEL_1, ...
+    problem_type: 'multi_label_classification', 'regression' or anything else.
+    batch_size: rows of a batch.
+    long: 'refuse' texts beyond the model's limit, or 'window': read them in parts. Pairs and
+      choices are refused in any case, long contexts of `answer` and long texts of `tag` never.
   """
 
-  def __init__(self, config: EncoderConfig, params: dict, tokenizer: Tokenizer):
-    self.config, self.params, self.tokenizer = config, jax.device_put(params), tokenizer
-    heads = tuple(name for name in ('mlm', 'nsp') if name in params)
-    model = Bert(config, heads=heads, pooler='pooler' in params)
-    self._apply = jax.jit(lambda params, batch: model.apply({'params': params}, batch))
+  def __init__(
+    self, config: EncoderConfig, params: dict, tokenizer: Tokenizer, *, labels: Sequence[str] = (),
+    problem_type: str = '', batch_size: int = 32, long: str = 'refuse',
+  ):  # fmt: skip
+    if long not in ('refuse', 'window'):
+      raise ValueError(f"long must be 'refuse' or 'window', got {long!r}.")
+    self.config, self.tokenizer, self.long = config, tokenizer, long
+    self.forward, self.problem_type = Forward(config, params, batch_size), problem_type
+    count = max(self.forward.num_labels.values(), default=0)
+    self.labels = tuple(labels) or tuple(f'LABEL_{i}' for i in range(count))
+    if count and len(self.labels) != count:
+      raise ValueError(f'the model has {count} labels, got the names {list(self.labels)}.')
 
   @classmethod
-  def from_dir(cls, path) -> 'Predictor':
-    """Loads a model directory."""
-    return cls(*directory.load_model(path))
+  def from_dir(cls, path, **options) -> 'Predictor':
+    """Loads a model directory, or a model of any kind that `load_model` reads."""
+    labels, problem_type = directory.read_labels(path)
+    config, params, tokenizer = directory.load_model(path)
+    tasks = {'classification', 'tagging'} & set(params)
+    names = {'labels': labels if tasks else (), 'problem_type': problem_type}
+    return cls(config, params, tokenizer, **names, **options)
 
-  def fill_mask(self, text: str, top_k: int = 5) -> list[list[Fill]]:
-    """Proposes tokens for every [MASK] in a text, each by itself, most probable first.
+  @_each(1)
+  def fill_mask(self, texts, /, top_k: int = 5) -> list[list[list[masks.Fill]]]:
+    """Proposes tokens for every [MASK], each by itself, most probable first.
 
     Returns:
-      A list for each mask, in the order of the text, of `top_k` proposals.
+      For each text a list for each mask, in the order of the text, of `top_k` proposals.
 
     Raises:
-      ValueError: if the model has no masked-LM head, or the text no [MASK] or too many tokens.
+      ValueError: if the model has no masked-LM head, or a text no [MASK] or too many tokens.
     """
-    if 'mlm' not in self.params:
-      raise ValueError(f'fill_mask needs an mlm head; this model has {sorted(self.params)}.')
-    if self.config.causal:
-      raise ValueError('fill_mask needs a model that sees both sides; this one is causal.')
-    batch = self.tokenizer([text])
-    ids = batch['input_ids'][0]
-    places = np.flatnonzero(ids == self.tokenizer.mask_id)
-    if not len(places):
-      raise ValueError(f'the text has no [MASK]: {text!r}')
-    logits = self._run(batch)['mlm_logits'][0, places]  # [masks, V]
-    probs = np.asarray(jax.nn.softmax(logits, axis=-1))
+    return masks.fill(self.forward, self.tokenizer, texts, top_k)
+
+  @_each(1)
+  def infill(self, texts, /) -> list[str]:
+    """Fills all masks one after another, the surest one first, and returns the texts."""
+    return masks.infill(self.forward, self.tokenizer, texts)
+
+  @_each(1)
+  def score(self, texts, /) -> list[masks.Score]:
+    """Pseudo-log-likelihoods, natural logarithm: each token masked by itself (Salazar et al. 2020).
+
+    In a text beyond the limit, a token is scored amid the tokens nearest to it (`long='window'`).
+    """
+    return masks.score(self.forward, self.tokenizer, texts, window=self.long == 'window')
+
+  @_each(1)
+  def correct(self, texts, /, top_k: int = 5, ratio: float = 100.0) -> list[list[masks.Correction]]:
+    """Proposes other words where one is at least `ratio` times as probable as the text's own."""
+    window = self.long == 'window'
+    return masks.correct(self.forward, self.tokenizer, texts, top_k, ratio, window=window)
+
+  @_each(2)
+  def classify(self, texts, pairs=None, /) -> list[Classification]:
+    """Classes of texts or pairs; of a long text read in parts, the mean over its parts."""
+    self.forward.need('classification')
+    logits, owners, weights = self._logits('classification', texts, pairs)
+    if self.problem_type == 'regression':
+      values = logits
+    elif self.problem_type == 'multi_label_classification':
+      values = 1 / (1 + np.exp(-logits))
+    else:
+      values = _softmax(logits)
+    return [self._classification(row) for row in _means(values, owners, weights, len(texts))]
+
+  def _classification(self, values) -> Classification:
+    scores = dict(zip(self.labels, map(float, values), strict=True))
+    if self.problem_type == 'regression':
+      return Classification([], scores)
+    if self.problem_type == 'multi_label_classification':
+      return Classification([label for label, p in scores.items() if p > 0.5], scores)
+    return Classification([max(scores, key=scores.get)], scores)
+
+  @_each(2)
+  def next_sentence(self, first, second, /) -> list[float]:
+    """The probability that the second text follows the first."""
+    self.forward.need('nsp')
+    logits, _, _ = self._logits('nsp', first, second)
+    return _softmax(logits)[:, 0].tolist()  # in Google's data 0 is the actual next sentence
+
+  @_each(1)
+  def embed(self, texts, /, pooling: str = 'mean', normalise: bool = True) -> np.ndarray:
+    """Vectors [N, D] of length 1, or as they are; of a long text, the mean over its tokens.
+
+    Args:
+      texts: N texts.
+      pooling: 'mean' over the tokens, 'cls', or 'last_four' layers side by side [N, 4D].
+      normalise: to length 1.
+    """
+    if pooling not in POOLINGS:
+      raise ValueError(f'pooling must be one of {POOLINGS}, got {pooling!r}.')
+    vectors = _means(*self._logits(pooling, texts), len(texts))
+    if normalise and len(vectors):
+      vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors
+
+  def index(self, texts: Sequence[str], pooling: str = 'mean') -> Index:
+    """Embeds texts, questions of an FAQ for instance, to be searched by `nearest`."""
+    return Index(texts, self.embed(list(texts), pooling))
+
+  @_each(1)
+  def nearest(self, texts, /, corpus, top_k: int = 5, pooling: str = 'mean') -> list[list]:
+    """The `search.Hit`s of each text in a corpus: an `index`, or a list of texts."""
+    if not isinstance(corpus, Index):
+      corpus = self.index(corpus, pooling)
+    return corpus.nearest(self.embed(texts, pooling), top_k)
+
+  @_each(1)
+  def summarise(self, texts, /, sentences: int = 3, pooling: str = 'mean') -> list[list[str]]:
+    """The sentences, in their order, that stand for a text and not for one another."""
+    split = [sources.split_prose(text) for text in texts]
+    flat = list(itertools.chain.from_iterable(split))
+    ends = np.cumsum([0, *map(len, split)])
+    index = self.index(flat, pooling)
+    return [index.gist(a, b, sentences) for a, b in itertools.pairwise(ends)]
+
+  @_each(2)
+  def choose(self, prompts, endings, /) -> list[Choice]:
+    """Which of its endings (a list of texts) goes with each prompt."""
+    self.forward.need('choice')
+    counts = [len(options) for options in endings]
+    if 0 in counts:
+      raise TextError(f'question {counts.index(0)} has no endings.')
+    firsts = [p for p, count in zip(prompts, counts, strict=True) for _ in range(count)]
+    seconds = list(itertools.chain.from_iterable(endings))
+    logits, _, _ = self._logits('choice', firsts, seconds)
+    found = np.split(logits, np.cumsum(counts)[:-1])
     return [
-      [self._fill(ids, place, token, probs[i, token]) for token in _best(probs[i], top_k)]
-      for i, place in enumerate(places)
+      Choice(int(row.argmax()), options[row.argmax()], _softmax(row).tolist())
+      for row, options in zip(found, endings, strict=True)
     ]
 
-  def _fill(self, ids, place, token, probability) -> Fill:
-    filled = ids.copy()
-    filled[place] = token
-    text = self.tokenizer.decode(filled[1:-1].tolist())  # without [CLS] and [SEP]
-    return Fill(self.tokenizer.vocab[token], float(probability), text)
+  @_each(2)
+  def answer(
+    self, questions, contexts, /, *, no_answer: bool = False, threshold: float = 0.0,
+    top_k: int = 20, stride: int = 128, max_answer: int = 30,
+  ) -> list[squad.Answer]:  # fmt: skip
+    """Answers cut out of contexts of any length, which are read in overlapping windows.
 
-  def _run(self, batch: dict) -> dict:
-    """Pads a batch to one of a few lengths and applies the model."""
-    longest = batch['input_ids'].shape[1]
+    Args:
+      questions: N questions; nothing of them is cut.
+      contexts: N contexts.
+      no_answer: whether '' is among the answers (SQuAD 2.0).
+      threshold: of the null odds; above it the answer is ''.
+      top_k: candidates kept.
+      stride: tokens from one window to the next.
+      max_answer: tokens of the longest answer.
+    """
+    self.forward.need('span')
+    items = [Example('', pair, None) for pair in zip(questions, contexts, strict=True)]
+    longest = max(map(len, self.tokenizer.encode(list(questions))), default=0)
     limit = self.config.max_positions
-    if longest > limit:
-      raise ValueError(f'the text has {longest} tokens, the model takes at most {limit}.')
-    length = min(next((n for n in _LENGTHS if n >= longest), limit), limit)
-    fill = {'input_ids': self.tokenizer.pad_id}
-    padded = {
-      name: np.pad(a, ((0, 0), (0, length - longest)), constant_values=fill.get(name, 0))
-      for name, a in batch.items()
-    }
-    return self._apply(self.params, padded)
+    if longest > limit // 2:
+      raise TextError(f'a question has {longest} tokens, more than half of the limit {limit}.')
+    encoded = squad.encode(items, self.tokenizer, limit, stride=stride, max_query=longest)
+    found = self.forward.run(rows(encoded.columns), 'span')
+    logits = np.full((len(found), limit, 2), -1e9)  # padding is never chosen
+    for row, values in zip(logits, found, strict=True):
+      row[: len(values)] = values
+    return squad.decode(
+      items, encoded, logits, threshold, version_2=no_answer, size=top_k, max_answer=max_answer
+    )
+
+  @_each(1)
+  def tag(self, texts, /) -> list[list[Span]]:
+    """Typed spans of texts, in characters.
+
+    Words are those of the tokenizer, which parts them at punctuation; a text given as a list of
+    words keeps these, and its spans count characters of the words joined by blanks. A word's
+    probability is the softmax of its logits, also where a CRF has chosen among them.
+    """
+    self.forward.need('tagging')
+    places = [self._words(text) for text in texts]
+    texts = [text if isinstance(text, str) else ' '.join(text) for text in texts]
+    items = [
+      Example('', tuple(text[a:b] for a, b in words))
+      for text, words in zip(texts, places, strict=True)
+    ]
+    limit = self.config.max_positions
+    encoded = tagging.encode(items, self.tokenizer, limit, labels=self.labels, context=False)
+    if encoded.counts['cut_words']:
+      raise TextError(f'a word has more tokens than the model takes, {limit}.')
+    batch = rows(encoded.columns) | {'labels': encoded.alignment}
+    tags = [[('O', 0.0)] * len(words) for words in places]
+    found = zip(self.forward.run(batch, 'tagging'), encoded.columns['example_ids'], strict=True)
+    for ((logits, chosen), owner), place in zip(found, encoded.alignment, strict=True):
+      for i in np.flatnonzero(place >= 0):
+        probability = float(_softmax(logits[i])[chosen[i]])
+        tags[owner][place[i]] = self.labels[chosen[i]], probability
+    return [self._spans(*item) for item in zip(texts, places, tags, strict=True)]
+
+  def _words(self, text) -> list[tuple[int, int]]:
+    """First character and end of each word."""
+    if not isinstance(text, str):
+      ends = np.cumsum([len(word) + 1 for word in text]).tolist()
+      return [(end - len(word) - 1, end - 1) for word, end in zip(text, ends, strict=True)]
+    [ids], [offsets] = self.tokenizer.encode_offsets([text])
+    words = masks.words_of(self.tokenizer, ids)
+    return [(offsets[first][0], offsets[end - 1][1]) for first, end in words]
+
+  def _spans(self, text, words, tags) -> list[Span]:
+    names = [tag for tag, _ in tags]
+    if not all(label == 'O' or label[1:2] == '-' for label in self.labels):
+      names = [name if name == 'O' else f'I-{name}' for name in names]  # types, not BIO tags
+    spans = []
+    for label, first, last in metrics.entities(names):
+      start, end = words[first][0], words[last - 1][1]
+      probability = float(np.mean([p for _, p in tags[first:last]]))
+      spans.append(Span(label, text[start:end], start, end, probability))
+    return spans
+
+  def _logits(self, output: str, texts, pairs=None) -> tuple[np.ndarray, list[int], list[int]]:
+    """Outputs of all rows, which text each row is of, and how many tokens of it."""
+    texts = list(texts)
+    if pairs is None and self.long == 'window':
+      ids = self.tokenizer.encode(texts)
+      parts = [(i, part) for i, item in enumerate(ids) for part in self._parts(item)]
+      batch = masks.lay_out(self.tokenizer, [part for _, part in parts])
+      owners, weights = [i for i, _ in parts], [len(part) + 2 for _, part in parts]
+    else:
+      batch = self.tokenizer(texts, None if pairs is None else list(pairs))
+      owners, weights = list(range(len(texts))), [1] * len(texts)
+    found = self.forward.run(batch, output)
+    return np.array(found, np.float32), owners, weights
+
+  def _parts(self, ids) -> list[list[int]]:
+    """Parts of about the same length that fit, so that none is a mere rest."""
+    count = max(1, -(-len(ids) // (self.config.max_positions - 2)))
+    bounds = np.linspace(0, len(ids), count + 1).round().astype(int)
+    return [ids[a:b] for a, b in itertools.pairwise(bounds)]
 
 
-def _best(probs: np.ndarray, k: int) -> np.ndarray:
-  """Indices of the k largest values, largest first; equal ones by index."""
-  return np.argsort(-probs, kind='stable')[:k]
+def _softmax(logits: np.ndarray) -> np.ndarray:
+  weights = np.exp(logits - logits.max(-1, keepdims=True))
+  return weights / weights.sum(-1, keepdims=True)
+
+
+def _means(values: np.ndarray, owners, weights, count: int) -> np.ndarray:
+  """Weighted means of the rows [N, C] of each text, [count, C]."""
+  sums = np.zeros((count, *values.shape[1:]), np.float32)
+  totals = np.zeros((count, 1), np.float32)
+  np.add.at(sums, owners, values * np.array(weights, np.float32)[:, None])
+  np.add.at(totals, owners, np.array(weights, np.float32)[:, None])
+  return sums / totals

@@ -31,7 +31,7 @@ PARAM_AXES = (
   (r'(pooler|mlm/transform)/kernel$', ('embed', None)),
   (r'mlm/bias$', ('vocab',)),
   (r'(nsp|classification|tagging|span|choice)/kernel$', ('embed', None)),
-  # A step of an LSTM is too small to be worth a split: it would gather the kernel at every token.
+  # Whole: a split kernel would cost each token, a step of the LSTM's scan, one more collective.
   (r'bilstm_\d+_\w+/\w+/kernel$|tagging/transitions$', (None, None)),
   (r'(layer_norm/(scale|bias)|bias|layer_weights|tagging/(start|end))$', (None,)),
 )
@@ -47,18 +47,21 @@ _REMAT = {
 }
 
 
-def layer_factors(num_layers: int, trained: int = -1, decay: float = 1.0):
+def layer_factors(num_layers: int, trained: int = -1, decay: float = 1.0, head: float = 1.0):
   """Factors of the learning rate by part, for `training.optimizer.scale_by_part`.
 
-  A head has 1, the top layer `decay`, each layer below one factor more, and the embeddings one more
-  than the lowest. Of `trained` >= 0, layers below the top `trained` and the embeddings have 0.
+  What is outside the encoder has `head`, the top layer `decay`, each layer below one factor more,
+  and the embeddings one more than the lowest. Where `trained` is not negative, layers below the top
+  `trained` and the embeddings have 0.
 
   Returns:
     Path of a parameter -> factor, or [num_layers] for the stacked layers; None if all are 1.
   """
   if not 0 < decay <= 1:
     raise ValueError(f'layer_decay must be above 0 and at most 1, got {decay}.')
-  if trained < 0 and decay == 1:
+  if head <= 0:
+    raise ValueError(f'head_factor must be above 0, got {head}.')
+  if trained < 0 and decay == head == 1:
     return None
   depth = num_layers - np.arange(num_layers)  # 1 for the top
   kept = trained < 0
@@ -66,7 +69,7 @@ def layer_factors(num_layers: int, trained: int = -1, decay: float = 1.0):
   def factors(name: str):
     if 'encoder/embeddings/' in name:
       return kept * decay ** (num_layers + 1)
-    return decay**depth * (kept | (depth <= trained)) if 'encoder/layers/' in name else 1.0
+    return decay**depth * (kept | (depth <= trained)) if 'encoder/layers/' in name else head
 
   return factors
 

@@ -1,0 +1,73 @@
+"""A served model under load: how many answers a second, how late, and is any lost or wrong.
+
+  bertjax serve --model=DIR &
+  python -m benchmarks serve --texts=FILE
+
+Each client asks /embed for a text, waits for the answer and asks again. Answers are compared with
+those that the texts got one by one before. `lost` counts requests without an answer of status 200.
+"""
+
+import asyncio
+import json
+import pathlib
+import time
+
+import httpx
+import numpy as np
+
+from benchmarks import machine
+
+FLAGS = {
+  'url': ('http://127.0.0.1:8000', 'of the service'),
+  'texts': ('', 'a file with a text a line'),
+  'count': (200, 'texts, spread evenly over the lines'),
+  'clients': (64, 'at a time'),
+  'seconds': (60.0, 'of load'),
+  'out': ('', 'JSON file to write'),
+}
+
+
+def run(url, texts, count, clients, seconds, out):
+  lines = [line for line in pathlib.Path(texts).read_text('utf-8').splitlines() if line.strip()]
+  lines = lines[:: max(1, len(lines) // count)][:count]
+  result = asyncio.run(load(url, lines, clients, seconds))
+  times = result.pop('times')
+  for share in (50, 95, 99):
+    result[f'ms_p{share}'] = round(1000 * float(np.percentile(times, share)), 1)
+  result |= {'clients': clients, 'seconds': seconds, 'texts': len(lines),
+             'answers_per_second': round(result['answers'] / seconds, 1)}  # fmt: skip
+  print('| ' + ' | '.join(result) + ' |\n' + '|---' * len(result) + '|')
+  print('| ' + ' | '.join(map(str, result.values())) + ' |')
+  if out:
+    pathlib.Path(out).write_text(json.dumps(result | machine(), indent=1) + '\n')
+  return result
+
+
+async def load(url: str, texts: list[str], clients: int, seconds: float) -> dict:
+  """Asks from many clients at once; returns the counts, and the seconds of each answer."""
+  limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
+  async with httpx.AsyncClient(base_url=url, limits=limits, timeout=60) as client:
+
+    async def ask(text):
+      response = await client.post('/embed', json={'inputs': [text]})
+      response.raise_for_status()
+      return np.array(response.json()['embeddings'][0])
+
+    expected = [await ask(text) for text in texts]
+    counts = {'answers': 0, 'lost': 0, 'wrong': 0, 'times': []}
+    end = time.perf_counter() + seconds
+
+    async def work(number):
+      while (start := time.perf_counter()) < end:
+        try:
+          vector = await ask(texts[number % len(texts)])
+        except httpx.HTTPError:
+          counts['lost'] += 1
+          continue
+        counts['times'].append(time.perf_counter() - start)
+        counts['answers'] += 1
+        counts['wrong'] += bool(np.abs(vector - expected[number % len(texts)]).max() > 1e-4)
+        number += clients
+
+    await asyncio.gather(*map(work, range(clients)))
+    return counts

@@ -1,0 +1,86 @@
+"""What can be asked of a `Predictor` by name: texts in, plain JSON values out."""
+
+import dataclasses
+import inspect
+from collections.abc import Sequence
+
+import numpy as np
+
+from bertjax.inference.forward import TextError
+from bertjax.inference.predictor import Predictor
+
+# Name -> (the head it needs, the least and the most texts of an item).
+CALLS = {
+  'fill_mask': ('mlm', 1, 1),
+  'infill': ('mlm', 1, 1),
+  'score': ('mlm', 1, 1),
+  'correct': ('mlm', 1, 1),
+  'classify': ('classification', 1, 2),
+  'tag': ('tagging', 1, 1),
+  'answer': ('span', 2, 2),
+  'choose': ('choice', 3, 100),
+  'next_sentence': ('nsp', 2, 2),
+  'embed': ('', 1, 1),
+  'nearest': ('', 1, 1),
+  'summarise': ('', 1, 1),
+}
+
+
+def check(predictor: Predictor, do: str, count: int, options: dict) -> None:
+  """Raises ValueError if a call cannot be made with items of `count` texts and these options."""
+  if do not in CALLS:
+    raise ValueError(f'there is no {do!r}; choose from {", ".join(CALLS)}.')
+  head, least, most = CALLS[do]
+  if head:
+    predictor.forward.need(head)
+  if not least <= count <= most:
+    many = f'{least}' if least == most else f'{least} to {most}'
+    raise ValueError(f'{do} takes {many} texts for each item, got {count}.')
+  known = [name for name, parameter in inspect.signature(getattr(Predictor, do)).parameters.items()
+           if parameter.kind != parameter.POSITIONAL_ONLY]  # fmt: skip
+  unknown = next((name for name in options if name not in known), None)
+  if unknown:
+    raise ValueError(f'{do} has no option {unknown!r}; it has {", ".join(known) or "none"}.')
+
+
+def call(predictor: Predictor, do: str, items: Sequence[Sequence[str]], options: dict) -> list:
+  """Results of items, each a text or several, as JSON values.
+
+  Raises:
+    TextError: if one cannot be answered.
+  """
+  if do == 'choose':
+    columns = [[item[0] for item in items], [list(item[1:]) for item in items]]
+  else:
+    columns = [list(column) for column in zip(*items, strict=True)]
+  blank = next((text for item in items for text in item if not text.strip()), None)
+  if blank is not None:
+    raise TextError('a text is empty.')
+  return [plain(result) for result in getattr(predictor, do)(*columns, **options)]
+
+
+def call_each(predictor: Predictor, do: str, items: Sequence, options: dict) -> list[dict]:
+  """{'result': value} for each item, or {'error': sentence} for those that have none."""
+  if not items:
+    return []
+  try:
+    return [{'result': value} for value in call(predictor, do, items, options)]
+  except TextError as error:
+    if len(items) == 1:
+      return [{'error': str(error)}]
+  half = len(items) // 2  # find the bad ones without giving up batches
+  parts = items[:half], items[half:]
+  return [result for part in parts for result in call_each(predictor, do, part, options)]
+
+
+def plain(value):
+  """Lists, dicts, strings and numbers."""
+  if dataclasses.is_dataclass(value):
+    value = dataclasses.asdict(value)
+  elif hasattr(value, '_asdict'):
+    value = value._asdict()
+  if isinstance(value, np.ndarray | np.generic):
+    return value.tolist()
+  if isinstance(value, dict):
+    return {name: plain(item) for name, item in value.items()}
+  return [plain(item) for item in value] if isinstance(value, list | tuple) else value

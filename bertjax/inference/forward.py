@@ -1,0 +1,156 @@
+"""`Forward`: one way through the model for all predictions.
+
+Rows of any length and number become batches of one size and a few lengths, so that only a handful
+of programs is compiled, however many texts come: one for each kind of output and length.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bertjax.data import batches
+from bertjax.model import crf
+from bertjax.model.config import POOLED_HEADS, EncoderConfig
+from bertjax.model.heads import Bert
+
+LENGTHS = (32, 64, 128, 256, 512)  # what rows are padded to, and the model's limit
+POOLINGS = ('mean', 'cls', 'last_four')
+
+
+class TextError(ValueError):
+  """A text that cannot be answered; the others of its list can."""
+
+
+class Forward:
+  """The compiled model.
+
+  Args:
+    config: of the encoder.
+    params: its parameters, with the heads that are asked for later.
+    batch_size: B, rows of a batch; the last one is filled up. A single row goes alone.
+  """
+
+  def __init__(self, config: EncoderConfig, params: dict, batch_size: int):
+    if batch_size < 1:
+      raise ValueError(f'batch_size must be at least 1, got {batch_size}.')
+    self.config, self.params, self.batch_size = config, jax.device_put(params), batch_size
+    self.num_labels = {head: params[head]['kernel'].shape[-1] for head in params
+                       if head in ('classification', 'tagging')}  # fmt: skip
+    self.lengths = (*(n for n in LENGTHS if n < config.max_positions), config.max_positions)
+    self._apply = jax.jit(self.read, static_argnames=('output', 'top_k'))
+
+  @property
+  def programs(self) -> int:
+    """How many programs have been compiled."""
+    return self._apply._cache_size()
+
+  def need(self, head: str) -> None:
+    """Raises ValueError, which names the heads there are, if the model lacks a head."""
+    if head not in self.params:
+      others = sorted(set(self.params) - {'encoder', 'pooler'})
+      raise ValueError(
+        f'this needs a model with a {head} head; this one has '
+        f'{"the heads " + ", ".join(others) if others else "the bare encoder"}.'
+      )
+
+  def run(self, batch: dict, output: str, top_k: int = 1) -> list:
+    """Runs rows of any number through the model.
+
+    Args:
+      batch: `rows`; for 'mlm' also 'masked_lm_positions' and 'masked_lm_ids' [N, P], for 'tagging'
+        'labels' [N, L], >= 0 where a word begins.
+      output: see `read`.
+      top_k: see `read`.
+
+    Returns:
+      The output of each row, in order, as NumPy arrays; states of tokens [l, ...] without padding.
+    """
+    sizes = batch['segment_ids'].sum(1)
+    if len(sizes) and sizes.max() > self.config.max_positions:
+      raise TextError(
+        f'the text has {sizes.max()} tokens, the model takes at most {self.config.max_positions}.'
+      )
+    bucket = np.searchsorted(self.lengths, sizes)
+    found, results = [], [None] * len(sizes)
+    size = 1 if len(sizes) == 1 else self.batch_size
+    for number in np.unique(bucket):
+      rows = np.flatnonzero(bucket == number)
+      for start in range(0, len(rows), size):
+        part = rows[start : start + size]
+        padded = self._pad(batch, part, size, self.lengths[number])
+        found.append((part, self._apply(self.params, padded, output=output, top_k=top_k)))
+    for part, values in found:
+      values = jax.device_get(values)
+      for i, row in enumerate(part):
+        end = sizes[row] if output in ('tagging', 'span') else None
+        results[row] = jax.tree.map(lambda a, i=i, end=end: a[i, :end] if end else a[i], values)
+    return results
+
+  def _pad(self, batch, rows, size: int, length: int) -> dict:
+    """The rows as a batch of one size; those that fill it up are copies of the last one."""
+    rows = np.append(rows, np.repeat(rows[-1:], size - len(rows)))
+    padded = {}
+    for name, array in batch.items():
+      padded[name] = array[rows]
+      if not name.startswith('masked_lm'):  # [N, L]
+        room = ((0, 0), (0, max(0, length - array.shape[1])))
+        fill = -1 if name == 'labels' else 0
+        padded[name] = np.pad(array[rows, :length], room, constant_values=fill)
+    return padded
+
+  def read(self, params: dict, batch: dict, *, output: str, top_k: int = 1):
+    """What is read off the model, a pure function of arrays.
+
+    Args:
+      params: of the model.
+      batch: a batch.
+      output: a head ('classification', 'span', 'choice', 'nsp') for its logits; 'tagging' for
+        (logits [B, L, C], numbers of the tags [B, L]); 'mlm' for (log-probability of
+        'masked_lm_ids' [B, P], the best log-probabilities [B, P, k] and their ids); or one of
+        `POOLINGS` for vectors [B, D], [B, 4D] for 'last_four'.
+      top_k: k.
+    """
+    if output in POOLINGS:
+      model = Bert(self.config, heads=(), pooler=False)
+      capture = ('hidden',) if output == 'last_four' else ()
+      return pool(model.apply({'params': params}, batch, capture=capture), batch, output)
+    logits = self.logits(params, batch, output)
+    if output == 'mlm':
+      logs = jax.nn.log_softmax(logits)
+      target = jnp.take_along_axis(logs, batch['masked_lm_ids'][..., None], -1)[..., 0]
+      return target, *jax.lax.top_k(logs, top_k)
+    if output == 'tagging' and self.config.crf:
+      return logits, crf.viterbi(params['tagging'], logits, batch['labels'] >= 0)
+    return (logits, logits.argmax(-1)) if output == 'tagging' else logits
+
+  def logits(self, params: dict, batch: dict, head: str) -> jax.Array:
+    """The logits of one head, as `Bert` has them."""
+    model = Bert(
+      self.config, heads=(head,), pooler=head in POOLED_HEADS,
+      num_labels=self.num_labels.get(head, 2),
+    )  # fmt: skip
+    return model.apply({'params': params}, batch)[f'{head}_logits']
+
+
+def rows(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Columns of rows, as of `tasks.task.Encoded`, to what the model reads, [N, L] each."""
+  batch = batches.expand({name: columns[name] for name in ('input_ids', 'ends')})
+  return {name: batch[name] for name in ('input_ids', 'token_type_ids', 'segment_ids')}
+
+
+def pool(out: dict, batch: dict, pooling: str) -> jax.Array:
+  """One float32 vector for each row: the [CLS] state, or the mean over the row's tokens.
+
+  'last_four' puts the last four layers' states side by side (Devlin et al. 2018, table 7).
+  """
+  if pooling == 'cls':
+    return out['hidden'][:, 0].astype(jnp.float32)
+  states = out['hidden']
+  if pooling == 'last_four':
+    if len(out['all_hidden']) < 5:
+      raise ValueError(
+        f"'last_four' needs four layers, the model has {len(out['all_hidden']) - 1}."
+      )
+    states = jnp.concatenate(list(out['all_hidden'][-4:]), -1)
+  mask = (batch['segment_ids'] > 0)[..., None].astype(jnp.float32)
+  return (states.astype(jnp.float32) * mask).sum(1) / mask.sum(1)

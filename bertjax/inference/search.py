@@ -1,0 +1,55 @@
+"""`Index`: texts by their embeddings, for look-ups and extracts."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Hit:
+  """A text of the corpus, its number there, and its cosine similarity to the query."""
+
+  number: int
+  text: str
+  similarity: float
+
+
+class Index:
+  """A corpus.
+
+  Args:
+    texts: its N texts.
+    vectors: their embeddings [N, D], of length 1.
+  """
+
+  def __init__(self, texts: Sequence[str], vectors: np.ndarray):
+    self.texts, self.vectors = list(texts), vectors
+
+  def nearest(self, queries: np.ndarray, top_k: int) -> list[list[Hit]]:
+    """The texts most similar to each query [Q, D] of length 1, the nearest first."""
+    if not self.texts:
+      raise ValueError('the corpus has no texts.')
+    found = []
+    for query in queries:
+      similar = self.vectors @ query
+      order = np.argsort(-similar, kind='stable')[:top_k]
+      found.append([Hit(int(i), self.texts[i], float(similar[i])) for i in order])
+    return found
+
+  def gist(self, start: int, end: int, count: int) -> list[str]:
+    """Up to `count` of the texts start..end-1: near to their mean, and not to one another.
+
+    Greedy, by maximal marginal relevance (Carbonell and Goldstein 1998).
+    """
+    if start == end:
+      return []
+    vectors, chosen = self.vectors[start:end], []
+    similar, mean = vectors @ vectors.T, vectors.mean(0)
+    relevance = vectors @ mean / np.linalg.norm(mean)
+    while len(chosen) < min(count, len(vectors)):
+      known = similar[:, chosen].max(1) if chosen else 0
+      worth = 0.7 * relevance - 0.3 * known
+      worth[chosen] = -np.inf
+      chosen.append(int(worth.argmax()))
+    return [self.texts[start + i] for i in sorted(chosen)]

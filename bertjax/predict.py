@@ -1,0 +1,79 @@
+"""Predict: a model's answers to a text, or to all texts of a file.
+
+  bertjax predict --model=DIR --do=classify --text="A fine film."
+  bertjax predict --model=DIR --do=embed --input=texts.csv --columns=body --output=vectors.jsonl
+  bertjax predict --model=DIR --do=answer --input=q.csv --columns=question,context --output=a.jsonl
+
+Files end in .txt (a text a line), .csv, .tsv, .jsonl or .parquet. The output has a JSON line for
+each row, in order: {"result": ...}, or {"error": ...} where a row cannot be answered (an empty
+text, or one beyond the model's limit unless --long=window). Started again after a kill, the command
+goes on.
+
+  fill_mask, infill   proposals for each [MASK]; all of them filled one after another
+  score, correct      pseudo-log-likelihood; likelier words in the place of unlikely ones
+  classify, tag       classes of --columns=TEXT or TEXT,PAIR; typed spans
+  answer              out of --columns=QUESTION,CONTEXT, the context of any length
+  choose              --columns=PROMPT,ENDING,ENDING,...
+  next_sentence       the probability that --columns=FIRST,SECOND follow one another
+  embed, nearest      vectors; the nearest texts of --corpus
+  summarise           the sentences that stand for a text
+"""
+
+import json
+import logging
+
+from bertjax.inference import calls, streams
+from bertjax.inference.predictor import Predictor
+
+_log = logging.getLogger(__name__)
+
+FLAGS = {
+  'model': ('', 'a model directory, a folder of another library, or a hub name'),
+  'do': ('', 'what to predict: ' + ', '.join(calls.CALLS)),
+  'text': ('', 'the text to predict; or'),
+  'input': ('', 'a file of them'),
+  'columns': ('text', 'the columns of its texts, joined by commas'),
+  'output': ('', 'the .jsonl file to write'),
+  'corpus': ('', "nearest: a file with the texts to search, in columns[0] or a line each"),
+  'top_k': (0, 'how many proposals, answers or hits; 0 = the default'),
+  'sentences': (0, 'summarise: how many; 0 = 3'),
+  'pooling': ('', "of embeddings: 'mean', 'cls' or 'last_four'"),
+  'no_answer': (0, "answer: 1 = the answer may be '' (SQuAD 2.0)"),
+  'long': ('refuse', "texts beyond the model's limit: 'refuse', or read in parts, 'window'"),
+  'batch_size': (32, 'rows of a batch'),
+}  # fmt: skip
+
+
+def run(
+  *, model: str, do: str, text: str = '', input: str = '', columns: str = 'text', output: str = '',
+  corpus: str = '', long: str = 'refuse', batch_size: int = 32, **options,
+) -> None:  # fmt: skip
+  """Predicts; prints the answer to `text`, or writes those to a file.
+
+  Raises:
+    ValueError: if the flags, the model or the files do not fit one another.
+  """
+  if not model or not do or bool(text) == bool(input) or bool(input) != bool(output):
+    raise ValueError(
+      'predict needs --model=DIR, --do=WHAT, and --text=TEXT or --input=FILE with --output=FILE.'
+    )
+  if (do == 'nearest') != bool(corpus):
+    raise ValueError('nearest, and only nearest, needs --corpus=FILE.')
+  predictor = Predictor.from_dir(model, long=long, batch_size=batch_size)
+  options = {name: value for name, value in options.items() if value}
+  names = columns.split(',')
+  given = options | ({'corpus': corpus} if corpus else {})
+  calls.check(predictor, do, 1 if text else len(names), given)
+  settings = given | {'model': model, 'do': do, 'columns': names, 'long': long,
+                      'batch_size': batch_size}  # fmt: skip
+  if corpus:
+    found = [texts[0] for texts in streams.read_items(corpus, names)]
+    options['corpus'] = predictor.index(found, options.get('pooling', 'mean'))
+  if text:
+    [answer] = calls.call(predictor, do, [(text,)], options)
+    print(json.dumps(answer, ensure_ascii=False, indent=2))
+    return
+  count = streams.answer_file(
+    lambda items: calls.call_each(predictor, do, items, options), input, output, names, settings
+  )
+  _log.info('%s: %s lines', output, f'{count:,}')

@@ -1,0 +1,289 @@
+"""Serve: a model as a small HTTP service, on this machine alone unless --host says otherwise.
+
+  bertjax serve --model=DIR
+  curl localhost:8000/predict -H 'content-type: application/json' \\
+      -d '{"do": "classify", "inputs": ["A fine film."]}'
+
+  POST /predict    {"do": ..., "inputs": [a text, or a list of texts, ...], and options}; the names
+                   are those of `bertjax predict`, but for nearest
+  POST /embed      {"inputs": [texts], "pooling": "mean"}
+  GET  /           a page to try it; /explain?text= shows attention; /docs is the OpenAPI page
+  GET  /healthz    the model, and what can be asked of it; /metrics is for Prometheus
+
+What comes at the same time is answered in batches. Errors are {"detail": a sentence}: 400 and 422
+what is asked is wrong, 408 a request that came too slowly, 413 one too large, 503 the queue is full
+or the server is shutting down, 504 an answer took too long. SIGTERM answers what waits and ends
+the service. Without a password: put a proxy before it where others can reach it.
+"""
+
+import asyncio
+import contextlib
+import logging
+import pathlib
+import signal
+import socket
+import time
+from typing import Annotated, Literal
+
+import numpy as np
+
+from bertjax.inference import attributions, calls
+from bertjax.inference.batcher import Batcher, BusyError
+from bertjax.inference.forward import TextError
+from bertjax.inference.predictor import Predictor
+
+try:
+  import fastapi
+  import prometheus_client
+  import pydantic
+  import uvicorn
+  from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
+except ModuleNotFoundError as error:
+  raise ModuleNotFoundError("serve needs more packages: pip install 'bertjax[serve]'") from error
+
+_log = logging.getLogger(__name__)
+
+FLAGS = {
+  'model': ('', 'a model directory, a folder of another library, or a hub name'),
+  'host': ('127.0.0.1', 'address to listen on; 0.0.0.0 = all of this machine'),
+  'port': (8000, 'port; 0 = any that is free'),
+  'batch_size': (32, 'rows of a batch'),
+  'queue': (1024, 'texts that wait at most; further requests get 503'),
+  'wait_ms': (5, 'how long a text waits for others to share its batch'),
+  'timeout': (30, 'seconds until a request gets 504, or 408 if it has not come in by then'),
+  'max_body': (262_144, 'bytes of a request; larger ones get 413'),
+  'long': ('refuse', "texts beyond the model's limit: 'refuse', or read in parts, 'window'"),
+  'warm_up': (1, '0 = compile when the first texts come, not before'),
+}
+
+Text = Annotated[str, pydantic.Field(max_length=50_000)]
+
+
+class Question(pydantic.BaseModel):
+  """A request to /predict; what an option means is told by `Predictor`'s methods."""
+
+  model_config = pydantic.ConfigDict(extra='forbid', json_schema_extra={
+    'examples': [{'do': 'fill_mask', 'inputs': ['The [MASK] is open.'], 'top_k': 3}]
+  })  # fmt: skip
+  do: str
+  inputs: list[Text | list[Text]] = pydantic.Field(min_length=1, max_length=64)
+  top_k: int | None = pydantic.Field(None, ge=1, le=100)
+  ratio: float | None = pydantic.Field(None, gt=0)
+  sentences: int | None = pydantic.Field(None, ge=1, le=50)
+  pooling: Literal['mean', 'cls', 'last_four'] | None = None
+  no_answer: bool | None = None
+  threshold: float | None = None
+
+
+class EmbedQuestion(pydantic.BaseModel):
+  """A request to /embed."""
+
+  model_config = pydantic.ConfigDict(extra='forbid')
+  inputs: list[Text] = pydantic.Field(min_length=1, max_length=64)
+  pooling: Literal['mean', 'cls', 'last_four'] = 'mean'
+
+
+def run(
+  *, model: str, host: str = '127.0.0.1', port: int = 8000, batch_size: int = 32,
+  long: str = 'refuse', warm_up: int = 1, **limits,
+) -> None:  # fmt: skip
+  """Serves until SIGTERM or SIGINT.
+
+  Raises:
+    ValueError: if there is no model, or a limit is none.
+    OSError: if the port is taken.
+  """
+  if not model:
+    raise ValueError('serve needs --model=DIR.')
+  predictor = Predictor.from_dir(model, batch_size=batch_size, long=long)
+  app = make_app(predictor, pathlib.Path(model).name, **limits)
+  listening = socket.create_server((host, port))
+  if warm_up:
+    compile_all(predictor)
+  config = uvicorn.Config(
+    app, log_level='warning', timeout_graceful_shutdown=60, limit_concurrency=2048
+  )
+  signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn sends it again when all is done
+  _log.info('http://%s:%d', host, listening.getsockname()[1])
+  uvicorn.Server(config).run([listening])
+
+
+def make_app(
+  predictor: Predictor, name: str, *, queue: int = 1024, wait_ms: int = 5, timeout: float = 30,
+  max_body: int = 262_144,
+) -> fastapi.FastAPI:  # fmt: skip
+  """The ASGI application; see FLAGS."""
+  if queue < 1 or wait_ms < 0 or timeout <= 0 or max_body < 1:
+    raise ValueError('--queue, --timeout and --max_body must be above 0, --wait_ms not below.')
+  registry = prometheus_client.CollectorRegistry()
+  requests = prometheus_client.Counter(
+    'bertjax_requests', 'Requests', ['path', 'status'], registry=registry
+  )
+  seconds = prometheus_client.Histogram(
+    'bertjax_request_seconds', 'Seconds to the answer', ['path'], registry=registry
+  )
+  sizes = prometheus_client.Histogram(
+    'bertjax_batch_texts', 'Texts of a call', buckets=(1, 2, 4, 8, 16, 32, 64), registry=registry
+  )
+  waiting = prometheus_client.Gauge('bertjax_waiting_texts', 'Texts that wait', registry=registry)
+  batcher = Batcher(
+    lambda key, items: _answer(predictor, name, key, items), batch=predictor.forward.batch_size,
+    queue=queue, wait=wait_ms / 1000, watch=sizes.observe,
+  )  # fmt: skip
+  waiting.set_function(lambda: batcher.waiting)
+
+  @contextlib.asynccontextmanager
+  async def lifespan(app):
+    batcher.start()
+    yield
+    await batcher.close()
+
+  app = fastapi.FastAPI(title=f'bertjax: {name}', lifespan=lifespan)
+  app.add_middleware(BodyLimit, most=max_body, seconds=timeout)
+
+  @app.middleware('http')
+  async def watch(request, call_next):
+    start = time.perf_counter()
+    response = await call_next(request)
+    path = getattr(request.scope.get('route'), 'path', 'other')
+    requests.labels(path, response.status_code).inc()
+    seconds.labels(path).observe(time.perf_counter() - start)
+    return response
+
+  for kind, status in (
+    (ValueError, 400), (TextError, 422), (BusyError, 503), (TimeoutError, 504),
+  ):  # fmt: skip
+    app.add_exception_handler(kind, _handler(status))
+  app.add_exception_handler(fastapi.exceptions.RequestValidationError, _malformed)
+
+  async def ask(do, items, options):
+    for count in sorted({len(item) for item in items}):
+      calls.check(predictor, do, count, options)
+    asked = batcher.ask((do, *sorted(options.items())), items)
+    return await asyncio.wait_for(asked, timeout)
+
+  @app.post('/predict')
+  async def predict(question: Question):
+    """Answers texts."""
+    if question.do == 'nearest':
+      raise ValueError('nearest is not served; see `bertjax predict`.')
+    items = [(item,) if isinstance(item, str) else tuple(item) for item in question.inputs]
+    options = question.model_dump(exclude={'do', 'inputs'}, exclude_none=True)
+    return {'results': await ask(question.do, items, options)}
+
+  @app.post('/embed')
+  async def embed(question: EmbedQuestion):
+    """Unit vectors of texts."""
+    items = [(text,) for text in question.inputs]
+    return {'embeddings': await ask('embed', items, {'pooling': question.pooling})}
+
+  @app.get('/explain', response_class=HTMLResponse)
+  async def explain(text: str, pair: str = ''):
+    """A page on one text: attention, layers, attributions."""
+    [page] = await asyncio.wait_for(batcher.ask(('explain',), [(text, pair)]), timeout)
+    return page
+
+  @app.get('/healthz')
+  async def healthz():
+    """The model, and what can be asked of it."""
+    return {'status': 'ok', 'model': name, 'calls': _available(predictor)}
+
+  @app.get('/metrics', response_class=PlainTextResponse)
+  async def metrics():
+    """Counts and times, for Prometheus."""
+    return prometheus_client.generate_latest(registry).decode()
+
+  @app.get('/', response_class=HTMLResponse, include_in_schema=False)
+  async def demo():
+    return (pathlib.Path(attributions.__file__).parent / 'demo.html').read_text('utf-8')
+
+  return app
+
+
+def _available(predictor: Predictor) -> list[str]:
+  heads = {'', *predictor.forward.params}
+  return [do for do, (head, *_) in calls.CALLS.items() if head in heads and do != 'nearest']
+
+
+def _answer(predictor: Predictor, name: str, key: tuple, items: list) -> list:
+  """The result of each item, or the exception that tells why there is none."""
+  do, *options = key
+  if do == 'explain':
+    return [_explain(predictor, name, *item) for item in items]
+  answers = calls.call_each(predictor, do, items, dict(options))
+  return [TextError(a['error']) if 'error' in a else a['result'] for a in answers]
+
+
+def _explain(predictor, name, text, pair):
+  try:
+    return attributions.to_html(attributions.explain(predictor, text, pair), name)
+  except ValueError as error:
+    return TextError(str(error))
+
+
+def _handler(status: int):
+  async def respond(request, error):
+    sentence = str(error) or 'the answer took too long; send fewer or shorter texts.'
+    headers = {'retry-after': '1'} if status == 503 else None
+    return JSONResponse({'detail': sentence}, status, headers)
+
+  return respond
+
+
+async def _malformed(request, error):
+  """FastAPI's own answer would repeat the input, which may not even be encodable."""
+  told = [f'{".".join(map(str, e["loc"]))}: {e["msg"]}' for e in error.errors()[:3]]
+  return JSONResponse({'detail': '; '.join(told)}, 422)
+
+
+def compile_all(predictor: Predictor) -> None:
+  """Answers made-up texts of all lengths, so that no real ones wait for a compiler."""
+  _log.info('compiling; --warm_up=0 leaves it to the first texts')
+  tokenizer = predictor.tokenizer
+  word = tokenizer.vocab[int(np.flatnonzero(tokenizer.word_starts)[-1])].lstrip('\u2581')
+  for do in set(_available(predictor)) - {'infill', 'score', 'correct', 'summarise'}:
+    for length in predictor.forward.lengths:
+      text = f'{tokenizer.vocab[tokenizer.mask_id]} ' + f'{word} ' * (length - 8)
+      item = (text, *[word] * (calls.CALLS[do][1] - 1))
+      for count in (1, 2):  # a text by itself has a program of its own
+        calls.call_each(predictor, do, [item[::-1] if do == 'answer' else item] * count, {})
+
+
+class BodyLimit:
+  """ASGI middleware: a request comes in whole, in time and not too large, or is refused."""
+
+  def __init__(self, app, most: int, seconds: float):
+    self.app, self.most, self.seconds = app, most, seconds
+
+  async def __call__(self, scope, receive, send):
+    if scope['type'] != 'http':
+      await self.app(scope, receive, send)
+      return
+    try:
+      body, size = await asyncio.wait_for(self._read(receive), self.seconds)
+    except TimeoutError:
+      refusal = JSONResponse({'detail': 'the request came too slowly.'}, 408)
+      await refusal(scope, receive, send)
+      return
+    if size > self.most:
+      sentence = f'a request may have {self.most} bytes, got {size}; send several.'
+      await JSONResponse({'detail': sentence}, 413)(scope, receive, send)
+      return
+    message = [{'type': 'http.request', 'body': body, 'more_body': False}]
+
+    async def replay():
+      return message.pop() if message else await receive()
+
+    await self.app(scope, replay, send)
+
+  async def _read(self, receive) -> tuple[bytes, int]:
+    """The body as far as it is allowed, and its size; read to its end, for only then do clients
+    read the answer."""
+    body, size, more = [], 0, True
+    while more:
+      message = await receive()
+      part, more = message.get('body', b''), message.get('more_body', False)
+      size += len(part)
+      if size <= self.most:
+        body.append(part)
+    return b''.join(body), size

@@ -1,0 +1,202 @@
+"""`bertjax predict`: files in order, in bounded memory, resumable; mistakes end in a sentence."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from bertjax.__main__ import main
+from bertjax.data.tokenizer import Tokenizer
+from bertjax.inference import calls, streams
+from bertjax.inference.predictor import Predictor
+from bertjax.interop.directory import save_model
+from tests.test_predictor import model
+
+pa = pytest.importorskip('pyarrow')
+from pyarrow import parquet  # noqa: E402
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory, vocab):
+  """A model directory with a classification head."""
+  folder = tmp_path_factory.mktemp('model')
+  config, params, tokenizer = model(vocab, 'classification')
+  save_model(folder, config, params, tokenizer, labels=['bad', 'good'])
+  return folder
+
+
+@pytest.fixture(scope='module')
+def texts():
+  """Texts of many lengths; one is blank and one too long."""
+  rng = np.random.default_rng(0)
+  words = ['the', 'name', 'of', 'a, "class"', 'or', 'naïve']
+  made = [' '.join(rng.choice(words, n)) for n in rng.integers(1, 9, 60)]
+  return [*made[:20], '', *made[20:40], 'the ' * 60, *made[40:]]
+
+
+def predict(folder, path, out, *more):
+  return main(['predict', f'--model={folder}', '--do=classify', f'--input={path}',
+               f'--output={out}', '--batch_size=4', *more])  # fmt: skip
+
+
+def lines(path):
+  return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope='module')
+def answered(tmp_path_factory, folder, texts):
+  """The answers to a text file."""
+  path = tmp_path_factory.mktemp('answered')
+  (path / 'in.txt').write_text(''.join(text + '\n' for text in texts))
+  assert predict(folder, path / 'in.txt', path / 'out.jsonl') == 0
+  return path
+
+
+def test_rows_keep_their_order_and_bad_ones_tell_why(answered, folder, texts):
+  found = lines(answered / 'out.jsonl')
+  assert len(found) == len(texts)
+  assert found[20] == {'error': 'a text is empty.'}
+  assert found[41]['error'] == 'the text has 62 tokens, the model takes at most 48.'
+  predictor = Predictor.from_dir(folder, batch_size=4)
+  for number in (0, 19, 21, 40, 42, 61):
+    scores = predictor.classify(texts[number]).scores
+    assert found[number]['result']['scores'] == pytest.approx(scores, abs=1e-5)
+    assert found[number]['result']['labels'] == [max(scores, key=scores.get)]
+  assert sorted(p.name for p in answered.iterdir()) == ['in.txt', 'out.jsonl']
+
+
+def test_every_format_gives_the_same_lines(answered, folder, texts, tmp_path):
+  rows = [{'id': i, 'body': text} for i, text in enumerate(texts)]
+  (tmp_path / 'a.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+  quoted = [f'{i},"{text.replace(chr(34), chr(34) * 2)}"' for i, text in enumerate(texts)]
+  (tmp_path / 'a.csv').write_text('\ufeff' + '\r\n'.join(['id,body', *quoted]) + '\r\n')
+  (tmp_path / 'a.tsv').write_text(
+    '\n'.join(['id\tbody', *(f'{i}\t{t}' for i, t in enumerate(texts))])
+  )
+  parquet.write_table(pa.Table.from_pylist(rows), tmp_path / 'a.parquet', row_group_size=7)
+  for kind in ('jsonl', 'csv', 'tsv', 'parquet'):
+    out = tmp_path / f'{kind}.jsonl'
+    assert predict(folder, tmp_path / f'a.{kind}', out, '--columns=body') == 0
+    assert out.read_bytes() == (answered / 'out.jsonl').read_bytes(), kind
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path, monkeypatch):
+  monkeypatch.setattr(streams, 'CHUNK', 10)
+  path, out, seen = tmp_path / 'in.txt', tmp_path / 'out.jsonl', []
+  path.write_text('\n'.join(str(i) for i in range(57)))
+
+  def answer(items, stop=99):
+    seen.append(len(items))
+    if int(items[0][0]) >= stop:
+      raise KeyboardInterrupt
+    return [{'result': text} for (text,) in items]
+
+  with pytest.raises(KeyboardInterrupt):
+    streams.answer_file(lambda items: answer(items, 30), path, out, ['text'], {'do': 'x'})
+  part = tmp_path / 'out.jsonl.part'
+  with part.open('ab') as file:
+    file.write(b'{"result": "30"}\n{"res')  # a torn line
+  with pytest.raises(ValueError, match=r'begun with other settings \(do\); delete it'):
+    streams.answer_file(answer, path, out, ['text'], {'do': 'y'})
+  seen.clear()
+  assert streams.answer_file(answer, path, out, ['text'], {'do': 'x'}) == 57
+  assert seen == [10, 10, 7]  # 30..56, in chunks: neither all at once nor anything twice
+  assert [line['result'] for line in lines(out)] == [str(i) for i in range(57)]
+  assert sorted(p.name for p in tmp_path.iterdir()) == ['in.txt', 'out.jsonl']
+  with pytest.raises(ValueError, match='is there already'):
+    streams.answer_file(answer, path, out, ['text'], {'do': 'x'})
+
+
+def test_the_reader_holds_no_more_than_a_chunk(tmp_path, monkeypatch):
+  monkeypatch.setattr(streams, 'CHUNK', 10)
+  path, most = tmp_path / 'in.jsonl', []
+  path.write_text('\n'.join(json.dumps({'text': str(i)}) for i in range(100)))
+  streams.answer_file(
+    lambda items: most.append(len(items)) or [0] * len(items), path, tmp_path / 'o.jsonl',
+    ['text'], {},
+  )  # fmt: skip
+  assert most == [10] * 10
+
+
+@pytest.mark.parametrize(
+  ('name', 'content', 'message'),
+  [
+    ('a.xlsx', b'', r'files of texts end in .txt, .csv'),
+    ('a.csv', b'id,body\n1,x\n', r"a.csv, row 1: no column 'text'; it has \['body', 'id'\]"),
+    ('a.jsonl', b'{"text": "x"}\n{"text": 3}\n', r"row 2: column 'text' holds no text: 3"),
+    ('a.jsonl', b'{"text": "x"}\n{', r'a.jsonl, behind row 1: '),
+    ('a.jsonl', b'[1]', r'a line must hold a JSON object'),
+    ('a.txt', b'fine\n\xff\xfe\n', r'a.txt, behind row 0: .*decode byte 0xff'),
+    ('a.parquet', b'none', r'a.parquet is no Parquet file'),
+    ('a.csv', b'text\n"open', r'a.csv, behind row 0: unexpected end of data'),
+  ],
+)
+def test_broken_files_are_named_with_the_row(tmp_path, name, content, message):
+  (tmp_path / name).write_bytes(content)
+  with pytest.raises(ValueError, match=message):
+    list(streams.read_items(tmp_path / name, ['text']))
+
+
+def test_a_txt_file_has_one_column(tmp_path):
+  with pytest.raises(ValueError, match=r'a .txt file has one text a line'):
+    list(streams.read_items(tmp_path / 'a.txt', ['a', 'b']))
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    ([], 'predict needs --model=DIR, --do=WHAT'),
+    (['--do=tag', '--text=a'], 'needs a model with a tagging head; this one has the heads class'),
+    (['--do=tags', '--text=a'], "there is no 'tags'; choose from fill_mask"),
+    (['--do=answer', '--text=a'], 'needs a model with a span head'),
+    (['--do=embed', '--text=a', '--top_k=3'], "embed has no option 'top_k'; it has pooling"),
+    (['--do=embed', '--text=a', '--pooling=max'], "pooling must be one of ('mean',"),
+    (['--do=embed', '--text='], 'predict needs --model=DIR'),
+    (['--do=embed', '--text= '], 'a text is empty'),
+    (['--do=nearest', '--text=a'], 'nearest, and only nearest, needs --corpus'),
+    (['--do=embed', '--input=no.txt', '--output=o.jsonl'], 'no file no.txt'),
+    (['--do=embed', '--input=no.txt', '--output=o.csv'], 'must be a local file that ends in'),
+    (['--do=embed', '--text=a', '--long=cut'], "long must be 'refuse' or 'window', got 'cut'"),
+  ],
+)
+def test_mistakes_end_in_a_sentence(folder, capsys, arguments, message):
+  assert main(['predict', f'--model={folder}', *arguments]) == 2
+  error = capsys.readouterr().err
+  assert message in error and 'Traceback' not in error
+
+
+def test_every_call_is_answered_in_plain_json(vocab):
+  tokenizer = Tokenizer.from_file(vocab)
+  items = {
+    'answer': ('the name?', 'the name of a class'), 'choose': ('a', 'b', 'c'),
+    'next_sentence': ('a', 'b'), 'fill_mask': ('a [MASK]',), 'infill': ('a [MASK]',),
+  }  # fmt: skip
+  heads = ('mlm', 'nsp', 'classification', 'span', 'choice')
+  full = Predictor(*model(vocab, *heads), batch_size=4)
+  tagger = Predictor(*model(vocab, 'tagging'), batch_size=4)
+  assert full.tokenizer.vocab == tokenizer.vocab
+  for do in calls.CALLS:
+    item = items.get(do, ('the name of a class.',))
+    options = {'corpus': ['a', 'b']} if do == 'nearest' else {}
+    predictor = tagger if do == 'tag' else full
+    calls.check(predictor, do, len(item), options)
+    [one] = calls.call(predictor, do, [item], options)
+    assert json.loads(json.dumps(one, allow_nan=False)) == one, do
+  with pytest.raises(ValueError, match='choose takes 3 to 100 texts for each item, got 1'):
+    calls.check(full, 'choose', 1, {})
+
+
+def test_predicting_needs_no_tensorflow(folder, tmp_path):
+  code = (
+    'import sys; sys.modules["tensorflow"] = None\n'
+    'from bertjax.__main__ import main\n'
+    f'sys.exit(main(["predict", "--model={folder}", "--do=nearest", "--text=the name", '
+    f'"--corpus={tmp_path}/faq.txt", "--top_k=1"]))'
+  )
+  (tmp_path / 'faq.txt').write_text('a class\nthe name\n')
+  done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  [hit] = json.loads(done.stdout)
+  assert (hit['number'], hit['text']) == (1, 'the name')
