@@ -5,6 +5,7 @@ import itertools
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import NamedSharding, PartitionSpec
 
 from bertjax import pretrain
@@ -13,6 +14,16 @@ from bertjax.training import distributed, loop
 from bertjax.training import mesh as mesh_lib
 from bertjax.training.checkpoint import Checkpoints
 from bertjax.training.log import read_metrics
+
+
+@pytest.fixture(scope='module', autouse=True)
+def compiled_once(tmp_path_factory):
+  """The runs here share their compiled programs, by the cache that `compile_cache` names."""
+  folder = tmp_path_factory.mktemp('xla')
+  jax.config.update('jax_compilation_cache_dir', str(folder))
+  yield folder
+  jax.config.update('jax_compilation_cache_dir', None)
+  compilation_cache.reset_cache()
 
 
 def config_of(rows, **fields):

@@ -39,6 +39,12 @@ def test_the_log_tells_padding_and_whether_the_input_or_the_device_was_slow(run_
     assert (row['input_stall'] > 0.8) == (wait > 0) and (row['input_stall'] < 0.2) == (work > 0)
 
 
+def test_lines_are_logged_while_batches_are_read(run_log, tmp_path):
+  for i, _ in enumerate(run_log.watched(batches(4, 0.01))):
+    run_log.train(i + 1, {'loss': 1.0}, 0.01, 1)
+  assert logged(tmp_path)['step_ms_p50'] > 9
+
+
 def test_goodput_counts_what_is_no_training_as_lost(run_log, tmp_path):
   time.sleep(0.5)  # an evaluation, a save
   begun = time.perf_counter()

@@ -84,12 +84,13 @@ class RunLog:
     before = time.perf_counter()
     for batch in batches:
       now = time.perf_counter()
-      self._stalls.append(now - before)
+      waited = now - before
+      self._stalls.append(waited)
       if 'segment_ids' in batch:
         self._padding.append(float((batch['segment_ids'] == 0).mean()))
       yield batch
       before = time.perf_counter()
-      self._times.append(before - now + self._stalls[-1])
+      self._times.append(before - now + waited)
 
   def _facts(self, seconds: float, steps: int) -> dict:
     """How the machine did since the last line: what `watched` saw, MFU, memory, goodput."""
