@@ -124,9 +124,9 @@ def test_sigterm_to_one_stops_all_at_one_step_and_fewer_go_on(single, tmp_path, 
 
 
 FAULTS = [  # action, whom it hits, at which step
-  ('kill 1 12', (1,)),
-  ('kill 0 12', (0,)),
-  ('kill 0,1 12', (0, 1)),
+  ('kill 1 18', (1,)),
+  ('kill 0 18', (0,)),
+  ('kill 0,1 18', (0, 1)),
   ('save 1 12', (1,)),
   ('save 0,1 12', (0, 1)),
 ]
@@ -139,8 +139,10 @@ def test_after_a_kill_the_same_command_continues_bitwise(tmp_path, tiny_rows, fa
   codes, errors = finish(launch(folder, tiny_rows, 2, fault=fault))
   assert all(codes[i] == -signal.SIGKILL for i in hit) and 0 not in codes, errors
   kept = checkpoint_steps(folder)[-1]
+  # At most the save interval is lost, or two if the newest was still being written.
+  assert max(losses(folder)) - kept <= 2 * FIELDS['save_every']
   run(folder, tiny_rows, 2)
-  assert min(batches(folder, 2)) == kept >= 6  # at most the save interval is lost
+  assert min(batches(folder, 2)) == kept
   assert losses(folder) == losses(whole)
   model = 'run/model/model.safetensors'
   assert (folder / model).read_bytes() == (whole / model).read_bytes()
