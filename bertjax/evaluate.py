@@ -34,13 +34,14 @@ FLAGS = {
   'model': ('', 'or a model directory'),
   'config': ('', 'with --model: a recipe, whose data section says what to evaluate on'),
   'split': ('', 'of a task: the split; empty takes data.dev'),
+  'out': ('', 'of a task: folder for the predictions in the official format'),
   'rows': (0, "held-out rows to read at most; 0 = the config's eval_rows"),
 }
 
 
 def run(
   config=None, *, workdir: str = '', model: str = '', which: str = 'best', rows: int = 0,
-  split: str = '',
+  split: str = '', out: str = '',
 ) -> dict[str, float]:  # fmt: skip
   """Evaluates, prints the metrics as JSON and returns them.
 
@@ -57,11 +58,11 @@ def run(
   if 'task' in config:
     if rows or which != 'best':
       raise ValueError('--rows and --which are for pre-training; a task has its best model.')
-    scores = finetune.evaluate(config, model or str(epath.Path(workdir) / 'model'), split)
+    scores = finetune.evaluate(config, model or str(epath.Path(workdir) / 'model'), split, out)
     print(json.dumps(scores, indent=2))
     return scores
-  if split:
-    raise ValueError(f'--split={split} is for tasks; pre-training has held-out rows alone.')
+  if split or out:
+    raise ValueError('--split and --out are for tasks; pre-training has held-out rows alone.')
   config = pretrain.make_phases(config)[-1].config
   rows = rows or config.eval_rows
   if rows < 1:

@@ -33,7 +33,7 @@ from bertjax.model import crf, encoder, heads, losses
 from bertjax.model.config import POOLED_HEADS
 from bertjax.tasks import batches, report, rows
 from bertjax.tasks import task as task_lib
-from bertjax.training import checkpoint, log, loop, optimizer, trials
+from bertjax.training import checkpoint, distributed, log, loop, optimizer, trials
 from bertjax.training import mesh as mesh_lib
 from bertjax.training import run as run_lib
 
@@ -42,7 +42,7 @@ _log = logging.getLogger(__name__)
 FLAGS = {
   'config': ('glue', 'a recipe: a file, or the name of one in configs/finetune; :WORDS vary it'),
   'workdir': ('', 'folder of the run; the same folder resumes it'),
-}
+} | distributed.FLAGS
 
 PROBLEMS = {
   'class': 'single_label_classification',
@@ -171,7 +171,7 @@ class Setup(NamedTuple):
     return len(self.columns['input_ids']) // self.task.choices
 
 
-def run(config, *, workdir: str) -> dict[str, float]:
+def run(config, *, workdir: str, **peers) -> dict[str, float]:
   """Fine-tunes, from a checkpoint in `workdir` if there is one; returns the best dev scores.
 
   Raises:
@@ -181,10 +181,12 @@ def run(config, *, workdir: str) -> dict[str, float]:
   """
   if not workdir or not config.init_from:
     raise ValueError('finetune needs --workdir=DIR and --config.init_from=MODEL.')
+  distributed.start(**peers)
   workdir = epath.Path(workdir)
   setup = set_up(config)
   identity = run_identity(setup)
   run_lib.check_same(workdir, identity)
+  distributed.agree('configuration', [identity, config.to_dict()])
   workdir.mkdir(parents=True, exist_ok=True)
   checkpoints = checkpoint.Checkpoints(
     workdir / 'checkpoints', keep=config.keep, best=setup.task.metric, highest=True
@@ -192,7 +194,8 @@ def run(config, *, workdir: str) -> dict[str, float]:
   state, shardings, meta = run_lib.start(
     state_maker(setup), setup.shard, checkpoints, functools.partial(load_params, setup)
   )
-  log.write_run(workdir / 'run.json', config.to_dict(), identity=identity)
+  if jax.process_index() == 0:
+    log.write_run(workdir / 'run.json', config.to_dict(), identity=identity)
   history = meta.get('evaluations', [])  # {'step', 'scores' of each trial}
   try:
     stopped_at = train(setup, state, shardings, checkpoints, workdir, identity, history)
@@ -207,6 +210,8 @@ def run(config, *, workdir: str) -> dict[str, float]:
 def set_up(config) -> Setup:
   """Reads and checks everything that a run needs."""
   task, runs = rows.make_task(config), trials.list_trials(config)
+  if len(runs) > 1 and jax.process_count() > 1:
+    raise ValueError(f'trials run in one process, got {jax.process_count()}; start it on one host.')
   mesh = trials.make_trials_mesh(len(runs)) if len(runs) > 1 else mesh_lib.make_mesh(**config.mesh)
   if len(runs) == 1:
     mesh_lib.check_batch_size(mesh, config.batch_size)
@@ -216,7 +221,8 @@ def set_up(config) -> Setup:
   columns = rows.training_columns(config, task, tokenizer)
   examples = task.read(config.data.dev)
   dev = rows.encode(task, examples, tokenizer, config.data.length, config.data.dev)
-  each = [batches.make_batches(config, task, columns, seed) for seed, _ in runs]
+  local = None if len(runs) > 1 else local_examples(config, mesh)
+  each = [batches.make_batches(config, task, columns, seed, local) for seed, _ in runs]
   steps = math.ceil(config.epochs * each[0].examples / config.batch_size)
   schedule = optimizer.unit_schedule(config.schedule, steps, round(config.warmup_share * steps))
   one = len(runs) == 1
@@ -226,6 +232,11 @@ def set_up(config) -> Setup:
     make_loss(config, bert, task, columns), make_transform(config, bert), schedule, columns,
     each[0] if one else batches.TrialBatches(each), examples, dev, steps,
   )  # fmt: skip
+
+
+def local_examples(config, mesh) -> np.ndarray:
+  """Which examples of a global batch this process brings."""
+  return mesh_lib.local_rows(mesh_lib.batch_sharding(mesh), config.batch_size)
 
 
 def make_model(config, task, encoder_config) -> heads.Bert:
@@ -338,7 +349,7 @@ def train(setup: Setup, state, shardings, checkpoints, workdir, identity, histor
     checkpoints.save(step, state, meta, scores)
 
   start = int(np.ravel(state.step)[0])
-  run_log = log.RunLog(workdir, steps=setup.steps, start=start)
+  run_log = log.RunLog(workdir, steps=setup.steps, start=start, active=jax.process_index() == 0)
   rows_of_step = config.batch_size * task.choices * len(setup.trials)
   run_log.tokens_per_step = rows_of_step * config.data.length
   loader = batches_lib.choose_loader(config.data.loader)
@@ -384,7 +395,8 @@ def make_predict(config, bert, task, mesh, many: bool = False):
   )  # fmt: skip
 
   def predict(params, encoded):
-    data = batches.make_batches(config, task, encoded.columns)
+    local = None if many else local_examples(config, mesh)
+    data = batches.make_batches(config, task, encoded.columns, local=local)
     stream = map(data.in_order, range(data.steps))
     if not many:
       stream = loop.to_device(stream, mesh, config.batch_size * task.choices)
@@ -430,12 +442,15 @@ def finish(setup: Setup, workdir, params, chosen: dict, history) -> dict[str, fl
   mesh = mesh_lib.make_mesh(**config.mesh)
   predict = make_predict(config, setup.bert, task, mesh)
   predictions, scores = score(task, setup.examples, setup.dev, predict, params)
-  task.write(workdir / 'predictions', config.data.dev, setup.examples, predictions)
-  if config.data.test in task.splits:
-    threshold = scores.get('best_f1_threshold', 0.0)
-    write_test(config, task, setup.tokenizer, predict, params, workdir, threshold)
+  told = [(config.data.dev, setup.examples, predictions)]
+  told += predict_test(setup, predict, params, scores.get('best_f1_threshold', 0.0))
+  params = distributed.host_copy(params)
+  if jax.process_index():
+    return scores
+  for split, examples, found in told:
+    task.write(workdir / 'predictions', split, examples, found)
   directory.save_model(
-    workdir / 'model', setup.bert.config, jax.device_get(params), setup.tokenizer,
+    workdir / 'model', setup.bert.config, params, setup.tokenizer,
     labels=task.labels, problem_type=PROBLEMS.get(task.kind, ''),
   )  # fmt: skip
   table = trials_table(setup, history) if setup.many else {}
@@ -462,16 +477,19 @@ def score(task, examples, encoded, predict, params):
   return predictions, scores | {'loss': loss[0]}
 
 
-def write_test(config, task, tokenizer, predict, params, workdir, threshold: float) -> None:
-  """Predicts the test split, which may be missing from the source."""
+def predict_test(setup: Setup, predict, params, threshold: float) -> list[tuple]:
+  """[(split, examples, predictions)] of the test split; [] where the source lacks it."""
+  config, task, split = setup.config, setup.task, setup.config.data.test
+  if split not in task.splits:
+    return []
   try:
-    examples = task.read(config.data.test)
+    examples = task.read(split)
   except (ValueError, OSError) as error:
-    _log.info('no predictions for %s: %s', config.data.test, error)
-    return
-  encoded = rows.encode(task, examples, tokenizer, config.data.length, config.data.test)
-  predictions = task.decode(examples, encoded, predict(params, encoded)[0][0], threshold)
-  task.write(workdir / 'predictions', config.data.test, examples, predictions)
+    _log.info('no predictions for %s: %s', split, error)
+    return []
+  encoded = rows.encode(task, examples, setup.tokenizer, config.data.length, split)
+  logits, _ = predict(params, encoded)
+  return [(split, examples, task.decode(examples, encoded, logits[0], threshold))]
 
 
 def trials_table(setup: Setup, history) -> dict:
@@ -491,8 +509,11 @@ def trials_table(setup: Setup, history) -> dict:
   return {'metric': task.metric, 'steps': [e['step'] for e in history]} | table
 
 
-def evaluate(config, model: str, split: str = '') -> dict[str, float]:
-  """Scores a model directory on a split of the config's task."""
+def evaluate(config, model: str, split: str = '', out: str = '') -> dict[str, float]:
+  """Scores a model directory on a split of the config's task; writes its predictions into `out`.
+
+  A split without labels gets no scores ({}), so it needs `out`.
+  """
   task, tokenizer = rows.make_task(config), directory.load_tokenizer(model)
   mesh = mesh_lib.make_mesh(**config.mesh)
   mesh_lib.check_batch_size(mesh, config.batch_size)
@@ -507,7 +528,14 @@ def evaluate(config, model: str, split: str = '') -> dict[str, float]:
   encoded = rows.encode(task, examples, tokenizer, config.data.length, split)
   names = {'encoder', task.head, *({'pooler'} & set(params))}
   params = jax.device_put({name: params[name] for name in names})
-  return score(task, examples, encoded, make_predict(config, bert, task, mesh), params)[1]
+  predict = make_predict(config, bert, task, mesh)
+  if examples[0].label is None and out:
+    predictions, scores = task.decode(examples, encoded, predict(params, encoded)[0][0]), {}
+  else:
+    predictions, scores = score(task, examples, encoded, predict, params)
+  if out:
+    task.write(out, split, examples, predictions)
+  return scores
 
 
 _SAME = ('task', 'init_from', 'fresh_head', 'redraw_layers', 'trained_layers', 'layer_decay',

@@ -125,6 +125,9 @@ def test_a_sentence_task_is_learnt_scored_written_and_saved(make, tmp_path):
   found = [line.split('\t')[1] for line in test[1:]]
   wanted = [str(label) for _, label in sentences(10, 3)]
   assert sum(a == b for a, b in zip(found, wanted, strict=True)) >= 9
+  flags = [f'--workdir={tmp_path}/run', '--split=test', f'--out={tmp_path}/again']
+  assert main(['evaluate', *flags]) == 0  # no labels, so predictions alone
+  assert (tmp_path / 'again' / 'SST-2.tsv').read_text().splitlines() == test
 
 
 @pytest.mark.parametrize(
@@ -235,7 +238,7 @@ def test_the_command_names_the_fields_of_fine_tuning(capsys):
   assert main(['finetune', '--help']) == 0
   text = capsys.readouterr().out
   assert '--config.warmup_share=0.1' in text and 'of the steps, from 0 to the peak' in text
-  assert 'Recipes: choice, glue, squad, tagging' in text
+  assert 'Recipes: choice, glue, squad, table, tagging' in text
   assert main(['finetune', '--config.epoch=3.0']) == 2
 
 

@@ -1,6 +1,10 @@
 """Ways to fine-tune: trials, length buckets, frozen and slower layers, early stop, own data."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
 import types
 
 import jax
@@ -263,3 +267,34 @@ def test_a_mistake_gets_one_sentence(own, tmp_path, changes, message):
   with pytest.raises(ValueError, match=message):
     finetune.run(own, workdir=str(tmp_path / 'run'))
   assert not (tmp_path / 'run').exists()
+
+
+def test_two_processes_fine_tune_as_one_does(own, tmp_path):
+  own.epochs = 1.0
+  finetune.run(own, workdir=str(tmp_path / 'one'))
+  with socket.create_server(('localhost', 0)) as server:
+    port = server.getsockname()[1]
+  flags = [
+    f'--config.{name}={value}'
+    for name, value in {
+      'init_from': own.init_from, 'data.source': own.data.source, 'data.files': own.data.files,
+      'data.options': own.data.options, 'data.length': 32, 'data.loader': 'threads',
+      'data.buckets': '12,20', 'batch_size': 8, 'epochs': 1.0, 'learning_rate': 2e-3,
+      'log_every': 1,
+    }.items()
+  ]  # fmt: skip
+  command = [sys.executable, '-m', 'bertjax', 'finetune', '--config=table', *flags,
+             f'--workdir={tmp_path}/two', f'--coordinator=localhost:{port}',
+             '--processes=2']  # fmt: skip
+  environment = os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=2'}
+  processes = [
+    subprocess.Popen(
+      [*command, f'--process={i}'], env=environment, stderr=subprocess.PIPE, text=True
+    )
+    for i in range(2)
+  ]
+  errors = [process.communicate(timeout=600)[1] for process in processes]
+  assert [process.returncode for process in processes] == [0, 0], errors[0][-2000:]
+  one, two = ([r for r in read_metrics(tmp_path / d) if 'loss' in r] for d in ('one', 'two'))
+  assert [r['loss'] for r in two] == pytest.approx([r['loss'] for r in one], rel=1e-4)
+  assert (tmp_path / 'two' / 'predictions').exists() and (tmp_path / 'two' / 'model').exists()

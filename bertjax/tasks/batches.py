@@ -100,7 +100,7 @@ class TrialBatches:
     return {name: np.stack([part[name] for part in parts]) for name in parts[0]}
 
 
-def make_batches(config, task, columns, seed: int = 0) -> TaskBatches:
+def make_batches(config, task, columns, seed: int = 0, local=None) -> TaskBatches:
   """Batches of encoded rows as the config wants them."""
   try:
     lengths = tuple(sorted(int(n) for n in config.data.buckets.split(',') if n))
@@ -109,7 +109,7 @@ def make_batches(config, task, columns, seed: int = 0) -> TaskBatches:
   over_padding = config.span_over_padding and task.kind == 'span'
   return TaskBatches(
     columns, config.batch_size, seed, task.choices, () if over_padding else lengths,
-    tags=task.kind == 'tags',
+    tags=task.kind == 'tags', local=local,
   )  # fmt: skip
 
 
