@@ -59,7 +59,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> M
   if free:
     sizes[free[0]] = len(devices) // fixed
   # TPU slices that a data centre's network joins: only gradients may cross it.
-  slices = len({d.slice_index for d in devices if d.platform == 'tpu'})
+  slices = len({getattr(d, 'slice_index', 0) for d in devices if d.platform == 'tpu'})
   if slices > 1:
     if sizes['data'] % slices:
       raise ValueError(
