@@ -237,8 +237,9 @@ class Watch:
       try:
         found = self._client.key_value_dir_get('bertjax/')
         notes |= {int(key.rsplit('/', 1)[1]): json.loads(note) for key, note in found}
-      except Exception as error:
-        return f'process 0 does not answer ({str(error).splitlines()[0]})'
+      except Exception:  # it has ended: what this one waited for is all that is known
+        step, doing, host = notes[self._process]
+        return f'process 0 has gone, process {self._process} on {host} is {doing} at step {step}'
     first = min(step for step, _, _ in notes.values())
     behind = {i: note for i, note in notes.items() if note[0] == first}
     busy = {i: note for i, note in behind.items() if not note[1].startswith('waiting')}
