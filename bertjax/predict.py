@@ -1,6 +1,7 @@
 """Predict: a model's answers to a text, or to all texts of a file.
 
   bertjax predict --model=DIR --do=classify --text="A fine film."
+  bertjax predict --model=DIR --do=answer --text="Who came?" --pair="Ada came, with a friend."
   bertjax predict --model=DIR --do=embed --input=texts.csv --columns=body --output=vectors.jsonl
   bertjax predict --model=DIR --do=answer --input=q.csv --columns=question,context --output=a.jsonl
 
@@ -30,7 +31,8 @@ _log = logging.getLogger(__name__)
 FLAGS = {
   'model': ('', 'a model directory, a folder of another library, or a hub name'),
   'do': ('', 'what to predict: ' + ', '.join(calls.CALLS)),
-  'text': ('', 'the text to predict; or'),
+  'text': ('', 'the text to predict, or the first of'),
+  'pair': ('', 'two; or'),
   'input': ('', 'a file of them'),
   'columns': ('text', 'the columns of its texts, joined by commas'),
   'output': ('', 'the .jsonl file to write'),
@@ -45,15 +47,16 @@ FLAGS = {
 
 
 def run(
-  *, model: str, do: str, text: str = '', input: str = '', columns: str = 'text', output: str = '',
-  corpus: str = '', long: str = 'refuse', batch_size: int = 32, **options,
+  *, model: str, do: str, text: str = '', pair: str = '', input: str = '', output: str = '',
+  columns: str = 'text', corpus: str = '', long: str = 'refuse', batch_size: int = 32, **options,
 ) -> None:  # fmt: skip
   """Predicts; prints the answer to `text`, or writes those to a file.
 
   Raises:
     ValueError: if the flags, the model or the files do not fit one another.
   """
-  if not model or not do or bool(text) == bool(input) or bool(input) != bool(output):
+  asked = tuple(map(bool, (text or pair, input, output)))
+  if not (model and do) or asked not in ((True, False, False), (False, True, True)):
     raise ValueError(
       'predict needs --model=DIR, --do=WHAT, and --text=TEXT or --input=FILE with --output=FILE.'
     )
@@ -63,14 +66,15 @@ def run(
   options = {name: value for name, value in options.items() if value}
   names = columns.split(',')
   given = options | ({'corpus': corpus} if corpus else {})
-  calls.check(predictor, do, 1 if text else len(names), given)
+  item = (text, pair) if pair else (text,)
+  calls.check(predictor, do, len(names) if input else len(item), given)
   settings = given | {'model': model, 'do': do, 'columns': names, 'long': long,
                       'batch_size': batch_size}  # fmt: skip
   if corpus:
     found = [texts[0] for texts in streams.read_items(corpus, names)]
     options['corpus'] = predictor.index(found, options.get('pooling', 'mean'))
-  if text:
-    [answer] = calls.call(predictor, do, [(text,)], options)
+  if not input:
+    [answer] = calls.call(predictor, do, [item], options)
     print(json.dumps(answer, ensure_ascii=False, indent=2))
     return
   count = streams.answer_file(

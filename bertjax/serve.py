@@ -115,110 +115,127 @@ def make_app(
   """The ASGI application; see FLAGS."""
   if queue < 1 or wait_ms < 0 or timeout <= 0 or max_body < 1:
     raise ValueError('--queue, --timeout and --max_body must be above 0, --wait_ms not below.')
-  registry = prometheus_client.CollectorRegistry()
-  requests = prometheus_client.Counter(
-    'bertjax_requests', 'Requests', ['path', 'status'], registry=registry
-  )
-  seconds = prometheus_client.Histogram(
-    'bertjax_request_seconds', 'Seconds to the answer', ['path'], registry=registry
-  )
-  sizes = prometheus_client.Histogram(
-    'bertjax_batch_texts', 'Texts of a call', buckets=(1, 2, 4, 8, 16, 32, 64), registry=registry
-  )
-  waiting = prometheus_client.Gauge('bertjax_waiting_texts', 'Texts that wait', registry=registry)
-  batcher = Batcher(
-    lambda key, items: _answer(predictor, name, key, items), batch=predictor.forward.batch_size,
-    queue=queue, wait=wait_ms / 1000, watch=sizes.observe,
-  )  # fmt: skip
-  waiting.set_function(lambda: batcher.waiting)
-
-  @contextlib.asynccontextmanager
-  async def lifespan(app):
-    batcher.start()
-    yield
-    await batcher.close()
-
-  app = fastapi.FastAPI(title=f'bertjax: {name}', lifespan=lifespan)
+  service = Service(predictor, name, queue, wait_ms / 1000, timeout)
+  app = fastapi.FastAPI(title=f'bertjax: {name}', lifespan=service.lifespan)
   app.add_middleware(BodyLimit, most=max_body, seconds=timeout)
-
-  @app.middleware('http')
-  async def watch(request, call_next):
-    start = time.perf_counter()
-    response = await call_next(request)
-    path = getattr(request.scope.get('route'), 'path', 'other')
-    requests.labels(path, response.status_code).inc()
-    seconds.labels(path).observe(time.perf_counter() - start)
-    return response
-
+  app.middleware('http')(service.watch)
+  app.post('/predict')(service.predict)
+  app.post('/embed')(service.embed)
+  app.get('/explain', response_class=HTMLResponse)(service.explain)
+  app.get('/healthz')(service.healthz)
+  app.get('/metrics', response_class=PlainTextResponse)(service.metrics)
+  app.get('/', response_class=HTMLResponse, include_in_schema=False)(service.demo)
   for kind, status in (
     (ValueError, 400), (TextError, 422), (BusyError, 503), (TimeoutError, 504),
   ):  # fmt: skip
     app.add_exception_handler(kind, _handler(status))
   app.add_exception_handler(fastapi.exceptions.RequestValidationError, _malformed)
+  return app
 
-  async def ask(do, items, options):
-    for count in sorted({len(item) for item in items}):
-      calls.check(predictor, do, count, options)
-    asked = batcher.ask((do, *sorted(options.items())), items)
-    return await asyncio.wait_for(asked, timeout)
 
-  @app.post('/predict')
-  async def predict(question: Question):
+class Service:
+  """What the addresses answer.
+
+  Args:
+    predictor: the model.
+    name: its name.
+    queue: texts that wait at most.
+    wait: seconds for which a text waits for others.
+    timeout: seconds until a caller is given up.
+  """
+
+  def __init__(self, predictor: Predictor, name: str, queue: int, wait: float, timeout: float):
+    self._predictor, self._name, self._timeout = predictor, name, timeout
+    self._registry = registry = prometheus_client.CollectorRegistry()
+    self._requests = prometheus_client.Counter(
+      'bertjax_requests', 'Requests', ['path', 'status'], registry=registry
+    )
+    self._seconds = prometheus_client.Histogram(
+      'bertjax_request_seconds', 'Seconds to the answer', ['path'], registry=registry
+    )
+    sizes = prometheus_client.Histogram(
+      'bertjax_batch_texts', 'Texts of a call', buckets=(1, 2, 4, 8, 16, 32, 64), registry=registry
+    )
+    waiting = prometheus_client.Gauge('bertjax_waiting_texts', 'Texts that wait', registry=registry)
+    self._batcher = Batcher(
+      self._answer, batch=predictor.forward.batch_size, queue=queue, wait=wait,
+      watch=sizes.observe,
+    )  # fmt: skip
+    waiting.set_function(lambda: self._batcher.waiting)
+
+  @contextlib.asynccontextmanager
+  async def lifespan(self, app):
+    """Answers between start and end."""
+    self._batcher.start()
+    yield
+    await self._batcher.close()
+
+  async def watch(self, request: fastapi.Request, call_next):
+    """Counts requests and their times."""
+    start = time.perf_counter()
+    response = await call_next(request)
+    path = getattr(request.scope.get('route'), 'path', 'other')
+    self._requests.labels(path, response.status_code).inc()
+    self._seconds.labels(path).observe(time.perf_counter() - start)
+    return response
+
+  async def predict(self, question: Question):
     """Answers texts."""
     if question.do == 'nearest':
       raise ValueError('nearest is not served; see `bertjax predict`.')
     items = [(item,) if isinstance(item, str) else tuple(item) for item in question.inputs]
     options = question.model_dump(exclude={'do', 'inputs'}, exclude_none=True)
-    return {'results': await ask(question.do, items, options)}
+    return {'results': await self._ask(question.do, items, options)}
 
-  @app.post('/embed')
-  async def embed(question: EmbedQuestion):
+  async def embed(self, question: EmbedQuestion):
     """Unit vectors of texts."""
     items = [(text,) for text in question.inputs]
-    return {'embeddings': await ask('embed', items, {'pooling': question.pooling})}
+    return {'embeddings': await self._ask('embed', items, {'pooling': question.pooling})}
 
-  @app.get('/explain', response_class=HTMLResponse)
-  async def explain(text: str, pair: str = ''):
+  async def explain(self, text: str, pair: str = ''):
     """A page on one text: attention, layers, attributions."""
-    [page] = await asyncio.wait_for(batcher.ask(('explain',), [(text, pair)]), timeout)
+    [page] = await self._wait(('explain',), [(text, pair)])
     return page
 
-  @app.get('/healthz')
-  async def healthz():
+  async def healthz(self):
     """The model, and what can be asked of it."""
-    return {'status': 'ok', 'model': name, 'calls': _available(predictor)}
+    return {'status': 'ok', 'model': self._name, 'calls': _available(self._predictor)}
 
-  @app.get('/metrics', response_class=PlainTextResponse)
-  async def metrics():
+  async def metrics(self):
     """Counts and times, for Prometheus."""
-    return prometheus_client.generate_latest(registry).decode()
+    return prometheus_client.generate_latest(self._registry).decode()
 
-  @app.get('/', response_class=HTMLResponse, include_in_schema=False)
-  async def demo():
+  async def demo(self):
+    """The page to try it."""
     return (pathlib.Path(attributions.__file__).parent / 'demo.html').read_text('utf-8')
 
-  return app
+  async def _ask(self, do: str, items: list, options: dict) -> list:
+    for count in sorted({len(item) for item in items}):
+      calls.check(self._predictor, do, count, options)
+    return await self._wait((do, *sorted(options.items())), items)
+
+  async def _wait(self, key: tuple, items: list) -> list:
+    return await asyncio.wait_for(self._batcher.ask(key, items), self._timeout)
+
+  def _answer(self, key: tuple, items: list) -> list:
+    """The result of each item, or the exception that tells why there is none."""
+    do, *options = key
+    if do == 'explain':
+      return [self._explain(*item) for item in items]
+    answers = calls.call_each(self._predictor, do, items, dict(options))
+    return [TextError(a['error']) if 'error' in a else a['result'] for a in answers]
+
+  def _explain(self, text: str, pair: str):
+    try:
+      found = attributions.explain(self._predictor, text, pair)
+      return attributions.to_html(found, self._name)
+    except ValueError as error:
+      return TextError(str(error))
 
 
 def _available(predictor: Predictor) -> list[str]:
   heads = {'', *predictor.forward.params}
   return [do for do, (head, *_) in calls.CALLS.items() if head in heads and do != 'nearest']
-
-
-def _answer(predictor: Predictor, name: str, key: tuple, items: list) -> list:
-  """The result of each item, or the exception that tells why there is none."""
-  do, *options = key
-  if do == 'explain':
-    return [_explain(predictor, name, *item) for item in items]
-  answers = calls.call_each(predictor, do, items, dict(options))
-  return [TextError(a['error']) if 'error' in a else a['result'] for a in answers]
-
-
-def _explain(predictor, name, text, pair):
-  try:
-    return attributions.to_html(attributions.explain(predictor, text, pair), name)
-  except ValueError as error:
-    return TextError(str(error))
 
 
 def _handler(status: int):

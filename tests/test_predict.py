@@ -155,6 +155,8 @@ def test_a_txt_file_has_one_column(tmp_path):
     (['--do=embed', '--text=a', '--pooling=max'], "pooling must be one of ('mean',"),
     (['--do=embed', '--text='], 'predict needs --model=DIR'),
     (['--do=embed', '--text= '], 'a text is empty'),
+    (['--do=embed', '--text=a', '--pair=b'], 'embed takes one text for each item, got 2'),
+    (['--do=classify', '--pair=b'], 'a text is empty'),
     (['--do=nearest', '--text=a'], 'nearest, and only nearest, needs --corpus'),
     (['--do=embed', '--input=no.txt', '--output=o.jsonl'], 'no file no.txt'),
     (['--do=embed', '--input=no.txt', '--output=o.csv'], 'must be a local file that ends in'),
@@ -165,6 +167,14 @@ def test_mistakes_end_in_a_sentence(folder, capsys, arguments, message):
   assert main(['predict', f'--model={folder}', *arguments]) == 2
   error = capsys.readouterr().err
   assert message in error and 'Traceback' not in error
+
+
+def test_a_pair_is_answered_on_the_spot(folder, capsys):
+  arguments = ['--do=classify', '--text=the name', '--pair=of a class', '--batch_size=4']
+  assert main(['predict', f'--model={folder}', *arguments]) == 0
+  found = json.loads(capsys.readouterr().out)
+  expected = Predictor.from_dir(folder).classify('the name', 'of a class')
+  assert found['scores'] == pytest.approx(expected.scores, abs=1e-5)
 
 
 def test_every_call_is_answered_in_plain_json(vocab):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from bertjax.data.tokenizer import Tokenizer
+from bertjax.inference import masks
 from bertjax.inference.forward import LENGTHS
 from bertjax.inference.predictor import Predictor
 from bertjax.interop.directory import save_model
@@ -101,14 +102,18 @@ def test_many_masks_are_filled_each_by_itself(mlm):
 
 
 def test_infill_takes_the_surest_mask_first(mlm):
-  ids = mlm.tokenizer.encode(['the [MASK] of [MASK] is [MASK].'])[0]
+  text = 'the [MASK] of ' + '[MASK] ' * 9  # more than a row asks about
+  ids = mlm.tokenizer.encode([text])[0]
   while mlm.tokenizer.mask_id in ids:
     places = [i for i, token in enumerate(ids) if token == mlm.tokenizer.mask_id]
     logs = [log_probs(mlm, ids, place) for place in places]
     surest = max(range(len(places)), key=lambda i: logs[i].max())
     ids[places[surest]] = int(logs[surest].argmax())
-  texts = ['the [MASK] of [MASK] is [MASK].', 'no mask']
-  assert mlm.infill(texts) == [mlm.tokenizer.decode(ids), 'no mask']
+  assert mlm.infill([text, 'no mask']) == [mlm.tokenizer.decode(ids), 'no mask']
+
+
+def tokens(predictor, text):
+  return predictor.tokenizer.encode([text])[0]
 
 
 def test_corrections_are_likelier_words_in_the_place_of_a_word(mlm):
@@ -120,11 +125,16 @@ def test_corrections_are_likelier_words_in_the_place_of_a_word(mlm):
     for fill in item.replacements:
       assert fill.text == text[: item.start] + fill.token + text[item.end :]
       assert fill.token.isalpha() and fill.probability >= 1e-9 * item.probability
-  [ids], [the] = mlm.tokenizer.encode([text]), [c for c in found if c.word == 'the']
-  token = mlm.tokenizer.vocab.index('the')
-  assert the.probability == pytest.approx(
-    np.exp(log_probs(mlm, ids, ids.index(token))[token]), rel=1e-3
-  )
+  ids, words = tokens(mlm, text), masks.words_of(mlm.tokenizer, tokens(mlm, text))
+  assert any(end - first > 1 for first, end in words[:5])
+  for item, (first, end) in zip(found, words[:2] + words[2:3] + words[4:6], strict=True):
+    whole = [*ids[:first], *[mlm.tokenizer.mask_id] * (end - first), *ids[end:]]
+    logs = [log_probs(mlm, whole, place)[ids[place]] for place in range(first, end)]
+    assert item.probability == pytest.approx(np.exp(sum(logs)), rel=1e-3)
+    single = log_probs(mlm, [*ids[: first + 1], *ids[end:]], first)
+    best = item.replacements[0]
+    token = mlm.tokenizer.vocab.index(best.token)
+    assert best.probability == pytest.approx(np.exp(single[token]), rel=1e-3)
   assert mlm.correct(text, ratio=1e9) == []
 
 
@@ -168,7 +178,7 @@ def test_the_number_of_programs_does_not_grow_with_the_texts(vocab):
   rng = np.random.default_rng(0)
   for _ in range(6):
     predictor.embed([' '.join(['the'] * n) for n in rng.integers(1, 45, 9)])
-  assert predictor.forward.lengths == (32, 48) and predictor.forward.programs == 2
+  assert predictor.forward.lengths == (32, 48) and predictor.forward._apply._cache_size() == 2
   assert LENGTHS == (32, 64, 128, 256, 512)
 
 
@@ -259,10 +269,16 @@ def test_embeddings_pool_as_they_say(vocab):
 
 def test_a_window_counts_by_its_tokens_in_an_embedding(vocab):
   predictor = Predictor(*model(vocab), batch_size=4, long='window')
-  [ids] = predictor.tokenizer.encode([LONG])
-  parts = [predictor.tokenizer.decode(part) for part in predictor._parts(ids)]
-  assert len(parts) > 2 and predictor.embed(LONG).shape == (32,)
-  assert np.linalg.norm(predictor.embed(LONG)) == pytest.approx(1)
+  tokenizer, text = predictor.tokenizer, LONG + ' the'
+  parts = predictor._parts(tokens(predictor, text))
+  rows = [[tokenizer.cls_id, *part, tokenizer.sep_id] for part in parts]
+  assert len(rows) > 2 and len(set(map(len, rows))) == 2
+  apply, params = applied(predictor.config), predictor.forward.params
+  states = [apply(params, {'input_ids': np.array([row])})['hidden'][0] for row in rows]
+  expected = np.concatenate(states).mean(0)  # over all tokens
+  found = predictor.embed(text, normalise=False)
+  np.testing.assert_allclose(found, expected, atol=1e-5)
+  assert np.abs(expected - np.mean([state.mean(0) for state in states], 0)).max() > 1e-4
 
 
 def test_nearest_finds_a_text_itself_and_a_summary_keeps_the_order(vocab):

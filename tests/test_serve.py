@@ -106,7 +106,7 @@ def test_pages(client):
     (b'{"do": "fly", "inputs": ["a"]}', 400, "there is no 'fly'; choose from fill_mask"),
     (b'{"do": "tag", "inputs": ["a"]}', 400, 'needs a model with a tagging head'),
     (b'{"do": "nearest", "inputs": ["a"]}', 400, 'nearest is not served'),
-    (b'{"do": "answer", "inputs": ["a"]}', 400, 'answer takes 2 texts for each item, got 1'),
+    (b'{"do": "answer", "inputs": ["a"]}', 400, 'answer takes two texts for each item, got 1'),
     (b'{"do": "classify", "inputs": ["a"], "top_k": 3}', 400, "classify has no option 'top_k'"),
     (b'{"do": "fill_mask", "inputs": ["[MASK]"], "top_k": 0}', 422, 'greater than or equal to 1'),
     (b'{"do": "classify", "inputs": ["a", " "]}', 422, 'a text is empty'),
@@ -280,9 +280,9 @@ def test_answers_that_take_too_long_are_504_and_a_full_queue_503(predictor):
 def test_warming_up_compiles_what_texts_of_any_length_need(vocab):
   predictor = Predictor(*model(vocab, 'span'), batch_size=4)
   serve.compile_all(predictor)
-  programs = predictor.forward.programs
+  programs = predictor.forward._apply._cache_size()
   assert programs == 8  # 2 outputs, 2 lengths, alone or not
   for texts in (['a'], ['a', 'the name ' * 20], ['the ' * 40]):
     predictor.embed(texts)
     predictor.answer(['the name'] * len(texts), texts)
-  assert predictor.forward.programs == programs
+  assert predictor.forward._apply._cache_size() == programs

@@ -57,14 +57,21 @@ def explain(predictor: Predictor, text: str, pair: str = '') -> Explanation:
   longest = min(LONGEST, predictor.config.max_positions)
   if count > longest:
     raise ValueError(f'an explanation shows at most {longest} tokens, the text has {count}.')
-  bert = Bert(predictor.config, heads=(), pooler=False)
-  apply = functools.partial(bert.apply, capture=('hidden', 'attention'))
-  out = jax.device_get(jax.jit(apply)({'params': forward.params}, batch))
-  attention = out['attention'][:, 0]
+  padded = next(length for length in forward.lengths if length >= count)  # few programs
+  batch = tokenizer([text], [pair] if pair else None, padded)
+  out = jax.device_get(_capture(forward.params, batch, config=forward.config))
+  attention = out['attention'][:, 0, :, :count, :count]
   return Explanation(
-    [tokenizer.vocab[i] for i in batch['input_ids'][0]], attention, rollout(attention),
-    _lens(predictor, out['all_hidden'][:, 0]), _attributions(predictor, batch),
+    [tokenizer.vocab[i] for i in batch['input_ids'][0, :count]], attention, rollout(attention),
+    [layer[:count] for layer in _lens(predictor, out['all_hidden'][:, 0])],
+    [(name, values[:count]) for name, values in _attributions(predictor, batch)],
   )  # fmt: skip
+
+
+@functools.partial(jax.jit, static_argnames='config')
+def _capture(params, batch, *, config):
+  bert = Bert(config, heads=(), pooler=False)
+  return bert.apply({'params': params}, batch, capture=('hidden', 'attention'))
 
 
 def rollout(attention: np.ndarray) -> np.ndarray:
@@ -92,58 +99,48 @@ def _lens(predictor: Predictor, hidden: np.ndarray) -> list:
 
 
 def _attributions(predictor: Predictor, batch: dict) -> list[tuple[str, np.ndarray]]:
-  """Gradient times input of the best outputs."""
-  forward, ids = predictor.forward, batch['input_ids'][0]
-  if 'classification' in forward.params:
-    logits = np.asarray(forward.logits(forward.params, batch, 'classification')[0])
-    best = np.argsort(-logits, kind='stable')[:_TARGETS]
-    named = [(predictor.labels[i], (0, int(i))) for i in best]
-    head = 'classification'
-  elif 'mlm' in forward.params:
-    places = np.flatnonzero(ids == predictor.tokenizer.mask_id)[:_TARGETS]
-    logits = np.asarray(forward.logits(forward.params, batch, 'mlm')[0])
-    best = [(int(place), int(logits[place].argmax())) for place in places]
-    vocab = predictor.tokenizer.vocab
-    named = [(f'{vocab[i]} at token {place}', (0, place, i)) for place, i in best]
-    head = 'mlm'
-  else:
+  """Gradient times input of the best outputs, by their names."""
+  forward, vocab = predictor.forward, predictor.tokenizer.vocab
+  head = next((name for name in ('classification', 'mlm') if name in forward.params), '')
+  if not head:
     return []
-  return [(name, values) for (name, _), values in zip(
-    named, gradient_times_input(predictor, batch, head, [at for _, at in named]), strict=True
-  )]  # fmt: skip
+  logits = np.asarray(forward.logits(forward.params, batch, head)[0])
+  if head == 'classification':
+    best = np.argsort(-logits, kind='stable')[:_TARGETS]
+    targets = {predictor.labels[i]: (i,) for i in best}
+  else:
+    places = np.flatnonzero(batch['input_ids'][0] == predictor.tokenizer.mask_id)[:_TARGETS]
+    best = [(place, logits[place].argmax()) for place in places]
+    targets = {f'{vocab[i]} at token {place}': (place, i) for place, i in best}
+  options = {'config': forward.config, 'head': head, 'labels': forward.num_labels.get(head, 2)}
+  return [
+    (name, np.asarray(_gradient_times_input(forward.params, batch, target, **options)))
+    for name, target in targets.items()
+  ]
 
 
-def gradient_times_input(predictor: Predictor, batch: dict, head: str, targets) -> list[np.ndarray]:
-  """For each logit of a head, by its index, each token's gradient times word embedding: [L].
+@functools.partial(jax.jit, static_argnames=('config', 'head', 'labels'))
+def _gradient_times_input(params, batch, target, *, config, head, labels) -> jax.Array:
+  """Each token's gradient times word embedding [L], for one logit of a head by its index.
 
   To differentiate by places and not by pieces, each place gets a row of its own behind the word
   table, a copy of its piece's.
   """
-  forward, ids = predictor.forward, batch['input_ids'][0]
-  size, count = forward.config.vocab_size, len(ids)
-  bert = Bert(
-    dataclasses.replace(forward.config, vocab_size=size + count), heads=(head,),
-    pooler=head in POOLED_HEADS, num_labels=forward.num_labels.get(head, 2),
-  )  # fmt: skip
-  params = jax.tree.map(lambda x: x, forward.params)  # new dicts, the same arrays
-  table = params['encoder']['embeddings']['word']['embedding']
-  if 'mlm' in params:
-    params['mlm']['bias'] = jnp.pad(params['mlm']['bias'], (0, count))
-  rows = batch | {'input_ids': size + np.arange(count, dtype=np.int32)[None]}
+  ids, size = batch['input_ids'][0], config.vocab_size
+  config = dataclasses.replace(config, vocab_size=size + len(ids))
+  bert = Bert(config, heads=(head,), pooler=head in POOLED_HEADS, num_labels=labels)
+  tree = jax.tree.map(lambda x: x, params)  # new dicts, the same arrays
+  word = tree['encoder']['embeddings']['word']
+  table, own = word['embedding'], word['embedding'][ids]
+  if 'mlm' in tree:
+    tree['mlm']['bias'] = jnp.pad(tree['mlm']['bias'], (0, len(ids)))
+  rows = batch | {'input_ids': size + jnp.arange(len(ids))[None]}
 
-  @jax.jit
-  def logits(own):
-    embeddings = params['encoder']['embeddings'] | {
-      'word': {'embedding': jnp.concatenate([table, own])}
-    }
-    encoder = params['encoder'] | {'embeddings': embeddings}
-    out = bert.apply({'params': params | {'encoder': encoder}}, rows)[f'{head}_logits']
-    return jnp.stack([out[target] for target in targets])
+  def logit(own):
+    word['embedding'] = jnp.concatenate([table, own])
+    return bert.apply({'params': tree}, rows)[f'{head}_logits'][0][target]
 
-  if not targets:
-    return []
-  own = table[ids]
-  return list(np.asarray((jax.jacrev(logits)(own) * own).sum(-1)))
+  return (jax.grad(logit)(own) * own).sum(-1)
 
 
 def to_html(explanation: Explanation, title: str) -> str:

@@ -34,8 +34,8 @@ def check(predictor: Predictor, do: str, count: int, options: dict) -> None:
   if head:
     predictor.forward.need(head)
   if not least <= count <= most:
-    many = f'{least}' if least == most else f'{least} to {most}'
-    raise ValueError(f'{do} takes {many} texts for each item, got {count}.')
+    many = {1: 'one text', 2: 'two texts'}[most] if least == most else f'{least} to {most} texts'
+    raise ValueError(f'{do} takes {many} for each item, got {count}.')
   known = [name for name, parameter in inspect.signature(getattr(Predictor, do)).parameters.items()
            if parameter.kind != parameter.POSITIONAL_ONLY]  # fmt: skip
   unknown = next((name for name in options if name not in known), None)

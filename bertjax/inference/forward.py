@@ -39,11 +39,6 @@ class Forward:
     self.lengths = (*(n for n in LENGTHS if n < config.max_positions), config.max_positions)
     self._apply = jax.jit(self.read, static_argnames=('output', 'top_k'))
 
-  @property
-  def programs(self) -> int:
-    """How many programs have been compiled."""
-    return self._apply._cache_size()
-
   def need(self, head: str) -> None:
     """Raises ValueError, which names the heads there are, if the model lacks a head."""
     if head not in self.params:
@@ -94,8 +89,7 @@ class Forward:
       padded[name] = array[rows]
       if not name.startswith('masked_lm'):  # [N, L]
         room = ((0, 0), (0, max(0, length - array.shape[1])))
-        fill = -1 if name == 'labels' else 0
-        padded[name] = np.pad(array[rows, :length], room, constant_values=fill)
+        padded[name] = np.pad(array[rows, :length], room)
     return padded
 
   def read(self, params: dict, batch: dict, *, output: str, top_k: int = 1):
@@ -120,7 +114,8 @@ class Forward:
       target = jnp.take_along_axis(logs, batch['masked_lm_ids'][..., None], -1)[..., 0]
       return target, *jax.lax.top_k(logs, top_k)
     if output == 'tagging' and self.config.crf:
-      return logits, crf.viterbi(params['tagging'], logits, batch['labels'] >= 0)
+      starts = (batch['labels'] >= 0) & (batch['segment_ids'] > 0)
+      return logits, crf.viterbi(params['tagging'], logits, starts)
     return (logits, logits.argmax(-1)) if output == 'tagging' else logits
 
   def logits(self, params: dict, batch: dict, head: str) -> jax.Array:

@@ -81,8 +81,8 @@ class Predictor:
     labels: names of the classes or tags; default: LABEL_0, LABEL_1, ...
     problem_type: 'multi_label_classification', 'regression' or anything else.
     batch_size: rows of a batch.
-    long: 'refuse' texts beyond the model's limit, or 'window': read them in parts. Pairs and
-      choices are refused in any case, long contexts of `answer` and long texts of `tag` never.
+    long: 'refuse' texts beyond the model's limit, or 'window': read them in parts. Pairs, choices
+      and texts with masks are refused in any case, texts of `tag` and contexts of `answer` never.
   """
 
   def __init__(

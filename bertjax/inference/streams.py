@@ -108,7 +108,7 @@ def answer_file(
   with part.open('ab') as file, tqdm.tqdm(initial=done, unit=' texts', disable=None) as bar:
     while chunk := list(itertools.islice(items, CHUNK)):
       lines = [json.dumps(value, ensure_ascii=False) + '\n' for value in answer(chunk)]
-      file.write(''.join(lines).encode())
+      file.write(''.join(lines).encode('utf-8', 'replace'))  # of lone surrogates
       file.flush()
       bar.update(len(chunk))
       done += len(chunk)
