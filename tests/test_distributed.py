@@ -165,6 +165,13 @@ def test_processes_that_do_not_come_are_named():
     distributed.roll_call(f'localhost:{port}', 3, 1, 1)
 
 
+def test_a_start_without_the_others_ends_with_the_code_to_start_again(monkeypatch, caplog):
+  monkeypatch.setattr(distributed, 'START_SECONDS', 0.5)
+  with pytest.raises(SystemExit) as ended:
+    distributed.start(f'localhost:{free_port()}', 2, 0)
+  assert ended.value.code == 75 and '[1]' in caplog.text
+
+
 def meet(monkeypatch, words):
   """Two processes' roll call in threads; what each of them raised."""
   raised, port, real = [None, None], free_port(), json.dumps

@@ -41,7 +41,7 @@ def start(coordinator: str = '', processes: int = 0, process: int = -1) -> None:
 
   Raises:
     ValueError: for flags that contradict, or if the processes were started with different words.
-    TimeoutError: if some have not come after `START_SECONDS`; the message names them.
+    SystemExit: with code 75, after naming those that have not come within `START_SECONDS`.
   """
   if jax.distributed.is_initialized():
     return
@@ -58,7 +58,11 @@ def start(coordinator: str = '', processes: int = 0, process: int = -1) -> None:
     )
   if not coordinator or processes == 1:
     return
-  roll_call(coordinator, processes, process, START_SECONDS)
+  try:
+    roll_call(coordinator, processes, process, START_SECONDS)
+  except TimeoutError as error:  # no mistake of the user's: launchers try again
+    _log.error('%s', error)
+    raise SystemExit(STOPPED_EXIT_CODE) from error
   jax.distributed.initialize(coordinator, processes, process, local_device_ids=local)
   if process:
     logging.getLogger('bertjax').setLevel(logging.WARNING)  # process 0 tells for all
