@@ -36,7 +36,10 @@ from bertjax.training.chips import chip
 
 FLAGS = {
   'config': ('bert_base', 'a recipe of pretrain; mesh, batch size and remat are among its fields'),
-  'topology': ('', 'TPU slice, as v5e:16x16 or v5p:4x4x8; empty = the devices here, measured'),
+  'topology': (
+    '',
+    'TPU slice, as v5e:16x16, or several, as 2*v5e:16x16; empty = the devices here, measured',
+  ),
   'sweep': ('', "fields to vary, as 'batch_size=256,512;model.remat=none,full': all combinations"),
   'out': ('', 'JSON file for the reports'),
 }
@@ -68,7 +71,7 @@ def run(config, *, topology: str = '', sweep: str = '', out: str = '') -> list[d
 
 
 def slice_devices(topology: str) -> list:
-  """The devices of a TPU slice by its name, without a TPU.
+  """The devices of a TPU slice by its name, or of n slices by n*name, without a TPU.
 
   Raises:
     ValueError: if libtpu is missing or does not know the name.
@@ -80,8 +83,9 @@ def slice_devices(topology: str) -> list:
   )  # fmt: skip
   jax.config.update('jax_platforms', 'cpu')
   try:
+    count, name = topology.split('*') if '*' in topology else ('1', topology)
     with _captured_stderr():
-      return list(topologies.get_topology_desc(topology, 'tpu').devices)
+      return list(topologies.get_topology_desc(name, 'tpu', num_slices=int(count)).devices)
   except Exception as error:  # jaxlib and libtpu each raise their own
     raise ValueError(
       f'--topology must name a TPU slice, as v5e:2x4, v5p:4x4x8 or v6e:16x16, got {topology!r} '
@@ -126,7 +130,8 @@ def report_of(phase, devices, *, measure: bool = False) -> dict:
   bert = pretrain.make_model(config, config.model.vocab_size or VOCAB_SIZE)
   transform = pretrain.make_transform(config)
   make = pretrain.state_maker(config, bert, transform)
-  abstract, shardings = run_lib.abstract_state(make, mesh, encoder.PARAM_AXES)
+  shard = mesh_lib.sharder(mesh, encoder.PARAM_AXES)
+  abstract, shardings = run_lib.abstract_state(make, shard)
   terms = pretrain.loss_terms(config)
   step = loop.make_train_step(
     losses.pretraining_loss(bert, terms), lambda b: losses.pretraining_weights(b, terms),
@@ -161,7 +166,7 @@ def report_of(phase, devices, *, measure: bool = False) -> dict:
   report |= costs_of(compiled)
   report |= bounds_of(report)
   if measure:
-    state, _ = loop.init_state(make, mesh, encoder.PARAM_AXES)
+    state, _ = loop.init_state(make, shard)
     whole = {name: np.repeat(x, size, axis=0) for name, x in rows.items()}
     report |= measured(compiled, state, mesh_lib.shard_batch(whole, sharding, size), report)
   return report

@@ -9,6 +9,7 @@ with code 75. The workdir gets `checkpoints/`, `logs/` (JSONL, TensorBoard), `lo
 `run.json`, `metrics.json` and `model/`, a model directory that Hugging Face's transformers loads.
 """
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -27,7 +28,7 @@ from bertjax.data.masking import Masking
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.interop import directory
 from bertjax.model import config as model_config
-from bertjax.model import encoder, heads, losses
+from bertjax.model import encoder, flops, heads, losses
 from bertjax.training import checkpoint, distributed, log, loop, optimizer
 from bertjax.training import mesh as mesh_lib
 from bertjax.training import run as run_lib
@@ -128,6 +129,11 @@ def default_config(preset: str = 'base') -> ml_collections.ConfigDict:
     'eval_every': 10_000,  # steps between evaluations on held-out rows; 0 = at the end only
     'eval_rows': 10_000,  # rows an evaluation reads at most
     'save_every': 1_000,  # steps between checkpoints
+    'on_divergence': 'stop',  # or 'skip': back to the last checkpoint, its batches since left out
+    'spike': 0.0,  # nats above the median of 100 losses that are a divergence too; 0.0 = none
+    'compile_cache': '',  # folder where compiled programs stay for the next start; gs:// works
+    'one_program': False,  # True: compiling the step a second time is an error
+    'check_replicas': False,  # compare the parameters of all replicas before each save
     'stall_seconds': 3600.0,  # a step that takes longer ends the process, code 75; 0.0 = never
     'keep': 2,  # newest checkpoints kept; the best one stays besides
   })  # fmt: skip
@@ -196,6 +202,8 @@ def run(config, *, workdir: str, **peers) -> dict[str, float]:
   if not workdir:
     raise ValueError('pretrain needs --workdir=DIR, the folder of the run.')
   distributed.start(**peers)
+  if config.compile_cache:
+    jax.config.update('jax_compilation_cache_dir', config.compile_cache)
   workdir = epath.Path(workdir)
   mesh = mesh_lib.make_mesh(**config.mesh)
   phases = make_phases(config)
@@ -217,7 +225,8 @@ def run(config, *, workdir: str, **peers) -> dict[str, float]:
   distributed.agree('configuration', [identity, config.to_dict()])
   workdir.mkdir(parents=True, exist_ok=True)
   checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints', keep=config.keep)
-  state, shardings, _ = start(config, bert, transform, mesh, checkpoints, tokenizer)
+  state, shardings, meta = start(config, bert, transform, mesh, checkpoints, tokenizer)
+  skipped = meta.get('skipped', [])
   if jax.process_index() == 0:
     log.write_run(workdir / 'run.json', config.to_dict(), identity=identity)
 
@@ -231,7 +240,10 @@ def run(config, *, workdir: str, **peers) -> dict[str, float]:
   eval_step = loop.make_eval_step(loss_fn, loss_weights, mesh=mesh)
 
   def save(state, step, scores):
+    if config.check_replicas:
+      distributed.check_replicas(state.params)
     meta = {'identity': identity, 'config': config.to_dict(), 'next_batch': step}
+    meta['skipped'] = skipped  # batches that were left out, see `on_divergence`
     checkpoints.save(step, state, meta, scores)
 
   run_log = log.RunLog(
@@ -245,18 +257,34 @@ def run(config, *, workdir: str, **peers) -> dict[str, float]:
       evaluate = functools.partial(
         evaluate_rows, eval_step, heldout=heldout, rows=config.eval_rows, mesh=mesh, loader=loader
       )
-      first = max(int(state.step), phase.start)
-      if stopped or first >= phase.stop:
+      if stopped or int(state.step) >= phase.stop:
         continue
       run_log.tokens_per_step = phase.config.batch_size * phase.config.data.length
-      stream = batches_lib.iterate(train.training, first - phase.start, loader=loader)
-      with distributed.Watch(config.stall_seconds) as watch:
-        state, scores, stopped = loop.fit(
-          state, train_step, loop.to_device(stream, mesh, phase.config.batch_size),
-          steps=phase.stop, log=run_log, log_every=config.log_every, evaluate_fn=evaluate,
-          eval_every=config.eval_every, save=save, save_every=config.save_every, watch=watch.at,
-        )  # fmt: skip
-      stream.close()
+      run_log.flops_per_step = phase.config.batch_size * flops.train_flops(
+        bert.config, phase.config.data.length, phase.config.masking.max_predictions
+      )
+
+      def fit(state, phase=phase, train=train, evaluate=evaluate):
+        left_out = sum(s['batches'] for s in skipped if s['step'] >= phase.start)
+        next_batch = max(int(state.step), phase.start) - phase.start + left_out
+        with (
+          contextlib.closing(
+            batches_lib.iterate(train.training, next_batch, loader=loader)
+          ) as stream,
+          distributed.Watch(config.stall_seconds) as watch,
+        ):
+          return loop.fit(
+            state, train_step,
+            loop.to_device(run_log.watched(stream), mesh, phase.config.batch_size),
+            steps=phase.stop, log=run_log, log_every=config.log_every, evaluate_fn=evaluate,
+            eval_every=config.eval_every, save=save, save_every=config.save_every, watch=watch.at,
+            spike=config.spike, one_program=config.one_program,
+          )  # fmt: skip
+
+      skip = config.on_divergence == 'skip'
+      state, scores, stopped = run_lib.recovering(
+        fit, state, checkpoints, skipped if skip else None, run_log, phase.start
+      )
   finally:
     checkpoints.close()  # first: it waits for what is still being written
     run_log.close()
@@ -310,6 +338,8 @@ def check_intervals(config) -> None:
     for name in names:
       if config[name] < least:
         raise ValueError(f'{name} must be at least {least}, got {config[name]}.')
+  if config.on_divergence not in ('stop', 'skip'):
+    raise ValueError(f"on_divergence must be 'stop' or 'skip', got {config.on_divergence!r}.")
 
 
 def prepared_folder(config) -> epath.Path:

@@ -13,6 +13,7 @@ from bertjax.model import config as model_config
 from bertjax.model import encoder
 from bertjax.model.flops import train_flops
 from bertjax.training import hlo
+from bertjax.training import mesh as mesh_lib
 
 
 @pytest.mark.parametrize(
@@ -149,6 +150,14 @@ def test_the_rules_rematerialize_nothing_and_a_bad_one_is_counted(slice_of_8, mo
   bad = ((r'embeddings/word/embedding$', (None, 'embed')), *encoder.PARAM_AXES[1:])
   monkeypatch.setattr(encoder, 'PARAM_AXES', bad)
   assert report_of(slice_of_8, **MESH)['rematerialized'] > 0
+
+
+def test_several_slices_share_the_data_axis(slice_of_8):
+  mesh = mesh_lib.make_mesh(-1, 2, 1, devices=compile_lib.slice_devices('2*v5e:2x4'))
+  where = [{device.slice_index for device in row.flat} for row in mesh.devices]
+  assert where == [{0}] * 4 + [{1}] * 4  # fsdp stays within a slice
+  with pytest.raises(ValueError, match=r'multiple of 2, got .*16'):
+    mesh_lib.make_mesh(1, 16, 1, devices=list(mesh.devices.flat))
 
 
 def test_a_batch_that_does_not_fit_is_told_and_the_best_that_fits_is_named(

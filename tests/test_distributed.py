@@ -26,12 +26,12 @@ def free_port():
     return server.getsockname()[1]
 
 
-def launch(folder, rows, processes, *, fault='none - 0', words=(), **fields):
-  """Starts the processes of one run in `folder`, with four devices in all."""
+def launch(folder, rows, processes, *, fault='none - 0', devices=DEVICES, **fields):
+  """Starts the processes of one run in `folder`; `devices` in all."""
   folder.mkdir(exist_ok=True)
   (folder / 'fields.json').write_text(json.dumps(FIELDS | {'data.prepared': str(rows)} | fields))
   coordinator = f'localhost:{free_port()}' if processes > 1 else ''
-  flags = f'--xla_force_host_platform_device_count={DEVICES // processes} '
+  flags = f'--xla_force_host_platform_device_count={devices // processes} '
   flags += '--xla_backend_optimization_level=0'  # most of the time is compilation
   environment = os.environ | {'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu', 'FAULT': fault}
   command = [sys.executable, '-m', 'tests.worker', folder, folder / 'fields.json', coordinator]
@@ -118,15 +118,15 @@ def test_sigterm_to_one_stops_all_at_one_step_and_fewer_go_on(single, tmp_path, 
   assert codes == [75, 75], '\n'.join(e[-2000:] for e in errors)
   stopped = checkpoint_steps(folder)[-1]
   assert 0 < stopped < STEPS and 'stopped by SIGTERM' in errors[0]
-  run(folder, tiny_rows, 1, **SHARDED)
+  run(folder, tiny_rows, 1, devices=2)
   assert min(batches(folder, 1)) == stopped  # no batch again, none left out
   assert losses(folder) == pytest.approx(losses(single), rel=2e-4)
 
 
 FAULTS = [  # action, whom it hits, at which step
-  ('kill 1 12', (1,)),
-  ('kill 0 12', (0,)),
-  ('kill 0,1 12', (0, 1)),
+  ('kill 1 18', (1,)),
+  ('kill 0 18', (0,)),
+  ('kill 0,1 18', (0, 1)),
   ('save 1 12', (1,)),
   ('save 0,1 12', (0, 1)),
 ]
@@ -139,8 +139,10 @@ def test_after_a_kill_the_same_command_continues_bitwise(tmp_path, tiny_rows, fa
   codes, errors = finish(launch(folder, tiny_rows, 2, fault=fault))
   assert all(codes[i] == -signal.SIGKILL for i in hit) and 0 not in codes, errors
   kept = checkpoint_steps(folder)[-1]
+  # At most the save interval is lost, or two if the newest was still being written.
+  assert max(losses(folder)) - kept <= 2 * FIELDS['save_every']
   run(folder, tiny_rows, 2)
-  assert min(batches(folder, 2)) == kept >= 6  # at most the save interval is lost
+  assert min(batches(folder, 2)) == kept
   assert losses(folder) == losses(whole)
   model = 'run/model/model.safetensors'
   assert (folder / model).read_bytes() == (whole / model).read_bytes()
@@ -161,6 +163,13 @@ def test_processes_that_do_not_come_are_named():
     distributed.roll_call(f'localhost:{port}', 3, 0, 1)
   with pytest.raises(TimeoutError, match=f'process 0 has not come at localhost:{port}'):
     distributed.roll_call(f'localhost:{port}', 3, 1, 1)
+
+
+def test_a_start_without_the_others_ends_with_the_code_to_start_again(monkeypatch, caplog):
+  monkeypatch.setattr(distributed, 'START_SECONDS', 0.5)
+  with pytest.raises(SystemExit) as ended:
+    distributed.start(f'localhost:{free_port()}', 2, 0)
+  assert ended.value.code == 75 and '[1]' in caplog.text
 
 
 def meet(monkeypatch, words):

@@ -15,6 +15,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
+from bertjax.training import distributed
 from bertjax.training.mesh import path_name
 
 _log = logging.getLogger(__name__)
@@ -158,14 +159,22 @@ class Checkpoints:
     """
     damaged = []
     for step in reversed(self.steps()):
+      found = None
       try:
         found = self.restore(step, abstract_state)
       except CheckpointError as error:
-        _log.warning('%s Trying the one before.', error)
         damaged.append((step, error))
+        _log.warning('%s Trying the one before.', error)
+      if not distributed.all_true(
+        found is not None
+      ):  # another process may have read the damaged part
+        if found:
+          error = CheckpointError(f'{self.directory}/{step}: another process could not read it.')
+          damaged.append((step, error))
         continue
-      for step, _ in damaged:
+      for step, _ in damaged if jax.process_index() == 0 else []:
         (self.directory / str(step)).rename(self.directory / f'{step}.damaged')
+      distributed.all_true(True)
       self._manager.reload()
       return found
     raise CheckpointError(

@@ -15,6 +15,7 @@ import socket
 import sys
 import threading
 import time
+import zlib
 
 import jax
 import numpy as np
@@ -23,6 +24,7 @@ from jax._src.clusters import ClusterEnv  # the detection inside jax.distributed
 from jax.experimental import multihost_utils
 
 from bertjax.training.loop import STOPPED_EXIT_CODE
+from bertjax.training.mesh import path_name
 
 _log = logging.getLogger(__name__)
 
@@ -39,7 +41,7 @@ def start(coordinator: str = '', processes: int = 0, process: int = -1) -> None:
 
   Raises:
     ValueError: for flags that contradict, or if the processes were started with different words.
-    TimeoutError: if some have not come after `START_SECONDS`; the message names them.
+    SystemExit: with code 75, after naming those that have not come within `START_SECONDS`.
   """
   if jax.distributed.is_initialized():
     return
@@ -56,7 +58,11 @@ def start(coordinator: str = '', processes: int = 0, process: int = -1) -> None:
     )
   if not coordinator or processes == 1:
     return
-  roll_call(coordinator, processes, process, START_SECONDS)
+  try:
+    roll_call(coordinator, processes, process, START_SECONDS)
+  except TimeoutError as error:  # no mistake of the user's: launchers try again
+    _log.error('%s', error)
+    raise SystemExit(STOPPED_EXIT_CODE) from error
   jax.distributed.initialize(coordinator, processes, process, local_device_ids=local)
   if process:
     logging.getLogger('bertjax').setLevel(logging.WARNING)  # process 0 tells for all
@@ -163,6 +169,30 @@ def host_copy(tree):
   return jax.device_get(jax.jit(lambda t: t, out_shardings=whole)(tree))
 
 
+def check_replicas(params) -> None:
+  """Compares the bytes of every copy of every parameter, on all devices of all processes.
+
+  Raises:
+    RuntimeError: if copies differ; names the first parameter. Nothing but a faulty device or a bug
+      makes them.
+  """
+  leaves = jax.tree_util.tree_leaves_with_path(params)
+  here = []  # [leaf, device, (place, checksum)]
+  for _, leaf in leaves:
+    shards = sorted(leaf.addressable_shards, key=lambda shard: shard.device.id)
+    here.append(
+      [(zlib.crc32(str(s.index).encode()), zlib.crc32(np.asarray(s.data))) for s in shards]
+    )
+  every = multihost_utils.process_allgather(np.array(here, np.uint32)[None], tiled=True)
+  copies = every.swapaxes(0, 1).reshape(len(leaves), -1, 2)
+  for (path, _), places in zip(leaves, copies, strict=True):
+    if len(np.unique(places, axis=0)) != len(np.unique(places[:, 0])):
+      raise RuntimeError(
+        f'the replicas of {path_name(path)} differ between devices; nothing was saved. Go on from '
+        'the last checkpoint on other hardware.'
+      )
+
+
 class Watch:
   """Ends this process when a step takes longer than `seconds`, after naming who holds it up.
 
@@ -211,8 +241,9 @@ class Watch:
       try:
         found = self._client.key_value_dir_get('bertjax/')
         notes |= {int(key.rsplit('/', 1)[1]): json.loads(note) for key, note in found}
-      except Exception as error:
-        return f'process 0 does not answer ({str(error).splitlines()[0]})'
+      except Exception:  # it has ended: what this one waited for is all that is known
+        step, doing, host = notes[self._process]
+        return f'process 0 has gone, process {self._process} on {host} is {doing} at step {step}'
     first = min(step for step, _, _ in notes.values())
     behind = {i: note for i, note in notes.items() if note[0] == first}
     busy = {i: note for i, note in behind.items() if not note[1].startswith('waiting')}

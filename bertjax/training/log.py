@@ -12,10 +12,14 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 import jax
+import numpy as np
 from etils import epath
 from tqdm import tqdm
+
+from bertjax.training.chips import chip
 
 
 class RunLog:
@@ -29,11 +33,17 @@ class RunLog:
 
   Attributes:
     tokens_per_step: real and padding tokens of a global batch; whoever trains sets it.
+    flops_per_step: of the model for a global batch (0.0 = unknown), for the MFU.
+
+  A file `profile` in the workdir asks for a `jax.profiler` trace of the steps up to the next log
+  line, under `logs/`.
   """
 
   def __init__(self, workdir, *, steps: int, start: int, active: bool = True):
     self._active = active
-    self.tokens_per_step = 0
+    self.tokens_per_step, self.flops_per_step = 0, 0.0
+    self._begun, self._useful = time.perf_counter(), 0.0
+    self._times, self._stalls, self._padding, self._tracing = [], [], [], False
     self._workdir = epath.Path(workdir)
     self._logger = logging.getLogger('bertjax')
     self._bar = None
@@ -58,7 +68,9 @@ class RunLog:
     if not self._active:
       return
     per_second = self.tokens_per_step * steps / max(seconds, 1e-9)
-    self._write('train', step, metrics | {'tokens_per_second': per_second})
+    facts = {'tokens_per_second': per_second} | self._facts(seconds, steps)
+    self._write('train', step, metrics | facts)
+    self._trace()
     left = (self._steps - step) * seconds / steps
     text = f'step {step}/{self._steps}  {_brief(metrics)}  {per_second:,.0f} tok/s'
     if self._bar is not None:
@@ -67,16 +79,67 @@ class RunLog:
     else:
       self._say(f'{text}  {_clock(left)} left')
 
+  def watched(self, batches: Iterator[dict]) -> Iterator[dict]:
+    """Passes host batches on, one for each step; times them and counts their padding."""
+    before = time.perf_counter()
+    for batch in batches:
+      now = time.perf_counter()
+      waited = now - before
+      self._stalls.append(waited)
+      if 'segment_ids' in batch:
+        self._padding.append(float((batch['segment_ids'] == 0).mean()))
+      yield batch
+      before = time.perf_counter()
+      self._times.append(before - now + waited)
+
+  def _facts(self, seconds: float, steps: int) -> dict:
+    """How the machine did since the last line: what `watched` saw, MFU, memory, goodput."""
+    facts = {}
+    if self._times:
+      p50, p90, most = np.percentile(self._times, (50, 90, 100))
+      facts |= {'step_ms_p50': 1e3 * p50, 'step_ms_p90': 1e3 * p90, 'step_ms_max': 1e3 * most}
+      facts['input_stall'] = sum(self._stalls) / max(seconds, sum(self._times))
+      # What the steps so far take at their usual pace, of all the time since the start.
+      self._useful += steps * min(p50, seconds / steps)
+      facts['goodput'] = self._useful / (time.perf_counter() - self._begun)
+    if self._padding:
+      facts['padding'] = float(np.mean(self._padding))
+    device = jax.local_devices()[0]
+    sheet = chip(device.device_kind)
+    if sheet and self.flops_per_step:
+      facts['mfu'] = self.flops_per_step * steps / seconds / jax.device_count() / sheet.flops
+    if stats := device.memory_stats():
+      facts['memory_gb'] = stats['peak_bytes_in_use'] / 1e9
+    self._times, self._stalls, self._padding = [], [], []
+    return {name: float(value) for name, value in facts.items()}
+
+  def _trace(self) -> None:
+    """Ends a profiler trace, or begins one if the file `profile` asks for it."""
+    if self._tracing:
+      jax.profiler.stop_trace()
+      self._tracing = False
+    elif (self._workdir / 'profile').exists():
+      (self._workdir / 'profile').unlink()
+      jax.profiler.start_trace(str(self._workdir / 'logs' / 'profile'))
+      self._tracing = True
+
   def evaluation(self, step: int, metrics: dict) -> None:
     """Logs an evaluation."""
     if self._active:
       self._write('eval', step, metrics)
       self._say(f'step {step}/{self._steps}  held-out  {_brief(metrics)}')
 
+  def skip(self, step: int, batches: int) -> None:
+    """Logs that a run went back to `step` and leaves out that many batches there."""
+    if self._active:
+      self._write('skip', step, {'batches': batches})
+
   def close(self) -> None:
     """Closes the files and draws the loss curves."""
     if not self._active:
       return
+    if self._tracing:
+      jax.profiler.stop_trace()
     if self._bar is not None:
       self._bar.close()
     self._file.close()

@@ -23,7 +23,15 @@ STOPPED_EXIT_CODE = 75  # EX_TEMPFAIL: saved, not finished; launchers start the 
 
 
 class DivergedError(RuntimeError):
-  """The loss or the gradient is not finite."""
+  """The loss or the gradient is not finite, or the loss has jumped; `step` counts from 1."""
+
+  def __init__(self, message: str, step: int):
+    super().__init__(message)
+    self.step = step
+
+
+class RecompiledError(RuntimeError):
+  """The train step was compiled a second time."""
 
 
 @flax.struct.dataclass
@@ -226,6 +234,8 @@ def fit(
   finished: Callable[[], bool] = lambda: False,
   trials: bool = False,
   watch: Callable[[int, str], None] = lambda step, doing: None,
+  spike: float = 0.0,
+  one_program: bool = False,
 ) -> tuple[TrainState, dict, bool]:
   """Trains from `state.step` to `steps`.
 
@@ -246,17 +256,21 @@ def fit(
     trials: whether metrics are those of several trials; their means are logged, and one that
       diverges does not end the others.
     watch: told what is begun for which step (`distributed.Watch.at`).
+    spike: nats by which a loss above the median of the 100 before it counts as divergence; 0.0 =
+      none does.
+    one_program: whether a second compilation of the step is an error.
 
   Returns:
     The last state, the metrics of the last evaluation ({} if there was none), and whether SIGTERM
     stopped the run early.
 
   Raises:
-    DivergedError: when a loss or gradient norm is not finite; names the step, and saves nothing
-      later.
+    DivergedError: when a loss or gradient norm is not finite, or the loss jumps by `spike`; names
+      the step, and saves nothing later.
+    RecompiledError: with `one_program`.
   """
   step = int(np.ravel(state.step)[0])
-  pending, last_log = [], time.perf_counter()
+  pending, last_log, before = [], time.perf_counter(), collections.deque(maxlen=100)
 
   def flush():
     nonlocal pending, last_log
@@ -264,7 +278,7 @@ def fit(
       watch(step, 'waiting for the devices')
       values = jax.device_get(pending)
       for i, value in enumerate([] if trials else values):
-        _check_finite(value, step - len(values) + i + 1)
+        _check(value, step - len(values) + i + 1, before, spike)
       now = time.perf_counter()
       mean = {name: float(np.mean([v[name] for v in values])) for name in values[0]}
       log.train(step, mean, now - last_log, len(values))
@@ -277,15 +291,24 @@ def fit(
     save(state, step, scores)
     saved, last_log = step, time.perf_counter()  # tokens/s counts training alone
 
-  saved, last_scores, ended = step, {}, finished()
+  saved, last_scores, ended, programs = step, {}, finished(), 0
   with _StopSignal() as stop:
     while step < steps and not ended and not stop.asked(step):
       watch(step, 'reading a batch')
       batch = next(batches)
       watch(step, 'running')
       state, metrics = train_step(state, batch)
+      programs = programs or train_step._cache_size() if one_program else 0
       step += 1
       pending.append(metrics)
+      if len(pending) > 2:  # two steps stay queued; further ahead the host would tell no times
+        watch(step, 'waiting for the devices')
+        jax.block_until_ready(pending[-3])
+      if programs and train_step._cache_size() > programs:
+        raise RecompiledError(
+          f'step {step} was compiled again: its batch or state has another shape, type or sharding '
+          'than those before it.'
+        )
       if step % log_every == 0:
         flush()
       scores = None
@@ -304,10 +327,18 @@ def fit(
   return state, last_scores, stop.received and step < steps and not ended
 
 
-def _check_finite(metrics: dict, step: int) -> None:
+def _check(metrics: dict, step: int, before: collections.deque, spike: float) -> None:
+  """Raises DivergedError for a step that is not finite or whose loss jumps above those `before`."""
   for name in ('loss', 'grad_norm'):
     if not np.isfinite(metrics[name]):
       raise DivergedError(
         f'{name} is {metrics[name]} at step {step}; nothing after the last checkpoint was saved. '
-        'Lower learning_rate, lengthen warmup_steps, or look at the data of that step.'
-      )
+        'Lower learning_rate, lengthen warmup_steps, or look at the data of that step.', step,
+      )  # fmt: skip
+  loss = float(metrics['loss'])
+  if spike and len(before) >= 20 and loss > np.median(before) + spike:
+    raise DivergedError(
+      f'the loss jumped from {np.median(before):.3f} to {loss:.3f} at step {step}, by more than '
+      f'spike={spike}; nothing after the last checkpoint was saved.', step,
+    )  # fmt: skip
+  before.append(loss)

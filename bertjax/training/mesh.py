@@ -14,6 +14,7 @@ import re
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ('data', 'fsdp', 'tensor')
@@ -37,10 +38,12 @@ AxisTable = tuple[tuple[str, tuple[str | None, ...]], ...]
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> Mesh:
-  """Makes a mesh of `data * fsdp * tensor` devices; -1 takes all that are left over.
+  """Makes a mesh of `data * fsdp * tensor` devices; -1 takes all that are left over. Several TPU
+  slices split the data axis between them.
 
   Raises:
-    ValueError: if the sizes do not multiply to the number of devices.
+    ValueError: if the sizes do not multiply to the number of devices, or slices cannot share
+      them.
   """
   devices = jax.devices() if devices is None else devices
   sizes = {'data': data, 'fsdp': fsdp, 'tensor': tensor}
@@ -55,6 +58,17 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> M
     )
   if free:
     sizes[free[0]] = len(devices) // fixed
+  # TPU slices that a data centre's network joins: only gradients may cross it.
+  slices = len({getattr(d, 'slice_index', 0) for d in devices if d.platform == 'tpu'})
+  if slices > 1:
+    if sizes['data'] % slices:
+      raise ValueError(
+        f'{slices} slices split the data axis: mesh.data must be a multiple of {slices}, got '
+        f'{sizes}.'
+      )
+    within = (sizes['data'] // slices, sizes['fsdp'], sizes['tensor'])
+    grid = mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
   # Auto: Linen modules do not run on the newer Explicit axes.
   return jax.make_mesh(
     tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices

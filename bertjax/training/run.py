@@ -1,5 +1,6 @@
 """Starting a run and going on with it: its identity, its first state, its saves, its end."""
 
+import itertools
 import json
 import logging
 from collections.abc import Callable, Iterable
@@ -9,7 +10,7 @@ import numpy as np
 from etils import epath
 
 from bertjax.training.checkpoint import Checkpoints
-from bertjax.training.loop import STOPPED_EXIT_CODE, TrainState, init_state
+from bertjax.training.loop import STOPPED_EXIT_CODE, DivergedError, TrainState, init_state
 
 _log = logging.getLogger(__name__)
 
@@ -51,6 +52,45 @@ def start(
     return state, shardings, meta
   state, shardings = init_state(make, shard, *([load()] if load else []))
   return state, shardings, {}
+
+
+MOST_SKIPS = 10  # a start that diverges more often needs a smaller rate, not fewer batches
+
+
+def recovering(fit: Callable, state, checkpoints: Checkpoints, skipped, log, first_step: int):
+  """Runs `fit(state)`; after a divergence, again from the newest checkpoint without the batches
+  since then.
+
+  Args:
+    fit: state -> what `loop.fit` returns; reads `skipped` to find its next batch.
+    state: where to start.
+    checkpoints: of the run.
+    skipped: list of {'step', 'batches'} that grows by one at each divergence: so many batches are
+      left out at that step. None lets the divergence end the run.
+    log: gets a line for each.
+    first_step: checkpoints before it belong to other batches.
+
+  Raises:
+    DivergedError: without `skipped`, without a checkpoint, or at the `MOST_SKIPS`th time.
+  """
+  abstract = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+  )
+  for times in itertools.count(1):
+    try:
+      return fit(state)
+    except DivergedError as error:
+      checkpoints.wait()
+      kept = checkpoints.steps()
+      if skipped is None or not kept or kept[-1] < first_step or times == MOST_SKIPS:
+        raise
+      state, meta = checkpoints.restore_newest(abstract)
+      step, before = int(state.step), meta['skipped']
+      read = error.step + sum(s['batches'] for s in skipped)
+      count = read - step - sum(s['batches'] for s in before)
+      skipped[:] = [*before, {'step': step, 'batches': count}]
+      log.skip(step, count)
+      _log.warning('%s Going on from step %d without the %d batches since.', error, step, count)
 
 
 def flatten(config, names: Iterable[str]) -> dict:
