@@ -243,6 +243,8 @@ def make_model(config, task, encoder_config) -> heads.Bert:
   """The model of `init_from` with the task's output layer."""
   changes = {name: value for name, value in config.model.items() if value != -1.0}
   changes['frozen'] = config.trained_layers == 0
+  if len(trials.list_trials(config)) > 1 and config.model.attention == 'auto':
+    changes['attention'] = 'xla'  # the mesh splits trials, which no kernel knows of
   encoder_config = dataclasses.replace(encoder_config, **changes)
   if config.data.length > encoder_config.max_positions:
     raise ValueError(
@@ -382,10 +384,12 @@ def make_predict(config, bert, task, mesh, many: bool = False):
   apart = task.kind == 'span' and not config.span_over_padding
 
   def step(params, batch):
-    logits = bert.apply({'params': params}, batch)[f'{task.head}_logits']
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # kernels ask where they will run
+      logits = bert.apply({'params': params}, batch)[f'{task.head}_logits']
+      loss = loss_fn(params, batch, None)[0]['task']
     if apart:
       logits = jnp.where(batch['segment_ids'][..., None] > 0, logits, _NEVER)
-    return logits, loss_fn(params, batch, None)[0]['task'], loss_weights(batch)['task']
+    return logits, loss, loss_weights(batch)['task']
 
   everywhere = NamedSharding(mesh, PartitionSpec())
   rows_sharding = everywhere if many else mesh_lib.batch_sharding(mesh)

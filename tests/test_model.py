@@ -302,7 +302,8 @@ def test_auto_attention_logs_its_choice(caplog):
   ('options', 'words'),
   [
     ({'impl': 'cudnn'}, 'needs an NVIDIA GPU'),
-    ({'impl': 'flash'}, "'cudnn', got 'flash'"),
+    ({'impl': 'splash'}, 'needs a TPU'),
+    ({'impl': 'flash'}, "'splash', got 'flash'"),
     ({'dropout_rate': 0.1}, 'dropout_rng'),
   ],
 )

@@ -11,6 +11,14 @@ import logging
 import jax
 import jax.numpy as jnp
 
+from bertjax.model.dropout import dropout
+
+# Mesh axes that split rows; 'tensor' splits heads. A Pallas kernel is not split by the compiler.
+_ROWS = ('data', 'fsdp')
+# From 341 tokens on the probabilities (a float32 and a bfloat16 copy, 64 wide heads) outweigh all
+# else that a layer keeps for its gradient. 384 is the first length of splash's tiles above.
+_FLASH_LENGTH = 384
+_TILE = 128
 # Finite, so that a row without any visible key gives a uniform distribution and not NaN.
 _MASKED = -1e9
 
@@ -24,6 +32,7 @@ def attention(
   causal: bool = False,
   dropout_rate: float = 0.0,
   dropout_rng: jax.Array | None = None,
+  dropout_bits: str = 'threefry',
   impl: str = 'auto',
   return_probs: bool = False,
 ) -> tuple[jax.Array, jax.Array | None]:
@@ -37,8 +46,11 @@ def attention(
     causal: a token sees only itself and earlier tokens.
     dropout_rate: dropped share of attention probabilities, drawn for each element.
     dropout_rng: key of the dropout bits; needed when dropout_rate > 0.
+    dropout_bits: who makes them, see `model.dropout`.
     impl: 'xla' (any backend, has dropout and probabilities), 'cudnn' (flash attention on NVIDIA
-      GPUs, bfloat16 or float16, without dropout) or 'auto', which takes 'xla' and logs it.
+      GPUs, bfloat16, without dropout), 'splash' (flash attention on TPUs, lengths in multiples of
+      128, without dropout) or 'auto', which takes a flash kernel where it can from 384 tokens on,
+      else 'xla', and logs its choice. The flash kernels leave the context of padding undefined.
     return_probs: also return the probabilities [B, H, L, L] before dropout ('xla' only).
 
   Returns:
@@ -49,16 +61,45 @@ def attention(
   """
   if dropout_rate > 0 and dropout_rng is None:
     raise ValueError(f'attention dropout of {dropout_rate} needs a dropout_rng, got None.')
+  backend, mesh = _backend(), jax.sharding.get_abstract_mesh()
+  flash = {'gpu': 'cudnn', 'tpu': 'splash'}.get(backend)
   if impl == 'auto':
-    impl = 'xla'
-    _log_choice(impl, jax.default_backend())
+    hindered = flash and _hindrance(flash, backend, mesh, q, dropout_rate, return_probs)
+    impl = flash if flash and not hindered and q.shape[1] >= _FLASH_LENGTH else 'xla'
+    _log_choice(impl, backend, q.shape[1], hindered)
   if impl == 'xla':
-    return _xla(q, k, v, segment_ids, causal, dropout_rate, dropout_rng, return_probs)
-  if impl == 'cudnn':
-    _check_cudnn(q.dtype, dropout_rate, return_probs)
-    mask = visible(segment_ids, causal)[:, None]  # [B, 1, L, L]
-    return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation='cudnn'), None
-  raise ValueError(f"attention impl must be 'auto', 'xla' or 'cudnn', got {impl!r}.")
+    context, probs = _xla(
+      q, k, v, segment_ids, causal,
+      lambda probs: dropout(probs, dropout_rate, dropout_rng, dropout_bits),
+    )  # fmt: skip
+    return context, probs if return_probs else None
+  if impl not in ('cudnn', 'splash'):
+    raise ValueError(f"attention impl must be 'auto', 'xla', 'cudnn' or 'splash', got {impl!r}.")
+  hindrance = _hindrance(impl, backend, mesh, q, dropout_rate, return_probs)
+  if hindrance:
+    raise ValueError(f"attention impl {impl!r} needs {hindrance}; use 'xla' or 'auto'.")
+  if impl == 'splash':
+    return _splash(q, k, v, segment_ids, causal, mesh), None
+  mask = visible(segment_ids, causal)[:, None]  # [B, 1, L, L]
+  return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation='cudnn'), None
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def float32_einsum(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
+  """`jnp.einsum` with a float32 result, whose gradients are products in the operands' dtype.
+
+  Without this the float32 gradient of bfloat16 operands would be multiplied in float32, several
+  times slower on a TPU.
+  """
+  return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
+
+
+def _einsum_gradient(spec, operands, cotangent):
+  _, pull = jax.vjp(lambda a, b: jnp.einsum(spec, a, b), *operands)
+  return pull(cotangent.astype(operands[0].dtype))
+
+
+float32_einsum.defvjp(lambda spec, a, b: (float32_einsum(spec, a, b), (a, b)), _einsum_gradient)
 
 
 def visible(segment_ids: jax.Array, causal: bool) -> jax.Array:
@@ -71,36 +112,69 @@ def visible(segment_ids: jax.Array, causal: bool) -> jax.Array:
   return mask
 
 
-def _xla(q, k, v, segment_ids, causal, dropout_rate, dropout_rng, return_probs):
-  scores = jnp.einsum('bqhk,bshk->bhqs', q, k, preferred_element_type=jnp.float32)
+def _xla(q, k, v, segment_ids, causal, drop=lambda probs: probs):
+  scores = float32_einsum('bqhk,bshk->bhqs', q, k)
   scores = scores * q.shape[-1] ** -0.5
   scores = jnp.where(visible(segment_ids, causal)[:, None], scores, _MASKED)
   probs = jax.nn.softmax(scores, axis=-1)  # float32 [B, H, L, L]
-  kept = probs
-  if dropout_rate > 0:
-    keep = jax.random.bernoulli(dropout_rng, 1 - dropout_rate, probs.shape)
-    kept = jnp.where(keep, probs / (1 - dropout_rate), 0)
-  context = jnp.einsum('bhqs,bshk->bqhk', kept.astype(v.dtype), v)
-  return context, probs if return_probs else None
+  return jnp.einsum('bhqs,bshk->bqhk', drop(probs).astype(v.dtype), v), probs
 
 
-def _check_cudnn(dtype, dropout_rate, return_probs):
-  if jax.default_backend() != 'gpu':
-    raise ValueError(
-      f"attention impl 'cudnn' needs an NVIDIA GPU, got backend {jax.default_backend()!r}; "
-      "use 'xla' or 'auto'."
-    )
+def _splash(q, k, v, segment_ids, causal, mesh, interpret=False):
+  """Splash attention; under a mesh each device runs it on its rows and heads."""
+  # Imported here: Pallas is slow to import, and only a TPU needs it.
+  from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
+  from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+  length = q.shape[1]
+  tile = next(n for n in (512, 384, 256, _TILE) if length % n == 0)
+  names = ('q', 'kv', 'kv_compute', 'q_dkv', 'kv_dkv', 'kv_dkv_compute', 'q_dq', 'kv_dq')
+  mask = (masks.CausalMask if causal else masks.FullMask)((length, length))
+
+  def local(q, k, v, segment_ids):
+    kernel = kernels.make_splash_mha(
+      masks.MultiHeadMask([mask] * q.shape[2]), head_shards=1, q_seq_shards=1,
+      block_sizes=kernels.BlockSizes(**{f'block_{name}': tile for name in names}),
+      interpret=interpret,
+    )  # fmt: skip
+    q, k, v = (x.swapaxes(1, 2) for x in (q * q.shape[-1] ** -0.5, k, v))  # [B, H, L, K]
+    segments = kernels.SegmentIds(q=segment_ids, kv=segment_ids)
+    return jax.vmap(kernel)(q, k, v, segments).swapaxes(1, 2)
+
+  if mesh.size == 1 or mesh.empty:
+    return local(q, k, v, segment_ids)
+  rows, heads = jax.P(_ROWS), jax.P(_ROWS, None, 'tensor')
+  return jax.shard_map(
+    local, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False
+  )(q, k, v, segment_ids)
+
+
+def _backend() -> str:
+  """The platform of the mesh that the step runs on, which need not be this machine's."""
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return device.platform if device else jax.default_backend()
+
+
+def _hindrance(impl, backend, mesh, q, dropout_rate, return_probs) -> str:
+  """What a flash kernel needs and has not got; '' if nothing is in its way."""
+  if backend != {'cudnn': 'gpu', 'splash': 'tpu'}[impl]:
+    return f'{"an NVIDIA GPU" if impl == "cudnn" else "a TPU"}, got backend {backend!r}'
   if dropout_rate > 0:
-    raise ValueError(
-      f"attention impl 'cudnn' has no attention dropout here, got {dropout_rate}; "
-      "set attention_dropout=0.0 or use 'xla'."
-    )
-  if dtype not in (jnp.bfloat16, jnp.float16):
-    raise ValueError(f"attention impl 'cudnn' needs bfloat16 or float16, got {dtype}.")
+    return f'attention_dropout=0.0, got {dropout_rate}'
   if return_probs:
-    raise ValueError("attention impl 'cudnn' never forms the probabilities; capture with 'xla'.")
+    return 'no capture of probabilities, which it never forms'
+  if impl == 'cudnn' and q.dtype not in (jnp.bfloat16, jnp.float16):
+    return f"dtype='bfloat16', got {q.dtype}"
+  if impl == 'splash' and q.shape[1] % _TILE:
+    return f'a length in multiples of {_TILE}, got {q.shape[1]}'
+  if impl == 'splash' and q.shape[2] % mesh.shape.get('tensor', 1):
+    return f'num_heads in multiples of mesh.tensor={mesh.shape["tensor"]}, got {q.shape[2]}'
+  return ''
 
 
 @functools.cache
-def _log_choice(impl: str, backend: str) -> None:
-  logging.getLogger(__name__).info("attention: 'auto' chose %r on backend %r", impl, backend)
+def _log_choice(impl: str, backend: str, length: int, hindrance: str | None) -> None:
+  logging.getLogger(__name__).info(
+    "attention: 'auto' chose %r on backend %r at length %d%s", impl, backend, length,
+    f' (flash attention needs {hindrance})' if hindrance else '',
+  )  # fmt: skip

@@ -7,7 +7,8 @@ import dataclasses
 
 ACTIVATIONS = ('gelu', 'gelu_tanh')
 REMAT_POLICIES = ('none', 'full', 'dots')
-ATTENTION_IMPLS = ('auto', 'xla', 'cudnn')
+ATTENTION_IMPLS = ('auto', 'xla', 'cudnn', 'splash')
+DROPOUT_BITS = ('threefry', 'rbg')
 HEADS = ('mlm', 'nsp', 'classification', 'tagging', 'span', 'choice')
 POOLED_HEADS = ('nsp', 'classification', 'choice')  # they read the pooled state
 # What a task's head reads -> which of the states, of which the embeddings are the first.
@@ -58,7 +59,8 @@ class EncoderConfig:
 
   frozen: bool = False  # the encoder gets no gradient and has no dropout
   dtype: str = 'float32'  # of activations and products; 'bfloat16' on TPU and GPU (weights stay)
-  attention: str = 'auto'  # or a kernel by name: 'xla', 'cudnn'
+  attention: str = 'auto'  # or a kernel by name: 'xla', 'cudnn', 'splash'
+  dropout_bits: str = 'threefry'  # 'rbg': cheaper bits on TPU, others on another mesh
   remat: str = 'none'  # 'full' saves nothing within a layer, 'dots' saves matrix products
   unroll: int = 1  # layers per iteration of the layer loop; num_layers unrolls it completely
 
@@ -106,7 +108,7 @@ class EncoderConfig:
     if 'last_four' in self.features and self.num_layers < 4:
       raise ValueError(f'features={self.features!r} needs 4 layers, got {self.num_layers}.')
     for name, choices in (('activation', ACTIVATIONS), ('remat', REMAT_POLICIES),
-                          ('attention', ATTENTION_IMPLS),
+                          ('attention', ATTENTION_IMPLS), ('dropout_bits', DROPOUT_BITS),
                           ('dtype', ('float32', 'bfloat16'))):  # fmt: skip
       if getattr(self, name) not in choices:
         raise ValueError(f'{name} must be one of {choices}, got {getattr(self, name)!r}.')

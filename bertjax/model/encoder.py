@@ -15,6 +15,7 @@ import numpy as np
 
 from bertjax.model.attention import attention
 from bertjax.model.config import EncoderConfig
+from bertjax.model.dropout import dropout
 
 # Path regex -> logical axis names of the parameter, without the leading layer axis, which whoever
 # reads the table names 'layers'. The first match counts; the optimizer's moments match as well,
@@ -36,9 +37,18 @@ PARAM_AXES = (
   (r'(layer_norm/(scale|bias)|bias|layer_weights|tagging/(start|end))$', (None,)),
 )
 
+
+def _gelu(x: jax.Array) -> jax.Array:
+  """Exact GELU by erf, where `jax.nn.gelu` takes erfc, which costs exponentials."""
+  wide = x.astype(jnp.float32)
+  return (0.5 * wide * (1 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
+
+
+# Recomputed for the gradient: a layer's loop would keep every intermediate array otherwise.
+_again = functools.partial(jax.checkpoint, prevent_cse=False)
 ACTIVATION = {
-  'gelu': functools.partial(jax.nn.gelu, approximate=False),
-  'gelu_tanh': functools.partial(jax.nn.gelu, approximate=True),
+  'gelu': _again(_gelu),
+  'gelu_tanh': _again(functools.partial(jax.nn.gelu, approximate=True)),
 }
 
 _REMAT = {
@@ -88,6 +98,13 @@ def dense(config: EncoderConfig, features, name: str, axis=-1) -> nn.DenseGenera
   )  # fmt: skip
 
 
+def drop(module: nn.Module, x: jax.Array, rate: float, train: bool) -> jax.Array:
+  """Dropout in training, its key from the module's scope."""
+  if not train or rate == 0:
+    return x
+  return dropout(x, rate, module.make_rng('dropout'), module.config.dropout_bits)
+
+
 class LayerNorm(nn.Module):
   """`nn.LayerNorm` in float32, whatever the computation dtype is: an epsilon of 1e-12 needs it."""
 
@@ -96,7 +113,7 @@ class LayerNorm(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Normalises the last axis of x [..., D]; keeps x's dtype."""
-    norm = nn.LayerNorm(
+    norm = nn.checkpoint(nn.LayerNorm, prevent_cse=False)(
       epsilon=self.config.layer_norm_eps, dtype=jnp.float32, name='layer_norm',
       use_fast_variance=False,
     )  # fmt: skip
@@ -111,7 +128,11 @@ class Embeddings(nn.Module):
 
   @nn.compact
   def __call__(self, input_ids, token_type_ids, position_ids, train: bool):
-    """Maps ids [B, L] to states [B, L, D]; also returns the word table [V, D] for the tied head."""
+    """Maps ids [B, L] to states [B, L, D]; also returns the word table [V, D] for the tied head.
+
+    Only words, and positions that are given (packed rows), are looked up. The gradient of a look-up
+    adds rows one by one, that of a product or a slice is a sum, which costs less for few rows.
+    """
     config = self.config
 
     def table(rows, name):
@@ -121,12 +142,16 @@ class Embeddings(nn.Module):
       )  # fmt: skip
 
     word = table(config.vocab_size, 'word')
+    position = table(config.max_positions, 'position')
+    token_type = table(config.type_vocab_size, 'token_type').embedding.astype(config.dtype)
     x = word(input_ids)
-    x += table(config.max_positions, 'position')(position_ids)
-    x += table(config.type_vocab_size, 'token_type')(token_type_ids)
+    if position_ids is None:
+      x += position.embedding[: x.shape[1]].astype(x.dtype)
+    else:
+      x += position(position_ids)
+    x += jax.nn.one_hot(token_type_ids, config.type_vocab_size, dtype=x.dtype) @ token_type
     x = LayerNorm(config, name='layer_norm')(x)
-    x = nn.Dropout(config.hidden_dropout)(x, deterministic=not train)
-    return x, word.embedding
+    return drop(self, x, config.hidden_dropout, train), word.embedding
 
 
 class SelfAttention(nn.Module):
@@ -143,8 +168,9 @@ class SelfAttention(nn.Module):
     rate = config.attention_dropout if train else 0.0
     context, probs = attention(
       q, k, v, segment_ids, causal=config.causal, dropout_rate=rate,
-      dropout_rng=self.make_rng('dropout') if rate else None, impl=config.attention,
-      return_probs=capture,
+      dropout_rng=self.make_rng('dropout') if rate else None, dropout_bits=config.dropout_bits,
+      # Initialising runs a few tokens, perhaps on another device.
+      impl='xla' if self.is_initializing() else config.attention, return_probs=capture,
     )  # fmt: skip
     return dense(config, config.hidden_size, 'out', axis=(-2, -1))(context), probs
 
@@ -174,13 +200,14 @@ class Block(nn.Module):
   @nn.compact
   def __call__(self, x, segment_ids):
     config = self.config
-    dropout = nn.Dropout(config.hidden_dropout, deterministic=not self.train)
     y, probs = SelfAttention(config, name='attention')(
       x, segment_ids, self.train, 'attention' in self.capture
     )
-    x = LayerNorm(config, name='attention_layer_norm')(x + dropout(y))
+    x += drop(self, y, config.hidden_dropout, self.train)
+    x = LayerNorm(config, name='attention_layer_norm')(x)
     y = Mlp(config, name='mlp')(x)
-    x = LayerNorm(config, name='mlp_layer_norm')(x + dropout(y))
+    x += drop(self, y, config.hidden_dropout, self.train)
+    x = LayerNorm(config, name='mlp_layer_norm')(x)
     collected = {'attention': probs, 'hidden': x}
     return x, {name: collected[name] for name in self.capture}
 
@@ -192,7 +219,7 @@ class Encoder(nn.Module):
 
   @nn.compact
   def __call__(self, input_ids, token_type_ids, segment_ids, position_ids, train, capture=()):
-    """Encodes a batch of ids, int32 [B, L] each.
+    """Encodes a batch of ids, int32 [B, L] each; position_ids may be None for 0..L-1.
 
     Returns:
       `out` with 'hidden' [B, L, D]; and for each name in `capture`: 'hidden' adds 'all_hidden'

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from bertjax.model import crf
+from bertjax.model.attention import float32_einsum
 from bertjax.model.config import HEADS, POOLED_HEADS, EncoderConfig
 from bertjax.model.encoder import ACTIVATION, Encoder, LayerNorm, dense
 
@@ -56,9 +57,7 @@ class MlmHead(nn.Module):
     x = dense(config, config.hidden_size, 'transform')(x)
     x = LayerNorm(config, name='layer_norm')(ACTIVATION[config.activation](x))
     bias = self.param('bias', nn.initializers.zeros, (config.vocab_size,), jnp.float32)
-    logits = jnp.einsum(
-      'bpd,vd->bpv', x, word_table.astype(x.dtype), preferred_element_type=jnp.float32
-    )
+    logits = float32_einsum('bpd,vd->bpv', x, word_table.astype(x.dtype))
     return logits + bias.astype(jnp.float32)
 
 
@@ -181,14 +180,13 @@ class Bert(nn.Module):
     """
     self._check(batch, capture)
     ids = batch['input_ids']
-    positions = jnp.broadcast_to(jnp.arange(ids.shape[1], dtype=jnp.int32), ids.shape)
     config = self.config
     reading = capture if config.features == 'last' else (*capture, 'hidden')
     out, word_table = Encoder(config, name='encoder')(
       ids,
       batch.get('token_type_ids', jnp.zeros_like(ids)),
       batch.get('segment_ids', jnp.ones_like(ids)),
-      batch.get('position_ids', positions),
+      batch.get('position_ids'),
       train and not config.frozen,
       reading,
     )

@@ -17,9 +17,41 @@ from bertjax.model import crf
 Sums = dict[str, jax.Array]
 
 
+@jax.custom_vjp
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-  """Negative log likelihood in nats: logits [..., V] (any dtype) and labels [...] to [...]."""
-  return optax.losses.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
+  """Negative log likelihood in nats: logits [..., V] (any dtype) and labels [...] to [...].
+
+  The gradient is formed from the logits in one pass: no second [..., V] array is kept for it, and
+  nothing is scattered.
+  """
+  return _cross_entropy(logits, labels)[0]
+
+
+def _cross_entropy(logits, labels):
+  total = jax.nn.logsumexp(logits.astype(jnp.float32), axis=-1)
+  return total - _chosen(logits, labels), (logits, labels, total)
+
+
+def _cross_entropy_gradient(saved, cotangent):
+  logits, labels, total = saved
+  probs = jnp.exp(logits.astype(jnp.float32) - total[..., None])
+  one_hot = jnp.arange(logits.shape[-1]) == labels[..., None]
+  grads = ((probs - one_hot) * cotangent[..., None]).astype(logits.dtype)
+  # Two products and a sum read it: XLA on CPUs would form it three times.
+  return jax.lax.optimization_barrier(grads), None
+
+
+cross_entropy.defvjp(_cross_entropy, _cross_entropy_gradient)
+
+
+def _chosen(logits, labels):
+  """The logits [...] of the labels."""
+  return jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0].astype(jnp.float32)
+
+
+def _is_best(logits, labels):
+  """Whether the label's logit is the largest; `argmax` is slow where V is long, and this is not."""
+  return _chosen(logits, labels) >= logits.max(-1)
 
 
 def _nsp_weights(batch):
@@ -53,11 +85,11 @@ def pretraining_sums(out: dict, batch: dict, terms: tuple[str, ...] = ('mlm', 'n
   if 'mlm' in terms:
     ids, weights = batch['masked_lm_ids'], batch['masked_lm_weights']
     losses['mlm'] = (cross_entropy(out['mlm_logits'], ids) * weights).sum()
-    metrics['mlm_accuracy'] = ((out['mlm_logits'].argmax(-1) == ids) * weights).sum()
+    metrics['mlm_accuracy'] = (_is_best(out['mlm_logits'], ids) * weights).sum()
   if 'nsp' in terms:
     labels, weights = batch['next_sentence_labels'], _nsp_weights(batch)
     losses['nsp'] = (cross_entropy(out['nsp_logits'], labels) * weights).sum()
-    metrics['nsp_accuracy'] = ((out['nsp_logits'].argmax(-1) == labels) * weights).sum()
+    metrics['nsp_accuracy'] = (_is_best(out['nsp_logits'], labels) * weights).sum()
   return losses, metrics
 
 

@@ -114,7 +114,8 @@ def make_train_step(
       return means(losses, {}, weights)['loss'], (losses, sums)
 
     def gradients(part, key):
-      (_, aux), grads = jax.value_and_grad(objective, has_aux=True)(state.params, part, key)
+      with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # kernels ask where they will run
+        (_, aux), grads = jax.value_and_grad(objective, has_aux=True)(state.params, part, key)
       return grads, aux
 
     if accumulation == 1:
@@ -152,7 +153,8 @@ def make_eval_step(loss_fn: Callable, loss_weights: Callable, *, mesh) -> Callab
   """Compiles `eval_step(params, batch) -> (loss sums, metric sums, weights)`, without dropout."""
 
   def step(params, batch):
-    return *loss_fn(params, batch, None), loss_weights(batch)
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      return *loss_fn(params, batch, None), loss_weights(batch)
 
   return jax.jit(step, in_shardings=(None, batch_sharding(mesh)))
 

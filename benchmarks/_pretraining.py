@@ -1,0 +1,117 @@
+"""One pre-training step of ours and of transformers, on the same rows with the same optimizer."""
+
+import functools
+
+import jax
+import numpy as np
+
+from bertjax.model import heads, losses
+from bertjax.model.encoder import PARAM_AXES
+from bertjax.training import loop, optimizer
+from bertjax.training import mesh as mesh_lib
+
+RATE = 1e-4
+
+
+def make_batch(config, rows: int, length: int, predictions: int, seed: int = 0) -> dict:
+  """Random ids without padding, `predictions` slots a row."""
+  rng = np.random.default_rng(seed)
+  places = np.argsort(rng.random((rows, length)), 1)[:, :predictions]
+
+  def ids(high, *shape):
+    return rng.integers(0, high, shape, np.int32)
+
+  return {
+    'input_ids': ids(config.vocab_size, rows, length),
+    'token_type_ids': ids(2, rows, length),
+    'segment_ids': np.ones((rows, length), np.int32),
+    'masked_lm_positions': np.sort(places, 1).astype(np.int32),
+    'masked_lm_ids': ids(config.vocab_size, rows, predictions),
+    'masked_lm_weights': np.ones((rows, predictions), np.float32),
+    'next_sentence_labels': ids(2, rows),
+    'example_weights': np.ones(rows, np.float32),
+  }
+
+
+def our_program(config, batch: dict):
+  """(train step, state, device batch) on the first device."""
+  bert, transform = heads.Bert(config), optimizer.make_optimizer('adamw')
+  mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
+
+  def make_state():
+    params = heads.init_params(bert, jax.random.key(0))
+    return loop.TrainState.create(params, transform, jax.random.key(1), RATE)
+
+  state, shardings = loop.init_state(make_state, mesh_lib.sharder(mesh, PARAM_AXES))
+  step = loop.make_train_step(
+    losses.pretraining_loss(bert), losses.pretraining_weights, transform,
+    optimizer.unit_schedule('constant', 1000, 0), mesh=mesh, state_shardings=shardings,
+  )  # fmt: skip
+  rows = len(batch['input_ids'])
+  return step, state, loop.shard_batch(batch, mesh_lib.batch_sharding(mesh), rows)
+
+
+def ours(config, batch: dict, steps: int):
+  """A contender: so many steps, in tokens."""
+  step, state, batch = our_program(config, batch)
+
+  def once():
+    nonlocal state
+    for _ in range(steps):
+      state, metrics = step(state, batch)
+    assert np.isfinite(metrics['loss'])  # and waits for the device
+    return steps * batch['input_ids'].size
+
+  return once
+
+
+def theirs(config, batch: dict, steps: int, *, compiled: bool = False, device: str = 'cpu'):
+  """A contender: BertForPreTraining with SDPA; logits at all positions, as it computes them.
+
+  On a GPU in bfloat16 autocast if `config.dtype` says so, with the fused AdamW.
+  """
+  import torch
+  import transformers
+
+  model = transformers.BertForPreTraining(transformers.BertConfig(
+    vocab_size=config.vocab_size, hidden_size=config.hidden_size,
+    num_hidden_layers=config.num_layers, num_attention_heads=config.num_heads,
+    intermediate_size=config.mlp_size, max_position_embeddings=config.max_positions,
+    hidden_dropout_prob=config.hidden_dropout,
+    attention_probs_dropout_prob=config.attention_dropout, attn_implementation='sdpa',
+  )).to(device).train()  # fmt: skip
+  plain, decayed = [], []
+  for name, parameter in model.named_parameters():
+    (plain if 'bias' in name or 'LayerNorm' in name else decayed).append(parameter)
+  groups = [{'params': plain, 'weight_decay': 0.0}, {'params': decayed, 'weight_decay': 0.01}]
+  adamw = torch.optim.AdamW(groups, lr=RATE, eps=1e-6, fused=device == 'cuda')
+  inputs = {name: torch.tensor(value).long().to(device) for name, value in _inputs(batch).items()}
+  run = torch.compile(model) if compiled else model
+  narrow = functools.partial(
+    torch.autocast, device, torch.bfloat16, enabled=config.dtype == 'bfloat16'
+  )
+
+  def once():
+    for _ in range(steps):
+      with narrow():
+        loss = run(**inputs).loss
+      adamw.zero_grad()
+      loss.backward()
+      torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+      adamw.step()
+    assert np.isfinite(loss.item())
+    if device == 'cuda':
+      torch.cuda.synchronize()
+    return steps * batch['input_ids'].size
+
+  return once
+
+
+def _inputs(batch):
+  labels = np.full(batch['input_ids'].shape, -100, np.int32)
+  np.put_along_axis(labels, batch['masked_lm_positions'], batch['masked_lm_ids'], 1)
+  return {
+    'input_ids': batch['input_ids'], 'token_type_ids': batch['token_type_ids'],
+    'attention_mask': batch['segment_ids'], 'labels': labels,
+    'next_sentence_label': batch['next_sentence_labels'],
+  }  # fmt: skip

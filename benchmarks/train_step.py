@@ -1,0 +1,49 @@
+"""Pre-training steps beside transformers on PyTorch: same sizes, rows, optimizer and dropout.
+
+  python -m benchmarks train_step
+  python -m benchmarks train_step --preset=base --rows=8 --compiled=0
+
+Tokens are all positions of all rows. Transformers computes logits at all positions, ours at the
+masked ones alone, as Google's code does; `at equal FLOPs` is the ratio of FLOP/s, each side's own
+model FLOPs counted. With `--compiled=1` torch.compile runs as a third, which needs a C++ compiler.
+"""
+
+import dataclasses
+import statistics
+
+from benchmarks import measure, report
+from benchmarks._pretraining import make_batch, ours, theirs
+from bertjax.model import config as config_lib
+from bertjax.model.flops import train_flops
+
+FLAGS = {
+  'preset': ('mini', 'sizes'),
+  'rows': (32, 'of a batch'),
+  'length': (128, 'tokens a row'),
+  'predictions': (20, 'masked slots a row'),
+  'dropout': (0.1, 'of states and attention'),
+  'unroll': (1, 'layers of ours in an iteration of the loop'),
+  'compiled': (1, 'also torch.compile'),
+  'steps': (3, 'in a measured run'),
+  'repeats': (5, 'measured runs after one warm-up'),
+  'out': ('', 'JSON file to write'),
+}
+
+
+def run(preset, rows, length, predictions, dropout, unroll, compiled, steps, repeats, out):
+  config = config_lib.PRESETS[preset](hidden_dropout=dropout, attention_dropout=dropout)
+  batch = make_batch(config, rows, length, predictions)
+  contenders = {
+    'bertjax': ours(dataclasses.replace(config, unroll=unroll), batch, steps),
+    'transformers, eager': theirs(config, batch, steps),
+  }
+  if compiled:
+    contenders['transformers, torch.compile'] = theirs(config, batch, steps, compiled=True)
+  rates = measure(contenders, repeats=repeats)
+  share = train_flops(config, length, predictions) / train_flops(config, length, length)
+  best = max(statistics.median(r) for who, r in rates.items() if who != 'bertjax')
+  equal = statistics.median(rates['bertjax']) / best * share
+  print(f'at equal FLOPs, against the faster: {equal:.2f}')
+  name = f'train_step {preset} {rows}x{length}, dropout {dropout}, float32'
+  facts = {'our_share_of_their_flops': share, 'ratio_at_equal_flops': equal}
+  return report(name, rates, 'tokens/s', out, **facts)

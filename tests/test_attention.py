@@ -1,0 +1,132 @@
+"""Attention kernels, dropout, products and the cross-entropy against plain forms of themselves."""
+
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from bertjax.model import attention as attention_lib
+from bertjax.model.attention import attention, float32_einsum
+from bertjax.model.dropout import dropout
+from bertjax.model.losses import cross_entropy
+
+ONES = jnp.ones((2, 384), jnp.int32)
+
+
+def heads(length=256, count=2, dtype=jnp.float32):
+  rng = np.random.default_rng(0)
+  return tuple(jnp.asarray(rng.normal(size=(2, length, count, 64)), dtype) for _ in range(3))
+
+
+@pytest.mark.parametrize('causal', [False, True])
+def test_splash_equals_xla_on_packed_and_padded_rows(causal):
+  segments = np.ones((2, 256), np.int32)
+  segments[0] = [1] * 100 + [2] * 90 + [0] * 66
+  mesh = jax.sharding.get_abstract_mesh()
+
+  def gradients(attend):
+    def total(q, k, v):  # padding is undefined, and no loss reads it
+      return jnp.where(segments[..., None, None] > 0, attend(q, k, v) ** 2, 0).sum()
+
+    return jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2)))(*heads())
+
+  want = gradients(lambda q, k, v: attention(q, k, v, segments, causal=causal, impl='xla')[0])
+  got = gradients(
+    lambda q, k, v: attention_lib._splash(q, k, v, segments, causal, mesh, interpret=True)
+  )
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4), got, want)
+
+
+def test_splash_runs_on_the_rows_and_heads_of_each_device(monkeypatch):
+  mesh = jax.make_mesh(
+    (1, 2, 2), ('data', 'fsdp', 'tensor'), axis_types=(jax.sharding.AxisType.Auto,) * 3,
+    devices=jax.devices()[:4],
+  )  # fmt: skip
+  q, k, v = heads(128)
+
+  def sharded(q, k, v):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      abstract = jax.sharding.get_abstract_mesh()
+      return attention_lib._splash(q, k, v, ONES[:, :128], False, abstract, interpret=True)
+
+  rows = jax.NamedSharding(mesh, jax.P(('data', 'fsdp'), None, 'tensor'))
+  got = jax.jit(sharded, in_shardings=(rows,) * 3)(q, k, v)
+  assert got.sharding.is_equivalent_to(rows, 4)
+  np.testing.assert_allclose(got, attention(q, k, v, ONES[:, :128])[0], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ('backend', 'dtype', 'length', 'options', 'chosen', 'why'),
+  [
+    ('tpu', 'bfloat16', 384, {}, 'splash', ''),
+    ('tpu', 'bfloat16', 256, {}, 'xla', ''),
+    ('tpu', 'bfloat16', 400, {}, 'xla', 'multiples of 128, got 400'),
+    ('tpu', 'bfloat16', 512, {'dropout_rate': 0.1}, 'xla', 'attention_dropout=0.0, got 0.1'),
+    ('tpu', 'bfloat16', 512, {'return_probs': True}, 'xla', 'capture'),
+    ('gpu', 'bfloat16', 512, {}, 'cudnn', ''),
+    ('gpu', 'float32', 512, {}, 'xla', "dtype='bfloat16', got float32"),
+    ('cpu', 'bfloat16', 512, {}, 'xla', ''),
+  ],
+)
+def test_auto_chooses_by_backend_length_and_dropout_and_tells_why(
+  monkeypatch, caplog, backend, dtype, length, options, chosen, why
+):
+  attention_lib._log_choice.cache_clear()
+  monkeypatch.setattr(attention_lib, '_backend', lambda: backend)
+  x = jax.ShapeDtypeStruct((2, length, 2, 64), dtype)
+  segments = jax.ShapeDtypeStruct((2, length), jnp.int32)
+  options = options | {'dropout_rng': jax.random.key(0)}
+  with caplog.at_level(logging.INFO, logger='bertjax.model.attention'):
+    # On a CPU cuDNN's call is refused when it is traced, after the choice was logged.
+    try:
+      jax.eval_shape(lambda q, s: attention(q, q, q, s, **options)[0], x, segments)
+    except RuntimeError as error:
+      assert chosen == 'cudnn', error
+  assert f'chose {chosen!r} on backend {backend!r}' in caplog.text and why in caplog.text
+
+
+def test_dropout_drops_its_share_and_keeps_the_mean():
+  x = jnp.ones((40, 65, 128))  # an odd axis: half of the last words is not used
+  for bits in ('threefry', 'rbg'):
+    y = np.asarray(dropout(x, 0.1, jax.random.key(0), bits))
+    assert (y == 0).mean() == pytest.approx(0.1, abs=0.002), bits
+    assert y.mean() == pytest.approx(1, abs=0.003), bits
+    rows = (y[:, :32] == 0) == (y[:, 33:] == 0)  # two halves of a word are independent
+    assert rows.mean() == pytest.approx(0.9**2 + 0.1**2, abs=0.003), bits
+  assert dropout(x, 0.0, None) is x
+
+
+def test_rbg_draws_other_bits_than_threefry():
+  x = jnp.ones((4, 8, 16))
+  one, other = (dropout(x, 0.5, jax.random.key(0), bits) for bits in ('threefry', 'rbg'))
+  assert not (one == other).all()
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_cross_entropy_and_its_gradient_equal_optax(dtype):
+  rng = np.random.default_rng(0)
+  logits = jnp.asarray(rng.normal(size=(3, 5, 11)) * 4, dtype)
+  labels, weights = jnp.asarray(rng.integers(0, 11, (3, 5))), jnp.asarray(rng.random((3, 5)))
+
+  def gradient(loss):
+    return jax.value_and_grad(lambda x: (loss(x.astype(dtype), labels) * weights).sum())(logits)
+
+  want = gradient(
+    lambda x, y: optax.losses.softmax_cross_entropy_with_integer_labels(x.astype(jnp.float32), y)
+  )
+  got = gradient(cross_entropy)
+  assert got[1].dtype == dtype
+  tolerance = 1e-6 if dtype == 'float32' else 1e-2
+  np.testing.assert_allclose(got[0], want[0], rtol=1e-6)
+  np.testing.assert_allclose(*(x[1].astype(np.float32) for x in (got, want)), atol=tolerance)
+
+
+def test_a_product_has_a_float32_result_and_gradients_in_its_own_dtype():
+  a, b = (jnp.asarray(x[0, :, 0], jnp.bfloat16) for x in heads(8)[:2])
+  text = jax.jit(jax.grad(lambda a: float32_einsum('ld,md->lm', a, b).sum())).lower(a).as_text()
+  products = [line for line in text.split('\n') if 'dot_general' in line]
+  assert products and not [line for line in products if 'xf32>, tensor' in line.split(':')[-1]]
+  assert float32_einsum('ld,md->lm', a, b).dtype == jnp.float32

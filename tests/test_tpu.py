@@ -1,0 +1,101 @@
+"""The train step compiled for a TPU v5e that is not here: what its products read, what it moves."""
+
+import dataclasses
+import math
+import os
+import re
+
+os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
+os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.experimental import topologies
+
+from bertjax.model import losses
+from bertjax.model.config import EncoderConfig
+from bertjax.model.encoder import PARAM_AXES
+from bertjax.model.heads import Bert, init_params
+from bertjax.training import loop
+from bertjax.training import mesh as mesh_lib
+from bertjax.training.optimizer import make_optimizer, unit_schedule
+
+pytest.importorskip('libtpu')
+
+CONFIG = EncoderConfig(
+  vocab_size=8192, hidden_size=256, num_layers=2, num_heads=4, mlp_size=1024, dtype='bfloat16'
+)
+ROWS = 32
+
+
+def compiled(mesh, length, **changes):
+  """The optimized HLO of a train step on the mesh."""
+  bert, transform = Bert(dataclasses.replace(CONFIG, **changes)), make_optimizer()
+
+  def make_state():
+    params = init_params(bert, jax.random.key(0))
+    return loop.TrainState.create(params, transform, jax.random.key(1), 1e-4)
+
+  shapes = jax.eval_shape(make_state)
+  shardings = mesh_lib.sharder(mesh, PARAM_AXES)(shapes)
+  step = loop.make_train_step(
+    losses.pretraining_loss(bert), losses.pretraining_weights, transform,
+    unit_schedule('google', 10, 1), mesh=mesh, state_shardings=shardings,
+  )  # fmt: skip
+  rows, slots = (ROWS, length), (ROWS, length * 3 // 20)
+  columns = {
+    'input_ids': (rows, jnp.int32), 'token_type_ids': (rows, jnp.int32),
+    'segment_ids': (rows, jnp.int32), 'masked_lm_positions': (slots, jnp.int32),
+    'masked_lm_ids': (slots, jnp.int32), 'masked_lm_weights': (slots, jnp.float32),
+    'next_sentence_labels': ((ROWS,), jnp.int32),
+  }  # fmt: skip
+  batch = {name: jax.ShapeDtypeStruct(*value) for name, value in columns.items()}
+  return step.lower(shapes, batch).compile().as_text()
+
+
+@pytest.fixture(scope='module')
+def mesh():
+  devices = topologies.get_topology_desc('v5e:2x4', 'tpu').devices
+  return mesh_lib.make_mesh(2, 2, 2, devices=devices)
+
+
+@pytest.fixture(scope='module', params=[(128, 0.1), (512, 0.0)], ids=['xla', 'splash'])
+def program(mesh, request):
+  """(length, attention dropout, optimized HLO)."""
+  length, rate = request.param
+  return length, rate, compiled(mesh, length, attention_dropout=rate)
+
+
+def instructions(text):
+  """(name, dtype, sizes, operation, the rest of its line) of everything but tuples."""
+  pattern = r'^\s*(?:ROOT )?%?([\w.-]+) = (\w+)\[([\d,]*)\]\S* ([\w-]+)\((.*)$'
+  return re.findall(pattern, text, re.MULTILINE)
+
+
+def test_products_read_bfloat16(program):
+  found = instructions(program[2])
+  dtypes = {name: dtype for name, dtype, *_ in found}
+  products = [line for line in found if line[3] in ('convolution', 'dot')]
+  assert len(products) > 20
+  for name, *_, rest in products:
+    operands = re.findall(r'%([\w.-]+)', rest.split(')')[0])
+    assert {dtypes[o] for o in operands} <= {'bf16', 'pred'}, name  # pred: token types, 0 or 1
+
+
+def test_states_are_hardly_copied(program):
+  length, rate, text = program
+  states = ROWS // 4 * length * CONFIG.hidden_size  # B*L*D on each of the 4 groups that share rows
+  moved = [
+    (name, dtype, sizes) for name, dtype, sizes, operation, _ in instructions(text)
+    if operation in ('copy', 'transpose') and dtype != 'pred'
+    and math.prod(int(n) for n in sizes.split(',') if n) >= states
+  ]  # fmt: skip
+  assert len(moved) <= 7, moved
+  # Float32: only the kept probabilities, where attention forms them.
+  assert len([dtype for _, dtype, _ in moved if dtype == 'f32']) <= (1 if rate else 0), moved
+
+
+def test_flash_attention_is_taken_at_its_length_without_dropout(program):
+  _, rate, text = program
+  assert text.count('tpu_custom_call') == (0 if rate else 3)  # forwards, for q, for k and v
