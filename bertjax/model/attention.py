@@ -62,7 +62,8 @@ def attention(
   if dropout_rate > 0 and dropout_rng is None:
     raise ValueError(f'attention dropout of {dropout_rate} needs a dropout_rng, got None.')
   backend, mesh = _backend(), jax.sharding.get_abstract_mesh()
-  flash = {'gpu': 'cudnn', 'tpu': 'splash'}.get(backend)
+  # A program exported for any length is for any platform too: no kernel in it.
+  flash = {'gpu': 'cudnn', 'tpu': 'splash'}.get(backend) if isinstance(q.shape[1], int) else None
   if impl == 'auto':
     hindered = flash and _hindrance(flash, backend, mesh, q, dropout_rate, return_probs)
     impl = flash if flash and not hindered and q.shape[1] >= _FLASH_LENGTH else 'xla'
@@ -175,6 +176,6 @@ def _hindrance(impl, backend, mesh, q, dropout_rate, return_probs) -> str:
 @functools.cache
 def _log_choice(impl: str, backend: str, length: int, hindrance: str | None) -> None:
   logging.getLogger(__name__).info(
-    "attention: 'auto' chose %r on backend %r at length %d%s", impl, backend, length,
+    "attention: 'auto' chose %r on backend %r at length %s%s", impl, backend, length,
     f' (flash attention needs {hindrance})' if hindrance else '',
   )  # fmt: skip

@@ -37,17 +37,10 @@ PARAM_AXES = (
   (r'(layer_norm/(scale|bias)|bias|layer_weights|tagging/(start|end))$', (None,)),
 )
 
-
-def _gelu(x: jax.Array) -> jax.Array:
-  """Exact GELU by erf, where `jax.nn.gelu` takes erfc, which costs exponentials."""
-  wide = x.astype(jnp.float32)
-  return (0.5 * wide * (1 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
-
-
 # Recomputed for the gradient: a layer's loop would keep every intermediate array otherwise.
 _again = functools.partial(jax.checkpoint, prevent_cse=False)
 ACTIVATION = {
-  'gelu': _again(_gelu),
+  'gelu': _again(functools.partial(jax.nn.gelu, approximate=False)),
   'gelu_tanh': _again(functools.partial(jax.nn.gelu, approximate=True)),
 }
 
