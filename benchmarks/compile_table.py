@@ -33,6 +33,7 @@ def run(out: str, topologies: str) -> None:
           if name in cells:
             continue
           config = load_recipe(f'bert_{size}')
+          config.model.attention = 'xla'  # the FLOPs of kernels are not in the program's text
           config.data.length, config.masking.max_predictions = length, predictions
           config.model.hidden_dropout = config.model.attention_dropout = dropout
           config.batch_size = tokens // length * len(devices)
