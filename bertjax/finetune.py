@@ -352,13 +352,10 @@ def train(setup: Setup, state, shardings, checkpoints, workdir, identity, histor
 
   start = int(np.ravel(state.step)[0])
   run_log = log.RunLog(workdir, steps=setup.steps, start=start, active=jax.process_index() == 0)
-  rows_of_step = config.batch_size * task.choices * len(setup.trials)
-  run_log.tokens_per_step = rows_of_step * config.data.length
   loader = batches_lib.choose_loader(config.data.loader)
   stream = batches_lib.iterate(setup.batches.training, start, loader=loader)
-  on_device = loop.to_device(
-    stream, setup.mesh, len(setup.trials) if setup.many else config.batch_size * task.choices
-  )
+  size = len(setup.trials) if setup.many else config.batch_size * task.choices
+  on_device = loop.to_device(run_log.watched(stream), setup.mesh, size)
   try:
     state, _, stopped = loop.fit(
       state, train_step, on_device, steps=setup.steps, log=run_log, log_every=config.log_every,

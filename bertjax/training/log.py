@@ -32,7 +32,8 @@ class RunLog:
     active: False on all processes but the first.
 
   Attributes:
-    tokens_per_step: real and padding tokens of a global batch; whoever trains sets it.
+    tokens_per_step: real and padding tokens of a global batch; whoever trains sets it, `watched`
+      counts them where batches differ.
     flops_per_step: of the model for a global batch (0.0 = unknown), for the MFU.
 
   A file `profile` in the workdir asks for a `jax.profiler` trace of the steps up to the next log
@@ -43,7 +44,8 @@ class RunLog:
     self._active = active
     self.tokens_per_step, self.flops_per_step = 0, 0.0
     self._begun, self._useful = time.perf_counter(), 0.0
-    self._times, self._stalls, self._padding, self._tracing = [], [], [], False
+    self._times, self._stalls, self._padding, self._tokens = [], [], [], []
+    self._tracing = False
     self._workdir = epath.Path(workdir)
     self._logger = logging.getLogger('bertjax')
     self._bar = None
@@ -67,7 +69,8 @@ class RunLog:
     """Logs means over the last `steps` steps, which took `seconds`."""
     if not self._active:
       return
-    per_second = self.tokens_per_step * steps / max(seconds, 1e-9)
+    tokens = np.mean(self._tokens) if self._tokens else self.tokens_per_step
+    per_second = float(tokens) * steps / max(seconds, 1e-9)
     facts = {'tokens_per_second': per_second} | self._facts(seconds, steps)
     self._write('train', step, metrics | facts)
     self._trace()
@@ -88,6 +91,7 @@ class RunLog:
       self._stalls.append(waited)
       if 'segment_ids' in batch:
         self._padding.append(float((batch['segment_ids'] == 0).mean()))
+        self._tokens.append(batch['segment_ids'].size * jax.process_count())
       yield batch
       before = time.perf_counter()
       self._times.append(before - now + waited)
@@ -110,7 +114,7 @@ class RunLog:
       facts['mfu'] = self.flops_per_step * steps / seconds / jax.device_count() / sheet.flops
     if stats := device.memory_stats():
       facts['memory_gb'] = stats['peak_bytes_in_use'] / 1e9
-    self._times, self._stalls, self._padding = [], [], []
+    self._times, self._stalls, self._padding, self._tokens = [], [], [], []
     return {name: float(value) for name, value in facts.items()}
 
   def _trace(self) -> None:
