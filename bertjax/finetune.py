@@ -197,14 +197,17 @@ def run(config, *, workdir: str, **peers) -> dict[str, float]:
   if jax.process_index() == 0:
     log.write_run(workdir / 'run.json', config.to_dict(), identity=identity)
   history = meta.get('evaluations', [])  # {'step', 'scores' of each trial}
+  predict = make_predict(config, setup.bert, setup.task, setup.mesh, many=setup.many)
   try:
-    stopped_at = train(setup, state, shardings, checkpoints, workdir, identity, history)
+    stopped_at = train(setup, state, shardings, predict, checkpoints, workdir, identity, history)
     if stopped_at is None:
       params, scores = best(setup, checkpoints, history)
   finally:
     checkpoints.close()
   run_lib.exit_if_stopped(stopped_at)
-  return finish(setup, workdir, params, scores, history)
+  if setup.many:  # of the best trial alone
+    predict = make_predict(config, setup.bert, setup.task, mesh_lib.make_mesh(**config.mesh))
+  return finish(setup, workdir, predict, params, scores, history)
 
 
 def set_up(config) -> Setup:
@@ -315,14 +318,15 @@ def load_params(setup: Setup) -> dict:
   return jax.tree.map(lambda *x: np.stack(x), *loaded) if setup.many else loaded[0]
 
 
-def train(setup: Setup, state, shardings, checkpoints, workdir, identity, history) -> int | None:
+def train(
+  setup: Setup, state, shardings, predict, checkpoints, workdir, identity, history
+) -> int | None:  # fmt: skip
   """Trains and appends each evaluation to `history`; returns the step where SIGTERM stopped it."""
   config, task = setup.config, setup.task
   train_step = loop.make_train_step(
     *setup.loss, setup.transform, setup.schedule, mesh=setup.mesh, state_shardings=shardings,
     trials=setup.many,
   )  # fmt: skip
-  predict = make_predict(config, setup.bert, task, setup.mesh, many=setup.many)
 
   def metric_of(evaluation):
     return [scores[task.metric] for scores in evaluation['scores']]
@@ -437,11 +441,9 @@ def best(setup: Setup, checkpoints, history) -> tuple[dict, dict]:
   return trials.take(state.params, trial), {'step': step, 'seed': seed, 'learning_rate': rate}
 
 
-def finish(setup: Setup, workdir, params, chosen: dict, history) -> dict[str, float]:
+def finish(setup: Setup, workdir, predict, params, chosen: dict, history) -> dict[str, float]:
   """Writes the model, its predictions, metrics and report; returns the scores of dev."""
   config, task = setup.config, setup.task
-  mesh = mesh_lib.make_mesh(**config.mesh)
-  predict = make_predict(config, setup.bert, task, mesh)
   predictions, scores = score(task, setup.examples, setup.dev, predict, params)
   told = [(config.data.dev, setup.examples, predictions)]
   told += predict_test(setup, predict, params, scores.get('best_f1_threshold', 0.0))
