@@ -47,8 +47,7 @@ def our_program(config, batch: dict):
     losses.pretraining_loss(bert), losses.pretraining_weights, transform,
     optimizer.unit_schedule('constant', 1000, 0), mesh=mesh, state_shardings=shardings,
   )  # fmt: skip
-  rows = len(batch['input_ids'])
-  return step, state, loop.shard_batch(batch, mesh_lib.batch_sharding(mesh), rows)
+  return step, state, loop.shard_batch(batch, mesh_lib.batch_sharding(mesh))
 
 
 def ours(config, batch: dict, steps: int):

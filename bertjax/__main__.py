@@ -1,9 +1,10 @@
 """The `bertjax` command: `bertjax VERB --flags`, one verb for each program.
 
 A program is a module with a docstring, `FLAGS = {name: (default, help)}` and `run(...)`, which gets
-the flags as keyword arguments. A program with a 'config' flag gets an ml_collections config, read
-from a recipe and changed by `--config.field=value`. Mistakes of the user end in one sentence and
-exit code 2; a traceback means a bug in bertjax (BERTJAX_TRACEBACK=1 always shows it).
+the flags as keyword arguments; the flag that `ARGUMENT` names may be given without its name. A
+program with a 'config' flag gets an ml_collections config, read from a recipe and changed by
+`--config.field=value`. Mistakes of the user end in one sentence and exit code 2; a traceback means
+a bug in bertjax (BERTJAX_TRACEBACK=1 always shows it).
 """
 
 import difflib
@@ -109,6 +110,8 @@ def parse(program, arguments: list[str]) -> dict:
     bad = re.search(r'--(config\.[\w.]+)', str(error))
     like = f'; it takes {type(fields[bad[1]]).__name__}, as in {fields[bad[1]]!r}' if bad else ''
     raise ValueError(f'{error}{like}.') from error
+  if len(left) == 2 and hasattr(program, 'ARGUMENT'):
+    values[program.ARGUMENT].value = left.pop()
   if len(left) > 1:
     raise ValueError(f'unexpected argument {left[1]!r}; options are written --name=value.')
   result = {name: values[name].value for name in known}

@@ -168,7 +168,7 @@ def report_of(phase, devices, *, measure: bool = False) -> dict:
   if measure:
     state, _ = loop.init_state(make, shard)
     whole = {name: np.repeat(x, size, axis=0) for name, x in rows.items()}
-    report |= measured(compiled, state, mesh_lib.shard_batch(whole, sharding, size), report)
+    report |= measured(compiled, state, mesh_lib.shard_batch(whole, sharding), report)
   return report
 
 

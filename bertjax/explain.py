@@ -1,6 +1,6 @@
 """Explain: what a model makes of a text, as one HTML page that needs nothing else.
 
-  bertjax explain --model=DIR --text="The [MASK] statement raises an exception." --to=page.html
+  bertjax explain --model=DIR "The [MASK] statement raises an exception." --to=page.html
 
 Shows attention by layer and head on the tokens and its roll-out; what the masked-LM head would
 predict from each layer; and the share of each token, gradient times input, in the classes or in
@@ -15,6 +15,7 @@ from bertjax.inference.predictor import Predictor
 
 _log = logging.getLogger(__name__)
 
+ARGUMENT = 'text'
 FLAGS = {
   'model': ('', 'a model directory, a folder of another library, or a hub name'),
   'text': ('', 'the text'),
@@ -30,7 +31,7 @@ def run(*, model: str, text: str, pair: str = '', to: str = 'explain.html') -> N
     ValueError: if the text has more tokens than a page can show.
   """
   if not model or not text:
-    raise ValueError('explain needs --model=DIR and --text=TEXT.')
+    raise ValueError('explain needs --model=DIR and a text.')
   explanation = attributions.explain(Predictor.from_dir(model), text, pair)
   page = attributions.to_html(explanation, pathlib.Path(model).name)
   path = pathlib.Path(to)

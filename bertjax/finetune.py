@@ -87,6 +87,7 @@ def default_config(task: str = 'sst2') -> ml_collections.ConfigDict:
       'options': '',  # of the task, as 'text=review,label=stars'; see bertjax/tasks
       'length': 128,  # tokens a row; longer examples are cut, and counted
       'buckets': '32,48,64,96,128,192,256,384',  # lengths of batches, the shortest that fits
+      'pack': 0,  # tokens of a training row that holds several examples; 0 = one a row
       'train': 'train',  # split to train on
       'dev': 'dev',  # split to evaluate on
       'test': 'test',  # split to predict at the end, if the source has it; '' = none
@@ -224,11 +225,12 @@ def set_up(config) -> Setup:
   columns = rows.training_columns(config, task, tokenizer)
   examples = task.read(config.data.dev)
   dev = rows.encode(task, examples, tokenizer, config.data.length, config.data.dev)
-  local = None if len(runs) > 1 else local_examples(config, mesh)
-  each = [batches.make_batches(config, task, columns, seed, local) for seed, _ in runs]
+  one = len(runs) == 1
+  local = local_examples(config, mesh) if one else None
+  packing = (config.data.pack, mesh_lib.replicas(mesh) if one else 1)
+  each = [batches.make_batches(config, task, columns, seed, local, *packing) for seed, _ in runs]
   steps = math.ceil(config.epochs * each[0].examples / config.batch_size)
   schedule = optimizer.unit_schedule(config.schedule, steps, round(config.warmup_share * steps))
-  one = len(runs) == 1
   shard = mesh_lib.sharder(mesh, encoder.PARAM_AXES) if one else trials.sharder(mesh)
   return Setup(
     config, runs, task, tokenizer, bert, weights, mesh, shard,
@@ -254,6 +256,8 @@ def make_model(config, task, encoder_config) -> heads.Bert:
       f'data.length={config.data.length} is longer than the {encoder_config.max_positions} '
       f'positions of {config.init_from}.'
     )
+  if config.data.pack:
+    check_packing(config, task, encoder_config)
   for field in ('trained_layers', 'redraw_layers'):
     if not -(field == 'trained_layers') <= config[field] <= encoder_config.num_layers:
       raise ValueError(
@@ -263,6 +267,20 @@ def make_model(config, task, encoder_config) -> heads.Bert:
     encoder_config, heads=(task.head,), pooler=task.head in POOLED_HEADS,
     num_labels=task.num_labels,
   )  # fmt: skip
+
+
+def check_packing(config, task, encoder_config) -> None:
+  """Raises ValueError unless rows of `data.pack` tokens can hold every example."""
+  least, most = config.data.length * task.choices, encoder_config.max_positions
+  if not least <= config.data.pack <= most:
+    raise ValueError(
+      f'data.pack={config.data.pack} must be 0 or from {least}, the longest example, to {most}, '
+      'the positions of the model.'
+    )
+  for name, used in (('bilstm', encoder_config.bilstm), ('crf', encoder_config.crf),
+                     ('span_over_padding', config.span_over_padding)):  # fmt: skip
+    if used:
+      raise ValueError(f'{name} reads a row as one example; set data.pack=0.')
 
 
 def factors_of(config, bert):
@@ -332,14 +350,14 @@ def train(
     return [scores[task.metric] for scores in evaluation['scores']]
 
   def going():
-    return trials.running([metric_of(e) for e in history], config.patience)
+    return trials.running([metric_of(e) for e in history], config.patience, len(setup.trials))
 
   def evaluate(params):
     results = [
       task.score(setup.examples, task.decode(setup.examples, setup.dev, logits)) | {'loss': loss}
       for logits, loss in zip(*predict(params, setup.dev), strict=True)
     ]
-    alive = going() or [True] * len(results)
+    alive = going()
     history.append({'step': 0, 'scores': results})
     if not setup.many:
       return results[0]
@@ -358,14 +376,13 @@ def train(
   run_log = log.RunLog(workdir, steps=setup.steps, start=start, active=jax.process_index() == 0)
   loader = batches_lib.choose_loader(config.data.loader)
   stream = batches_lib.iterate(setup.batches.training, start, loader=loader)
-  size = len(setup.trials) if setup.many else config.batch_size * task.choices
-  on_device = loop.to_device(run_log.watched(stream), setup.mesh, size)
+  on_device = loop.to_device(run_log.watched(stream), setup.mesh)
   try:
     state, _, stopped = loop.fit(
       state, train_step, on_device, steps=setup.steps, log=run_log, log_every=config.log_every,
       evaluate_fn=evaluate, eval_every=config.eval_every or setup.per_epoch, save=save,
       save_every=config.save_every, trials=setup.many,
-      finished=lambda: not setup.many and bool(history) and not any(going()),
+      finished=lambda: not setup.many and not any(going()),
     )  # fmt: skip
     stream.close()
   finally:
@@ -404,7 +421,7 @@ def make_predict(config, bert, task, mesh, many: bool = False):
     data = batches.make_batches(config, task, encoded.columns, local=local)
     stream = map(data.in_order, range(data.steps))
     if not many:
-      stream = loop.to_device(stream, mesh, config.batch_size * task.choices)
+      stream = loop.to_device(stream, mesh)
     parts = jax.device_get([compiled(params, batch) for batch in stream])
     if not many:
       parts = jax.tree.map(lambda x: np.asarray(x)[None], parts)
@@ -435,7 +452,7 @@ def best(setup: Setup, checkpoints, history) -> tuple[dict, dict]:
     return state.params, {'step': step}
   metric = [[scores[setup.task.metric] for scores in e['scores']] for e in history]
   place = next(i for i, e in enumerate(history) if e['step'] == step)
-  alive = trials.running(metric[:place], setup.config.patience) or [True] * len(setup.trials)
+  alive = trials.running(metric[:place], setup.config.patience, len(setup.trials))
   trial = int(np.argmax(np.where(alive, metric[place], -np.inf)))
   seed, rate = setup.trials[trial]
   return trials.take(state.params, trial), {'step': step, 'seed': seed, 'learning_rate': rate}

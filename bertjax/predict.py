@@ -1,6 +1,6 @@
 """Predict: a model's answers to a text, or to all texts of a file.
 
-  bertjax predict --model=DIR --do=classify --text="A fine film."
+  bertjax predict --model=DIR --do=classify "A fine film."
   bertjax predict --model=DIR --do=answer --text="Who came?" --pair="Ada came, with a friend."
   bertjax predict --model=DIR --do=embed --input=texts.csv --columns=body --output=vectors.jsonl
   bertjax predict --model=DIR --do=answer --input=q.csv --columns=question,context --output=a.jsonl
@@ -28,6 +28,7 @@ from bertjax.inference.predictor import Predictor
 
 _log = logging.getLogger(__name__)
 
+ARGUMENT = 'text'
 FLAGS = {
   'model': ('', 'a model directory, a folder of another library, or a hub name'),
   'do': ('', 'what to predict: ' + ', '.join(calls.CALLS)),

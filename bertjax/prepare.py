@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from etils import epath
 
-from bertjax.data import examples, sources, store
+from bertjax.data import examples, packing, sources, store
 from bertjax.data import workers as worker_lib
 from bertjax.data.batches import Batches
 from bertjax.data.masking import Masking
@@ -466,7 +466,7 @@ def _build_shard(writer: store.Writer, settings: Settings, special, read, output
     short_probability=settings.short_probability,
     passes=settings.passes if split == 'train' else 1,
   )  # fmt: skip
-  packed = examples.pack(rows, settings.length, settings.sequences)
+  packed = packing.first_fit(rows, settings.length, settings.sequences)
   ids = {f'{name}_id': special[name] for name in ('cls', 'sep', 'pad')}
   columns = examples.to_columns(packed, corpus.tokens, settings.length, settings.sequences, **ids)
   writer.add_shard(split, number, columns, documents=len(corpus), tokens=len(corpus.tokens))

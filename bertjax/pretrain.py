@@ -275,7 +275,7 @@ def run(config, *, workdir: str, **peers) -> dict[str, float]:
         ):
           return loop.fit(
             state, train_step,
-            loop.to_device(run_log.watched(stream), mesh, phase.config.batch_size),
+            loop.to_device(run_log.watched(stream), mesh),
             steps=phase.stop, log=run_log, log_every=config.log_every, evaluate_fn=evaluate,
             eval_every=config.eval_every, save=save, save_every=config.save_every, watch=watch.at,
             spike=config.spike, one_program=config.one_program,
@@ -428,7 +428,7 @@ def make_batches(config, folder, split, tokenizer, mesh) -> batches_lib.Batches:
 def evaluate_rows(eval_step, params, heldout, rows: int, mesh, loader: str) -> dict[str, float]:
   """Evaluates on the first `rows` held-out rows (rounded up to whole batches), frozen masks."""
   stream = batches_lib.iterate(heldout.evaluation, 0, heldout.steps_for(rows), loader=loader)
-  scores = loop.evaluate(eval_step, params, loop.to_device(stream, mesh, heldout.batch_size))
+  scores = loop.evaluate(eval_step, params, loop.to_device(stream, mesh))
   return scores | {'mlm_perplexity': math.exp(min(scores['mlm_loss'], 80.0))}
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bertjax.data import examples
+from bertjax.data import examples, packing
 from bertjax.data.examples import Corpus, Example
 from bertjax.data.order import EXAMPLES, mix
 
@@ -250,7 +250,7 @@ def sequences_of(sizes):
 @settings(deadline=None, max_examples=100)
 def test_packed_rows_hold_every_sequence_once_and_never_too_many(sizes, sequences):
   items = sequences_of(sizes)
-  rows = list(examples.pack(items, 32, sequences))
+  rows = list(packing.first_fit(items, 32, sequences))
   assert sorted(item for row in rows for item in row) == items
   for row in rows:
     assert 1 <= len(row) <= sequences and sum(item.size for item in row) <= 32
@@ -261,14 +261,14 @@ def test_packing_fills_rows_and_the_more_sequences_the_better():
   rng = random.Random(0)
   items = sequences_of([rng.randint(5, 64) for _ in range(5000)])
   tokens = sum(item.size for item in items)
-  filled = {s: tokens / 128 / sum(1 for _ in examples.pack(items, 128, s)) for s in (1, 2, 8)}
-  assert [len(row) for row in examples.pack(sequences_of([20, 12]), 32, 2)] == [2]
+  filled = {s: tokens / 128 / sum(1 for _ in packing.first_fit(items, 128, s)) for s in (1, 2, 8)}
+  assert [len(row) for row in packing.first_fit(sequences_of([20, 12]), 32, 2)] == [2]
   assert filled[1] < 0.3 and filled[2] > 1.8 * filled[1] and filled[8] > 0.97
 
 
 def test_rows_of_an_endless_stream_are_not_kept_open_for_ever():
   item = Example(((0, 15),))  # of 17 tokens: no two of them fit
-  assert next(examples.pack(itertools.repeat(item), 32, 4)) == [item]
+  assert next(packing.first_fit(itertools.repeat(item), 32, 4)) == [item]
 
 
 def to_columns(rows, tokens, length, sequences, **options):

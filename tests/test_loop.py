@@ -64,7 +64,7 @@ def train(config, sizes, devices, steps=20, **options):
   """Losses of `steps` steps, and the last parameters."""
   train_step, _, new_state, mesh = program(config, sizes, devices, **options)
   state, values = new_state(), []
-  for batch in loop.to_device((batch_at(s) for s in range(steps)), mesh, 16):
+  for batch in loop.to_device((batch_at(s) for s in range(steps)), mesh):
     state, metrics = train_step(state, batch)
     values.append(metrics['loss'])
   return np.array(jax.device_get(values)), jax.device_get(state.params)
@@ -81,7 +81,7 @@ def test_any_mesh_gives_the_losses_of_one_device_with_dropout(sizes):
 def test_training_lowers_the_loss():
   train_step, _, new_state, mesh = program(STILL, (1, 1, 1), 1)
   state, values = new_state(), []
-  for batch in loop.to_device((batch_at(0) for _ in range(20)), mesh, 16):
+  for batch in loop.to_device((batch_at(0) for _ in range(20)), mesh):
     state, metrics = train_step(state, batch)
     values.append(float(metrics['loss']))
   assert values[-1] < values[0] - 0.5
@@ -169,7 +169,7 @@ def fit(steps=10, batches=None, **options):
   log, saves = Recorder(), []
   host = batches or (batch_at(s) for s in range(10_000))
   result = loop.fit(
-    options.pop('state', None) or new_state(), train_step, loop.to_device(host, mesh, 16),
+    options.pop('state', None) or new_state(), train_step, loop.to_device(host, mesh),
     steps=steps, log=log, log_every=options.pop('log_every', 2),
     evaluate_fn=lambda params: loop.evaluate(eval_step, params, [batch_at(99)]),
     save=lambda state, step, scores: saves.append((step, int(state.step), bool(scores))), **options,
@@ -214,7 +214,7 @@ def test_a_loss_that_is_not_finite_names_its_step_and_is_not_saved():
   train_step, _, new_state, mesh = program(STILL, (1, 1, 1), 1)
   with pytest.raises(loop.DivergedError, match='nan at step 5'):
     loop.fit(
-      new_state(), train_step, loop.to_device(batches(), mesh, 16), steps=10, log=Recorder(),
+      new_state(), train_step, loop.to_device(batches(), mesh), steps=10, log=Recorder(),
       log_every=100, save=lambda state, step, scores: saved.append(step), save_every=3,
     )  # fmt: skip
   assert saved == [3]

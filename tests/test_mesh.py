@@ -91,12 +91,12 @@ def test_a_batch_is_placed_row_by_row():
   rows = mesh_lib.local_rows(sharding, 16)
   np.testing.assert_array_equal(rows, np.arange(16))
   value = np.arange(32).reshape(16, 2)
-  placed = mesh_lib.shard_batch({'x': value}, sharding, 16)['x']
+  placed = mesh_lib.shard_batch({'x': value}, sharding)['x']
   np.testing.assert_array_equal(placed, value)
   assert {shard.data.shape for shard in placed.addressable_shards} == {(2, 2)}
 
 
 def test_the_tensor_axis_does_not_split_rows():
   sharding = mesh_lib.batch_sharding(mesh_lib.make_mesh(2, 1, 4))
-  placed = mesh_lib.shard_batch({'x': np.arange(4)}, sharding, 4)['x']
+  placed = mesh_lib.shard_batch({'x': np.arange(4)}, sharding)['x']
   assert {shard.data.shape for shard in placed.addressable_shards} == {(2,)}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bertjax import pretrain
-from bertjax.data import batches, examples, sources
+from bertjax.data import batches, examples, packing, sources
 from bertjax.data.masking import Masking, mask_tokens
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.model.config import EncoderConfig
@@ -24,7 +24,7 @@ def packed(documents, vocab):
   tokenizer = Tokenizer.from_file(vocab)
   corpus = examples.Corpus.of([tokenizer.encode(sources.split_prose(text)) for text in documents])
   items = list(examples.build(corpus, 'nsp', length=48, short_probability=0.8))
-  rows = list(examples.pack(items, LENGTH, 4))[:40]
+  rows = list(packing.first_fit(items, LENGTH, 4))[:40]
   ids = {f'{name}_id': tokenizer.special[name] for name in ('cls', 'sep', 'pad')}
   (columns,) = examples.to_columns(rows, corpus.tokens, LENGTH, 4, **ids)
   batch = mask_tokens(

@@ -9,7 +9,7 @@ import pytest
 
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.inference import masks
-from bertjax.inference.forward import LENGTHS
+from bertjax.inference.forward import LENGTHS, Forward
 from bertjax.inference.predictor import Predictor
 from bertjax.interop.directory import save_model
 from bertjax.model import crf
@@ -317,3 +317,27 @@ def test_a_crf_chooses_the_tags_of_a_sentence_together(vocab):
   assert [(s.label, s.start, s.end) for s in spans] == [
     (name, words[a][0], words[b - 1][1]) for name, a, b in metrics.entities(tags)
   ]
+
+
+@pytest.mark.parametrize('output', ['mean', 'cls', 'last_four', 'classification', 'nsp', 'choice',
+                                    'tagging', 'span', 'mlm'])  # fmt: skip
+def test_packed_rows_give_what_single_ones_give(vocab, output):
+  config, params, tokenizer = model(
+    vocab, 'mlm', 'nsp', 'classification', 'choice', 'tagging', 'span', labels=3
+  )
+  rng = np.random.default_rng(0)
+  words = LONG.split()
+  texts = [' '.join(rng.choice(words, n)) for n in rng.integers(1, 14, 60)]
+  batch = tokenizer(texts)
+  if output == 'tagging':
+    batch['labels'] = np.where(batch['segment_ids'] > 0, 0, -1)
+  if output == 'mlm':
+    batch['masked_lm_positions'] = np.ones((60, 2), np.int32)
+    batch['masked_lm_ids'] = np.full((60, 2), 7)
+  few = Forward(config, params, batch_size=4)
+  packed = [b for b, _ in few._batches(batch, batch['segment_ids'].sum(1)) if 'cls_positions' in b]
+  assert len(packed) > 2 and packed[0]['input_ids'].shape == (4, 48)
+  found = few.run(batch, output, top_k=3)
+  alone = Forward(config, params, batch_size=1000).run(batch, output, top_k=3)  # too few to pack
+  for one, other in zip(found, alone, strict=True):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), one, other)

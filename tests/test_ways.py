@@ -1,5 +1,6 @@
 """Ways to fine-tune: trials, length buckets, frozen and slower layers, early stop, own data."""
 
+import dataclasses
 import json
 import os
 import socket
@@ -108,6 +109,75 @@ def test_buckets_change_no_loss_and_compile_few_programs(own):
   assert sorted(seen[weights > 0]) == list(range(80))
 
 
+@pytest.mark.parametrize(
+  ('task', 'recipe', 'changes'),
+  [
+    ('sst2', 'glue', {'class_weights': '1.0,3.0'}),
+    ('stsb', 'glue', {}),
+    ('squad1', 'squad', {'data.pack': 128}),
+    ('conll2003', 'tagging', {}),
+    ('codah', 'choice', {'data.length': 24}),
+    ('own', 'table', {'data.options': 'text=body,label=words,kind=multilabel'}),
+  ],
+)
+def test_packed_examples_have_the_losses_and_gradients_of_single_ones(
+  task, recipe, changes, make, model, own  # noqa: F811
+):  # fmt: skip
+  config = own if task == 'own' else make(task, recipe)
+  config.update_from_flattened_dict({'batch_size': 32, 'data.pack': 96} | changes)
+  packed = finetune.set_up(config)
+  config.data.pack = 0
+  single = finetune.set_up(config)
+  params = finetune.load_params(single)
+  loss_fn, loss_weights = single.loss
+
+  @jax.jit
+  def sums(params, batch):
+    loss, gradient = jax.value_and_grad(lambda p: loss_fn(p, batch, None)[0]['task'])(params)
+    return {'loss': loss, 'weight': loss_weights(batch)['task'], 'gradient': gradient}
+
+  for step in range(2):
+    batch, other = packed.batches.training(step), single.batches.training(step)
+    used = batch['example_ids'][batch['example_weights'] > 0]
+    assert sorted(used) == sorted(other['example_ids'])
+    assert len(batch['input_ids']) < 0.8 * len(other['input_ids'])
+    one, two = sums(params, batch), sums(params, other)
+    floor = 1e-5 * max(np.abs(x).max() for x in jax.tree.leaves(two['gradient']))
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
+      np.testing.assert_allclose(a, b, rtol=1e-5, atol=floor)
+
+
+def test_a_packed_run_learns_on_many_devices(make, tmp_path):  # noqa: F811
+  config = make('sst2')
+  config.data.pack, config.batch_size, config.eval_every = 64, 32, 20
+  assert finetune.run(config, workdir=str(tmp_path / 'run'))['accuracy'] > 0.9
+
+
+def test_processes_share_packed_rows(own):
+  own.batch_size, own.data.pack = 16, 64
+  setup = finetune.set_up(own)
+  whole = dataclasses.replace(setup.batches, local=None, replicas=2)
+  halves = [dataclasses.replace(whole, local=local) for local in np.split(np.arange(16), 2)]
+  for step in range(3):
+    parts = [half.training(step) for half in halves]
+    for name, array in whole.training(step).items():
+      np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), array)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'words'),
+  [
+    ({'data.pack': 20}, 'from 32, the longest example, to 128'),
+    ({'data.pack': 256}, 'to 128, the positions'),
+    ({'data.pack': 64, 'model.bilstm': 1}, 'bilstm reads a row as one example'),
+  ],
+)
+def test_what_cannot_be_packed_is_refused(own, changes, words):
+  own.update_from_flattened_dict(changes)
+  with pytest.raises(ValueError, match=words):
+    finetune.set_up(own)
+
+
 def test_layers_learn_by_their_factors():
   factors = layer_factors(3, trained=-1, decay=0.5)
   np.testing.assert_allclose(factors('params/encoder/layers/mlp/in/kernel'), [0.125, 0.25, 0.5])
@@ -167,10 +237,10 @@ def test_a_run_ends_when_it_gets_no_better(own, tmp_path):
 
 def test_which_trials_run_on():
   history = [[0.5, 0.5], [0.4, 0.6], [0.45, np.nan], [0.9, 0.7]]
-  assert trials.running(history[:2], 2) == [True, True]
-  assert trials.running(history[:3], 2) == [False, True]
-  assert trials.running(history, 2) == [False, True]  # too late
-  assert trials.running(history, 0) == [True, True]
+  assert trials.running(history[:2], 2, 2) == [True, True]
+  assert trials.running(history[:3], 2, 2) == [False, True]
+  assert trials.running(history, 2, 2) == [False, True]  # too late
+  assert trials.running(history, 0, 2) == [True, True]
   table = trials.summarise(
     [(0, 1e-3), (1, 1e-3)], np.array(history), 2, lambda trial, last: last < 0.5
   )

@@ -1,8 +1,8 @@
 """Tokenised documents to training rows of fixed length.
 
 A `Corpus` holds documents end to end in flat arrays. A builder yields sequences: spans of its
-tokens, each closed by [SEP]. `pack` puts several into a row, and `to_columns` lays rows out in the
-store's columns, S sequences a row (1 unless packed), `ends` 0 in unused places:
+tokens, each closed by [SEP]. `packing.first_fit` puts several into a row, and `to_columns` lays
+rows out in the store's columns, S sequences a row (1 unless packed), `ends` 0 in unused places:
 
   input_ids             [L]     [CLS] A [SEP] B [SEP], the next sequence, ..., padding
   ends                  [S, 2]  where A with its [SEP] ends, and where the sequence ends
@@ -22,7 +22,6 @@ from bertjax.data.order import EXAMPLES, mix
 
 PAIR_KINDS = ('nsp', 'sop')
 KINDS = (*PAIR_KINDS, 'doc_sentences', 'full_sentences')
-_OPEN_ROWS = 64  # rows that `pack` keeps open; more would hardly fill better
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,26 +235,6 @@ def _truncate(a, b, limit: int, rng: random.Random):
 def _randint(rng: random.Random, low: int, high: int) -> int:
   """A uniform integer in [low, high]; only `random()` is the same in every Python version."""
   return low + int(rng.random() * (high - low + 1))
-
-
-def pack(items: Iterable[Example], length: int, sequences: int) -> Iterator[list[Example]]:
-  """Puts up to `sequences` sequences into a row of `length` tokens: first fit, 64 rows open."""
-  if sequences == 1:
-    yield from ([item] for item in items)
-    return
-  rows: list[tuple[int, list[Example]]] = []  # (tokens left, sequences), oldest first
-  for item in items:
-    size = item.size
-    place = next((i for i, (left, _) in enumerate(rows) if left >= size), None)
-    left, row = (length, []) if place is None else rows.pop(place)
-    row.append(item)
-    if len(row) == sequences or left - size < 5:  # [CLS] a [SEP] b [SEP] is the least
-      yield row
-    else:
-      rows.insert(len(rows) if place is None else place, (left - size, row))
-    if len(rows) > _OPEN_ROWS:
-      yield rows.pop(0)[1]
-  yield from (row for _, row in rows)
 
 
 def to_columns(

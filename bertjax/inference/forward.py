@@ -1,20 +1,23 @@
 """`Forward`: one way through the model for all predictions.
 
 Rows of any length and number become batches of one size and a few lengths, so that only a handful
-of programs is compiled, however many texts come: one for each kind of output and length.
+of programs is compiled, however many texts come: one for each kind of output and length, where more
+than one batch comes two. More rows than a batch has are packed, several into one.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bertjax.data import batches
+from bertjax.data import batches, packing
 from bertjax.model import crf
 from bertjax.model.config import POOLED_HEADS, EncoderConfig
-from bertjax.model.heads import Bert
+from bertjax.model.heads import Bert, cls_states
 
 LENGTHS = (32, 64, 128, 256, 512)  # what rows are padded to, and the model's limit
 POOLINGS = ('mean', 'cls', 'last_four')
+_PACKED = 128  # tokens of a packed row at least, where the model has as many positions
+_SHORTEST = 8  # tokens of a sequence on average, so that a packed row has slots enough
 
 
 class TextError(ValueError):
@@ -27,7 +30,8 @@ class Forward:
   Args:
     config: of the encoder.
     params: its parameters, with the heads that are asked for later.
-    batch_size: B, rows of a batch; the last one is filled up. A single row goes alone.
+    batch_size: B, rows of a batch, which is filled up; of 128 tokens where rows are packed, fewer
+      rows if they are longer. A single row goes alone.
   """
 
   def __init__(self, config: EncoderConfig, params: dict, batch_size: int):
@@ -65,21 +69,60 @@ class Forward:
       raise TextError(
         f'the text has {sizes.max()} tokens, the model takes at most {self.config.max_positions}.'
       )
-    bucket = np.searchsorted(self.lengths, sizes)
     found, results = [], [None] * len(sizes)
+    for padded, places in self._batches(batch, sizes):
+      found.append((places, self._apply(self.params, padded, output=output, top_k=top_k)))
+    per_token = output in ('tagging', 'span')
+    for places, values in found:
+      values = jax.device_get(values)
+      for item, row, slot, start in zip(*places, strict=True):
+        if per_token:
+          where = row, slice(start, start + sizes[item])
+        else:
+          where = row if slot is None else (row, slot)
+        results[item] = jax.tree.map(lambda a, where=where: a[where], values)
+    return results
+
+  def _batches(self, batch, sizes):
+    """Yields (batch of the model, which rows it holds and where)."""
+    alone = self.config.bilstm or self.config.crf  # they read a row as one sequence
+    if len(sizes) > self.batch_size and not alone:
+      yield from self._packed(batch, sizes)
+      return
+    bucket = np.searchsorted(self.lengths, sizes)
     size = 1 if len(sizes) == 1 else self.batch_size
     for number in np.unique(bucket):
       rows = np.flatnonzero(bucket == number)
       for start in range(0, len(rows), size):
         part = rows[start : start + size]
-        padded = self._pad(batch, part, size, self.lengths[number])
-        found.append((part, self._apply(self.params, padded, output=output, top_k=top_k)))
-    for part, values in found:
-      values = jax.device_get(values)
-      for i, row in enumerate(part):
-        end = sizes[row] if output in ('tagging', 'span') else None
-        results[row] = jax.tree.map(lambda a, i=i, end=end: a[i, :end] if end else a[i], values)
-    return results
+        places = packing.Places(part, np.arange(len(part)), [None] * len(part), [0] * len(part))
+        yield self._pad(batch, part, size, self.lengths[number]), places
+
+  def _packed(self, batch, sizes):
+    """Rows of few lengths, the longest first; each length takes what no shorter one can hold and
+    fills up with others. Batches have as many tokens as `batch_size` of the shortest, or a quarter.
+    """
+    lengths = [n for n in reversed(self.lengths) if n >= _PACKED] or self.lengths[-1:]
+    left = np.arange(len(sizes))
+    for length, shorter in zip(lengths, (*lengths[1:], 0), strict=True):
+      rows = [left[row] for row in packing.plan(sizes[left], length, length // _SHORTEST)]
+      rows = [row for row in rows if sizes[row].max() > shorter]
+      left = np.setdiff1d(left, np.concatenate([left[:0], *rows]))
+      size = max(1, self.batch_size * lengths[-1] // length)
+      while rows:
+        count = size if len(rows) >= size else -(-size // 4)
+        yield self._pack(batch, rows[:count], count, length)
+        rows = rows[count:]
+
+  def _pack(self, batch, rows, count: int, length: int):
+    packed, places = packing.pack(
+      batch, rows, count=count, length=length, slots=length // _SHORTEST,
+      per_token=('labels',) if 'labels' in batch else (),
+    )  # fmt: skip
+    if 'masked_lm_positions' in packed:
+      packed['masked_lm_positions'][places.row, places.slot] += places.start[:, None]
+      packed |= {n: packed[n].reshape(count, -1) for n in batch if n.startswith('masked_lm')}
+    return packed, places
 
   def _pad(self, batch, rows, size: int, length: int) -> dict:
     """The rows as a batch of one size; those that fill it up are copies of the last one."""
@@ -101,7 +144,8 @@ class Forward:
       output: a head ('classification', 'span', 'choice', 'nsp') for its logits; 'tagging' for
         (logits [B, L, C], numbers of the tags [B, L]); 'mlm' for (log-probability of
         'masked_lm_ids' [B, P], the best log-probabilities [B, P, k] and their ids); or one of
-        `POOLINGS` for vectors [B, D], [B, 4D] for 'last_four'.
+        `POOLINGS` for vectors [B, D], [B, 4D] for 'last_four'. Of packed rows [B, S] in the place
+        of [B].
       top_k: k.
     """
     if output in POOLINGS:
@@ -112,7 +156,11 @@ class Forward:
     if output == 'mlm':
       logs = jax.nn.log_softmax(logits)
       target = jnp.take_along_axis(logs, batch['masked_lm_ids'][..., None], -1)[..., 0]
-      return target, *jax.lax.top_k(logs, top_k)
+      found = target, *jax.lax.top_k(logs, top_k)
+      if 'cls_positions' in batch:
+        shape = batch['cls_positions'].shape
+        found = [a.reshape(*shape, -1, *a.shape[2:]) for a in found]
+      return tuple(found)
     if output == 'tagging' and self.config.crf:
       starts = (batch['labels'] >= 0) & (batch['segment_ids'] > 0)
       return logits, crf.viterbi(params['tagging'], logits, starts)
@@ -134,12 +182,12 @@ def rows(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def pool(out: dict, batch: dict, pooling: str) -> jax.Array:
-  """One float32 vector for each row: the [CLS] state, or the mean over the row's tokens.
+  """One float32 vector for each sequence: the [CLS] state, or the mean over its tokens.
 
   'last_four' puts the last four layers' states side by side (Devlin et al. 2018, table 7).
   """
   if pooling == 'cls':
-    return out['hidden'][:, 0].astype(jnp.float32)
+    return cls_states(out['hidden'], batch).astype(jnp.float32)
   states = out['hidden']
   if pooling == 'last_four':
     if len(out['all_hidden']) < 5:
@@ -147,5 +195,10 @@ def pool(out: dict, batch: dict, pooling: str) -> jax.Array:
         f"'last_four' needs four layers, the model has {len(out['all_hidden']) - 1}."
       )
     states = jnp.concatenate(list(out['all_hidden'][-4:]), -1)
-  mask = (batch['segment_ids'] > 0)[..., None].astype(jnp.float32)
-  return (states.astype(jnp.float32) * mask).sum(1) / mask.sum(1)
+  slots = batch['cls_positions'].shape[1] if 'cls_positions' in batch else 1
+  own = batch['segment_ids'][:, None] == jnp.arange(1, slots + 1)[:, None]  # [B, S, L]
+  sums = jnp.einsum(
+    'bsl,bld->bsd', own.astype(jnp.float32), states.astype(jnp.float32), precision='highest'
+  )
+  means = sums / jnp.maximum(own.sum(-1), 1)[..., None]
+  return means if 'cls_positions' in batch else means[:, 0]

@@ -113,8 +113,9 @@ def task_loss(
     kind: of label, with `labels` as in contract 1: 'class' [B], 'regression' [B] (squared error),
       'multilabel' [B, C] (mean of C binary cross-entropies), 'tags' [B, L] (each token counts, -1 =
       none; with `config.crf` a sentence's log likelihood, which also counts as many times as it
-      has tokens, so that both are nats for a token), 'span' [B, 2] (mean of start and end; 0 = no
-      answer), 'choice' [B] (the rows of a question follow one another).
+      has tokens, so that both are nats for a token), 'span' [B, 2] (mean of start and end; [CLS] =
+      no answer), 'choice' [B] (the rows of a question follow one another). Of packed rows [B, S]
+      in the place of [B], but for tags.
     choices: rows of a question.
     span_over_padding: whether a span's softmax runs over padding too, as in run_squad.py.
     class_weights: [C], how much an example of each class (a token of each tag) counts.
@@ -130,12 +131,12 @@ def task_loss(
 
   def weights_of(batch):
     labels, weights = batch['labels'], batch['example_weights']
-    if class_weights:
-      scale = jnp.asarray(class_weights, jnp.float32)[jnp.maximum(labels, 0)]
-      weights = weights.reshape(-1, *[1] * (labels.ndim - 1)) * scale
     if kind == 'tags':
-      return weights.reshape(len(labels), -1) * (labels >= 0)
-    return weights.reshape(-1, choices)[:, 0]
+      sequence = jnp.maximum(batch['segment_ids'] - 1, 0)
+      weights = jnp.take_along_axis(weights.reshape(len(labels), -1), sequence, 1) * (labels >= 0)
+    if class_weights:
+      weights *= jnp.asarray(class_weights, jnp.float32)[jnp.maximum(labels, 0)]
+    return weights.reshape(-1, choices)[:, 0] if kind == 'choice' else weights
 
   def loss_fn(params, batch, rng):
     rngs = None if rng is None else {'dropout': rng}
@@ -145,17 +146,24 @@ def task_loss(
       nats = crf.negative_log_likelihood(params['tagging'], logits, labels)
       return {'task': (nats * batch['example_weights']).sum()}, {}
     if kind == 'regression':
-      values = jnp.square(logits[:, 0] - labels)
+      values = jnp.square(logits[..., 0] - labels)
     elif kind == 'multilabel':
       values = optax.losses.sigmoid_binary_cross_entropy(logits, labels).mean(-1)
     elif kind == 'choice':
       values = cross_entropy(logits.reshape(-1, choices), labels.reshape(-1, choices)[:, 0])
     elif kind == 'span':
-      if not span_over_padding:
-        logits = jnp.where(batch['segment_ids'][..., None] > 0, logits, -1e9)
-      values = cross_entropy(logits.swapaxes(1, 2), labels).mean(-1)
+      values = _span_losses(logits, batch, span_over_padding)
     else:
       values = cross_entropy(logits, jnp.maximum(labels, 0))
     return {'task': (values * weights_of(batch)).sum()}, {}
 
   return loss_fn, lambda batch: {'task': weights_of(batch).sum()}
+
+
+def _span_losses(logits, batch, over_padding: bool):
+  """The mean loss of start and end of each sequence, among its own tokens [B] or [B, S]."""
+  labels, segments = batch['labels'], batch['segment_ids']
+  pairs = labels.reshape(len(labels), -1, 2).swapaxes(1, 2)  # [B, 2, S]
+  own = segments[:, None] == jnp.arange(1, pairs.shape[2] + 1)[:, None]  # [B, S, L]
+  logits = jnp.where(own[:, None] | over_padding, logits.swapaxes(1, 2)[:, :, None], -1e9)
+  return cross_entropy(logits, pairs).mean(1).reshape(labels.shape[:-1])

@@ -1,4 +1,4 @@
-"""Batches of a task's encoded rows: contract 5's order, cut to the shortest of a few lengths."""
+"""Batches of a task's encoded rows: contract 5's order, cut to one of a few lengths or packed."""
 
 import dataclasses
 import functools
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from bertjax.data import packing
 from bertjax.data.order import training_slots
 from bertjax.tasks.task import make_batch
 
@@ -21,8 +22,11 @@ class TaskBatches:
     group: rows of an example (choices).
     buckets: lengths a batch may have besides L: the shortest that holds all its tokens is taken, so
       that at most `len(buckets) + 1` programs are compiled.
-    tags: whether the labels are one for each token.
+    kind: of the labels.
     local: which examples of a global batch this process brings; None = all.
+    pack: tokens of a packed training row; 0 = a row holds one sequence. The number of rows is one
+      of eight, so that at most as many programs are compiled.
+    replicas: devices that split the rows of a batch.
   """
 
   rows: dict[str, np.ndarray]
@@ -30,8 +34,10 @@ class TaskBatches:
   seed: int = 0
   group: int = 1
   buckets: tuple[int, ...] = ()
-  tags: bool = False
+  kind: str = 'class'
   local: np.ndarray | None = None
+  pack: int = 0
+  replicas: int = 1
 
   @property
   def examples(self) -> int:
@@ -56,15 +62,32 @@ class TaskBatches:
     """The examples [B] of a training step."""
     return training_slots(step, self.batch_size, self.examples, self.seed)[1]
 
+  @property
+  def per_row(self) -> int:
+    """Examples of a packed row at most."""
+    return max(1, self.pack // (8 * self.group))
+
+  def plan(self, examples: np.ndarray) -> list[list[int]]:
+    """Which of these examples share a packed row."""
+    sizes = self.rows['ends'][:, -1, 1].astype(np.int32).reshape(-1, self.group).sum(1)[examples]
+    return packing.plan(sizes, self.pack, self.per_row)
+
   def bucket(self, examples: np.ndarray) -> int:
-    """The length that a batch of these examples is cut to."""
+    """The length that a batch of these examples is cut to; its number of rows where packed."""
+    if self.pack:
+      unit = -(-self.batch_size // (8 * self.replicas)) * self.replicas
+      return -(-len(self.plan(examples)) // unit) * unit
     longest, full = self.lengths[examples].max(), self.rows['input_ids'].shape[1]
     return min((n for n in self.buckets if longest <= n < full), default=full)
 
   def training(self, step: int) -> dict[str, np.ndarray]:
     """The batch of a training step, this process's rows of it."""
     examples = self.slots(step)
-    return self.make(examples, self.bucket(examples))
+    return self.make_training(examples, self.bucket(examples))
+
+  def make_training(self, examples: np.ndarray, bucket: int) -> dict[str, np.ndarray]:
+    """The examples [B] as a training batch of the size that `bucket` gives."""
+    return self.packed(examples, bucket) if self.pack else self.make(examples, bucket)
 
   def in_order(self, step: int) -> dict[str, np.ndarray]:
     """The step-th batch of `by_length`; examples past the end have weight 0."""
@@ -77,11 +100,31 @@ class TaskBatches:
 
   def make(self, examples: np.ndarray, length: int) -> dict[str, np.ndarray]:
     """The rows of examples [B] cut to a length."""
-    examples = examples if self.local is None else examples[self.local]
+    return self._read(examples if self.local is None else examples[self.local], length)
+
+  def packed(self, examples: np.ndarray, count: int) -> dict[str, np.ndarray]:
+    """Examples [B] in `count` rows, this process's of them. The loss is that of single rows."""
+    rows = [
+      [item * self.group + i for item in row for i in range(self.group)]
+      for row in self.plan(examples)
+    ]
+    batch, places = packing.pack(
+      self._read(examples, self.pack), rows, count=count, length=self.pack,
+      slots=self.per_row * self.group, per_token=('labels',) if self.kind == 'tags' else (),
+    )  # fmt: skip
+    if self.kind == 'span':
+      batch['labels'][places.row, places.slot] += places.start[:, None].astype(np.int32)
+    if self.local is None:
+      return batch
+    replica = np.arange(count) * self.replicas // count
+    mine = np.isin(replica, self.local * self.replicas // self.batch_size)
+    return {name: array[mine] for name, array in batch.items()}
+
+  def _read(self, examples, length) -> dict[str, np.ndarray]:
     row = (examples[:, None] * self.group + np.arange(self.group)).ravel()
     columns = {name: column[row] for name, column in self.rows.items()}
     columns['input_ids'] = columns['input_ids'][:, :length]
-    if self.tags:
+    if self.kind == 'tags':
       columns['labels'] = columns['labels'][:, :length]
     return make_batch(columns)
 
@@ -93,14 +136,16 @@ class TrialBatches:
   trials: Sequence[TaskBatches]
 
   def training(self, step: int) -> dict[str, np.ndarray]:
-    """Each trial's batch of a step; all share the longest of their buckets."""
+    """Each trial's batch of a step; all share the largest of their buckets."""
     slots = [batches.slots(step) for batches in self.trials]
-    length = max(b.bucket(s) for b, s in zip(self.trials, slots, strict=True))
-    parts = [b.make(s, length) for b, s in zip(self.trials, slots, strict=True)]
+    bucket = max(b.bucket(s) for b, s in zip(self.trials, slots, strict=True))
+    parts = [b.make_training(s, bucket) for b, s in zip(self.trials, slots, strict=True)]
     return {name: np.stack([part[name] for part in parts]) for name in parts[0]}
 
 
-def make_batches(config, task, columns, seed: int = 0, local=None) -> TaskBatches:
+def make_batches(
+  config, task, columns, seed: int = 0, local=None, pack: int = 0, replicas: int = 1
+) -> TaskBatches:  # fmt: skip
   """Batches of encoded rows as the config wants them."""
   try:
     lengths = tuple(sorted(int(n) for n in config.data.buckets.split(',') if n))
@@ -109,7 +154,7 @@ def make_batches(config, task, columns, seed: int = 0, local=None) -> TaskBatche
   over_padding = config.span_over_padding and task.kind == 'span'
   return TaskBatches(
     columns, config.batch_size, seed, task.choices, () if over_padding else lengths,
-    tags=task.kind == 'tags', local=local,
+    kind=task.kind, local=local, pack=pack, replicas=replicas,
   )  # fmt: skip
 
 

@@ -179,12 +179,12 @@ def evaluate(eval_step: Callable, params, batches: Iterable[dict]) -> dict[str, 
   return result | {f'{term}_weight': float(weight) for term, weight in weights.items()}
 
 
-def to_device(batches: Iterable[dict], mesh, batch_size: int, ahead: int = 2) -> Iterator[dict]:
+def to_device(batches: Iterable[dict], mesh, ahead: int = 2) -> Iterator[dict]:
   """Places host batches (this process's rows) on the devices, `ahead` batches early."""
   sharding = batch_sharding(mesh)
   queue = collections.deque()
   for batch in batches:
-    queue.append(shard_batch(batch, sharding, batch_size))
+    queue.append(shard_batch(batch, sharding))
     if len(queue) > ahead:
       yield queue.popleft()
   yield from queue

@@ -139,15 +139,20 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(RULES['batch']))
 
 
+def replicas(mesh: Mesh) -> int:
+  """Devices, or groups of them, that split the rows of a batch."""
+  return math.prod(mesh.shape[axis] for axis in RULES['batch'])
+
+
 def check_batch_size(mesh: Mesh, batch_size: int, accumulation: int = 1) -> None:
   """Raises ValueError unless every device gets the same number of rows of every microbatch."""
-  replicas = math.prod(mesh.shape[a] for a in RULES['batch'])
-  if batch_size < 1 or accumulation < 1 or batch_size % (replicas * accumulation):
+  count = replicas(mesh)
+  if batch_size < 1 or accumulation < 1 or batch_size % (count * accumulation):
     raise ValueError(
       f'batch_size must be a multiple of replicas * accumulation, got batch_size={batch_size}, '
-      f'{replicas} replicas (data={mesh.shape["data"]} x fsdp={mesh.shape["fsdp"]}), '
+      f'{count} replicas (data={mesh.shape["data"]} x fsdp={mesh.shape["fsdp"]}), '
       f'accumulation={accumulation}; '
-      f'try {max(1, batch_size // (replicas * accumulation)) * replicas * accumulation}.'
+      f'try {max(1, batch_size // (count * accumulation)) * count * accumulation}.'
     )
 
 
@@ -159,17 +164,20 @@ def local_rows(sharding: NamedSharding, batch_size: int) -> np.ndarray:
   return np.array(sorted(rows), np.int64)
 
 
-def shard_batch(batch: dict, sharding: NamedSharding, batch_size: int) -> dict:
+def shard_batch(batch: dict, sharding: NamedSharding) -> dict:
   """Places the rows of this process (`local_rows`, in that order) as one global batch."""
-  rows = local_rows(sharding, batch_size)
+  count = replicas(sharding.mesh)
+  mine = len(local_rows(sharding, count))
 
   def place(local):
+    size = len(local) * count // mine
+    rows = local_rows(sharding, size)
+
     def device_rows(index):
-      start, stop, _ = index[0].indices(batch_size)
+      start, stop, _ = index[0].indices(size)
       first = int(np.searchsorted(rows, start))
       return local[first : first + stop - start]
 
-    shape = (batch_size, *local.shape[1:])
-    return jax.make_array_from_callback(shape, sharding, device_rows)
+    return jax.make_array_from_callback((size, *local.shape[1:]), sharding, device_rows)
 
   return {name: place(np.asarray(value)) for name, value in batch.items()}

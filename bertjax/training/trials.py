@@ -45,20 +45,19 @@ def take(tree, trial: int):
   return jax.tree.map(lambda x: np.asarray(x[trial]), tree)
 
 
-def running(history: Sequence[Sequence[float]], patience: int) -> list[bool]:
+def running(history: Sequence[Sequence[float]], patience: int, trials: int) -> list[bool]:
   """Which trials go on after these evaluations.
 
   Args:
     history: the metric of each trial [K] at each evaluation so far; the higher the better.
     patience: evaluations without a better one after which a trial stops; 0 = never.
+    trials: K.
   """
-  if not len(history):
-    return []
-  values = np.array(history, float)  # [evaluations, K]
+  values = np.array(history, float).reshape(-1, trials)  # [evaluations, K]
   if not patience:
-    return [True] * values.shape[1]
-  waited, best = np.zeros(values.shape[1], int), np.full(values.shape[1], -np.inf)
-  stopped = np.zeros(values.shape[1], bool)
+    return [True] * trials
+  waited, best = np.zeros(trials, int), np.full(trials, -np.inf)
+  stopped = np.zeros(trials, bool)
   for row in values:
     better = np.nan_to_num(row, nan=-np.inf) > best
     best = np.where(better & ~stopped, row, best)
@@ -82,7 +81,7 @@ def summarise(
   each = []
   for trial, (seed, rate) in enumerate(trials):
     values = history[:, trial]
-    on = [i for i in range(len(values)) if i == 0 or running(values[:i, None], patience)[0]]
+    on = [i for i in range(len(values)) if running(values[:i], patience, 1)[0]]
     last = float(values[on[-1]])
     each.append({
       'seed': seed, 'learning_rate': rate, 'best': float(np.nanmax(values[on])), 'last': last,

@@ -1,0 +1,125 @@
+"""The pages in a browser, Chromium: the demo of the service, an explanation."""
+
+import shutil
+
+import pytest
+
+from bertjax.inference import attributions
+from bertjax.inference.predictor import Predictor
+from tests.test_predictor import model
+
+sync_api = pytest.importorskip('playwright.sync_api')
+CHROMIUM = shutil.which('chromium') or shutil.which('google-chrome')
+pytestmark = pytest.mark.skipif(not CHROMIUM, reason='no Chromium here')
+
+
+@pytest.fixture(scope='module')
+def browser():
+  with sync_api.sync_playwright() as playwright:
+    browser = playwright.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox'])
+    yield browser
+    browser.close()
+
+
+@pytest.fixture
+def page(browser):
+  """A page that must not report an error and must not ask another host."""
+  page, problems = browser.new_page(), []
+  page.on('pageerror', lambda error: problems.append(str(error)))
+  page.on('requestfailed', lambda request: problems.append(request.url))
+  near = ('http://127.0.0.1', 'file:', 'about:')
+  page.on('request', lambda request: request.url.startswith(near) or problems.append(request.url))
+  yield page
+  page.close()
+  assert problems == []
+
+
+@pytest.fixture(scope='module')
+def predictor(vocab):
+  parts = model(vocab, 'mlm', 'nsp', 'classification', 'tagging', 'span', labels=3)
+  return Predictor(*parts, labels=['x', 'y', 'z'], batch_size=4)
+
+
+@pytest.fixture(scope='module')
+def url(predictor):
+  pytest.importorskip('fastapi')
+  from tests.test_serve import serving
+
+  with serving(predictor, timeout=120) as client:
+    yield str(client.base_url)
+
+
+def ask(page, do, *texts):
+  """Chooses a task, writes the texts, presses Ask; returns what is shown."""
+  page.click(f'nav button[value={do}]')
+  for area, text in zip(page.query_selector_all('textarea'), texts, strict=True):
+    area.fill(text)
+  page.click('#go')
+  page.wait_for_function("document.querySelector('#result').textContent != '…'")
+  return page.inner_text('#result')
+
+
+def bars(page):
+  """(name, number) of each bar."""
+  names, numbers = (page.locator(f'.bar {part}').all_inner_texts() for part in ('span', 'b'))
+  return dict(zip(names, map(float, numbers), strict=True))
+
+
+def test_the_demo_shows_the_predictors_answers(page, url, predictor):
+  page.goto(url)
+  page.wait_for_selector('nav button')
+  assert page.inner_text('#model') == 'tiny'
+  assert not page.query_selector('nav button[value=choose]')  # it has no such head
+
+  ask(page, 'fill_mask', 'the [MASK] of a class')
+  expected = predictor.fill_mask('the [MASK] of a class')[0]
+  assert bars(page) == pytest.approx({f.token: f.probability for f in expected}, abs=2e-3)
+
+  ask(page, 'classify', 'the name', '')
+  expected = predictor.classify('the name').scores
+  assert bars(page) == pytest.approx(expected, abs=2e-3)
+
+  text = 'the name of a 😀 class'  # JavaScript counts an emoji as two
+  shown = ask(page, 'tag', text)
+  spans = predictor.tag(text)
+  assert page.locator('mark sub').all_inner_texts() == [span.label for span in spans]
+  for span in spans:
+    assert f'{text[span.start : span.end]}{span.label}' in shown.replace('\n', '')
+
+  ask(page, 'answer', 'the name?', 'the name of a class')
+  assert predictor.answer('the name?', 'the name of a class').text in bars(page)
+
+  ask(page, 'attention', 'the name', '')
+  inside = page.frame_locator('iframe')
+  inside.locator('canvas').first.wait_for()
+  assert inside.locator('canvas').count() == 4 * 2  # layers, heads
+
+
+def test_the_demo_shows_what_is_wrong_with_a_text(page, url):
+  page.goto(f'{url}#classify')
+  page.wait_for_selector('.bar')  # a link asks by itself
+  assert 'has no [MASK]' in ask(page, 'fill_mask', 'no mask here')
+  assert page.get_attribute('#result', 'class') == 'error'
+
+
+def test_an_explanation_can_be_looked_through(page, predictor, tmp_path):
+  found = attributions.explain(predictor, 'the [MASK] of a class')
+  file = tmp_path / 'page.html'
+  file.write_text(attributions.to_html(found, 'tiny'))
+  page.goto(file.as_uri())
+  size = len(found.tokens)
+  assert page.inner_text('#title') == f'tiny · {size} tokens, 4 layers of 2 heads'
+  cells = page.locator('#lens tbody tr').last.locator('td').all_inner_texts()
+  assert cells == [best[0][0] for best in found.layers[-1]]
+
+  lines = page.locator('svg line')
+  before = lines.evaluate_all('all => all.map(line => line.getAttribute("stroke"))')
+  page.locator('canvas').nth(5).click()
+  assert 'layer 3, head 2' in page.locator('svg text').first.inner_text()
+  assert lines.evaluate_all('all => all.map(line => line.getAttribute("stroke"))') != before
+  page.locator('svg text').nth(1).hover()  # the first token on the left: its lines alone
+  assert lines.count() == ((found.attention[2, 1, 0] * 255).round() > 5).sum()
+
+  page.locator('#rollout span').nth(2).click()
+  title = page.locator('#rollout span').nth(1).get_attribute('title')
+  assert float(title) == pytest.approx(found.rollout[2][1], abs=1e-4)
