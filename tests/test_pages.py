@@ -115,9 +115,11 @@ def test_an_explanation_can_be_looked_through(page, predictor, tmp_path):
   lines = page.locator('svg line')
   before = lines.evaluate_all('all => all.map(line => line.getAttribute("stroke"))')
   page.locator('canvas').nth(5).click()
-  assert 'layer 3, head 2' in page.locator('svg text').first.inner_text()
+  assert 'layer 3, head 2' in page.locator('svg text').first.text_content()
   assert lines.evaluate_all('all => all.map(line => line.getAttribute("stroke"))') != before
-  page.locator('svg text').nth(1).hover()  # the first token on the left: its lines alone
+  page.locator('svg text').nth(1).dispatch_event(
+    'mouseenter'
+  )  # the first token on the left: its lines alone
   assert lines.count() == ((found.attention[2, 1, 0] * 255).round() > 5).sum()
 
   page.locator('#rollout span').nth(2).click()
