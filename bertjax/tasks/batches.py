@@ -25,7 +25,7 @@ class TaskBatches:
     kind: of the labels.
     local: which examples of a global batch this process brings; None = all.
     pack: tokens of a packed training row; 0 = a row holds one sequence. The number of rows is one
-      of eight, so that at most as many programs are compiled.
+      of sixteen, so that at most as many programs are compiled.
     replicas: devices that split the rows of a batch.
   """
 
@@ -75,7 +75,7 @@ class TaskBatches:
   def bucket(self, examples: np.ndarray) -> int:
     """The length that a batch of these examples is cut to; its number of rows where packed."""
     if self.pack:
-      unit = -(-self.batch_size // (8 * self.replicas)) * self.replicas
+      unit = -(-self.batch_size // (16 * self.replicas)) * self.replicas
       return -(-len(self.plan(examples)) // unit) * unit
     longest, full = self.lengths[examples].max(), self.rows['input_ids'].shape[1]
     return min((n for n in self.buckets if longest <= n < full), default=full)
