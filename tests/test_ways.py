@@ -14,6 +14,7 @@ import pytest
 
 from bertjax import finetune
 from bertjax.__main__ import load_recipe, main
+from bertjax.data import batches as data_batches
 from bertjax.interop import directory
 from bertjax.model import losses
 from bertjax.model.encoder import PARAM_AXES, layer_factors
@@ -103,7 +104,9 @@ def test_buckets_change_no_loss_and_compile_few_programs(own):
   own.data.buckets = '12,20'
   batches = finetune.set_up(own).batches
   lengths = {batches.training(step)['input_ids'].shape[1] for step in range(20)}
-  assert lengths <= {12, 20, 32} and 32 not in lengths
+  assert lengths <= {12, 20, 32} and 32 not in lengths and len(lengths) > 1
+  for step, batch in enumerate(data_batches.iterate(batches.training, 0, 20, loader='tfdata')):
+    jax.tree.map(np.testing.assert_array_equal, batch, batches.training(step))
   seen = np.concatenate([batches.in_order(s)['example_ids'] for s in range(batches.steps)])
   weights = np.concatenate([batches.in_order(s)['example_weights'] for s in range(batches.steps)])
   assert sorted(seen[weights > 0]) == list(range(80))

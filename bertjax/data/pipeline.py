@@ -18,7 +18,7 @@ def tfdata_batches(
   The masks are drawn in NumPy by `tf.numpy_function`, so that there is one implementation, with
   and without TensorFlow, whose numbers no TensorFlow version can change.
   """
-  example = make(start)
+  example = make(start)  # names and dtypes; the shapes of batches may change from step to step
   names = list(example)
 
   def arrays(step):
@@ -27,10 +27,7 @@ def tfdata_batches(
 
   def one(step):
     outputs = tf.numpy_function(arrays, [step], [example[name].dtype for name in names])
-    return {
-      name: tf.ensure_shape(output, example[name].shape)
-      for name, output in zip(names, outputs, strict=True)
-    }
+    return dict(zip(names, outputs, strict=True))
 
   steps = tf.data.Dataset.range(start, np.iinfo(np.int64).max if stop is None else stop)
   dataset = steps.map(one, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
