@@ -554,7 +554,8 @@ def evaluate(config, model: str, split: str = '', out: str = '') -> dict[str, fl
   else:
     predictions, scores = score(task, examples, encoded, predict, params)
   if out:
-    task.write(out, split, examples, predictions)
+    paths = task.write(out, split, examples, predictions)
+    _log.info('predictions written to %s', ', '.join(map(str, paths)))
   return scores
 
 

@@ -19,7 +19,10 @@ esac
 where=(--zone="$zone" ${PROJECT:+--project="$PROJECT"})
 
 dry=
-if [[ ${1:-} == --dry-run ]]; then dry=1; shift; fi
+for argument; do
+  shift
+  if [[ $argument == --dry-run ]]; then dry=1; else set -- "$@" "$argument"; fi
+done
 call() {
   printf '+'; printf ' %q' "$@"; printf '\n'
   [[ $dry ]] || "$@"
@@ -36,7 +39,8 @@ case $verb in
     tpu queued-resources describe "$name" --format='value(state.state)'
     ;;
   setup) # the checkout as committed, and a Python of its own: the image's may be older than 3.11
-    package=$(mktemp -d)/bertjax.tar.gz
+    if [[ $dry ]]; then folder=/tmp; else folder=$(mktemp -d); fi
+    package=$folder/bertjax.tar.gz
     call git -C "$(dirname "$0")/.." archive --format=tar.gz -o "$package" HEAD
     tpu tpu-vm scp "$package" "$name:bertjax.tar.gz" --worker=all
     on_all 'set -e; mkdir -p bertjax && tar xzf bertjax.tar.gz -C bertjax

@@ -14,7 +14,10 @@ cluster=(--cluster="${CLUSTER:?set CLUSTER to the name of the GKE cluster}")
 cluster+=(--zone="${ZONE:-us-central1-a}" ${PROJECT:+--project="$PROJECT"})
 
 dry=
-if [[ ${1:-} == --dry-run ]]; then dry=1; shift; fi
+for argument; do
+  shift
+  if [[ $argument == --dry-run ]]; then dry=1; else set -- "$@" "$argument"; fi
+done
 call() {
   printf '+'; printf ' %q' "$@"; printf '\n'
   [[ $dry ]] || "$@"

@@ -67,6 +67,8 @@ def test_a_dry_run_prints_what_the_run_calls_and_calls_nothing(machine, script, 
   settings = {'CLUSTER': 'pods', 'SLURM_JOB_ID': '7', 'PROJECT': 'mine'}
   dry = machine.run(script, '--dry-run', *words, **settings)
   assert dry.returncode == 0 and dry.stdout.startswith('+ ') and not machine.called()
+  assert machine.run(script, *words, '--dry-run', **settings).stdout == dry.stdout
+  assert not machine.called()
   wet = machine.run(script, *words, **settings)
   assert wet.returncode == 0, wet.stderr
   ours = [line for line in dry.stdout.splitlines() if line.startswith('+ ')]

@@ -160,7 +160,7 @@ def find_directory(path_or_name, revision: str = '') -> epath.Path:
     except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
       raise ValueError(
         f'{path_or_name} is no folder with a config.json, and no model of that name could be had '
-        f'from huggingface.co or its cache: {" ".join(str(error).split())}'
+        f'from huggingface.co or its cache: {" ".join(str(error).split())[:200]}'
       ) from error
     if any((epath.Path(path) / file).exists() for file in weights):
       return epath.Path(path)
