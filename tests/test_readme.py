@@ -23,7 +23,7 @@ README = (pathlib.Path(__file__).parent.parent / 'README.md').read_text()
 SMALLER = (
   (r'--config=(bert_\w+):(\w+)', r'--config=\1:\2,smoke --config.data.heldout=0.2'),
   (r'--config=(bert_\w+)(?![:\w])', r'--config=\1:smoke --config.data.heldout=0.2'),
-  (r'(--config=(?:glue|table)\S*)', r'\1 --config.data.length=32 --config.data.loader=threads '
+  (r'(--config=(?:glue|table)\S*)', r'\1 --config.data.length=32 '
    '--config.epochs=1.0 --config.batch_size=8'),
   (r'(bertjax quickstart)', r'\1 --recipe=quickstart:smoke'),
   (r'--size=8192', '--size=700'),

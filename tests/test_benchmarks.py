@@ -1,0 +1,78 @@
+"""The benchmarks run, at sizes that say nothing about speed; the figures are in RESULTS.md."""
+
+import json
+import math
+
+import pytest
+
+from bertjax.inference.predictor import Predictor
+from tests.test_finetune import make, model  # noqa: F401 (fixtures)
+from tests.test_predictor import model as tiny_model
+
+pytest.importorskip('torch')
+pytest.importorskip('transformers')
+
+TINY = {'preset': 'tiny', 'rows': 8, 'steps': 1, 'repeats': 1, 'out': ''}
+
+
+def defaults(module, **changes):
+  """The values of a benchmark's flags."""
+  return {name: default for name, (default, _) in module.FLAGS.items()} | changes
+
+
+def test_pre_training_steps():
+  from benchmarks import train_step
+
+  found = train_step.run(**defaults(train_step, **TINY, length=32, predictions=4, compiled=0))
+  assert [row['name'] for row in found['rows']] == ['bertjax', 'transformers, eager']
+  assert found['ratio_at_equal_flops'] > 0 and found['product_flops_per_second'] > 0
+  assert {'command', 'date', 'machine', 'versions'} <= set(found)
+
+
+def test_compile_time_and_scaling():
+  from benchmarks import compile_time, scaling
+
+  found = compile_time.run(**defaults(compile_time, preset='tiny', layers='2', length=32))
+  assert found['rows'][0]['loop'] > 0 and found['rows'][0]['unrolled'] > 0
+  sizes = {'lengths': '64', 'batches': '', 'layers': '1'}
+  assert len(scaling.run(**defaults(scaling, **TINY, **sizes))['rows']) == 3
+
+
+@pytest.mark.parametrize('task', ['stsb', 'sst2'])
+def test_fine_tuning_beside_transformers(make, model, tmp_path, task):  # noqa: F811
+  from benchmarks import finetune, finetune_step
+
+  source = make(task).data.source
+  shared = {'config': f'glue:{task}', 'source': source, 'model': str(model), 'length': 32}
+  if task == 'stsb':
+    out = tmp_path / 'out.json'
+    finetune.run(**defaults(finetune, **shared, steps=3, batch_size=8, out=str(out)))
+    result = json.loads(out.read_text())
+    assert len(result['ours']) == 3 and result['largest_difference'] < 1e-3
+    return
+  found = finetune_step.run(
+    **defaults(finetune_step, **shared, batch_size=8, pack=64, steps=2, repeats=1)
+  )
+  assert len(found['rows']) == 4 and all(math.isfinite(row['ratio']) for row in found['rows'])
+
+
+def test_trials_that_a_process_runs(make, model):  # noqa: F811
+  from benchmarks import trials
+
+  source = make('sst2').data.source
+  shared = {'config': 'glue:sst2', 'source': source, 'model': str(model), 'length': 32}
+  assert trials.run(**defaults(trials, **shared, steps=2, only='1,2e-5')) is None
+
+
+def test_a_service_under_load(vocab, tmp_path):
+  pytest.importorskip('fastapi')
+  from benchmarks import serve
+  from tests.test_serve import serving
+
+  texts = tmp_path / 'texts.txt'
+  texts.write_text('the name\nof a class\n')
+  predictor = Predictor(*tiny_model(vocab, 'classification'), batch_size=8)
+  with serving(predictor, timeout=60) as client:
+    url = str(client.base_url)
+    found = serve.run(**defaults(serve, url=url, texts=str(texts), clients=4, seconds=1.0))
+  assert found['answers'] >= 4 and found['lost'] == found['wrong'] == 0
