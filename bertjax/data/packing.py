@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+SHORTEST = 8  # tokens of a sequence on average at least: what a row has slots for
 _OPEN_ROWS = 64  # rows that `first_fit` keeps open; more would hardly fill better
 
 

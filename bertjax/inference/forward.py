@@ -17,7 +17,6 @@ from bertjax.model.heads import Bert, cls_states
 LENGTHS = (32, 64, 128, 256, 512)  # what rows are padded to, and the model's limit
 POOLINGS = ('mean', 'cls', 'last_four')
 _PACKED = 128  # tokens of a packed row at least, where the model has as many positions
-_SHORTEST = 8  # tokens of a sequence on average, so that a packed row has slots enough
 
 
 class TextError(ValueError):
@@ -105,7 +104,7 @@ class Forward:
     lengths = [n for n in reversed(self.lengths) if n >= _PACKED] or self.lengths[-1:]
     left = np.arange(len(sizes))
     for length, shorter in zip(lengths, (*lengths[1:], 0), strict=True):
-      rows = [left[row] for row in packing.plan(sizes[left], length, length // _SHORTEST)]
+      rows = [left[row] for row in packing.plan(sizes[left], length, length // packing.SHORTEST)]
       rows = [row for row in rows if sizes[row].max() > shorter]
       left = np.setdiff1d(left, np.concatenate([left[:0], *rows]))
       size = max(1, self.batch_size * lengths[-1] // length)
@@ -116,7 +115,7 @@ class Forward:
 
   def _pack(self, batch, rows, count: int, length: int):
     packed, places = packing.pack(
-      batch, rows, count=count, length=length, slots=length // _SHORTEST,
+      batch, rows, count=count, length=length, slots=length // packing.SHORTEST,
       per_token=('labels',) if 'labels' in batch else (),
     )  # fmt: skip
     if 'masked_lm_positions' in packed:

@@ -44,9 +44,14 @@ class TaskBatches:
     return len(self.rows['input_ids']) // self.group
 
   @functools.cached_property
+  def sizes(self) -> np.ndarray:
+    """Tokens of each row of each example [N, group]."""
+    return self.rows['ends'][:, -1, 1].astype(np.int32).reshape(-1, self.group)
+
+  @functools.cached_property
   def lengths(self) -> np.ndarray:
     """Tokens of the longest row of each example."""
-    return self.rows['ends'][:, -1, 1].astype(np.int32).reshape(-1, self.group).max(1)
+    return self.sizes.max(1)
 
   @functools.cached_property
   def by_length(self) -> np.ndarray:
@@ -65,12 +70,11 @@ class TaskBatches:
   @property
   def per_row(self) -> int:
     """Examples of a packed row at most."""
-    return max(1, self.pack // (8 * self.group))
+    return max(1, self.pack // (packing.SHORTEST * self.group))
 
   def plan(self, examples: np.ndarray) -> list[list[int]]:
     """Which of these examples share a packed row."""
-    sizes = self.rows['ends'][:, -1, 1].astype(np.int32).reshape(-1, self.group).sum(1)[examples]
-    return packing.plan(sizes, self.pack, self.per_row)
+    return packing.plan(self.sizes[examples].sum(1), self.pack, self.per_row)
 
   def bucket(self, examples: np.ndarray) -> int:
     """The length that a batch of these examples is cut to; its number of rows where packed."""

@@ -168,11 +168,10 @@ def shard_batch(batch: dict, sharding: NamedSharding) -> dict:
   """Places the rows of this process (`local_rows`, in that order) as one global batch."""
   count = replicas(sharding.mesh)
   mine = len(local_rows(sharding, count))
+  size = len(next(iter(batch.values()))) * count // mine
+  rows = local_rows(sharding, size)
 
   def place(local):
-    size = len(local) * count // mine
-    rows = local_rows(sharding, size)
-
     def device_rows(index):
       start, stop, _ = index[0].indices(size)
       first = int(np.searchsorted(rows, start))
