@@ -38,12 +38,13 @@ FLAGS = {
   'batch_size': (32, 'examples'),
   'length': (0, "tokens a row; 0 = the recipe's"),
   'max_train': (0, 'training examples; 0 = all'),
+  'pack': (0, 'data.pack of our whole runs'),
   'out': ('', 'JSON file to write'),
 }
 
 
 def run(config, source, files, model, steps, seeds, first_seed, who, epochs, learning_rate,
-        batch_size, length, max_train, out):  # fmt: skip
+        batch_size, length, max_train, pack, out):  # fmt: skip
   name, config = config, load_recipe(config)
   config.update({'init_from': model, 'batch_size': batch_size, 'learning_rate': learning_rate,
                  'epochs': epochs, 'schedule': 'linear', 'seed': first_seed})  # fmt: skip
@@ -51,11 +52,11 @@ def run(config, source, files, model, steps, seeds, first_seed, who, epochs, lea
                       'length': length or config.data.length})  # fmt: skip
   config.optimizer.name, config.log_every = 'adamw', 20
   result = {'config': name, 'learning_rate': learning_rate, 'batch_size': batch_size,
-            'length': config.data.length, 'max_train': max_train}  # fmt: skip
+            'length': config.data.length, 'max_train': max_train, 'pack': pack}  # fmt: skip
   if steps:
     result |= losses_side_by_side(config, steps)
   else:
-    result |= {'epochs': epochs} | runs_side_by_side(config, seeds, who)
+    result |= {'epochs': epochs} | runs_side_by_side(config, seeds, who, pack)
   result |= machine()
   print(json.dumps(result, indent=1))
   if out:
@@ -101,14 +102,14 @@ def transformers_twin(setup, train_padding: bool) -> TransformersLoop:
     return TransformersLoop(start, task, train_padding=train_padding)
 
 
-def runs_side_by_side(config, seeds: int, who: str) -> dict:
+def runs_side_by_side(config, seeds: int, who: str, pack: int) -> dict:
   """Metrics at the end of whole runs, seed by seed, with their mean and deviation."""
   contenders = {'ours': our_run, 'theirs': their_run}
   found = {}
   for name in contenders if who == 'both' else [who]:
     found[name], seconds = [], []
     for seed in range(config.seed, config.seed + seeds):
-      config.seed = seed
+      config.seed, config.data.pack = seed, pack if name == 'ours' else 0
       before = time.perf_counter()
       scores = contenders[name](config)
       seconds.append(time.perf_counter() - before)
