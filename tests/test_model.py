@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 
 from bertjax.interop import names
 from bertjax.model import attention as attention_lib
 from bertjax.model import config as config_lib
+from bertjax.model import encoder
 from bertjax.model.attention import attention
 from bertjax.model.config import EncoderConfig
 from bertjax.model.heads import Bert, init_params
@@ -311,3 +313,18 @@ def test_a_named_attention_that_cannot_raises(options, words):
   x = jnp.zeros((1, 2, 1, 4))
   with pytest.raises(ValueError, match=words):
     attention(x, x, x, jnp.ones((1, 2), jnp.int32), **options)
+
+
+@pytest.mark.parametrize('dtype, error', [('float32', 1e-6), ('bfloat16', 0.004)])
+def test_both_forms_of_gelu_are_the_exact_one(dtype, error):
+  """On TPUs it is computed by erf, elsewhere by erfc; and its gradient."""
+  x = jnp.linspace(-12.0, 12.0, 4801).astype(dtype)
+  wide = np.asarray(x, np.float64)
+  cumulative = scipy.special.ndtr(wide)
+  slope = cumulative + wide * np.exp(-(wide**2) / 2) / np.sqrt(2 * np.pi)
+  for gelu in (encoder._gelu_by_erf, encoder._gelu):
+    np.testing.assert_allclose(np.float64(gelu(x)), wide * cumulative, rtol=error, atol=error)
+  gradient = jax.vmap(jax.grad(encoder._gelu_by_erf))(x)
+  np.testing.assert_allclose(np.float64(gradient), slope, rtol=error, atol=error)
+  lowered = jax.jit(encoder._gelu).trace(x).lower(lowering_platforms=('tpu',)).as_text()
+  assert 'chlo.erf ' in lowered and 'erfc' not in lowered

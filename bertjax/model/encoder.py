@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import export
 
 from bertjax.model.attention import attention
 from bertjax.model.config import EncoderConfig
@@ -37,10 +38,25 @@ PARAM_AXES = (
   (r'(layer_norm/(scale|bias)|bias|layer_weights|tagging/(start|end))$', (None,)),
 )
 
+
+def _gelu_by_erf(x: jax.Array) -> jax.Array:
+  wide = x.astype(jnp.float32)
+  return (wide * (0.5 + 0.5 * jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
+
+
+def _gelu(x: jax.Array) -> jax.Array:
+  """Exact GELU. A TPU computes erf in a third of erfc's operations. TensorFlow 2.21 cannot load
+  erf, so programs that are exported for any shape, and so for any platform, have erfc alone."""
+  erfc = functools.partial(jax.nn.gelu, approximate=False)
+  if any(map(export.is_symbolic_dim, x.shape)):
+    return erfc(x)
+  return jax.lax.platform_dependent(x, tpu=_gelu_by_erf, default=erfc)
+
+
 # Recomputed for the gradient: a layer's loop would keep every intermediate array otherwise.
 _again = functools.partial(jax.checkpoint, prevent_cse=False)
 ACTIVATION = {
-  'gelu': _again(functools.partial(jax.nn.gelu, approximate=False)),
+  'gelu': _again(_gelu),
   'gelu_tanh': _again(functools.partial(jax.nn.gelu, approximate=True)),
 }
 
