@@ -461,7 +461,7 @@ def best(setup: Setup, checkpoints, history) -> tuple[dict, dict]:
 def finish(setup: Setup, workdir, predict, params, chosen: dict, history) -> dict[str, float]:
   """Writes the model, its predictions, metrics and report; returns the scores of dev."""
   config, task = setup.config, setup.task
-  predictions, scores = score(task, setup.examples, setup.dev, predict, params)
+  predictions, scores, logits = score(task, setup.examples, setup.dev, predict, params)
   told = [(config.data.dev, setup.examples, predictions)]
   told += predict_test(setup, predict, params, scores.get('best_f1_threshold', 0.0))
   params = distributed.host_copy(params)
@@ -480,7 +480,7 @@ def finish(setup: Setup, workdir, predict, params, chosen: dict, history) -> dic
   facts = {'task': task.name, 'from': config.init_from, **chosen,
            'training examples': setup.examples_to_train, 'steps': setup.steps}  # fmt: skip
   page = report.page(
-    task, setup.examples, predictions, scores, log.read_metrics(workdir), facts, table
+    task, setup.examples, predictions, logits, scores, log.read_metrics(workdir), facts, table
   )
   store.write_text(workdir / 'report.html', page)
   _log.info('best: step %d, %s %.4f', chosen['step'], task.metric, scores[task.metric])
@@ -488,13 +488,13 @@ def finish(setup: Setup, workdir, predict, params, chosen: dict, history) -> dic
 
 
 def score(task, examples, encoded, predict, params):
-  """(predictions, scores); where a threshold is tuned on the split, they are made with it."""
+  """(predictions, scores, logits); predictions with the threshold, if one is tuned on the split."""
   logits, loss = predict(params, encoded)
   predictions = task.decode(examples, encoded, logits[0])
   scores = task.score(examples, predictions)
   if 'best_f1_threshold' in scores:
     predictions = task.decode(examples, encoded, logits[0], scores['best_f1_threshold'])
-  return predictions, scores | {'loss': loss[0]}
+  return predictions, scores | {'loss': loss[0]}, logits[0]
 
 
 def predict_test(setup: Setup, predict, params, threshold: float) -> list[tuple]:
@@ -552,7 +552,7 @@ def evaluate(config, model: str, split: str = '', out: str = '') -> dict[str, fl
   if examples[0].label is None and out:
     predictions, scores = task.decode(examples, encoded, predict(params, encoded)[0][0]), {}
   else:
-    predictions, scores = score(task, examples, encoded, predict, params)
+    predictions, scores, _ = score(task, examples, encoded, predict, params)
   if out:
     paths = task.write(out, split, examples, predictions)
     _log.info('predictions written to %s', ', '.join(map(str, paths)))

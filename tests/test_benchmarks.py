@@ -3,9 +3,11 @@
 import json
 import math
 
+import jax
 import pytest
 
 from bertjax.inference.predictor import Predictor
+from bertjax.training import chips
 from tests.test_finetune import make, model  # noqa: F401 (fixtures)
 from tests.test_predictor import model as tiny_model
 
@@ -27,6 +29,28 @@ def test_pre_training_steps():
   assert [row['name'] for row in found['rows']] == ['bertjax', 'transformers, eager']
   assert found['ratio_at_equal_flops'] > 0 and found['product_flops_per_second'] > 0
   assert {'command', 'date', 'machine', 'versions'} <= set(found)
+
+
+def test_what_waits_for_a_gpu(tiny_rows, tmp_path, monkeypatch):
+  """The script for a GPU, on what there is; the sheet of a card gives its MFU."""
+  monkeypatch.setenv('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
+  from benchmarks import gpu
+
+  monkeypatch.setitem(chips.CHIPS, jax.devices()[0].device_kind, chips.CHIPS['H200'])
+  sizes = {'presets': 'tiny', 'lengths': '32', 'tokens': '128', 'bits': 'rbg',
+           'steps': 1, 'repeats': 2}  # fmt: skip
+  own = {'prepared': str(tiny_rows), 'workdir': str(tmp_path / 'run'), 'minutes': 0.02,
+         'recipe': 'bert_mini:smoke', 'batch_size': 32}  # fmt: skip
+  out = tmp_path / 'gpu.json'
+  gpu.run(**defaults(gpu, **sizes, **own, out=str(out)))
+  found = json.loads(out.read_text())
+  assert [(c['who'], c['dropout']) for c in found['cells']] == [
+    ('bertjax, rbg', 0.1), ('bertjax, rbg', 0.0)
+  ]  # fmt: skip
+  assert all(0 < c['mfu'] < 1 and len(c['tokens_per_second']) == 2 for c in found['cells'])
+  run = found['run']
+  assert max(row['step'] for row in run['curve']) == run['steps'] > 0
+  assert math.isfinite(run['scores']['loss'])
 
 
 def test_compile_time_and_scaling():

@@ -60,6 +60,16 @@ def test_correlations_are_scipys_also_with_ties():
   assert scores['spearman'] == pytest.approx(stats.spearmanr(predicted, gold).statistic)
 
 
+def test_the_precision_recall_curve_is_scikit_learns():
+  rng = np.random.default_rng(0)
+  gold, score = rng.random(60) < 0.3, rng.integers(0, 20, 60) / 4  # with ties
+  precision, recall, mean = metrics.precision_recall(gold, score)
+  expected = sklearn.metrics.precision_recall_curve(gold, score)
+  np.testing.assert_allclose(precision, expected[0][-2::-1])
+  np.testing.assert_allclose(recall, expected[1][-2::-1])
+  assert mean == pytest.approx(sklearn.metrics.average_precision_score(gold, score))
+
+
 def test_several_labels_at_once_are_scored_as_scikit_learn_does():
   rng = np.random.default_rng(0)
   predicted, gold = rng.random((2, 50, 4)) < 0.4

@@ -67,7 +67,7 @@ def test_trials_equal_single_runs(own, tmp_path):
   found = [r['accuracy'] for r in read_metrics(single) if r['kind'] == 'eval']
   np.testing.assert_allclose(found, table['trials'][3]['values'], atol=0.04)
   page = (tmp_path / 'trials' / 'report.html').read_text()
-  assert 'deviation' in page and page.count('<svg') == 2
+  assert 'deviation' in page and page.count('<svg') == 3
 
 
 def test_steps_of_trials_equal_steps_of_single_runs(own):

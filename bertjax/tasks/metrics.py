@@ -48,6 +48,24 @@ def matthews(table: np.ndarray) -> float:
   return float((np.trace(table) * total - gold @ predicted) / spread) if spread else 0.0
 
 
+def precision_recall(gold: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+  """The precision-recall curve of a label.
+
+  Args:
+    gold: bool [N], true somewhere.
+    score: [N]; what is at least as high as a threshold is chosen.
+
+  Returns:
+    Precision and recall at each distinct score, from the highest to the lowest; and the average
+    precision, the sum of the precisions weighted by the gain in recall, without interpolation.
+  """
+  order = np.argsort(-score, kind='stable')
+  last = np.flatnonzero(np.diff(score[order], append=np.inf))  # of equal scores
+  hits = np.cumsum(gold[order])[last]
+  precision, recall = hits / (last + 1), hits / gold.sum()
+  return precision, recall, float(np.diff(recall, prepend=0) @ precision)
+
+
 def correlations(predicted, gold) -> dict[str, float]:
   """Pearson and Spearman; 0 where they are not defined: one side is constant or not finite."""
   predicted, gold = np.asarray(predicted, np.float64), np.asarray(gold, np.float64)

@@ -5,6 +5,7 @@ import io
 from collections.abc import Sequence
 
 import numpy as np
+import scipy.special
 
 from bertjax.tasks import metrics
 from bertjax.tasks.task import Example, Task
@@ -21,8 +22,8 @@ _MISTAKES = 20
 
 
 def page(
-  task: Task, items: Sequence[Example], predictions, scores: dict[str, float], rows: list[dict],
-  facts: dict, trials: dict,
+  task: Task, items: Sequence[Example], predictions, logits: np.ndarray, scores: dict[str, float],
+  rows: list[dict], facts: dict, trials: dict,
 ) -> str:  # fmt: skip
   """A self-contained HTML page.
 
@@ -30,6 +31,7 @@ def page(
     task: the task.
     items: labelled examples.
     predictions: one for each, as from `task.decode`.
+    logits: what they were made from.
     scores: as from `task.score`.
     rows: logged lines, {'kind': 'train' or 'eval', 'step': ..., metric: value}.
     facts: what else to tell of the run.
@@ -43,9 +45,9 @@ def page(
   ]  # fmt: skip
   if trials:
     parts += ['<h2>Trials</h2>', _trials_table(trials)]
-  picture = _picture(task, items, predictions)
-  if picture:
-    parts += ['<h2>Predictions</h2>', picture]
+  pictures = _picture(task, items, predictions), _precision_recall(task, items, logits)
+  if any(pictures):
+    parts += ['<h2>Predictions</h2>', *pictures]
   parts += ['<h2>Mistakes</h2>', _mistakes(task, items, predictions)]
   title = html.escape(f'bertjax: {task.name}')
   return (
@@ -120,16 +122,14 @@ def _trials_table(trials: dict) -> str:
 
 
 def _picture(task: Task, items, predictions) -> str:
-  """What is taken for what; numbers against numbers; precision and recall of several labels."""
+  """What is taken for what, or numbers against numbers."""
   if task.kind == 'regression':
     figure = _figure(4.5, 4)
     axes = figure.add_subplot()
     axes.scatter([item.label for item in items], predictions, s=8, alpha=0.5)
     axes.set(xlabel='gold', ylabel='predicted')
     return _svg(figure)
-  if task.kind == 'multilabel':
-    return _precision_recall(task, items, np.asarray(predictions))
-  if task.kind == 'span':
+  if task.kind in ('multilabel', 'span'):
     return ''
   if task.kind == 'tags':
     names = ['O', *dict.fromkeys(label[2:] for label in task.labels if label != 'O')]
@@ -157,19 +157,26 @@ def _confusion(counts: np.ndarray, names: Sequence[str]) -> str:
   return _svg(figure)
 
 
-def _precision_recall(task: Task, items, found: np.ndarray) -> str:
-  gold = np.zeros(found.shape, bool)
+def _precision_recall(task: Task, items, logits: np.ndarray) -> str:
+  """Precision against recall of each label, over all thresholds of its logit or probability."""
+  if task.kind not in ('class', 'multilabel'):
+    return ''
+  gold = np.zeros(logits.shape, bool)
   for row, item in zip(gold, items, strict=True):
-    row[list(item.label)] = True
-  hits = (gold & found).sum(0)
-  figure = _figure(5, 4)
+    row[np.atleast_1d(np.asarray(item.label, int))] = True
+  if task.kind == 'class':
+    logits = scipy.special.log_softmax(logits, axis=1)
+  labels = list(enumerate(task.labels))[len(task.labels) == 2 :]  # of two, the second tells all
+  figure = _figure(5.5, 4)
   axes = figure.add_subplot()
-  recall, precision = hits / np.maximum(gold.sum(0), 1), hits / np.maximum(found.sum(0), 1)
-  axes.scatter(recall, precision)
-  for name, x, y in zip(task.labels, recall, precision, strict=True):
-    axes.annotate(name, (x, y), xytext=(4, 4), textcoords='offset points', fontsize=8)
-  axes.set(xlabel='recall', ylabel='precision', xlim=(-0.05, 1.05), ylim=(-0.05, 1.05))
+  for number, name in labels:
+    if gold[:, number].any():
+      precision, recall, mean = metrics.precision_recall(gold[:, number], logits[:, number])
+      axes.plot(recall, precision, lw=1.5, label=f'{name} (mean {mean:.3f})')
+  axes.set(xlabel='recall', ylabel='precision', xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
   axes.grid(alpha=0.3)
+  if len(labels) <= 12:
+    axes.legend(fontsize=8)
   return _svg(figure)
 
 
