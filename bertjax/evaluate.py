@@ -24,7 +24,7 @@ from bertjax.data import store
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.interop import directory
 from bertjax.model import encoder, heads, losses
-from bertjax.training import checkpoint, loop
+from bertjax.training import checkpoint, distributed, loop
 from bertjax.training import mesh as mesh_lib
 from bertjax.training import run as run_lib
 
@@ -36,14 +36,14 @@ FLAGS = {
   'split': ('', 'of a task: the split; empty takes data.dev'),
   'out': ('', 'of a task: folder for the predictions in the official format'),
   'rows': (0, "held-out rows to read at most; 0 = the config's eval_rows"),
-}
+} | distributed.FLAGS
 
 
 def run(
   config=None, *, workdir: str = '', model: str = '', which: str = 'best', rows: int = 0,
-  split: str = '', out: str = '',
+  split: str = '', out: str = '', **peers,
 ) -> dict[str, float]:  # fmt: skip
-  """Evaluates, prints the metrics as JSON and returns them.
+  """Evaluates, prints the metrics as JSON and returns them; process 0 prints for all.
 
   Raises:
     ValueError: unless either workdir, or model and config, are given and can be read.
@@ -53,14 +53,20 @@ def run(
       'evaluate needs --workdir=DIR (a run, which has its own config), or --model=DIR and '
       '--config=RECIPE with its data.'
     )
+  distributed.start(**peers)
+  scores = _scores(config, workdir, model, which, rows, split, out)
+  if jax.process_index() == 0:
+    print(json.dumps(scores, indent=2))
+  return scores
+
+
+def _scores(config, workdir, model, which, rows, split, out) -> dict[str, float]:
   if workdir:
     config = run_config(workdir)
   if 'task' in config:
     if rows or which != 'best':
       raise ValueError('--rows and --which are for pre-training; a task has its best model.')
-    scores = finetune.evaluate(config, model or str(epath.Path(workdir) / 'model'), split, out)
-    print(json.dumps(scores, indent=2))
-    return scores
+    return finetune.evaluate(config, model or str(epath.Path(workdir) / 'model'), split, out)
   if split or out:
     raise ValueError('--split and --out are for tasks; pre-training has held-out rows alone.')
   config = pretrain.make_phases(config)[-1].config
@@ -79,7 +85,7 @@ def run(
     bert = pretrain.make_model(config, tokenizer.vocab_size)
     params = _checkpoint_params(config, bert, mesh, workdir, which)
   else:
-    bert, params = _directory_params(config, model, tokenizer)
+    bert, params = _directory_params(config, model, tokenizer, mesh)
 
   terms = pretrain.loss_terms(config)
   eval_step = loop.make_eval_step(
@@ -97,7 +103,6 @@ def run(
     store.Rows(folder, 'train'), map(heldout.evaluation, steps),
     tokenizer.vocab_size, exclude=never,
   )  # fmt: skip
-  print(json.dumps(scores, indent=2))
   return scores
 
 
@@ -106,7 +111,8 @@ def unigram_cross_entropy(train: store.Rows, heldout, vocab_size: int, *, exclud
 
   Args:
     train: training rows.
-    heldout: evaluation batches, with 'masked_lm_ids' and 'masked_lm_weights' [B, P].
+    heldout: evaluation batches with 'masked_lm_ids' and 'masked_lm_weights' [B, P], this process's
+      rows of them.
     vocab_size: V.
     exclude: ids that are never predicted.
   """
@@ -120,6 +126,7 @@ def unigram_cross_entropy(train: store.Rows, heldout, vocab_size: int, *, exclud
   for batch in heldout:
     total += float((nats[batch['masked_lm_ids']] * batch['masked_lm_weights']).sum())
     weight += float(batch['masked_lm_weights'].sum())
+  total, weight = distributed.total([total, weight]).tolist()
   return total / weight
 
 
@@ -161,7 +168,7 @@ def _checkpoint_params(config, bert, mesh, workdir, which):
   return state.params
 
 
-def _directory_params(config, model, tokenizer):
+def _directory_params(config, model, tokenizer, mesh):
   encoder_config, params = directory.load_weights(model)
   own = Tokenizer.from_dir(model)
   if own.fingerprint != tokenizer.fingerprint:
@@ -175,4 +182,4 @@ def _directory_params(config, model, tokenizer):
     raise ValueError(f'{model} has no {missing} head; it has {sorted(params)}.')
   names = {'encoder', *terms, *(['pooler'] if config.nsp else [])}
   bert = heads.Bert(encoder_config, heads=terms, pooler=config.nsp)
-  return bert, jax.device_put({name: params[name] for name in names})
+  return bert, mesh_lib.replicate({name: params[name] for name in names}, mesh)

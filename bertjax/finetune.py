@@ -547,13 +547,13 @@ def evaluate(config, model: str, split: str = '', out: str = '') -> dict[str, fl
   examples = task.read(split)
   encoded = rows.encode(task, examples, tokenizer, config.data.length, split)
   names = {'encoder', task.head, *({'pooler'} & set(params))}
-  params = jax.device_put({name: params[name] for name in names})
+  params = mesh_lib.replicate({name: params[name] for name in names}, mesh)
   predict = make_predict(config, bert, task, mesh)
   if examples[0].label is None and out:
     predictions, scores = task.decode(examples, encoded, predict(params, encoded)[0][0]), {}
   else:
     predictions, scores, _ = score(task, examples, encoded, predict, params)
-  if out:
+  if out and jax.process_index() == 0:
     paths = task.write(out, split, examples, predictions)
     _log.info('predictions written to %s', ', '.join(map(str, paths)))
   return scores

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import socket
 import subprocess
@@ -13,6 +14,7 @@ import time
 import numpy as np
 import pytest
 
+from bertjax.__main__ import main
 from bertjax.data import store
 from bertjax.training import distributed
 from bertjax.training.log import read_metrics
@@ -106,6 +108,32 @@ def test_processes_bring_the_same_batches_to_the_same_losses(
   scores, wanted = (json.loads((f / 'run/metrics.json').read_text()) for f in (folder, single))
   assert scores == pytest.approx(wanted, rel=2e-3)  # uneven held-out rows, each counted once
   assert scores['mlm_weight'] == wanted['mlm_weight']
+
+
+def command(words, devices=DEVICES):
+  """Runs a `bertjax` command as two processes; returns what process 0 wrote to stdout."""
+  shared = [*words, f'--coordinator=localhost:{free_port()}', '--processes=2']
+  flags = f'--xla_force_host_platform_device_count={devices // 2}'
+  processes = [
+    subprocess.Popen(
+      [sys.executable, '-m', 'bertjax', *shared, f'--process={i}'], text=True,
+      env=os.environ | {'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'},
+      stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )
+    for i in range(2)
+  ]  # fmt: skip
+  written = [process.communicate(timeout=600) for process in processes]
+  assert [process.returncode for process in processes] == [0, 0], written[0][1][-2000:]
+  first, second = (re.sub(r'(?m)^\[Gloo\].*\n', '', out) for out, _ in written)
+  assert not second
+  return first
+
+
+def test_two_processes_evaluate_as_one_does(single, capsys):
+  words = ['evaluate', f'--workdir={single}/run']
+  found = json.loads(command(words))
+  assert main(words) == 0
+  assert found == pytest.approx(json.loads(capsys.readouterr().out), rel=1e-5)
 
 
 def checkpoint_steps(folder):

@@ -2,10 +2,6 @@
 
 import dataclasses
 import json
-import os
-import socket
-import subprocess
-import sys
 import types
 
 import jax
@@ -21,6 +17,7 @@ from bertjax.model.encoder import PARAM_AXES, layer_factors
 from bertjax.tasks import rows
 from bertjax.training import loop, optimizer, trials
 from bertjax.training.log import read_metrics
+from tests import test_distributed
 from tests.test_finetune import TAGS, make, model, sentences  # noqa: F401 (fixtures)
 
 
@@ -347,8 +344,6 @@ def test_a_mistake_gets_one_sentence(own, tmp_path, changes, message):
 def test_two_processes_fine_tune_as_one_does(own, tmp_path):
   own.epochs = 1.0
   finetune.run(own, workdir=str(tmp_path / 'one'))
-  with socket.create_server(('localhost', 0)) as server:
-    port = server.getsockname()[1]
   flags = [
     f'--config.{name}={value}'
     for name, value in {
@@ -358,18 +353,15 @@ def test_two_processes_fine_tune_as_one_does(own, tmp_path):
       'log_every': 1,
     }.items()
   ]  # fmt: skip
-  command = [sys.executable, '-m', 'bertjax', 'finetune', '--config=table', *flags,
-             f'--workdir={tmp_path}/two', f'--coordinator=localhost:{port}',
-             '--processes=2']  # fmt: skip
-  environment = os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=2'}
-  processes = [
-    subprocess.Popen(
-      [*command, f'--process={i}'], env=environment, stderr=subprocess.PIPE, text=True
-    )
-    for i in range(2)
-  ]
-  errors = [process.communicate(timeout=600)[1] for process in processes]
-  assert [process.returncode for process in processes] == [0, 0], errors[0][-2000:]
+  test_distributed.command(['finetune', '--config=table', *flags, f'--workdir={tmp_path}/two'])
   one, two = ([r for r in read_metrics(tmp_path / d) if 'loss' in r] for d in ('one', 'two'))
   assert [r['loss'] for r in two] == pytest.approx([r['loss'] for r in one], rel=1e-4)
   assert (tmp_path / 'two' / 'predictions').exists() and (tmp_path / 'two' / 'model').exists()
+  out = tmp_path / 'out'
+  words = ['evaluate', f'--workdir={tmp_path}/two', f'--out={out}', '--split=dev']
+  found = json.loads(test_distributed.command(words))
+  wanted = json.loads((tmp_path / 'two' / 'metrics.json').read_text())
+  assert found == pytest.approx({name: wanted[name] for name in found}, abs=1e-5)
+  assert [p.name for p in out.iterdir()] == [
+    p.name for p in (tmp_path / 'two/predictions').iterdir()
+  ]

@@ -160,6 +160,14 @@ def all_true(value: bool) -> bool:
   return bool(np.all(multihost_utils.process_allgather(np.array([value]))))
 
 
+def total(values) -> np.ndarray:
+  """The sum over all processes of an array that each has."""
+  values = np.asarray(values)
+  if jax.process_count() == 1:
+    return values
+  return multihost_utils.process_allgather(values[None], tiled=True).sum(0)
+
+
 def host_copy(tree):
   """Whole NumPy arrays of sharded ones, on every process."""
   if jax.process_count() == 1:

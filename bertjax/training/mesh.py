@@ -139,6 +139,11 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(RULES['batch']))
 
 
+def replicate(tree, mesh: Mesh):
+  """The same host arrays, whole on every device of every process."""
+  return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
 def replicas(mesh: Mesh) -> int:
   """Devices, or groups of them, that split the rows of a batch."""
   return math.prod(mesh.shape[axis] for axis in RULES['batch'])
