@@ -38,7 +38,7 @@ FLAGS = {
   'batch_size': (32, 'examples'),
   'length': (0, "tokens a row; 0 = the recipe's"),
   'max_train': (0, 'training examples; 0 = all'),
-  'pack': (0, 'data.pack of our whole runs'),
+  'pack': (-1, 'data.pack of our whole runs'),
   'out': ('', 'JSON file to write'),
 }
 
@@ -69,7 +69,7 @@ def losses_side_by_side(config, steps: int) -> dict:
   config.model.update(
     dict.fromkeys(('hidden_dropout', 'attention_dropout', 'classifier_dropout'), 0.0)
   )
-  config.span_over_padding, config.log_every = True, 1  # as theirs
+  config.span_over_padding, config.log_every, config.data.pack = True, 1, 0  # as theirs
   setup = finetune.set_up(config)
   peer = transformers_twin(setup, train_padding=True)
   rate = optimizer.unit_schedule('linear', steps, steps // 10)

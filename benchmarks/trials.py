@@ -39,7 +39,7 @@ def run(config, source, model, seeds, learning_rates, steps, batch_size, length,
   config = load_recipe(config)
   config.update({'init_from': model, 'batch_size': batch_size, 'seeds': seeds,
                  'learning_rates': learning_rates})  # fmt: skip
-  config.data.update({'source': source, 'length': length, 'buckets': ''})
+  config.data.update({'source': source, 'length': length, 'buckets': '', 'pack': 0})
   if only:
     seed, rate = only.split(',')
     train(one_trial(config, int(seed), float(rate)), steps)

@@ -87,7 +87,9 @@ def default_config(task: str = 'sst2') -> ml_collections.ConfigDict:
       'options': '',  # of the task, as 'text=review,label=stars'; see bertjax/tasks
       'length': 128,  # tokens a row; longer examples are cut, and counted
       'buckets': '32,48,64,96,128,192,256,384',  # lengths of batches, the shortest that fits
-      'pack': 0,  # tokens of a training row that holds several examples; 0 = one a row
+      # Tokens of a training row that holds several examples; 0 = a row holds one. -1 = data.length,
+      # at least 128; but 0 with choices, crf, bilstm and span_over_padding.
+      'pack': -1,
       'train': 'train',  # split to train on
       'dev': 'dev',  # split to evaluate on
       'test': 'test',  # split to predict at the end, if the source has it; '' = none
@@ -217,17 +219,17 @@ def set_up(config) -> Setup:
   if len(runs) > 1 and jax.process_count() > 1:
     raise ValueError(f'trials run in one process, got {jax.process_count()}; start it on one host.')
   mesh = trials.make_trials_mesh(len(runs)) if len(runs) > 1 else mesh_lib.make_mesh(**config.mesh)
-  if len(runs) == 1:
+  one = len(runs) == 1
+  if one:
     mesh_lib.check_batch_size(mesh, config.batch_size)
   tokenizer = directory.load_tokenizer(config.init_from)
   weights = directory.load_weights(config.init_from)
   bert = make_model(config, task, weights[0])
+  packing = (packed_length(config, task, bert.config), mesh_lib.replicas(mesh) if one else 1)
   columns = rows.training_columns(config, task, tokenizer)
   examples = task.read(config.data.dev)
   dev = rows.encode(task, examples, tokenizer, config.data.length, config.data.dev)
-  one = len(runs) == 1
   local = local_examples(config, mesh) if one else None
-  packing = (config.data.pack, mesh_lib.replicas(mesh) if one else 1)
   each = [batches.make_batches(config, task, columns, seed, local, *packing) for seed, _ in runs]
   steps = math.ceil(config.epochs * each[0].examples / config.batch_size)
   schedule = optimizer.unit_schedule(config.schedule, steps, round(config.warmup_share * steps))
@@ -256,8 +258,6 @@ def make_model(config, task, encoder_config) -> heads.Bert:
       f'data.length={config.data.length} is longer than the {encoder_config.max_positions} '
       f'positions of {config.init_from}.'
     )
-  if config.data.pack:
-    check_packing(config, task, encoder_config)
   for field in ('trained_layers', 'redraw_layers'):
     if not -(field == 'trained_layers') <= config[field] <= encoder_config.num_layers:
       raise ValueError(
@@ -269,18 +269,28 @@ def make_model(config, task, encoder_config) -> heads.Bert:
   )  # fmt: skip
 
 
-def check_packing(config, task, encoder_config) -> None:
-  """Raises ValueError unless rows of `data.pack` tokens can hold every example."""
-  least, most = config.data.length * task.choices, encoder_config.max_positions
-  if not least <= config.data.pack <= most:
+def packed_length(config, task, encoder_config) -> int:
+  """Tokens of a training row that holds several examples; 0 where a row holds one.
+
+  Raises:
+    ValueError: if rows of `data.pack` tokens cannot hold every example, or may not hold several.
+  """
+  pack, most = config.data.pack, encoder_config.max_positions
+  alone = [
+    name for name, used in (('bilstm', encoder_config.bilstm), ('crf', encoder_config.crf),
+                            ('span_over_padding', config.span_over_padding)) if used
+  ]  # fmt: skip
+  if pack == -1:
+    return 0 if alone or task.choices > 1 else max(config.data.length, min(128, most))
+  least = config.data.length * task.choices
+  if pack and not least <= pack <= most:
     raise ValueError(
-      f'data.pack={config.data.pack} must be 0 or from {least}, the longest example, to {most}, '
-      'the positions of the model.'
+      f'data.pack={pack} must be -1, 0 or from {least}, the longest example, to {most}, the '
+      'positions of the model.'
     )
-  for name, used in (('bilstm', encoder_config.bilstm), ('crf', encoder_config.crf),
-                     ('span_over_padding', config.span_over_padding)):  # fmt: skip
-    if used:
-      raise ValueError(f'{name} reads a row as one example; set data.pack=0.')
+  if pack and alone:
+    raise ValueError(f'{alone[0]} reads a row as one example; set data.pack=0.')
+  return pack
 
 
 def factors_of(config, bert):

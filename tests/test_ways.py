@@ -68,7 +68,7 @@ def test_trials_equal_single_runs(own, tmp_path):
 
 
 def test_steps_of_trials_equal_steps_of_single_runs(own):
-  own.seeds, own.learning_rates, own.data.buckets = 2, '2e-3,1e-3', ''
+  own.seeds, own.learning_rates, own.data.buckets, own.data.pack = 2, '2e-3,1e-3', '', 0
   own.model.hidden_dropout = 0.1  # drawn by shape: a trial's own bucket might be shorter
   many = losses_of(own, 4)
   assert many.shape == (4, 4)
@@ -95,6 +95,7 @@ def losses_of(config, steps):
 
 
 def test_buckets_change_no_loss_and_compile_few_programs(own):
+  own.data.pack = 0
   short = losses_of(own, 6)
   own.data.buckets = ''
   np.testing.assert_allclose(short, losses_of(own, 6), rtol=1e-5)
@@ -167,7 +168,7 @@ def test_processes_share_packed_rows(own):
 @pytest.mark.parametrize(
   ('changes', 'words'),
   [
-    ({'data.pack': 20}, 'from 32, the longest example, to 128'),
+    ({'data.pack': 20}, '0 or from 32, the longest example, to 128'),
     ({'data.pack': 256}, 'to 128, the positions'),
     ({'data.pack': 64, 'model.bilstm': 1}, 'bilstm reads a row as one example'),
   ],
