@@ -3,8 +3,8 @@
   python -m benchmarks compile_table --out=benchmarks/results/compile.json
 
 Needs libtpu and no TPU. 4,096 tokens a chip for base, 2,048 for large, bfloat16, data parallel;
-without dropout and with 0.1. Cells that the JSON already holds are
-not compiled again; each takes a minute or two.
+without dropout and with 0.1. Cells that the JSON already holds are not compiled again; each takes
+half a minute to a minute and a half.
 """
 
 import json

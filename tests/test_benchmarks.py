@@ -38,21 +38,20 @@ def test_what_waits_for_a_gpu(tiny_rows, tmp_path, monkeypatch):
 
   monkeypatch.setitem(chips.CHIPS, jax.devices()[0].device_kind, chips.CHIPS['H200'])
   sizes = {'presets': 'tiny', 'lengths': '32', 'tokens': '128', 'bits': 'rbg',
-           'steps': 1, 'repeats': 2}  # fmt: skip
+           'dropouts': '0.1', 'steps': 1, 'repeats': 2}  # fmt: skip
   own = {'prepared': str(tiny_rows), 'workdir': str(tmp_path / 'run'), 'minutes': 0.02,
          'recipe': 'bert_mini:smoke', 'batch_size': 32}  # fmt: skip
   out = tmp_path / 'gpu.json'
   gpu.run(**defaults(gpu, **sizes, **own, out=str(out)))
   found = json.loads(out.read_text())
-  assert [(c['who'], c['dropout']) for c in found['cells']] == [
-    ('bertjax, rbg', 0.1), ('bertjax, rbg', 0.0)
-  ]  # fmt: skip
+  assert [(c['who'], c['dropout']) for c in found['cells']] == [('bertjax, rbg', 0.1)]
   assert all(0 < c['mfu'] < 1 and len(c['tokens_per_second']) == 2 for c in found['cells'])
   run = found['run']
   assert max(row['step'] for row in run['curve']) == run['steps'] > 0
   assert math.isfinite(run['scores']['loss'])
 
 
+@pytest.mark.slow  # twin: the steps above
 def test_compile_time_and_scaling():
   from benchmarks import compile_time, scaling
 

@@ -88,9 +88,9 @@ MESHES = [
   pytest.param(2, SHARDED, marks=pytest.mark.slow),
   pytest.param(2, {'mesh.fsdp': 4, 'mesh.data': 1}, marks=pytest.mark.slow),
   pytest.param(2, {'mesh.tensor': 4, 'mesh.data': 1}, marks=pytest.mark.slow),  # across processes
-  pytest.param(4, {}, marks=pytest.mark.slow),
-  pytest.param(4, {'mesh.fsdp': 4, 'mesh.data': 1}, marks=pytest.mark.slow),
-  pytest.param(4, SHARDED, marks=pytest.mark.slow),
+  pytest.param(4, {}, marks=pytest.mark.slow),  # 8 devices
+  pytest.param(4, {'mesh.fsdp': 4}, marks=pytest.mark.slow),
+  pytest.param(4, SHARDED | {'mesh.data': 2}, marks=pytest.mark.slow),
 ]
 
 
@@ -98,7 +98,7 @@ MESHES = [
 def test_processes_bring_the_same_batches_to_the_same_losses(
   single, tmp_path, tiny_rows, processes, mesh
 ):
-  folder = run(tmp_path / 'run', tiny_rows, processes, **mesh)
+  folder = run(tmp_path / 'run', tiny_rows, processes, devices=2 * processes, **mesh)
   one, many = batches(single, 1), batches(folder, processes)
   for step in range(STEPS):
     np.testing.assert_array_equal(many[step], one[step])

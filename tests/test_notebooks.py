@@ -15,7 +15,13 @@ def real_model(tmp_path_factory):
   return pathlib.Path(package.__file__).parent / 'model'
 
 
-@pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.stem)
+RUN = [  # the commands of the slow one run small in test_readme.py
+  pytest.param(path, marks=[pytest.mark.slow] * (path.stem == 'pretrain_on_tpu'), id=path.stem)
+  for path in NOTEBOOKS
+]
+
+
+@pytest.mark.parametrize('path', RUN)
 def test_a_notebook_runs(path, real_model, tmp_path, monkeypatch):
   nbclient, nbformat = pytest.importorskip('nbclient'), pytest.importorskip('nbformat')
   monkeypatch.setenv('BERTJAX_SMALL', '1')
