@@ -86,10 +86,8 @@ def default_config(task: str = 'sst2') -> ml_collections.ConfigDict:
       'files': '',  # other names for some splits' files, as 'train=a.json,dev=b.json'
       'options': '',  # of the task, as 'text=review,label=stars'; see bertjax/tasks
       'length': 128,  # tokens a row; longer examples are cut, and counted
-      'buckets': '32,48,64,96,128,192,256,384',  # lengths of batches, the shortest that fits
-      # Tokens of a training row that holds several examples; 0 = a row holds one. -1 = data.length,
-      # at least 128; but 0 with choices, crf, bilstm and span_over_padding.
-      'pack': -1,
+      'buckets': '32,48,64,96,128,192,256,384',  # lengths of batches that are not packed
+      'pack': -1,  # tokens of a row of several examples; 0 = one a row; -1 = length, at least 128
       'train': 'train',  # split to train on
       'dev': 'dev',  # split to evaluate on
       'test': 'test',  # split to predict at the end, if the source has it; '' = none
@@ -271,6 +269,9 @@ def make_model(config, task, encoder_config) -> heads.Bert:
 
 def packed_length(config, task, encoder_config) -> int:
   """Tokens of a training row that holds several examples; 0 where a row holds one.
+
+  `data.pack=-1` is `data.length`, at least 128; but 0 with choices, a CRF or BiLSTM, and with
+  `span_over_padding`, where a row is one example.
 
   Raises:
     ValueError: if rows of `data.pack` tokens cannot hold every example, or may not hold several.

@@ -239,6 +239,8 @@ def test_the_command_names_the_fields_of_fine_tuning(capsys):
   text = capsys.readouterr().out
   assert '--config.warmup_share=0.1' in text and 'of the steps, from 0 to the peak' in text
   assert 'Recipes: choice, glue, squad, table, tagging' in text
+  fields = [line.split(None, 1) for line in text.splitlines() if line.startswith('  --config.')]
+  assert [field for field in fields if len(field) < 2] == []
   assert main(['finetune', '--config.epoch=3.0']) == 2
 
 
