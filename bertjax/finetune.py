@@ -15,8 +15,10 @@ main metric. `bertjax evaluate --workdir=DIR` scores it again, on any split.
 import dataclasses
 import functools
 import hashlib
+import json
 import logging
 import math
+import re
 from typing import Any, NamedTuple
 
 import jax
@@ -207,12 +209,14 @@ def run(config, *, workdir: str, **peers) -> dict[str, float]:
     checkpoints.close()
   run_lib.exit_if_stopped(stopped_at)
   if setup.many:  # of the best trial alone
-    predict = make_predict(config, setup.bert, setup.task, mesh_lib.make_mesh(**config.mesh))
+    alone = mesh_lib.make_mesh(devices=jax.devices()[:1])
+    predict = make_predict(config, setup.bert, setup.task, alone)
   return finish(setup, workdir, predict, params, scores, history)
 
 
 def set_up(config) -> Setup:
   """Reads and checks everything that a run needs."""
+  check_ranges(config)
   task, runs = rows.make_task(config), trials.list_trials(config)
   if len(runs) > 1 and jax.process_count() > 1:
     raise ValueError(f'trials run in one process, got {jax.process_count()}; start it on one host.')
@@ -223,9 +227,12 @@ def set_up(config) -> Setup:
   tokenizer = directory.load_tokenizer(config.init_from)
   weights = directory.load_weights(config.init_from)
   bert = make_model(config, task, weights[0])
+  if not config.fresh_head and task.head in weights[1]:
+    check_labels(config.init_from, weights[1], task)
   packing = (packed_length(config, task, bert.config), mesh_lib.replicas(mesh) if one else 1)
   columns = rows.training_columns(config, task, tokenizer)
   examples = task.read(config.data.dev)
+  task_lib.golds(examples)  # before anything compiles
   dev = rows.encode(task, examples, tokenizer, config.data.length, config.data.dev)
   local = local_examples(config, mesh) if one else None
   each = [batches.make_batches(config, task, columns, seed, local, *packing) for seed, _ in runs]
@@ -237,6 +244,41 @@ def set_up(config) -> Setup:
     make_loss(config, bert, task, columns), make_transform(config, bert), schedule, columns,
     each[0] if one else batches.TrialBatches(each), examples, dev, steps,
   )  # fmt: skip
+
+
+def check_ranges(config) -> None:
+  """Raises ValueError for numbers that are out of range."""
+  for least, names in ((1, ('batch_size', 'log_every', 'keep')),
+                       (0, ('patience', 'eval_every', 'save_every', 'max_train'))):  # fmt: skip
+    for name in names:
+      value = config.data.max_train if name == 'max_train' else config[name]
+      if value < least:
+        raise ValueError(f'{name} must be at least {least}, got {value}.')
+  if not 0 < config.epochs < math.inf:
+    raise ValueError(f'epochs must be above 0, got {config.epochs}.')
+
+
+def check_labels(source, params: dict, task) -> None:
+  """Refuses a model whose output layer is for other labels than the task's, or in another order.
+
+  Names that the model gives none of (`LABEL_0`, or all others) cannot be compared; that is logged.
+  """
+  own, count = directory.read_labels(source)[0], params[task.head]['bias'].size
+  if task.kind in ('span', 'choice'):
+    return
+  if count != task.num_labels:
+    raise ValueError(f'{source} predicts {count} labels {own}, {task.name} has {task.num_labels}: '
+                     f'{list(task.labels)}.')  # fmt: skip
+  if not own or not task.labels or all(re.fullmatch(r'LABEL_\d+', name) for name in own):
+    return
+  theirs, ours = ([name.casefold() for name in names] for names in (own, task.labels))
+  if theirs != ours and set(theirs) & set(ours):
+    raise ValueError(
+      f'the labels of {source} are {own}, those of {task.name} {list(task.labels)}; they must be '
+      'the same in the same order.'
+    )
+  if theirs != ours:
+    _log.warning('%s calls the labels %s, taken for %s.', source, own, list(task.labels))
 
 
 def local_examples(config, mesh) -> np.ndarray:
@@ -357,11 +399,9 @@ def train(
     trials=setup.many,
   )  # fmt: skip
 
-  def metric_of(evaluation):
-    return [scores[task.metric] for scores in evaluation['scores']]
-
   def going():
-    return trials.running([metric_of(e) for e in history], config.patience, len(setup.trials))
+    metric = metric_values(task, history)
+    return trials.running(metric, config.patience, len(setup.trials))
 
   def evaluate(params):
     results = [
@@ -372,7 +412,8 @@ def train(
     history.append({'step': 0, 'scores': results})
     if not setup.many:
       return results[0]
-    best_now = max((r[task.metric] for r, on in zip(results, alive, strict=True) if on), default=-1)
+    values = metric_values(task, history[-1:])[0]
+    best_now = max((v for v, on in zip(values, alive, strict=True) if on), default=-1.0)
     means = {n: float(np.mean([r[n] for r in results])) for n in results[0]}
     return means | {f'mean_{task.metric}': means[task.metric], task.metric: best_now}
 
@@ -453,6 +494,14 @@ def make_predict(config, bert, task, mesh, many: bool = False):
 _NEVER = -1e9  # the logit of what cannot be chosen
 
 
+def metric_values(task, history) -> list[list[float]]:
+  """The metric [evaluations, K] by which trials are chosen; -1, the least, of a diverged one."""
+  return [
+    [s[task.metric] if math.isfinite(s['loss']) else -1.0 for s in evaluation['scores']]
+    for evaluation in history
+  ]
+
+
 def best(setup: Setup, checkpoints, history) -> tuple[dict, dict]:
   """The parameters and scores of the best evaluation, of its best trial."""
   checkpoints.wait()
@@ -461,7 +510,7 @@ def best(setup: Setup, checkpoints, history) -> tuple[dict, dict]:
   state, _ = checkpoints.restore(step, abstract)
   if not setup.many:
     return state.params, {'step': step}
-  metric = [[scores[setup.task.metric] for scores in e['scores']] for e in history]
+  metric = metric_values(setup.task, history)
   place = next(i for i, e in enumerate(history) if e['step'] == step)
   alive = trials.running(metric[:place], setup.config.patience, len(setup.trials))
   trial = int(np.argmax(np.where(alive, metric[place], -np.inf)))
@@ -498,12 +547,13 @@ def finish(setup: Setup, workdir, predict, params, chosen: dict, history) -> dic
   return scores
 
 
-def score(task, examples, encoded, predict, params):
-  """(predictions, scores, logits); predictions with the threshold, if one is tuned on the split."""
+def score(task, examples, encoded, predict, params, threshold: float | None = None):
+  """(predictions, scores, logits); without a threshold the predictions have the one that is tuned
+  on the split, if the task has one."""
   logits, loss = predict(params, encoded)
-  predictions = task.decode(examples, encoded, logits[0])
+  predictions = task.decode(examples, encoded, logits[0], threshold or 0.0)
   scores = task.score(examples, predictions)
-  if 'best_f1_threshold' in scores:
+  if threshold is None and 'best_f1_threshold' in scores:
     predictions = task.decode(examples, encoded, logits[0], scores['best_f1_threshold'])
   return predictions, scores | {'loss': loss[0]}, logits[0]
 
@@ -524,8 +574,8 @@ def predict_test(setup: Setup, predict, params, threshold: float) -> list[tuple]
 
 
 def trials_table(setup: Setup, history) -> dict:
-  """The content of trials.json. A trial has failed if its loss is not finite, or if at the end it
-  is no better than always the most frequent class."""
+  """The content of trials.json. A trial has failed if at its end its loss is not finite, or it is
+  no better than always the most frequent class."""
   task, examples = setup.task, setup.examples
   metric = np.array([[scores[task.metric] for scores in e['scores']] for e in history])
   floor = -np.inf
@@ -534,7 +584,8 @@ def trials_table(setup: Setup, history) -> dict:
     floor = task.score(examples, np.full(len(examples), constant))[task.metric]
 
   def failed(trial, last):
-    return not math.isfinite(history[-1]['scores'][trial]['loss']) or last <= floor
+    loss = history[last]['scores'][trial]['loss']
+    return not math.isfinite(loss) or metric[last, trial] <= floor
 
   table = trials.summarise(setup.trials, metric, setup.config.patience, failed)
   return {'metric': task.metric, 'steps': [e['step'] for e in history]} | table
@@ -543,7 +594,8 @@ def trials_table(setup: Setup, history) -> dict:
 def evaluate(config, model: str, split: str = '', out: str = '') -> dict[str, float]:
   """Scores a model directory on a split of the config's task; writes its predictions into `out`.
 
-  A split without labels gets no scores ({}), so it needs `out`.
+  A split without labels gets no scores ({}), so it needs `out`. Other splits than dev are answered
+  with the threshold that the run tuned on dev (SQuAD 2.0), from the metrics.json beside the model.
   """
   task, tokenizer = rows.make_task(config), directory.load_tokenizer(model)
   mesh = mesh_lib.make_mesh(**config.mesh)
@@ -551,6 +603,7 @@ def evaluate(config, model: str, split: str = '', out: str = '') -> dict[str, fl
   encoder_config, params = directory.load_weights(model)
   if task.head not in params:
     raise ValueError(f'{model} has no {task.head} head, it has {sorted(params)}.')
+  check_labels(model, params, task)
   split = split or config.data.dev
   bert = heads.Bert(
     encoder_config, heads=(task.head,), pooler='pooler' in params, num_labels=task.num_labels
@@ -560,14 +613,22 @@ def evaluate(config, model: str, split: str = '', out: str = '') -> dict[str, fl
   names = {'encoder', task.head, *({'pooler'} & set(params))}
   params = mesh_lib.replicate({name: params[name] for name in names}, mesh)
   predict = make_predict(config, bert, task, mesh)
+  threshold = None if split == config.data.dev else tuned_threshold(model)
   if examples[0].label is None and out:
-    predictions, scores = task.decode(examples, encoded, predict(params, encoded)[0][0]), {}
+    logits, _ = predict(params, encoded)
+    predictions, scores = task.decode(examples, encoded, logits[0], threshold or 0.0), {}
   else:
-    predictions, scores, _ = score(task, examples, encoded, predict, params)
+    predictions, scores, _ = score(task, examples, encoded, predict, params, threshold)
   if out and jax.process_index() == 0:
     paths = task.write(out, split, examples, predictions)
     _log.info('predictions written to %s', ', '.join(map(str, paths)))
   return scores
+
+
+def tuned_threshold(model) -> float:
+  """The null odds above which a run's model refuses to answer, tuned on its dev split; else 0."""
+  path = epath.Path(model).parent / 'metrics.json'
+  return json.loads(path.read_text()).get('best_f1_threshold', 0.0) if path.exists() else 0.0
 
 
 _SAME = ('task', 'init_from', 'fresh_head', 'redraw_layers', 'trained_layers', 'layer_decay',
@@ -585,6 +646,7 @@ def run_identity(setup: Setup) -> dict:
   flat = run_lib.flatten(setup.config, _SAME)
   flat = {name: value for name, value in flat.items() if name not in _FREE}
   return flat | {
+    'data.pack': setup.config.data.pack, 'data.buckets': setup.config.data.buckets,
     'trials': [list(trial) for trial in setup.trials],
     'tokenizer': setup.tokenizer.fingerprint, 'rows': digest.hexdigest()[:16],
   }  # fmt: skip

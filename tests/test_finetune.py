@@ -1,5 +1,6 @@
 """Fine-tuning: a tiny model learns small tasks in official layouts, resumes, and leaves files."""
 
+import functools
 import json
 import pathlib
 import random
@@ -70,17 +71,22 @@ def write_conll2003(folder):
     (folder / split).write_text('\n'.join(rows))
 
 
-def write_squad1(folder):
+def write_squad1(folder, version='1.1'):
   for split, count in (('train', 60), ('dev', 20)):
     questions = []
-    for i, (text, _) in enumerate(sentences(count, count)):
+    for i, (text, label) in enumerate(sentences(count, count)):
       answer = next(w for w in text.split() if w in (*GOOD, *BAD))
       start = text.index(answer)
       item = {'id': f'{split}{i}', 'question': 'the ?',
               'answers': [{'text': answer, 'answer_start': start}]}  # fmt: skip
+      if version == '2.0' and not label:  # only bad words are asked for
+        item |= {'answers': [], 'is_impossible': True}
       questions.append({'context': text, 'qas': [item]})
-    content = {'version': '1.1', 'data': [{'title': 't', 'paragraphs': questions}]}
-    (folder / f'{split}-v1.1.json').write_text(json.dumps(content))
+    content = {'version': version, 'data': [{'title': 't', 'paragraphs': questions}]}
+    (folder / f'{split}-v{version}.json').write_text(json.dumps(content))
+
+
+write_squad2 = functools.partial(write_squad1, version='2.0')
 
 
 def write_codah(folder):
@@ -104,7 +110,7 @@ def make(model, tmp_path):
     globals()[f'write_{task}'](source)
     config = load_recipe(f'{recipe}:{task}')
     config.init_from, config.data.source = str(model), str(source)
-    config.data.length = 96 if task == 'squad1' else 32
+    config.data.length = 96 if recipe == 'squad' else 32
     config.data.loader = 'threads'
     config.batch_size, config.epochs, config.learning_rate = 8, 6.0, 2e-3
     config.log_every = 1
@@ -128,6 +134,34 @@ def test_a_sentence_task_is_learnt_scored_written_and_saved(make, tmp_path):
   flags = [f'--workdir={tmp_path}/run', '--split=test', f'--out={tmp_path}/again']
   assert main(['evaluate', *flags]) == 0  # no labels, so predictions alone
   assert (tmp_path / 'again' / 'SST-2.tsv').read_text().splitlines() == test
+  config = load_recipe('table')
+  config.data.source, config.data.files = str(tmp_path / 'sst2'), 'train=train.tsv,dev=dev.tsv'
+  trained = str(tmp_path / 'run' / 'model')
+  for labels, message in (('1|0', r"are \['0', '1'\], those of table \['1', '0'\]; they must be"),
+                          ('0|1|2', r"predicts 2 labels \['0', '1'\], table has 3")):  # fmt: skip
+    config.data.options = f'text=sentence,labels={labels}'
+    with pytest.raises(ValueError, match=message):
+      finetune.evaluate(config, trained)
+    config.init_from, config.fresh_head = trained, False
+    with pytest.raises(ValueError, match=message):
+      finetune.set_up(config)
+
+
+def test_other_splits_are_answered_with_the_threshold_tuned_on_dev(make, tmp_path):
+  config = make('squad2', 'squad')
+  config.epochs, config.data.test = 10.0, 'test'
+  config.data.files = 'test=dev-v2.0.json'  # the same questions, as if they had no labels
+  scores = finetune.run(config, workdir=str(tmp_path / 'run'))
+  assert scores['best_f1'] > 0.6 and scores['best_f1_threshold'] != 0
+  files = [
+    tmp_path / 'run' / 'predictions' / split / 'predictions.json' for split in ('dev', 'test')
+  ]
+  assert files[0].read_text() == files[1].read_text()
+  again = finetune.evaluate(
+    config, str(tmp_path / 'run' / 'model'), 'test', str(tmp_path / 'again')
+  )
+  assert (tmp_path / 'again' / 'test' / 'predictions.json').read_text() == files[1].read_text()
+  assert again['f1'] == pytest.approx(scores['best_f1'])  # at the threshold of dev
 
 
 @pytest.mark.parametrize(
@@ -181,6 +215,10 @@ def test_a_killed_run_resumes_bitwise(make, tmp_path, monkeypatch):
   with pytest.raises(KeyboardInterrupt):
     finetune.run(config, workdir=str(tmp_path / 'cut'))
   monkeypatch.setattr(RunLog, 'train', train)
+  config.data.pack = 0  # other rows would draw other dropout
+  with pytest.raises(ValueError, match=r'another config \(data.pack: -1 there, 0 here\)'):
+    finetune.run(config, workdir=str(tmp_path / 'cut'))
+  config.data.pack = -1
   finetune.run(config, workdir=str(tmp_path / 'cut'))
   assert logged(tmp_path / 'cut') == logged(tmp_path / 'whole')
   one, two = ((tmp_path / n / 'model' / 'model.safetensors').read_bytes() for n in ('cut', 'whole'))
@@ -223,6 +261,16 @@ def test_google_s_files_start_the_same_run_as_hugging_face_s(make, model, tmp_pa
     ({'data.length': 256}, 'data.length=256 is longer than the 128 positions'),
     ({'data.files': 'train'}, "data.files is written 'split=file"),
     ({'data.dev': 'dve'}, "no split 'dve'"),
+    ({'data.options': 'stride=9'}, "sst2 has no option 'stride'"),
+    ({'task': 'squad1', 'data.options': 'stride=x'}, "stride must be a whole number, got 'x'"),
+    ({'task': 'conll2003', 'data.options': 'context=1'}, "context must be True or False, got '1'"),
+    ({'data.dev': 'test'}, 'need labels, example 0 has none'),
+    ({'data.train': 'test'}, 'need labels, example 0 has none'),
+    ({'data.max_train': -5}, 'max_train must be at least 0, got -5'),
+    ({'log_every': 0}, 'log_every must be at least 1, got 0'),
+    ({'batch_size': 0, 'seeds': 2}, 'batch_size must be at least 1, got 0'),
+    ({'patience': -1}, 'patience must be at least 0, got -1'),
+    ({'epochs': 0.0}, 'epochs must be above 0, got 0.0'),
     ({'batch_size': 7}, 'batch'),
   ],
 )

@@ -107,7 +107,12 @@ def test_the_text_is_cut_out_of_the_original_context():
 
 
 def naive(item, encoded, logits, size, max_answer):
-  """Google's get_predictions as plain loops; returns the texts by score."""
+  """The texts of the n-best list without a null answer."""
+  return [text for _, text in naive_scores(item, encoded, logits, size, max_answer)][:size]
+
+
+def naive_scores(item, encoded, logits, size, max_answer):
+  """Google's get_predictions as plain loops; returns each text with its best score, by score."""
   found = []
   windows = encoded.alignment
   for window, row in zip(windows, logits, strict=True):
@@ -128,7 +133,10 @@ def naive(item, encoded, logits, size, max_answer):
           text = item.texts[1][window.offsets[token, 0] : window.offsets[last, 1]]
           found.append((row[start, 0] + row[end, 1], text))
   found.sort(key=lambda entry: -entry[0])
-  return list(dict.fromkeys(text for _, text in found))[:size]
+  best = {}
+  for score, text in found:
+    best.setdefault(text, score)
+  return [(score, text) for text, score in best.items()]
 
 
 @given(st.integers(1, 20), st.integers(0, 10**6), st.integers(1, 6), st.integers(1, 5))
@@ -144,6 +152,11 @@ def test_the_n_best_list_is_googles(tokens, seed, size, max_answer):
   assert [entry['text'] for entry in answer.nbest] == (expected or [''])
   assert answer.text == answer.best == (expected or [''])[0]
   assert sum(entry['probability'] for entry in answer.nbest) == pytest.approx(1)
+  [answer] = squad.decode([item], encoded, logits, version_2=True, size=size, max_answer=max_answer)
+  null = min(row[0].sum() for row in logits)
+  best = {text: score for score, text in naive_scores(item, encoded, logits, size, max_answer)}
+  ranked = sorted([*best, ''], key=lambda text: -best.get(text, null))[:size]
+  assert [entry['text'] for entry in answer.nbest] == list(dict.fromkeys([*ranked, '']))
 
 
 def test_no_answer_is_given_above_the_threshold_of_the_null_odds():
@@ -215,6 +228,7 @@ def question(answer='w2', start=3, **changes):
       file_of(question(answers=[{'text': 'w2'}])),
       r'x7: an answer must have a text and an answer_s',
     ),
+    (file_of(question(answers=['w2'])), r'x7: an answer must have a text and an answer_start'),
     (file_of({'id': 'x7', 'question': 'q'}), r'x7 has no list of answers; only the split test may'),
     ({'data': [{'paragraphs': [{'qas': [question()]}]}]}, r"f.json is not in SQuAD's .*'context'"),
     ([1], r"f.json is not in SQuAD's format"),

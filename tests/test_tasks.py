@@ -121,7 +121,7 @@ def test_a_test_split_may_lack_labels_and_is_then_not_scored(tmp_path, tokenizer
     items = table.read('test')
     encoded = table.encode(items, tokenizer, 4)
     np.testing.assert_array_equal(encoded.columns['labels'], missing)
-    with pytest.raises(ValueError, match='scoring needs labels, example 0 has none'):
+    with pytest.raises(ValueError, match='scoring need labels, example 0 has none'):
       table.score(items, [0, 0])
 
 
@@ -137,6 +137,11 @@ def test_a_test_split_may_lack_labels_and_is_then_not_scored(tmp_path, tokenizer
       r't.jsonl:1: the label is missing',
       {'name': 't.jsonl', 'labels': 'xy'},
     ),
+    (
+      '{"text": "a", "label": "x"}\n{"text": "b", "label": NaN}\n',
+      r't.jsonl:2: the label is missing',
+      {'name': 't.jsonl'},
+    ),
     ('text,label\na,x\nb,z\n', r"t.csv:3: unknown label 'z'; .*\['x', 'y'\]", {'labels': 'xy'}),
     ('text,label\na,x\nb,x\n', r"t.csv has no training example of the class 'y'", {'labels': 'xy'}),
     ('text,label\na,x\nb,x\n', r"two or more, found \['x'\]", {}),
@@ -151,6 +156,11 @@ def test_a_test_split_may_lack_labels_and_is_then_not_scored(tmp_path, tokenizer
 def test_bad_tables_are_named_by_file_and_line(tmp_path, train, message, options):
   with pytest.raises(ValueError, match=message):
     make(tmp_path, train, **{'name': 't.csv'} | options).read('train')
+
+
+def test_half_characters_are_replaced_as_they_are_read(tmp_path):
+  table = make(tmp_path, '{"text": "a \\ud83d", "label": 1.0}\n', name='t.jsonl', kind='regression')
+  assert table.read('train')[0].texts == ('a \ufffd',)
 
 
 def test_a_label_that_training_lacks_is_found_in_dev(tmp_path):
@@ -269,6 +279,9 @@ def test_tfds_gives_the_words_and_tags_of_conll(tfds_set):
   assert [item.texts for item in items] == [('Bo', 'é', 'Al'), ('x',)]
   assert [item.label for item in items] == [('B-PER', 'I-PER', 'B-PER'), ('O',)]
   assert items[0].document != items[1].document
+  source = write_set('broken', features['conll2003'], {'dev': [rows[0] | {'ner': [1, 2]}]})
+  with pytest.raises(ValueError, match=r'dev example 0: 3 words and 2 tags'):
+    TASKS['conll2003'](source).read('dev')
 
 
 def test_tfds_gives_the_questions_and_answers_of_squad(tfds_set):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import types
 
 import jax
@@ -68,13 +69,13 @@ def test_trials_equal_single_runs(own, tmp_path):
 
 
 def test_steps_of_trials_equal_steps_of_single_runs(own):
-  own.seeds, own.learning_rates, own.data.buckets, own.data.pack = 2, '2e-3,1e-3', '', 0
+  own.seeds, own.learning_rates, own.data.buckets, own.data.pack = 5, '2e-3,1e-3,5e-4', '', 0
   own.model.hidden_dropout = 0.1  # drawn by shape: a trial's own bucket might be shorter
   many = losses_of(own, 4)
-  assert many.shape == (4, 4)
-  own.seed, own.seeds, own.learning_rate, own.learning_rates = 1, 1, 1e-3, ''
-  np.testing.assert_allclose(losses_of(own, 4), many[:, 3], rtol=2e-4)
-  assert len(set(many[0].tolist())) == 2 and len(set(many[3].tolist())) == 4
+  assert many.shape == (4, 15)
+  own.seed, own.seeds, own.learning_rate, own.learning_rates = 3, 1, 1e-3, ''
+  np.testing.assert_allclose(losses_of(own, 4), many[:, 8], rtol=2e-4)
+  assert len(set(many[0].tolist())) == 5 and len(set(many[3].tolist())) == 15
 
 
 def losses_of(config, steps):
@@ -185,6 +186,7 @@ def test_layers_learn_by_their_factors():
   assert factors('params/encoder/embeddings/word/embedding') == 0.0625
   assert factors('classification/kernel') == 1.0
   assert layer_factors(3) is None
+  assert layer_factors(3, head=5.0)('tagging/output/kernel') == 5.0
   params = {
     'encoder': {'layers': {'mlp': {'in': {'bias': np.ones((3, 4), np.float32)}}},
                 'embeddings': {'word': {'embedding': np.ones((5, 4), np.float32)}}},
@@ -236,6 +238,30 @@ def test_a_run_ends_when_it_gets_no_better(own, tmp_path):
   assert again == steps
 
 
+def test_a_frozen_encoder_feeds_a_bilstm_that_reads_the_document(make, model, tmp_path):  # noqa: F811
+  config = make('conll2003', 'tagging')
+  config.data.options, config.epochs, config.head_factor = 'context=true', 10.0, 5.0
+  config.trained_layers, config.model.features = 0, 'weighted_sum'
+  config.model.bilstm, config.model.bilstm_size, config.data.buckets = 1, 16, ''
+  scores = finetune.run(config, workdir=str(tmp_path / 'run'))
+  assert scores['f1'] > 0.7
+  before, after = (directory.load_model(d)[1] for d in (model, tmp_path / 'run' / 'model'))
+  jax.tree.map(np.testing.assert_array_equal, before['encoder'], after['encoder'])
+
+
+def test_the_order_of_sentences_of_a_book_is_a_task(model, data_dir, tmp_path):  # noqa: F811
+  books = sorted((data_dir / 'books').glob('*.md'))[:2]
+  config = load_recipe('table:sentence_order')
+  config.init_from, config.batch_size, config.epochs = str(model), 32, 1.0
+  config.data.files = f'train={books[0]},dev={books[1]}'
+  config.data.length, config.data.max_train = 64, 300
+  scores = finetune.run(config, workdir=str(tmp_path / 'run'))
+  lines = (tmp_path / 'run' / 'predictions' / 'dev.tsv').read_text().splitlines()[1:]
+  golds = [item.label for item in rows.make_task(config).read('dev')]
+  right = np.array([line.split('\t')[1] == 'swapped' for line in lines]) == np.array(golds, bool)
+  assert scores['accuracy'] == pytest.approx(right.mean()) and 0.4 < np.mean(golds) < 0.6
+
+
 def test_which_trials_run_on():
   history = [[0.5, 0.5], [0.4, 0.6], [0.45, np.nan], [0.9, 0.7]]
   assert trials.running(history[:2], 2, 2) == [True, True]
@@ -243,11 +269,17 @@ def test_which_trials_run_on():
   assert trials.running(history, 2, 2) == [False, True]  # too late
   assert trials.running(history, 0, 2) == [True, True]
   table = trials.summarise(
-    [(0, 1e-3), (1, 1e-3)], np.array(history), 2, lambda trial, last: last < 0.5
+    [(0, 1e-3), (1, 1e-3)], np.array(history), 2, lambda trial, last: history[last][trial] < 0.5
   )
   assert [t['best'] for t in table['trials']] == [0.5, 0.7]
   assert [t['last'] for t in table['trials']] == [0.45, 0.7]
   assert table['learning_rates']['0.001']['failed'] == 1
+
+
+def test_a_diverged_trial_is_never_the_best():
+  task = types.SimpleNamespace(metric='accuracy')
+  scores = [{'accuracy': 0.7, 'loss': math.nan}, {'accuracy': 0.6, 'loss': 0.5}]
+  assert finetune.metric_values(task, [{'step': 3, 'scores': scores}]) == [[-1.0, 0.6]]
 
 
 def test_class_weights_are_torch_s():

@@ -15,7 +15,8 @@ _SWAG = tuple(f'ending{i}' for i in range(4))
 
 
 def choice(
-  source: str = '', *, files: Mapping[str, str], prompt: str | int, endings: Sequence,
+  source: str = '', *, files: Mapping[str, str], prompt: str | int,
+  endings: Sequence[str | int],
   label: str | int = 'label', start: str | int = '', unlabelled: Sequence[str] = ('test',),
   name: str = 'choice',
 ) -> Task:  # fmt: skip

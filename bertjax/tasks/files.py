@@ -8,6 +8,7 @@ import csv
 import io
 import json
 import logging
+import re
 from collections.abc import Iterator, Sequence
 
 from etils import epath
@@ -108,13 +109,13 @@ def _jsonl(text: str, path, needed) -> Iterator[Row]:
     if not isinstance(row, dict):
       raise ValueError(f'{path}:{number}: a line must hold a JSON object, got {line[:40]!r}.')
     _check(row, needed, f'{path}:{number}')
-    yield f'{path}:{number}', row
+    yield f'{path}:{number}', _plain(row)
 
 
 def read_json(path):
   """The content of a JSON file."""
   try:
-    return json.loads(read_text(path))
+    return _plain(json.loads(read_text(path)))
   except (json.JSONDecodeError, RecursionError) as error:
     raise ValueError(f'{path} holds no JSON: {error}.') from error
 
@@ -142,13 +143,15 @@ def read_tfds(name: str, split: str, needed: Sequence = (), *, label: str = '') 
 
 
 def _plain(value):
-  """Strings, numbers, lists and dicts instead of bytes and arrays."""
+  """Strings, numbers, lists and dicts instead of bytes and arrays; U+FFFD for lone surrogates."""
   if isinstance(value, dict):
     return {key: _plain(item) for key, item in value.items()}
   if hasattr(value, 'tolist'):
     value = value.tolist()
   if isinstance(value, list):
     return [_plain(item) for item in value]
+  if isinstance(value, str) and not value.isascii():
+    return re.sub('[\ud800-\udfff]', '\ufffd', value)
   return value.decode('utf-8', 'replace') if isinstance(value, bytes) else value
 
 

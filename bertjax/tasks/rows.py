@@ -7,7 +7,7 @@ import numpy as np
 
 from bertjax.data import store
 from bertjax.tasks import TASKS
-from bertjax.tasks.task import Encoded, Task, columns
+from bertjax.tasks.task import Encoded, Task, columns, golds
 
 _log = logging.getLogger(__name__)
 
@@ -60,8 +60,13 @@ def _typed(value: str, parameter: inspect.Parameter):
   if value.lstrip('-').isdecimal() and 'int' in kind:
     return int(value)
   if 'Sequence' in kind:
-    return tuple(int(v) if v.isdecimal() else v for v in value.split('|'))
-  return value == 'True' if 'bool' in kind else value
+    return tuple(int(v) if v.isdecimal() and 'int' in kind else v for v in value.split('|'))
+  if parameter.annotation is bool and value.lower() in ('true', 'false'):
+    return value.lower() == 'true'
+  wanted = {bool: 'True or False', int: 'a whole number'}.get(parameter.annotation)
+  if wanted:
+    raise ValueError(f'data.options: {parameter.name} must be {wanted}, got {value!r}.')
+  return value
 
 
 def sample(examples: list, most: int, seed: int) -> list:
@@ -87,10 +92,12 @@ def training_columns(config, task: Task, tokenizer) -> dict[str, np.ndarray]:
     ValueError: if the prepared rows are not those that this config would make.
   """
   if not config.data.prepared:
-    examples = sample(task.read(config.data.train), config.data.max_train, config.seed)
+    examples = task.read(config.data.train)
+    golds(examples)
+    examples = sample(examples, config.data.max_train, config.seed)
     return encode(task, examples, tokenizer, config.data.length, config.data.train).columns
   rows = store.Rows(config.data.prepared, 'train')
-  wanted = _settings(config, tokenizer)
+  wanted = _settings(config, task, tokenizer)
   found = {name: rows.manifest.get(name) for name in wanted}
   if found != wanted:
     raise ValueError(
@@ -119,7 +126,7 @@ def class_weights(config, task, columns) -> tuple[float, ...]:
 
 def prepare(config, task: Task, tokenizer, out: str) -> dict:
   """Writes the training rows of a task for `data.prepared`; returns the manifest."""
-  settings = _settings(config, tokenizer)
+  settings = _settings(config, task, tokenizer)
   layout = columns(task, config.data.length, tokenizer.vocab_size)
   found = training_columns(config, task, tokenizer)
   writer = store.Writer(out, settings, layout)
@@ -129,8 +136,9 @@ def prepare(config, task: Task, tokenizer, out: str) -> dict:
   return store.read_manifest(out)
 
 
-def _settings(config, tokenizer) -> dict:
-  chosen = {name: config.data[name] for name in ('length', 'train', 'max_train', 'options')}
+def _settings(config, task, tokenizer) -> dict:
+  named = ('length', 'train', 'max_train', 'options', 'files')
+  chosen = {name: config.data[name] for name in named} | {'labels': list(task.labels)}
   if config.data.max_train:
     chosen['seed'] = config.seed  # of the sample
   return {'task': config.task, 'tokenizer': tokenizer.fingerprint, 'settings': chosen}

@@ -127,6 +127,8 @@ def _example(where: str, entry: dict, version_2: bool, optional: bool) -> Exampl
     raise ValueError(f'{where} has no list of answers; only the split test may lack them.')
   if not answers and not version_2:
     raise ValueError(f'{where} has no answer; that is for squad2.')
+  if not all(isinstance(answer, dict) for answer in answers):
+    raise ValueError(f'{where}: an answer must have a text and an answer_start.')
   label = tuple((answer.get('text'), answer.get('answer_start')) for answer in answers)
   for text, start in label:
     if not isinstance(text, str) or not isinstance(start, int) or not text.strip():
@@ -257,16 +259,17 @@ def _candidates(logits, window: Window, mine, size: int, max_answer: int) -> Ite
 
 def _answer(context, found, null, size, version_2: bool, threshold: float) -> Answer:
   """Google's n-best list: different texts, the null answer among them in 2.0, probabilities."""
-  found = sorted(found, key=lambda c: -(c[0] + c[1]))
+  nothing = [(*null, 0, 0)] if version_2 else []
+  found = sorted([*found, *nothing], key=lambda c: -(c[0] + c[1]))
   kept = {}
   for start, end, begin, stop in found:
     if len(kept) == size:
       break
     kept.setdefault(context[begin:stop], (start, end))
-  best, scores = next(iter(kept.items()), ('', null))
+  best, scores = next((entry for entry in kept.items() if entry[0]), ('', null))
   if version_2 or not kept:
-    kept[''] = null
-  ranked = sorted(kept.items(), key=lambda entry: -sum(entry[1]))
+    kept.setdefault('', null)  # beyond the list's size, as in run_squad.py
+  ranked = list(kept.items())
   weights = np.exp([sum(pair) - sum(ranked[0][1]) for _, pair in ranked])
   nbest = [
     {'text': text, 'probability': float(p), 'start_logit': float(s), 'end_logit': float(e)}

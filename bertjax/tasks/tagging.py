@@ -147,6 +147,8 @@ def _from_tfds(name: str, split: str) -> Iterator[tuple[str, Example]]:
   """Sentences of a TFDS set, each its own document: TFDS does not keep the documents."""
   rows = files_lib.read_tfds(name, split, ('tokens', 'ner'), label='ner')
   for number, (where, row) in enumerate(rows):
+    if len(row['tokens']) != len(row['ner']):
+      raise ValueError(f'{where}: {len(row["tokens"])} words and {len(row["ner"])} tags.')
     yield where, Example(str(number), tuple(row['tokens']), to_bio(row['ner']), number)
 
 

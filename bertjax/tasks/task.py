@@ -172,10 +172,12 @@ def golds(items: Sequence[Example]) -> list:
     ValueError: if one has none.
   """
   if not items:
-    raise ValueError('there are no examples to score.')
+    raise ValueError('there are no examples.')
   missing = next((item.id for item in items if item.label is None), None)
   if missing is not None:
-    raise ValueError(f'scoring needs labels, example {missing} has none; choose another split.')
+    raise ValueError(
+      f'training and scoring need labels, example {missing} has none; choose another split.'
+    )
   return [item.label for item in items]
 
 

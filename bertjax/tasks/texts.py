@@ -130,15 +130,17 @@ def read_texts(
     kind: of label.
     labels: their names.
     separator: between several labels.
-    skip_broken: leave broken rows out and tell each.
+    skip_broken: leave rows without text out of 'train' and broken ones out of every split with
+      labels, and tell each. A split without labels keeps all, for its predictions are counted.
     every_class: the training split must have examples of every class; others cannot be learnt.
   """
   layout, found = known_split(split, layouts), []
-  for where, row in read_rows(source, layout, skip_broken):
+  learnt = split == 'train'
+  for where, row in read_rows(source, layout, skip_broken and layout.label != ''):
     empty = [c for c in layout.texts if not (isinstance(row[c], str) and row[c].strip())]
     if empty and not skip_broken:
       raise ValueError(f'{where}: column {empty[0]!r} holds no text.')
-    if empty:
+    if empty and learnt:
       _log.warning('%s: no text, left out.', where)
       continue
     label = row.get(layout.label)
@@ -147,7 +149,7 @@ def read_texts(
     found.append(Example(str(len(found)), tuple(row[c] for c in layout.texts), label))
   if not found:
     raise ValueError(f'{layout.file} holds no examples.')
-  if split == 'train' and every_class and kind != 'regression':
+  if learnt and every_class and kind != 'regression':
     seen = {n for item in found for n in (item.label if kind == 'multilabel' else [item.label])}
     absent = [name for number, name in enumerate(labels) if number not in seen]
     if absent:
@@ -160,7 +162,7 @@ def _names(value, kind: str, separator: str, where: str) -> list[str]:
   names = value if isinstance(value, list) and kind == 'multilabel' else [value]
   if kind == 'multilabel' and isinstance(value, str):
     names = [part.strip() for part in value.split(separator) if part.strip()]
-  if any(name is None or name == '' for name in names):
+  if any(name is None or name == '' or name != name for name in names):  # NaN is not itself
     raise ValueError(f'{where}: the label is missing.')
   return [str(name) for name in names]
 

@@ -76,16 +76,16 @@ def summarise(
     trials: (seed, learning rate) of each.
     history: metric [evaluations, K].
     patience: as for `running`.
-    failed: (trial, its last value) -> whether it came to nothing.
+    failed: (trial, its last evaluation) -> whether it came to nothing.
   """
   each = []
   for trial, (seed, rate) in enumerate(trials):
     values = history[:, trial]
     on = [i for i in range(len(values)) if running(values[:i], patience, 1)[0]]
-    last = float(values[on[-1]])
     each.append({
-      'seed': seed, 'learning_rate': rate, 'best': float(np.nanmax(values[on])), 'last': last,
-      'failed': bool(failed(trial, last)), 'values': values.tolist(),
+      'seed': seed, 'learning_rate': rate, 'best': float(np.nanmax(values[on])),
+      'last': float(values[on[-1]]), 'failed': bool(failed(trial, on[-1])),
+      'values': values.tolist(),
     })  # fmt: skip
   rates = {}
   for rate in dict.fromkeys(rate for _, rate in trials):

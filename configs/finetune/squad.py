@@ -2,8 +2,9 @@
 
   bertjax finetune --config=squad --workdir=DIR --config.init_from=MODEL --config.data.source=SQUAD
 
-Windows of 384 tokens every 128 tokens, as run_squad.py; the paper trained 3 epochs of batches of
-32 at 5e-5 for version 1.1, and 2 epochs of 48 at 5e-5 for version 2.0.
+Windows of 384 tokens every 128 tokens, as run_squad.py. `--config.data.options=` stride=128,
+max_query=64 (tokens of a question), nbest=20 and max_answer=30 are its other numbers. The paper
+trained 3 epochs of batches of 32 at 5e-5 for version 1.1, 2 epochs of 48 at 5e-5 for version 2.0.
 """
 
 from bertjax import finetune

@@ -6,13 +6,17 @@
 
 Options: text, pair (the second text's column), label, kind (class, regression or multilabel),
 labels (their names, joined by |; else found in the training split), separator (of several labels).
+
+`table:sentence_order` and `table:next_sentence` make pairs of neighbouring sentences out of plain
+text, half of them swapped, or with a second sentence from elsewhere; the files are text then.
+Options: format (of the text: prose, blocks, ... as for pre-training), seed (which pairs are wrong).
 """
 
 from bertjax import finetune
 
 
 def get_config(arg=''):
-  config = finetune.default_config('table')
-  if arg:
-    raise ValueError(f'the recipe takes nothing after its colon, got {arg!r}.')
-  return config
+  known = ('table', 'sentence_order', 'next_sentence')
+  if arg and arg not in known:
+    raise ValueError(f'after the colon stands one of {known}, got {arg!r}.')
+  return finetune.default_config(arg or 'table')
