@@ -218,12 +218,16 @@ def set_up(config) -> Setup:
   """Reads and checks everything that a run needs."""
   check_ranges(config)
   task, runs = rows.make_task(config), trials.list_trials(config)
-  if len(runs) > 1 and jax.process_count() > 1:
-    raise ValueError(f'trials run in one process, got {jax.process_count()}; start it on one host.')
-  mesh = trials.make_trials_mesh(len(runs)) if len(runs) > 1 else mesh_lib.make_mesh(**config.mesh)
   one = len(runs) == 1
   if one:
+    mesh = mesh_lib.make_mesh(**config.mesh)
     mesh_lib.check_batch_size(mesh, config.batch_size)
+  elif jax.process_count() > 1:
+    raise ValueError(f'trials run in one process, got {jax.process_count()}; start it on one host.')
+  elif dict(config.mesh) != dict(default_config().mesh):
+    raise ValueError('trials lie whole on the devices there are; leave mesh.* out.')
+  else:
+    mesh = trials.make_trials_mesh(len(runs))
   tokenizer = directory.load_tokenizer(config.init_from)
   weights = directory.load_weights(config.init_from)
   bert = make_model(config, task, weights[0])

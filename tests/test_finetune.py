@@ -269,6 +269,7 @@ def test_google_s_files_start_the_same_run_as_hugging_face_s(make, model, tmp_pa
     ({'data.max_train': -5}, 'max_train must be at least 0, got -5'),
     ({'log_every': 0}, 'log_every must be at least 1, got 0'),
     ({'batch_size': 0, 'seeds': 2}, 'batch_size must be at least 1, got 0'),
+    ({'mesh.fsdp': 2, 'seeds': 2}, 'trials lie whole on the devices'),
     ({'patience': -1}, 'patience must be at least 0, got -1'),
     ({'epochs': 0.0}, 'epochs must be above 0, got 0.0'),
     ({'batch_size': 7}, 'batch'),
