@@ -175,7 +175,7 @@ def vary(config, arg: str, smoke: dict):
         {'num_layers': layers, 'hidden_size': width, 'num_heads': num_heads, 'mlp_size': 4 * width}
       )
     else:
-      words = ('smoke', 'length_512', 'continued', 'no_nsp', 'ltr', *MLM_VARIANTS,
+      words = ('smoke', 'two_lengths', 'length_512', 'continued', 'no_nsp', 'ltr', *MLM_VARIANTS,
                'size_LAYERS_WIDTH_HEADS')  # fmt: skip
       raise ValueError(f'unknown word {word!r} after the recipe; known are {", ".join(words)}.')
   return config

@@ -1,6 +1,6 @@
 """Prepared rows to model batches: order, expansion, targets, padding of a ragged last batch.
 
-`batch_at` is a pure function of the step, so any number of workers, tf.data or a plain thread may
+A batch is a pure function of its step, so any number of workers, tf.data or a plain thread may
 call it. Needs no TensorFlow.
 """
 
