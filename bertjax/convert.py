@@ -43,7 +43,7 @@ def run(*, to: str, format: str = 'hf', heads: str = '', gelu='erf', case='', **
   huggingface.check_vocabulary(config, tokenizer, source)
   labels, problem_type = directory.read_labels(source)
   if format == 'google':
-    google.save_google(to, config, params, tokenizer, labels=labels)
+    google.save_google(to, config, params, tokenizer, labels=labels, problem_type=problem_type)
   else:
     huggingface.save_hf(to, config, params, tokenizer, labels=labels, problem_type=problem_type)
   _log.info('written to %s: %s', to, ', '.join(params))

@@ -32,6 +32,8 @@ def run(*, model: str, text: str, pair: str = '', to: str = 'explain.html') -> N
   """
   if not model or not text:
     raise ValueError('explain needs --model=DIR and a text.')
+  if '://' in to:
+    raise ValueError(f'--to must be a local file, got {to}.')
   explanation = attributions.explain(Predictor.from_dir(model), text, pair)
   page = attributions.to_html(explanation, pathlib.Path(model).name)
   path = pathlib.Path(to)

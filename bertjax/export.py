@@ -59,6 +59,8 @@ def run(*, model: str, to: str, format: str = 'savedmodel', output: str = '') ->
     raise ValueError(
       "export needs --model=DIR, --to=DIR, and --format='savedmodel' or 'stablehlo'."
     )
+  if '://' in to:
+    raise ValueError(f'--to must be a local folder, got {to}; copy it from there.')
   folder = pathlib.Path(to)
   if folder.exists():
     raise ValueError(f'{folder} is there already; delete it or name another.')
@@ -87,8 +89,7 @@ def make_program(predictor: Predictor, output: str):
     logits = predictor.forward.logits(params, batch, output)
     if output != 'classification' or predictor.problem_type == 'regression':
       return {'logits': logits}
-    several = predictor.problem_type == 'multi_label_classification'
-    probs = jax.nn.sigmoid(logits) if several else jax.nn.softmax(logits)
+    probs = jax.nn.sigmoid(logits) if predictor.multi_label else jax.nn.softmax(logits)
     return {'logits': logits, 'probabilities': probs}
 
   return program

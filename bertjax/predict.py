@@ -70,9 +70,10 @@ def run(
   item = (text, pair) if pair else (text,)
   calls.check(predictor, do, len(names) if input else len(item), given)
   settings = given | {'model': model, 'do': do, 'columns': names, 'long': long,
-                      'batch_size': batch_size}  # fmt: skip
+                      'batch_size': batch_size, 'files': streams.version(model)}  # fmt: skip
   if corpus:
     found = [texts[0] for texts in streams.read_items(corpus, names)]
+    settings['files'] += streams.version(corpus)
     options['corpus'] = predictor.index(found, options.get('pooling', 'mean'))
   if not input:
     [answer] = calls.call(predictor, do, [item], options)

@@ -72,7 +72,7 @@ class Question(pydantic.BaseModel):
   sentences: int | None = pydantic.Field(None, ge=1, le=50)
   pooling: Literal['mean', 'cls', 'last_four'] | None = None
   no_answer: bool | None = None
-  threshold: float | None = None
+  threshold: float | None = pydantic.Field(None, allow_inf_nan=False)
 
 
 class EmbedQuestion(pydantic.BaseModel):
@@ -95,6 +95,8 @@ def run(
   """
   if not model:
     raise ValueError('serve needs --model=DIR.')
+  if not host or not 0 <= port < 65_536:
+    raise ValueError(f'--host and a --port of 0..65535 are needed, got {host!r} and {port}.')
   predictor = Predictor.from_dir(model, batch_size=batch_size, long=long)
   app = make_app(predictor, pathlib.Path(model).name, **limits)
   listening = socket.create_server((host, port))
@@ -235,6 +237,8 @@ class Service:
 
 def _available(predictor: Predictor) -> list[str]:
   heads = {'', *predictor.forward.params}
+  if predictor.config.causal:  # which fills no masks
+    heads -= {'mlm'}
   return [do for do, (head, *_) in calls.CALLS.items() if head in heads and do != 'nearest']
 
 

@@ -63,6 +63,8 @@ def test_labels_go_along(model, tmp_path):
   save_model(tmp_path / 'a', config, params, tokenizer, labels=labels, problem_type='regression')
   assert main(['convert', f'--from={tmp_path}/a', f'--to={tmp_path}/b']) == 0
   assert read_labels(tmp_path / 'b') == (labels, 'regression')
+  assert main(['convert', f'--from={tmp_path}/b', f'--to={tmp_path}/c', '--format=google']) == 0
+  assert read_labels(tmp_path / 'c') == (labels, 'regression')
 
 
 def test_the_gelu_and_the_case_of_googles_files_can_be_set(model, tmp_path):

@@ -125,6 +125,7 @@ def test_a_saved_model_of_tokens_tells_their_ids(tmp_path, vocab):
     (['--to=x', '--output=tagging'], 'needs a model with a tagging head; this one has the heads'),
     (['--to=x', '--format=onnx'], "--format='savedmodel' or 'stablehlo'"),
     (['--to=.'], 'is there already'),
+    (['--to=gs://b/out'], '--to must be a local folder, got gs://b/out'),
     ([], 'export needs --model=DIR, --to=DIR'),
   ],
 )

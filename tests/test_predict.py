@@ -58,7 +58,7 @@ def test_rows_keep_their_order_and_bad_ones_tell_why(answered, folder, texts):
   found = lines(answered / 'out.jsonl')
   assert len(found) == len(texts)
   assert found[20] == {'error': 'a text is empty.'}
-  assert found[41]['error'] == 'the text has 62 tokens, the model takes at most 48.'
+  assert found[41]['error'] == 'the text has 62 tokens with its special ones, the model takes at most 48.'
   predictor = Predictor.from_dir(folder, batch_size=4)
   for number in (0, 19, 21, 40, 42, 61):
     scores = predictor.classify(texts[number]).scores
@@ -82,7 +82,8 @@ def test_every_format_gives_the_same_lines(answered, folder, texts, tmp_path):
     assert out.read_bytes() == (answered / 'out.jsonl').read_bytes(), kind
 
 
-def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path, monkeypatch):
+@pytest.mark.parametrize('torn', [b'{"result": "30"}\n{"res', b'{"res'])
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path, monkeypatch, torn):
   monkeypatch.setattr(streams, 'CHUNK', 10)
   path, out, seen = tmp_path / 'in.txt', tmp_path / 'out.jsonl', []
   path.write_text('\n'.join(str(i) for i in range(57)))
@@ -94,14 +95,15 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path, monkeypatch
     return [{'result': text} for (text,) in items]
 
   with pytest.raises(KeyboardInterrupt):
-    streams.answer_file(lambda items: answer(items, 30), path, out, ['text'], {'do': 'x'})
+    streams.answer_file(lambda items: answer(items, 30), path, out, ['text'], {'do': 'x', 'k': 1})
   part = tmp_path / 'out.jsonl.part'
   with part.open('ab') as file:
-    file.write(b'{"result": "30"}\n{"res')  # a torn line
-  with pytest.raises(ValueError, match=r'begun with other settings \(do\); delete it'):
-    streams.answer_file(answer, path, out, ['text'], {'do': 'y'})
+    file.write(torn)
+  for other, differ in (({'do': 'y', 'k': 1}, 'do'), ({'do': 'x'}, 'k')):
+    with pytest.raises(ValueError, match=rf'begun with other settings \({differ}\); delete it'):
+      streams.answer_file(answer, path, out, ['text'], other)
   seen.clear()
-  assert streams.answer_file(answer, path, out, ['text'], {'do': 'x'}) == 57
+  assert streams.answer_file(answer, path, out, ['text'], {'do': 'x', 'k': 1}) == 57
   assert seen == [10, 10, 7]  # 30..56, in chunks: neither all at once nor anything twice
   assert [line['result'] for line in lines(out)] == [str(i) for i in range(57)]
   assert sorted(p.name for p in tmp_path.iterdir()) == ['in.txt', 'out.jsonl']
@@ -130,6 +132,7 @@ def test_the_reader_holds_no_more_than_a_chunk(tmp_path, monkeypatch):
     ('a.jsonl', b'[1]', r'a line must hold a JSON object'),
     ('a.txt', b'fine\n\xff\xfe\n', r'a.txt, behind row 0: .*decode byte 0xff'),
     ('a.parquet', b'none', r'a.parquet is no Parquet file'),
+    ('a.csv', b'text,label\nHello, world,1\n', r'a.csv, row 1 has more cells than the header'),
     ('a.csv', b'text\n"open', r'a.csv, behind row 0: unexpected end of data'),
   ],
 )
@@ -137,6 +140,13 @@ def test_broken_files_are_named_with_the_row(tmp_path, name, content, message):
   (tmp_path / name).write_bytes(content)
   with pytest.raises(ValueError, match=message):
     list(streams.read_items(tmp_path / name, ['text']))
+
+
+def test_a_blank_line_is_an_empty_text_where_there_is_but_one_column(tmp_path):
+  (tmp_path / 'a.csv').write_text('text\nx\n\ny\n')
+  assert list(streams.read_items(tmp_path / 'a.csv', ['text'])) == [('x',), ('',), ('y',)]
+  (tmp_path / 'b.csv').write_text('text,more\nx,1\n\ny,2\n')
+  assert list(streams.read_items(tmp_path / 'b.csv', ['text'])) == [('x',), ('y',)]
 
 
 def test_a_txt_file_has_one_column(tmp_path):
@@ -160,6 +170,7 @@ def test_a_txt_file_has_one_column(tmp_path):
     (['--do=nearest', '--text=a'], 'nearest, and only nearest, needs --corpus'),
     (['--do=embed', '--input=no.txt', '--output=o.jsonl'], 'no file no.txt'),
     (['--do=embed', '--input=no.txt', '--output=o.csv'], 'must be a local file that ends in'),
+    (['--do=embed', '--input=a.txt', '--output=gs://b/o.jsonl'], 'must be a local file'),
     (['--do=embed', '--text=a', '--long=cut'], "long must be 'refuse' or 'window', got 'cut'"),
   ],
 )

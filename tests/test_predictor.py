@@ -157,7 +157,7 @@ def test_one_item_in_one_item_out_and_lists_in_order(classifier):
 def test_long_texts_are_windowed_or_refused_and_never_cut(classifier, vocab):
   strict = Predictor(*model(vocab, 'classification', labels=3), batch_size=8)
   for call in (strict.classify, strict.embed):
-    with pytest.raises(ValueError, match=r'has \d+ tokens, the model takes at most 48'):
+    with pytest.raises(ValueError, match=r'has \d+ tokens with its special ones, the model takes at most 48'):
       call(['short', LONG])
   with pytest.raises(ValueError, match='takes at most 48'):
     classifier.classify(LONG, 'a pair cannot be windowed')
@@ -208,6 +208,10 @@ def test_problem_types_decide_what_scores_are(vocab):
   weights = np.exp(logits)
   np.testing.assert_allclose([*plain.scores.values()], weights / weights.sum(), rtol=1e-5)
   assert plain.labels == [f'LABEL_{logits.argmax()}']
+  one = model(vocab, 'classification', labels=1)
+  number = Predictor(*one, problem_type='regression').classify('the name').scores['LABEL_0']
+  score = Predictor(*one).classify('the name').scores['LABEL_0']  # as transformers' pipeline
+  assert score == pytest.approx(1 / (1 + np.exp(-number)), rel=1e-5) != 1.0
 
 
 def test_labels_of_a_directory_are_used(tmp_path, vocab):
@@ -216,6 +220,40 @@ def test_labels_of_a_directory_are_used(tmp_path, vocab):
   assert set(Predictor.from_dir(tmp_path / 'm').classify('the name').scores) == {'bad', 'good'}
   with pytest.raises(ValueError, match="has 2 labels, got the names \\['one'\\]"):
     Predictor(config, params, tokenizer, labels=['one'])
+
+
+def test_numbers_out_of_range_are_refused(mlm, vocab):
+  spans = Predictor(*model(vocab, 'span'))
+  for call, words in (
+    (lambda: mlm.fill_mask('[MASK]', top_k=0), 'top_k must be in 1'),
+    (lambda: mlm.correct('the name', ratio=float('nan')), 'ratio must be above 0, got nan'),
+    (lambda: mlm.nearest('a', ['b', 'c'], top_k=-1), 'top_k must be at least 1, got -1'),
+    (lambda: mlm.summarise('A name.', sentences=0), 'sentences must be at least 1, got 0'),
+    (lambda: spans.answer('a', 'b', max_answer=0), 'top_k and max_answer must be at least 1'),
+    (lambda: mlm.next_sentence(['a', 'b'], ['c']), r'must be as many, got \[2, 1\]'),
+  ):
+    with pytest.raises(ValueError, match=words):
+      call()
+
+
+def test_rows_of_the_word_table_beyond_the_vocabulary_are_never_proposed(vocab):
+  config, _, tokenizer = model(vocab, 'mlm')
+  config = dataclasses.replace(config, vocab_size=tokenizer.vocab_size + 7)
+  bert = Bert(config, heads=('mlm',), pooler=False)
+  params = init_params(bert, jax.random.key(0))
+  params['mlm']['bias'] = params['mlm']['bias'].at[-7:].set(50.0)
+  predictor = Predictor(config, params, tokenizer)
+  [fills] = predictor.fill_mask('the [MASK]', top_k=tokenizer.vocab_size)
+  assert len({fill.token for fill in fills}) == tokenizer.vocab_size
+  with pytest.raises(ValueError, match=f'top_k must be in 1..{tokenizer.vocab_size}'):
+    predictor.fill_mask('the [MASK]', top_k=tokenizer.vocab_size + 1)
+
+
+def test_masks_are_filled_under_googles_rules_too(mlm, vocab):
+  google = Predictor(mlm.config, mlm.forward.params, Tokenizer.from_file(vocab, rules='google'))
+  text = '[MASK] name, the [MASK]'
+  assert google.fill_mask(text) == mlm.fill_mask(text)
+  assert google.infill(text) == mlm.infill(text)
 
 
 def test_choices_are_scored_together(vocab):

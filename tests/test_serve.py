@@ -67,6 +67,10 @@ def test_answers_are_the_predictors(client, predictor):
   for item, expected in zip(found, predictor.classify(texts), strict=True):
     assert item['labels'] == expected.labels
     assert item['scores'] == pytest.approx(expected.scores, abs=1e-5)
+  mixed = ask(client, 'classify', 'the name', ['the name', 'a class'], 'None').json()['results']
+  pair = predictor.classify('the name', 'a class')
+  assert mixed[0]['scores'] == pytest.approx(found[0]['scores'], abs=1e-5)
+  assert mixed[1]['scores'] == pytest.approx(pair.scores, abs=1e-5)
   [fills] = ask(client, 'fill_mask', 'the [MASK]', top_k=2).json()['results']
   assert [f['token'] for f in fills[0]] == [
     f.token for f in predictor.fill_mask('the [MASK]', top_k=2)[0]

@@ -184,6 +184,15 @@ def test_transformers_reads_what_we_save_and_we_read_what_it_saves(tmp_path, low
   assert (again.vocab, again.lowercase) == (TINY, lowercase)
 
 
+@pytest.mark.parametrize('changes', [{'strip_accents': False}, {'tokenize_chinese_chars': False}])
+def test_rules_that_are_not_berts_are_refused(tmp_path, changes):
+  Tokenizer(TINY).save(tmp_path)
+  path = tmp_path / 'tokenizer_config.json'
+  path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+  with pytest.raises(ValueError, match=f'{next(iter(changes))}=False is no rule of BERT here'):
+    Tokenizer.from_dir(tmp_path)
+
+
 def test_a_hugging_face_tokenizer_of_another_kind_is_refused(tmp_path):
   (tmp_path / 'tokenizer.json').write_text('{"model": {"type": "Unigram", "vocab": []}}')
   with pytest.raises(ValueError, match=r'tokenizer.json is a Unigram tokenizer'):

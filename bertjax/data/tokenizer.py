@@ -108,8 +108,14 @@ class Tokenizer:
       'lowercase': settings.get('do_lower_case', True),
       'rules': settings.get('rules', 'huggingface'),
     }
+    lowercase = options['lowercase']
+    for name, only in (('strip_accents', lowercase), ('tokenize_chinese_chars', True)):
+      if settings.get(name) not in (None, only):
+        raise ValueError(
+          f'{path}: {name}={settings[name]} is no rule of BERT here; it must be {only}, as '
+          f'do_lower_case={lowercase} has it.'
+        )
     if (directory / 'spiece.model').exists():
-      lowercase = options['lowercase']
       if settings.get('keep_accents', not lowercase) == lowercase:
         raise ValueError(
           f'{path}: accents must be dropped if and only if the text is lowered, '

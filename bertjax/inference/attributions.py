@@ -87,6 +87,7 @@ def _lens(predictor: Predictor, hidden: np.ndarray) -> list:
     return []
   table = params['encoder']['embeddings']['word']['embedding']
   logits = MlmHead(predictor.config).apply({'params': params['mlm']}, hidden, table)
+  logits = logits[..., : predictor.forward.pieces]
   values, ids = jax.device_get(jax.lax.top_k(jax.nn.softmax(logits), _BEST))
   vocab = predictor.tokenizer.vocab
   return [
@@ -110,7 +111,7 @@ def _attributions(predictor: Predictor, batch: dict) -> list[tuple[str, np.ndarr
     targets = {predictor.labels[i]: (i,) for i in best}
   else:
     places = np.flatnonzero(batch['input_ids'][0] == predictor.tokenizer.mask_id)[:_TARGETS]
-    best = [(place, logits[place].argmax()) for place in places]
+    best = [(place, logits[place, : forward.pieces].argmax()) for place in places]
     targets = {f'{vocab[i]} at token {place}': (place, i) for place, i in best}
   options = {'config': forward.config, 'head': head, 'labels': forward.num_labels.get(head, 2)}
   return [

@@ -63,6 +63,12 @@ def call_each(predictor: Predictor, do: str, items: Sequence, options: dict) -> 
   """{'result': value} for each item, or {'error': sentence} for those that have none."""
   if not items:
     return []
+  counts = sorted({len(item) for item in items})
+  if do != 'choose' and len(counts) > 1:  # single texts and pairs share no call
+    alike = [[item for item in items if len(item) == count] for count in counts]
+    found = {count: iter(call_each(predictor, do, part, options))
+             for count, part in zip(counts, alike, strict=True)}  # fmt: skip
+    return [next(found[len(item)]) for item in items]
   try:
     return [{'result': value} for value in call(predictor, do, items, options)]
   except TextError as error:

@@ -31,12 +31,14 @@ class Forward:
     params: its parameters, with the heads that are asked for later.
     batch_size: B, rows of a batch, which is filled up; of 128 tokens where rows are packed, fewer
       rows if they are longer. A single row goes alone.
+    pieces: size of the vocabulary, where the word table has more rows; 0 = all of them.
   """
 
-  def __init__(self, config: EncoderConfig, params: dict, batch_size: int):
+  def __init__(self, config: EncoderConfig, params: dict, batch_size: int, pieces: int = 0):
     if batch_size < 1:
       raise ValueError(f'batch_size must be at least 1, got {batch_size}.')
     self.config, self.params, self.batch_size = config, jax.device_put(params), batch_size
+    self.pieces = pieces or config.vocab_size
     self.num_labels = {head: params[head]['kernel'].shape[-1] for head in params
                        if head in ('classification', 'tagging')}  # fmt: skip
     self.lengths = (*(n for n in LENGTHS if n < config.max_positions), config.max_positions)
@@ -49,6 +51,14 @@ class Forward:
       raise ValueError(
         f'this needs a model with a {head} head; this one has '
         f'{"the heads " + ", ".join(others) if others else "the bare encoder"}.'
+      )
+
+  def check_length(self, tokens: int) -> None:
+    """Raises TextError for more tokens than the model takes."""
+    if tokens > self.config.max_positions:
+      raise TextError(
+        f'the text has {tokens} tokens with its special ones, the model takes at most '
+        f'{self.config.max_positions}.'
       )
 
   def run(self, batch: dict, output: str, top_k: int = 1) -> list:
@@ -64,10 +74,7 @@ class Forward:
       The output of each row, in order, as NumPy arrays; states of tokens [l, ...] without padding.
     """
     sizes = batch['segment_ids'].sum(1)
-    if len(sizes) and sizes.max() > self.config.max_positions:
-      raise TextError(
-        f'the text has {sizes.max()} tokens, the model takes at most {self.config.max_positions}.'
-      )
+    self.check_length(sizes.max(initial=0))
     found, results = [], [None] * len(sizes)
     for padded, places in self._batches(batch, sizes):
       found.append((places, self._apply(self.params, padded, output=output, top_k=top_k)))
@@ -155,7 +162,7 @@ class Forward:
     if output == 'mlm':
       logs = jax.nn.log_softmax(logits)
       target = jnp.take_along_axis(logs, batch['masked_lm_ids'][..., None], -1)[..., 0]
-      found = target, *jax.lax.top_k(logs, top_k)
+      found = target, *jax.lax.top_k(logs[..., : self.pieces], top_k)
       if 'cls_positions' in batch:
         shape = batch['cls_positions'].shape
         found = [a.reshape(*shape, -1, *a.shape[2:]) for a in found]

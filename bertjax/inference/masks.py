@@ -62,7 +62,7 @@ def fill(forward: Forward, tokenizer: Tokenizer, texts, top_k: int) -> list[list
   """See `Predictor.fill_mask`."""
   _need(forward)
   _check_top_k(forward, top_k)
-  known, questions = tokenizer.encode(texts), []
+  known, questions = _encode(tokenizer, texts), []
   for text, ids in zip(texts, known, strict=True):
     _check_length(forward, ids)
     places = _masks(ids, tokenizer)
@@ -89,7 +89,7 @@ def _fill(tokenizer, ids, place, token, log_probability) -> Fill:
 def infill(forward: Forward, tokenizer: Tokenizer, texts) -> list[str]:
   """See `Predictor.infill`."""
   _need(forward)
-  known = tokenizer.encode(texts)
+  known = _encode(tokenizer, texts)
   for ids in known:
     _check_length(forward, ids)
   while open_texts := [ids for ids in known if tokenizer.mask_id in ids]:
@@ -137,6 +137,8 @@ def correct(
   """
   _need(forward)
   _check_top_k(forward, top_k)
+  if not 0 < ratio < np.inf:
+    raise ValueError(f'ratio must be above 0, got {ratio}.')
   plans = []
   for text, ids, offsets in zip(texts, *tokenizer.encode_offsets(texts), strict=True):
     _check_length(forward, ids, window)
@@ -188,10 +190,11 @@ def words_of(tokenizer: Tokenizer, ids) -> list[tuple[int, int]]:
   return list(itertools.pairwise([*firsts, len(ids)]))
 
 
-def lay_out(tokenizer: Tokenizer, texts) -> dict[str, np.ndarray]:
-  """Ids of texts as rows [CLS] ids [SEP]."""
-  length = max(map(len, texts), default=1) + 2
-  return rows(task.lay_out([(ids,) for ids in texts], tokenizer, length))
+def lay_out(forward: Forward, tokenizer: Tokenizer, items) -> dict[str, np.ndarray]:
+  """Rows [CLS] A [SEP] or [CLS] A [SEP] B [SEP] of tuples of ids, if the model takes as many."""
+  length = max((sum(map(len, item)) + len(item) + 1 for item in items), default=3)
+  forward.check_length(length)  # before room is made for it
+  return rows(task.lay_out(items, tokenizer, length))
 
 
 def _need(forward: Forward) -> None:
@@ -201,17 +204,24 @@ def _need(forward: Forward) -> None:
 
 
 def _check_top_k(forward: Forward, top_k: int) -> None:
-  if not 1 <= top_k <= forward.config.vocab_size:
-    raise ValueError(f'top_k must be in 1..{forward.config.vocab_size}, got {top_k}.')
+  if not 1 <= top_k <= forward.pieces:
+    raise ValueError(f'top_k must be in 1..{forward.pieces}, got {top_k}.')
 
 
 def _check_length(forward: Forward, ids, window: bool = False) -> None:
-  room = forward.config.max_positions - 2
-  if len(ids) > room and not window:
-    raise TextError(
-      f'the text has {len(ids) + 2} tokens with its special ones, the model takes at most '
-      f'{room + 2}.'
-    )
+  if not window:
+    forward.check_length(len(ids) + 2)
+
+
+def _encode(tokenizer: Tokenizer, texts) -> list[list[int]]:
+  """Ids of texts, a [MASK] in them as one piece; Google's rules would part it."""
+  if tokenizer.rules != 'google':
+    return tokenizer.encode(texts)
+  mask = tokenizer.vocab[tokenizer.mask_id]
+  parts = [text.split(mask) for text in texts]
+  ids = iter(tokenizer.encode(list(itertools.chain.from_iterable(parts))))
+  joined = ([[tokenizer.mask_id, *next(ids)] for _ in text] for text in parts)
+  return [list(itertools.chain.from_iterable(text))[1:] for text in joined]
 
 
 def _masks(ids, tokenizer) -> list[int]:
@@ -236,7 +246,7 @@ def _ask(
   """Yields (log-probability of each target, the best log-probabilities, their ids), in order."""
   questions = iter(questions)
   while chunk := list(itertools.islice(questions, _ROWS)):
-    batch = lay_out(tokenizer, [question.ids for question in chunk])
+    batch = lay_out(forward, tokenizer, [(question.ids,) for question in chunk])
     places, targets = np.zeros((2, len(chunk), width), np.int32)
     for row, question in enumerate(chunk):
       count = len(question.places)

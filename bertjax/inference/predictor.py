@@ -79,7 +79,8 @@ class Predictor:
     params: its parameters, with the heads that the predictions need.
     tokenizer: its tokenizer.
     labels: names of the classes or tags; default: LABEL_0, LABEL_1, ...
-    problem_type: 'multi_label_classification', 'regression' or anything else.
+    problem_type: 'multi_label_classification', 'regression' or anything else. A single label
+      without one is a yes or no, as in transformers' pipeline.
     batch_size: rows of a batch.
     long: 'refuse' texts beyond the model's limit, or 'window': read them in parts. Pairs, choices
       and texts with masks are refused in any case, texts of `tag` and contexts of `answer` never.
@@ -92,11 +93,16 @@ class Predictor:
     if long not in ('refuse', 'window'):
       raise ValueError(f"long must be 'refuse' or 'window', got {long!r}.")
     self.config, self.tokenizer, self.long = config, tokenizer, long
-    self.forward, self.problem_type = Forward(config, params, batch_size), problem_type
+    self.forward = Forward(config, params, batch_size, pieces=len(tokenizer.vocab))
+    self.problem_type = problem_type
     count = max(self.forward.num_labels.values(), default=0)
     self.labels = tuple(labels) or tuple(f'LABEL_{i}' for i in range(count))
     if count and len(self.labels) != count:
       raise ValueError(f'the model has {count} labels, got the names {list(self.labels)}.')
+    if len(set(self.labels)) < len(self.labels):
+      raise ValueError(f'labels must have different names, got {list(self.labels)}.')
+    one = not problem_type and self.forward.num_labels.get('classification') == 1
+    self.multi_label = one or problem_type == 'multi_label_classification'
 
   @classmethod
   def from_dir(cls, path, **options) -> 'Predictor':
@@ -145,7 +151,7 @@ class Predictor:
     logits, owners, weights = self._logits('classification', texts, pairs)
     if self.problem_type == 'regression':
       values = logits
-    elif self.problem_type == 'multi_label_classification':
+    elif self.multi_label:
       values = 1 / (1 + np.exp(-logits))
     else:
       values = _softmax(logits)
@@ -155,7 +161,7 @@ class Predictor:
     scores = dict(zip(self.labels, map(float, values), strict=True))
     if self.problem_type == 'regression':
       return Classification([], scores)
-    if self.problem_type == 'multi_label_classification':
+    if self.multi_label:
       return Classification([label for label, p in scores.items() if p > 0.5], scores)
     return Classification([max(scores, key=scores.get)], scores)
 
@@ -235,6 +241,8 @@ class Predictor:
       max_answer: tokens of the longest answer.
     """
     self.forward.need('span')
+    if min(top_k, max_answer) < 1:
+      raise ValueError(f'top_k and max_answer must be at least 1, got {top_k} and {max_answer}.')
     items = [Example('', pair, None) for pair in zip(questions, contexts, strict=True)]
     longest = max(map(len, self.tokenizer.encode(list(questions))), default=0)
     limit = self.config.max_positions
@@ -299,16 +307,16 @@ class Predictor:
 
   def _logits(self, output: str, texts, pairs=None) -> tuple[np.ndarray, list[int], list[int]]:
     """Outputs of all rows, which text each row is of, and how many tokens of it."""
-    texts = list(texts)
+    columns = [list(texts)] if pairs is None else [list(texts), list(pairs)]
+    if len({len(column) for column in columns}) > 1:
+      raise ValueError(f'texts and pairs must be as many, got {[len(c) for c in columns]}.')
+    items = list(zip(*map(self.tokenizer.encode, columns), strict=True))
+    owners, weights = list(range(len(items))), [1] * len(items)
     if pairs is None and self.long == 'window':
-      ids = self.tokenizer.encode(texts)
-      parts = [(i, part) for i, item in enumerate(ids) for part in self._parts(item)]
-      batch = masks.lay_out(self.tokenizer, [part for _, part in parts])
+      parts = [(i, part) for i, (ids,) in enumerate(items) for part in self._parts(ids)]
       owners, weights = [i for i, _ in parts], [len(part) + 2 for _, part in parts]
-    else:
-      batch = self.tokenizer(texts, None if pairs is None else list(pairs))
-      owners, weights = list(range(len(texts))), [1] * len(texts)
-    found = self.forward.run(batch, output)
+      items = [(part,) for _, part in parts]
+    found = self.forward.run(masks.lay_out(self.forward, self.tokenizer, items), output)
     return np.array(found, np.float32), owners, weights
 
   def _parts(self, ids) -> list[list[int]]:

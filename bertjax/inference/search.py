@@ -30,6 +30,8 @@ class Index:
     """The texts most similar to each query [Q, D] of length 1, the nearest first."""
     if not self.texts:
       raise ValueError('the corpus has no texts.')
+    if top_k < 1:
+      raise ValueError(f'top_k must be at least 1, got {top_k}.')
     found = []
     for query in queries:
       similar = self.vectors @ query
@@ -42,6 +44,8 @@ class Index:
 
     Greedy, by maximal marginal relevance (Carbonell and Goldstein 1998).
     """
+    if count < 1:
+      raise ValueError(f'sentences must be at least 1, got {count}.')
     if start == end:
       return []
     vectors, chosen = self.vectors[start:end], []

@@ -32,6 +32,8 @@ def read_items(path, columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
   number = 0
   try:
     for number, row in enumerate(_rows(path, columns), 1):
+      if None in row:
+        raise ValueError(f'{path}, row {number} has more cells than the header.')
       found = [row.get(column) for column in columns]
       for column, text in zip(columns, found, strict=True):
         if column not in row:
@@ -56,7 +58,11 @@ def _rows(path, columns) -> Iterator[dict]:
     else:
       csv.field_size_limit(2**30)  # contexts may be longer than csv's 128 KiB
       quoting = {'delimiter': '\t', 'quoting': csv.QUOTE_NONE} if path.suffix == '.tsv' else {}
-      yield from csv.DictReader(file, strict=True, **quoting)
+      cells = csv.reader(file, strict=True, **quoting)
+      names = next(cells, [])
+      for row in cells:
+        if row or len(names) == 1:  # where there is but one column, a blank line is an empty text
+          yield dict(itertools.zip_longest(names, row or ['']))
 
 
 def _object(line: str) -> dict:
@@ -93,15 +99,14 @@ def answer_file(
     columns: of the texts.
     settings: whatever decides the answers, as JSON values.
   """
-  output, path = pathlib.Path(output), epath.Path(path)
-  if output.suffix != '.jsonl' or '://' in str(output):
+  if pathlib.Path(output).suffix != '.jsonl' or '://' in str(output):
     raise ValueError(f'the output must be a local file that ends in .jsonl, got {output}.')
+  output, path = pathlib.Path(output), epath.Path(path)
   if output.exists():
     raise ValueError(f'{output} is there already; delete it or name another.')
   if not path.is_file():
     raise ValueError(f'no file {path}.')
-  stat = path.stat()
-  settings |= {'input': str(path), 'bytes': stat.length, 'modified': stat.mtime}
+  settings |= {'input': str(path), 'files': settings.get('files', []) + version(path)}
   part = output.with_name(output.name + '.part')
   done = _resume(part, settings)
   items = itertools.islice(read_items(path, columns), done, None)
@@ -115,6 +120,14 @@ def answer_file(
   part.replace(output)
   _plan(part).unlink()
   return done
+
+
+def version(path) -> list:
+  """[path, bytes, time of change] of a file, or of all of a local folder; [] of a hub's name."""
+  path = epath.Path(path)
+  files = [path] if path.is_file() else sorted(path.iterdir()) if path.is_dir() else []
+  stats = [(str(file), file.stat()) for file in files if file.is_file()]
+  return [[name, stat.length, stat.mtime] for name, stat in stats]
 
 
 def _plan(part: pathlib.Path) -> pathlib.Path:
@@ -131,7 +144,8 @@ def _resume(part: pathlib.Path, settings: dict) -> int:
     _plan(part).write_text(json.dumps(settings))
     return 0
   before = json.loads(_plan(part).read_text())
-  differ = [name for name in settings if settings[name] != before.get(name)]
+  names = sorted(settings.keys() | before.keys())
+  differ = [name for name in names if settings.get(name) != before.get(name)]
   if differ:
     raise ValueError(
       f'{part} was begun with other settings ({", ".join(differ)}); delete it to start afresh.'
@@ -140,7 +154,7 @@ def _resume(part: pathlib.Path, settings: dict) -> int:
   with part.open('rb+') as file:
     for line in file:
       size, lines = size + len(line), lines + line.endswith(b'\n')
-      if lines % CHUNK == 0:
+      if line.endswith(b'\n') and lines % CHUNK == 0:
         whole, count = size, lines
     file.truncate(whole)
   return count

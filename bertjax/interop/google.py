@@ -56,8 +56,9 @@ def load_google(path, *, heads=None, gelu: str = 'erf') -> tuple[EncoderConfig, 
 
 
 def save_google(
-  directory, config: EncoderConfig, params: dict, tokenizer: Tokenizer, *, labels=()
-) -> None:
+  directory, config: EncoderConfig, params: dict, tokenizer: Tokenizer, *, labels=(),
+  problem_type: str = '',
+) -> None:  # fmt: skip
   """Writes a folder with Google's files; an older one is replaced once this is whole.
 
   `bert_config.json` says 'gelu' for both forms, since Google's code knows no other name.
@@ -68,6 +69,7 @@ def save_google(
     params: parameters as host or device arrays.
     tokenizer: its vocabulary is saved beside.
     labels: names of the classes of a 'classification' or 'tagging' head, by index.
+    problem_type: Hugging Face's, which `bert_config.json` keeps.
 
   Raises:
     ValueError: if the folder holds something else, the parts do not fit each other, or Google's
@@ -84,7 +86,7 @@ def save_google(
       'model directory.'
     )
   huggingface.check_vocabulary(config, tokenizer, 'the tokenizer')
-  content = huggingface.config_to_json(config, params, tokenizer.pad_id, labels)
+  content = huggingface.config_to_json(config, params, tokenizer.pad_id, labels, problem_type)
   tensors = huggingface.to_tensors(config, params, 'google')
   if config.activation == 'gelu_tanh':
     _log.warning("bert_config.json will say 'gelu'; read this model with gelu='tanh'.")

@@ -61,7 +61,9 @@ _TIED = {
 }
 _BUFFERS = ('bert.embeddings.position_ids', 'bert.embeddings.token_type_ids')
 _FLOATS = ('float16', 'bfloat16', 'float32', 'float64')
-_TEXT_FILES = ('config.json', 'vocab.txt', 'tokenizer.json', 'tokenizer_config.json')
+_TEXT_FILES = (
+  'config.json', 'vocab.txt', 'spiece.model', 'tokenizer.json', 'tokenizer_config.json'
+)  # fmt: skip
 _HUB_WEIGHTS = (  # the first kind that a repository has is downloaded
   ('model.safetensors', 'model.safetensors.index.json', 'model-*-of-*.safetensors'),
   ('pytorch_model.bin', 'pytorch_model.bin.index.json', 'pytorch_model-*-of-*.bin'),

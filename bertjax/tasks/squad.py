@@ -225,8 +225,8 @@ def decode(
     seen = _max_context(windows)
     found = [
       candidate
-      for row, window, mine in zip(rows, windows, seen, strict=True)
-      for candidate in _candidates(logits[row], window, mine, size, max_answer)
+      for place, (row, window) in enumerate(zip(rows, windows, strict=True))
+      for candidate in _candidates(logits[row], window, seen == place, size, max_answer)
     ]
     null = min((tuple(logits[row, 0]) for row in rows), key=sum)
     answers.append(_answer(item.texts[1], found, null, size, version_2, threshold))
@@ -234,14 +234,17 @@ def decode(
 
 
 def _max_context(windows: Sequence[Window]) -> np.ndarray:
-  """Which tokens [W, T] of the context each window shows with the most context around them."""
-  token = np.arange(len(windows[0].offsets))
-  scores = []
-  for window in windows:
-    left, right = token - window.first, window.first + window.count - 1 - token
-    score = np.minimum(left, right) + 0.01 * window.count
-    scores.append(np.where((left >= 0) & (right >= 0), score, -np.inf))
-  return np.argmax(scores, axis=0) == np.arange(len(windows))[:, None]
+  """The window [T] that shows each token of the context with the most context around it."""
+  best = np.full(len(windows[0].offsets), -np.inf)
+  seen = np.zeros(len(best), int)
+  for place, window in enumerate(windows):
+    shown = slice(window.first, window.first + window.count)
+    left = np.arange(window.count)
+    score = np.minimum(left, left[::-1]) + 0.01 * window.count
+    better = score > best[shown]
+    best[shown] = np.where(better, score, best[shown])
+    seen[shown] = np.where(better, place, seen[shown])
+  return seen
 
 
 def _candidates(logits, window: Window, mine, size: int, max_answer: int) -> Iterator[tuple]:
