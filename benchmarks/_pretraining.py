@@ -84,6 +84,14 @@ def theirs(config, batch: dict, steps: int, *, compiled: bool = False, device: s
     (plain if 'bias' in name or 'LayerNorm' in name else decayed).append(parameter)
   groups = [{'params': plain, 'weight_decay': 0.0}, {'params': decayed, 'weight_decay': 0.01}]
   adamw = torch.optim.AdamW(groups, lr=RATE, eps=1e-6, fused=device == 'cuda')
+  for parameter in model.parameters():  # its moments are there before anything is measured
+    parameter.grad = torch.zeros_like(parameter)
+  for group in adamw.param_groups:
+    group['lr'] = 0.0
+  adamw.step()
+  adamw.zero_grad()
+  for group in adamw.param_groups:
+    group['lr'] = RATE
   inputs = {name: torch.tensor(value).long().to(device) for name, value in _inputs(batch).items()}
   run = torch.compile(model) if compiled else model
   narrow = functools.partial(

@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
     if os.environ.get('BERTJAX_TRACEBACK') or not _is_users(error):
       raise
     print(f'bertjax {verb}: {error}', file=sys.stderr)
-    return 2
+    return getattr(error, 'exit_code', 2)
   except KeyboardInterrupt:
     print(f'bertjax {verb}: interrupted.', file=sys.stderr)
     return 130

@@ -105,7 +105,9 @@ def vary(config, sweep: str):
     name, _, values = item.strip().partition('=')
     try:
       names.append(name)
-      choices.append([type(fields[name])(value) for value in values.split(',')])
+      kind = type(fields[name])
+      read = {'True': True, 'False': False}.__getitem__ if kind is bool else kind
+      choices.append([read(value) for value in values.split(',')])
     except (KeyError, ValueError) as error:
       raise ValueError(
         f"--sweep takes fields of the config, as 'batch_size=256,512;mesh.fsdp=1,8', got {item!r}."

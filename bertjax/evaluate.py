@@ -21,6 +21,7 @@ from etils import epath
 from bertjax import finetune, pretrain
 from bertjax.data import batches as batches_lib
 from bertjax.data import store
+from bertjax.data.masking import unmasked
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.interop import directory
 from bertjax.model import encoder, heads, losses
@@ -69,7 +70,12 @@ def _scores(config, workdir, model, which, rows, split, out) -> dict[str, float]
     return finetune.evaluate(config, model or str(epath.Path(workdir) / 'model'), split, out)
   if split or out:
     raise ValueError('--split and --out are for tasks; pre-training has held-out rows alone.')
-  config = pretrain.make_phases(config)[-1].config
+  phases = pretrain.make_phases(config)
+  phase = phases[-1]
+  if workdir:  # a checkpoint of short rows has not learnt the positions of long ones
+    checkpoints, step = _choose(config, workdir, which)
+    phase = next((p for p in phases if step <= p.stop), phase)
+  config = phase.config
   rows = rows or config.eval_rows
   if rows < 1:
     raise ValueError(f'--rows must be at least 1, got {rows}.')
@@ -78,12 +84,12 @@ def _scores(config, workdir, model, which, rows, split, out) -> dict[str, float]
   config.model.attention = 'auto'
   folder = pretrain.prepared_folder(config)
   if workdir:
-    _check_rows(workdir, folder)
+    _check_rows(workdir, folder, 'long.rows' if phase.start else 'rows')
   tokenizer = Tokenizer.from_dir(folder)
   heldout = pretrain.make_batches(config, folder, 'heldout', tokenizer, mesh)
   if workdir:
     bert = pretrain.make_model(config, tokenizer.vocab_size)
-    params = _checkpoint_params(config, bert, mesh, workdir, which)
+    params = _checkpoint_params(config, bert, mesh, checkpoints, step)
   else:
     bert, params = _directory_params(config, model, tokenizer, mesh)
 
@@ -118,7 +124,8 @@ def unigram_cross_entropy(train: store.Rows, heldout, vocab_size: int, *, exclud
   """
   counts = np.zeros(vocab_size, np.int64)
   for start in range(0, len(train), 65_536):
-    ids = train[np.arange(start, min(start + 65_536, len(train)))]['input_ids']
+    rows = train[np.arange(start, min(start + 65_536, len(train)))]
+    ids = unmasked(rows) if 'masked_lm_ids' in rows else rows['input_ids']
     counts += np.bincount(ids.ravel(), minlength=vocab_size)[:vocab_size]
   counts[list(exclude)] = 0
   nats = -np.log((counts + 1) / (counts.sum() + vocab_size))
@@ -141,19 +148,19 @@ def run_config(workdir: str):
   return config
 
 
-def _check_rows(workdir, folder) -> None:
+def _check_rows(workdir, folder, name: str) -> None:
   """The rows must be those of the run: its text or its vocabulary may have changed since."""
   before = json.loads((epath.Path(workdir) / 'run.json').read_text())['identity']
   manifest = store.read_manifest(folder)
-  rows = before.get('long.rows', before['rows'])  # of the last phase
-  if (before['tokenizer'], rows) != (manifest['tokenizer'], store.manifest_hash(manifest)):
+  if (before['tokenizer'], before[name]) != (manifest['tokenizer'], store.manifest_hash(manifest)):
     raise ValueError(
       f'the text or the vocabulary of {workdir} has changed since its run; evaluate its model/ '
       'with --model and --config instead.'
     )
 
 
-def _checkpoint_params(config, bert, mesh, workdir, which):
+def _choose(config, workdir, which: str):
+  """The run's checkpoints, and the step of the one that is asked for."""
   folder = epath.Path(workdir) / 'checkpoints'
   checkpoints = checkpoint.Checkpoints(folder, keep=config.keep, read_only=True)
   steps = checkpoints.steps()
@@ -162,9 +169,13 @@ def _checkpoint_params(config, bert, mesh, workdir, which):
   named = {'best': checkpoints.best_step(), 'newest': steps[-1]} | {str(s): s for s in steps}
   if which not in named:
     raise ValueError(f'--which must be best, newest or one of the steps {steps}, got {which!r}.')
+  return checkpoints, named[which]
+
+
+def _checkpoint_params(config, bert, mesh, checkpoints, step: int):
   make = pretrain.state_maker(config, bert, pretrain.make_transform(config))
   abstract, _ = run_lib.abstract_state(make, mesh_lib.sharder(mesh, encoder.PARAM_AXES))
-  state, _ = checkpoints.restore(named[which], abstract)
+  state, _ = checkpoints.restore(step, abstract)
   return state.params
 
 

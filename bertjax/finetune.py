@@ -443,7 +443,8 @@ def train(
     stream.close()
   finally:
     run_log.close()
-  return int(np.ravel(state.step)[0]) if stopped else None
+  step = int(np.ravel(state.step)[0])
+  return step if stopped and step < setup.steps else None
 
 
 def make_predict(config, bert, task, mesh, many: bool = False):
@@ -644,15 +645,18 @@ _FREE = ('model.attention', 'model.remat', 'model.unroll')  # change no result
 
 def run_identity(setup: Setup) -> dict:
   """Flat {field: value} of all that may not change between a start and its resumption."""
-  digest = hashlib.sha256()
-  for name in sorted(setup.columns):
-    digest.update(np.ascontiguousarray(setup.columns[name]))
+  digests = {}
+  for split, columns in (('rows', setup.columns), ('dev', setup.dev.columns)):
+    digest = hashlib.sha256()
+    for name in sorted(columns):
+      digest.update(np.ascontiguousarray(columns[name]))
+    digests[split] = digest.hexdigest()[:16]
   flat = run_lib.flatten(setup.config, _SAME)
   flat = {name: value for name, value in flat.items() if name not in _FREE}
   return flat | {
     'data.pack': setup.config.data.pack, 'data.buckets': setup.config.data.buckets,
     'trials': [list(trial) for trial in setup.trials],
-    'tokenizer': setup.tokenizer.fingerprint, 'rows': digest.hexdigest()[:16],
+    'tokenizer': setup.tokenizer.fingerprint, **digests,
   }  # fmt: skip
 
 

@@ -34,7 +34,7 @@ from etils import epath
 from bertjax.data import examples, packing, sources, store
 from bertjax.data import workers as worker_lib
 from bertjax.data.batches import Batches
-from bertjax.data.masking import Masking
+from bertjax.data.masking import Masking, unmasked
 from bertjax.data.order import SHARD, mix
 from bertjax.data.spill import Part, Spill, read_corpus
 from bertjax.data.tokenizer import Tokenizer
@@ -127,11 +127,14 @@ def run(
   """Prepares what the config's data section names into `out`; returns the manifest when whole."""
   if not out:
     raise ValueError('prepare needs --out=DIR, the folder to write.')
-  if epath.Path(out).exists():
+  whole = epath.Path(out) / 'manifest.json' if '://' in out else epath.Path(out)
+  if whole.exists():  # what was begun in a bucket is written again
     raise ValueError(f'{out} exists already; remove it or choose another --out.')
   if 'task' in config:
     from bertjax import finetune
 
+    if (workers, format, shard) != (-1, 'rows', '0/1'):
+      raise ValueError("--workers, --format and --shard are for pre-training's text.")
     manifest = finetune.prepare_rows(config, out)
     print(f'prepared {out}: {manifest["counts"]}')
     return manifest
@@ -141,11 +144,18 @@ def run(
   part = (int(match[1]), int(match[2]))
   if format not in ('rows', 'google'):
     raise ValueError(f"--format must be 'rows' or 'google', got {format!r}.")
+  if format == 'google':  # before the long work
+    Masking(**config.masking)
+    if not config.nsp or config.data.sequences > 1:
+      raise ValueError(
+        "Google's TFRecords hold sentence pairs, one a row; set nsp=True and data.sequences=1."
+      )
   folder, remote = out, '://' in out
   if remote or format == 'google':  # goes through a folder of rows on this machine
     if part[1] > 1:
       raise ValueError(f'--shard writes rows into a folder that all machines mount, got {out}.')
-    folder = cache_folder(config.data.cache_dir) / ('for-' + re.sub(r'\W+', '-', str(out)))
+    key = _key(config, out if remote else str(pathlib.Path(out).resolve()))
+    folder = cache_folder(config.data.cache_dir) / f'for-{key}'
   manifest = prepare(
     config.data.input, load_vocab(config), settings_of(config), folder, workers=workers, part=part
   )
@@ -174,8 +184,9 @@ def _write_tfrecords(config, folder, out) -> None:
       store.Rows(folder, split), 1024, config.seed, masking, tokenizer.vocab_size,
       tokenizer.special, tokenizer.word_starts,
     )  # fmt: skip
-    epoch = int(split == 'train')  # evaluation's masks are epoch 0's
-    batches = (made.in_order(step, epoch) for step in range(made.evaluation_steps))
+    trained = split == 'train'  # evaluation's order is the rows', its masks are epoch 0's
+    make = made.shuffled if trained else made.evaluation
+    batches = map(make, range(made.evaluation_steps))
     count = len(entries)
     paths = [partial / f'{split}-{i:05d}-of-{count:05d}.tfrecord' for i in range(count)]
     tfrecords.write_tfrecords(paths, batches)
@@ -216,6 +227,8 @@ def prepare(
   store.refuse_remote(directory)
   directory = pathlib.Path(directory)
   if settings.format == 'tfrecord':
+    if part[1] > 1:
+      raise ValueError('--shard divides text; TFRecords are read by one machine.')
     return _from_tfrecords(source, tokenizer, settings, directory)
   incomplete = directory.with_name(directory.name + '.incomplete')
   listing = list_source(source)
@@ -230,7 +243,7 @@ def prepare(
     )
   plan = {
     'settings': dataclasses.asdict(settings), 'tokenizer': tokenizer.fingerprint,
-    'source': [(pathlib.Path(name).name, size) for name, size in listing],
+    'source': [(n if n.startswith('tfds:') else pathlib.Path(n).name, size) for n, size in listing],
   }  # fmt: skip
   with store.lock(incomplete / f'lock-{part[0]}-of-{part[1]}'):
     if (manifest := _finished(directory, plan)) is not None:  # another process was faster
@@ -296,11 +309,8 @@ def _from_tfrecords(source, tokenizer, settings, directory) -> dict:
 
 def _held_out(batch: dict, share: float, wanted: bool) -> dict:
   """The rows of a batch on one side."""
-  ids, positions = batch['input_ids'].copy(), batch['masked_lm_positions'].astype(int)
-  real = batch['masked_lm_weights'] > 0
-  row = np.broadcast_to(np.arange(len(ids))[:, None], positions.shape)
-  ids[row[real], positions[real]] = batch['masked_lm_ids'][real]
-  keys = [int.from_bytes(hashlib.blake2b(r, digest_size=8).digest(), 'little') for r in ids]
+  hashes = (hashlib.blake2b(row, digest_size=8).digest() for row in unmasked(batch))
+  keys = [int.from_bytes(digest, 'little') for digest in hashes]
   held = np.array([key < share * 2**64 for key in mix(np.array(keys, np.uint64)).tolist()])
   return {name: array[held == wanted] for name, array in batch.items()}
 
@@ -491,31 +501,36 @@ def _files(source: str) -> list[tuple[str, int, float]]:
       files.append((f'Python {platform.python_version()}', 0, 0))
       continue
     path = part.removeprefix('tfds:').partition(':')[0] if part.startswith('tfds:') else part
+    if path != part:
+      files.append((part, 0, 0))  # with its version and split
     if path == part or epath.Path(path).is_dir():
       stats = [(str(p), p.stat()) for p in sources.list_files(path)]
       files += [(name, stat.length, stat.mtime) for name, stat in stats]
-    else:
-      files.append((path, 0, 0))  # a TFDS name stands for its version
   return files
+
+
+def _key(config, *more) -> str:
+  """A hash of the settings, the vocabulary, and the names, sizes and times of the files (of Python,
+  if the text is its own)."""
+  key = json.dumps([
+    store.VERSION, config.data.input, _files(config.data.input),
+    dataclasses.asdict(settings_of(config)), load_vocab(config).fingerprint, *more,
+  ])  # fmt: skip
+  return hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
 def cached(config, cache_dir='') -> epath.Path:
   """The prepared folder for a config's raw text: found in the cache, or prepared into it.
 
-  The cache is `data.cache_dir`, `$BERTJAX_CACHE` or ~/.cache/bertjax. The key covers the settings,
-  the vocabulary, and the names, sizes and times of the files (of Python, if the text is its own).
+  The cache is `data.cache_dir`, `$BERTJAX_CACHE` or ~/.cache/bertjax.
   """
-  tokenizer, settings = load_vocab(config), settings_of(config)
-  key = json.dumps([
-    store.VERSION, config.data.input, _files(config.data.input), dataclasses.asdict(settings),
-    tokenizer.fingerprint,
-  ])  # fmt: skip
-  folder = cache_folder(cache_dir) / hashlib.sha256(key.encode()).hexdigest()[:16]
+  folder = cache_folder(cache_dir) / _key(config)
   if (folder / 'manifest.json').exists():
     _log.info('prepared rows: found in %s', folder)
   else:
     _log.info('preparing %s into %s', config.data.input or 'nothing', folder)
-    counts = prepare(config.data.input, tokenizer, settings, folder)['counts']
+    manifest = prepare(config.data.input, load_vocab(config), settings_of(config), folder)
+    counts = manifest['counts']
     _log.info('prepared: %s', '  '.join(f'{name} {value:,}' for name, value in counts.items()))
   return folder
 
@@ -540,6 +555,12 @@ def _check_documents(corpora: dict[tuple[str, int], examples.Corpus], source, se
         f'of {train + heldout} documents, {count} fell to the {split} side and {least} are needed; '
         f'change data.heldout (now {settings.heldout}) or add documents.'
       )
+  fewest = min(map(len, corpora.values()))
+  if fewest < least:
+    raise ValueError(
+      f'of {train + heldout} documents, one of the {len(corpora) - 1} shards of training rows got '
+      f'{fewest} and {least} are needed; set data.shards to fewer.'
+    )
 
 
 def _check_pairs(corpora: Iterable[examples.Corpus], source, settings) -> None:

@@ -244,7 +244,8 @@ def run(config, *, workdir: str, **peers) -> dict[str, float]:
       distributed.check_replicas(state.params)
     meta = {'identity': identity, 'config': config.to_dict(), 'next_batch': step}
     meta['skipped'] = skipped  # batches that were left out, see `on_divergence`
-    checkpoints.save(step, state, meta, scores)
+    last = step > phases[-1].start  # losses on rows of two lengths cannot be compared
+    checkpoints.save(step, state, meta, scores if last else None)
 
   run_log = log.RunLog(
     workdir, steps=config.steps, start=int(state.step), active=jax.process_index() == 0
@@ -288,7 +289,7 @@ def run(config, *, workdir: str, **peers) -> dict[str, float]:
   finally:
     checkpoints.close()  # first: it waits for what is still being written
     run_log.close()
-  run_lib.exit_if_stopped(int(state.step) if stopped else None)
+  run_lib.exit_if_stopped(int(state.step) if stopped and state.step < config.steps else None)
   scores = scores or evaluate(state.params)  # a run that had already ended
   finish(workdir, bert.config, state.params, tokenizer, scores)
   return scores
@@ -334,12 +335,17 @@ def finish(workdir, config, params, tokenizer, scores) -> None:
 def check_intervals(config) -> None:
   """Raises ValueError for counts that are out of range."""
   for least, names in ((1, ('steps', 'log_every', 'eval_rows', 'keep')),
-                       (0, ('eval_every', 'save_every'))):  # fmt: skip
+                       (0, ('eval_every', 'save_every', 'stall_seconds', 'spike'))):  # fmt: skip
     for name in names:
-      if config[name] < least:
+      if not least <= config[name] < math.inf:
         raise ValueError(f'{name} must be at least {least}, got {config[name]}.')
+  optimizer.check_rate('learning_rate', config.learning_rate)
   if config.on_divergence not in ('stop', 'skip'):
     raise ValueError(f"on_divergence must be 'stop' or 'skip', got {config.on_divergence!r}.")
+  if config.objective not in batches_lib.OBJECTIVES:
+    raise ValueError(
+      f'objective must be one of {batches_lib.OBJECTIVES}, got {config.objective!r}.'
+    )
 
 
 def prepared_folder(config) -> epath.Path:
@@ -365,6 +371,8 @@ def prepared_folder(config) -> epath.Path:
     return prepare.cached(config, data.cache_dir)
   folder = store.local(data.prepared, prepare.cache_folder(data.cache_dir))
   found = store.read_manifest(folder)['settings']
+  if 'kind' not in found:
+    raise ValueError(f'{folder} holds the rows of a task, not of pre-training; see `finetune`.')
   wanted = prepare.settings_of(config)
   for name in ('kind', 'length'):
     if found[name] != getattr(wanted, name):
@@ -402,6 +410,12 @@ def make_model(config, vocab_size: int) -> heads.Bert:
     raise ValueError(
       f'objective={config.objective} with model.causal={encoder_config.causal}: predicting the '
       'next token needs a causal encoder, and masked LM one that sees both sides.'
+    )
+  if config.nsp and (encoder_config.causal or encoder_config.type_vocab_size < 2):
+    raise ValueError(
+      'next-sentence prediction needs model.type_vocab_size of 2 and an encoder that sees both '
+      f'sides, got {encoder_config.type_vocab_size} and model.causal={encoder_config.causal}; set '
+      '--config.nsp=False.'
     )
   return heads.Bert(encoder_config, heads=loss_terms(config), pooler=config.nsp)
 
@@ -455,8 +469,8 @@ def start(config, bert, transform, mesh, checkpoints, tokenizer):
 
 
 # What a resumed run must share with the one it goes on with.
-_SAME = ('nsp', 'objective', 'seed', 'batch_size', 'accumulation', 'learning_rate', 'warmup_steps',
-         'schedule', 'optimizer', 'masking')  # fmt: skip
+_SAME = ('init_from', 'init_resize', 'nsp', 'objective', 'seed', 'batch_size', 'accumulation',
+         'learning_rate', 'warmup_steps', 'schedule', 'optimizer', 'masking')  # fmt: skip
 
 
 def run_identity(config, encoder_config, phases, folders) -> dict:

@@ -51,13 +51,15 @@ case $verb in
   run) # on every host, until it ends (0) or the flags are wrong (2); 75 is a save after SIGTERM
     printf -v flags ' %q' "$@"
     on_all "cat > run.sh <<'END'
+{ rm -f stopped
 until venv/bin/bertjax$flags; do
   code=\$?
+  if [ \$code != 2 ] && [ ! -e stopped ]; then sleep 10; fi
   if [ \$code = 2 ] || [ -e stopped ]; then exit \$code; fi
-  sleep 10
 done
+exit; } # read whole before it starts, so that a new run may write this file
 END
-rm -f stopped; setsid nohup bash run.sh >> run.log 2>&1 < /dev/null &"
+setsid nohup flock run.lock bash run.sh >> run.log 2>&1 < /dev/null &" # after the run before it
     ;;
   logs) tpu tpu-vm ssh "$name" --worker=0 --command='tail -n 50 -f run.log' ;;
   stop) # SIGTERM: every host saves the same step and ends

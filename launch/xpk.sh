@@ -26,12 +26,12 @@ call() {
 verb=${1:-help}
 shift || true
 case $verb in
-  run) # the checkout goes into the image; 75, a save after SIGTERM, starts the command again
+  run) # the checkout goes into the image; 75, a save after SIGTERM, or a crash starts it again
     printf -v flags ' %q' "$@"
     call xpk workload create "${cluster[@]}" --workload="$name" \
       --tpu-type="${TYPE:-v5litepod-16}" --num-slices="${SLICES:-1}" \
       --base-docker-image=python:3.12 --script-dir="$(cd "$(dirname "$0")/.." && pwd)" \
-      --max-restarts=100 --restart-on-exit-codes=75 \
+      --max-restarts=100 --restart-on-exit-codes=1,75 \
       --command="pip install -q -e '.[tpu]' && exec bertjax$flags"
     ;;
   list) call xpk workload list "${cluster[@]}" ;;

@@ -68,6 +68,7 @@ def test_splash_runs_on_the_rows_and_heads_of_each_device(monkeypatch):
     ('tpu', 'bfloat16', 512, {'return_probs': True}, 'xla', 'capture'),
     ('gpu', 'bfloat16', 512, {}, 'cudnn', ''),
     ('gpu', 'float32', 512, {}, 'xla', "dtype='bfloat16', got float32"),
+    ('gpu', 'bfloat16', 511, {}, 'xla', 'an even length, got 64 and 511'),
     ('cpu', 'bfloat16', 512, {}, 'xla', ''),
   ],
 )

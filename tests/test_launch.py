@@ -136,7 +136,7 @@ def test_gke_gets_the_command_and_the_exit_code_to_restart_on(machine):
   machine.run('xpk.sh', 'run', *TRAIN, CLUSTER='pods', SLICES='2')
   (create,) = machine.called()
   assert create[:4] == ['xpk', 'workload', 'create', '--cluster=pods']
-  assert {'--num-slices=2', '--restart-on-exit-codes=75'} < set(create)
+  assert {'--num-slices=2', '--restart-on-exit-codes=1,75'} < set(create)
   assert create[-1].endswith(
     r'exec bertjax pretrain --config=bert_base --workdir=gs://bucket/a\ run'
   )

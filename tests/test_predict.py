@@ -58,7 +58,10 @@ def test_rows_keep_their_order_and_bad_ones_tell_why(answered, folder, texts):
   found = lines(answered / 'out.jsonl')
   assert len(found) == len(texts)
   assert found[20] == {'error': 'a text is empty.'}
-  assert found[41]['error'] == 'the text has 62 tokens with its special ones, the model takes at most 48.'
+  assert (
+    found[41]['error']
+    == 'the text has 62 tokens with its special ones, the model takes at most 48.'
+  )
   predictor = Predictor.from_dir(folder, batch_size=4)
   for number in (0, 19, 21, 40, 42, 61):
     scores = predictor.classify(texts[number]).scores

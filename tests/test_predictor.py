@@ -157,7 +157,9 @@ def test_one_item_in_one_item_out_and_lists_in_order(classifier):
 def test_long_texts_are_windowed_or_refused_and_never_cut(classifier, vocab):
   strict = Predictor(*model(vocab, 'classification', labels=3), batch_size=8)
   for call in (strict.classify, strict.embed):
-    with pytest.raises(ValueError, match=r'has \d+ tokens with its special ones, the model takes at most 48'):
+    with pytest.raises(
+      ValueError, match=r'has \d+ tokens with its special ones, the model takes at most 48'
+    ):
       call(['short', LONG])
   with pytest.raises(ValueError, match='takes at most 48'):
     classifier.classify(LONG, 'a pair cannot be windowed')

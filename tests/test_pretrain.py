@@ -237,12 +237,13 @@ def test_fill_mask_says_what_is_wrong_with_a_text(finished, text, words):
     Predictor.from_dir(finished / 'model').fill_mask(text)
 
 
-def test_a_new_run_starts_from_a_model_directory(finished, tiny_rows, tmp_path):
+def test_a_new_run_starts_from_a_model_directory(finished, tiny_rows, tmp_path, capsys):
   more = [f'--config.init_from={finished}/model', '--config.warmup_steps=20']
   assert main(arguments(tiny_rows, tmp_path / 'run', *more)) == 0
   first = read_metrics(tmp_path / 'run')[-4:]
   scratch = [r for r in read_metrics(finished) if r['kind'] == 'train']
   assert next(r for r in first if r['kind'] == 'train')['loss'] < scratch[0]['loss'] - 0.3
+  check_refused(arguments(tiny_rows, tmp_path / 'run', more[1]), capsys, 'init_from', 'another')
 
 
 @pytest.mark.parametrize('words', ['no_nsp', 'ltr', 'mask_0_100', 'size_1_64_2'])
@@ -307,6 +308,15 @@ def check_refused(args, capsys, *words):
     (['--config.schedule=cosine'], ['google']),
     (['--config.warmup_steps=21'], ['warmup_steps=21']),
     (['--config.log_every=0'], ['log_every', 'at least 1']),
+    (['--config.stall_seconds=-1'], ['stall_seconds', 'at least 0']),
+    (['--config.spike=nan'], ['spike', 'nan']),
+    (['--config.learning_rate=-1e-4'], ['learning_rate', 'above 0']),
+    (['--config.optimizer.eps=0.0'], ['optimizer.eps', 'above 0']),
+    (['--config.optimizer.weight_decay=nan'], ['optimizer.weight_decay']),
+    (['--config.masking.mask_share=nan'], ['masking.mask_share', 'nan']),
+    (['--config.model.hidden_dropout=0.9999'], ['hidden_dropout', '0.99']),
+    (['--config.model.type_vocab_size=1'], ['type_vocab_size of 2', '--config.nsp=False']),
+    (['--config.objective=next'], ["objective must be one of ('mlm', 'next_token')"]),
     (['--config.eval_rows=0'], ['eval_rows', 'at least 1']),
     (['--config.init_from=nowhere'], ['nowhere', 'config.json']),
     (['--workdri=x'], ['workdir']),

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from bertjax.data.masking import Masking, mask_tokens, next_token_targets
-from bertjax.data.order import training_slots
+from bertjax.data.order import ORDER, mix, permute, training_slots
 from bertjax.data.store import Rows
 
 _log = logging.getLogger(__name__)
@@ -72,17 +72,19 @@ class Batches:
 
   def evaluation(self, step: int) -> dict[str, np.ndarray]:
     """The step-th batch in row order with frozen masks; rows past the end have weight 0."""
-    return self.in_order(step, 0)
-
-  def in_order(self, step: int, epoch: int) -> dict[str, np.ndarray]:
-    """The step-th batch in row order with the masks of an epoch."""
     local = np.arange(self.batch_size) if self.local is None else self.local
     row = step * self.batch_size + local
     real = row < len(self.rows)
-    batch = self._make(np.full_like(row, epoch), np.where(real, row, 0))
+    batch = self._make(np.zeros_like(row), np.where(real, row, 0))
     for name in ('example_weights', 'masked_lm_weights'):
       batch[name] *= real.reshape(-1, *[1] * (batch[name].ndim - 1))
     return batch
+
+  def shuffled(self, step: int) -> dict[str, np.ndarray]:
+    """The step-th batch of all rows once, in another order, with the masks of epoch 1."""
+    row = step * self.batch_size + np.arange(self.batch_size)
+    row = permute(row[row < len(self.rows)], len(self.rows), mix(self.seed, ORDER, 0))
+    return self._make(np.ones_like(row), row)
 
   def _make(self, epoch, row):
     batch = expand(self.rows[row])

@@ -49,11 +49,20 @@ class Masking:
     if self.max_predictions < 1:
       raise ValueError(f'masking.max_predictions must be at least 1, got {self.max_predictions}.')
     shares = (self.mask_share, self.random_share)
-    if min(shares) < 0 or sum(shares) > 1:
+    if not (min(shares) >= 0 and sum(shares) <= 1):
       raise ValueError(
         'masking.mask_share and masking.random_share must be at least 0 and at most 1 together, '
         f'got {self.mask_share} and {self.random_share}.'
       )
+
+
+def unmasked(rows: dict) -> np.ndarray:
+  """The ids [B, L] of rows that bring their masks, with the originals put back."""
+  ids, positions = rows['input_ids'].copy(), rows['masked_lm_positions'].astype(int)
+  real = rows['masked_lm_weights'] > 0
+  row = np.broadcast_to(np.arange(len(ids))[:, None], positions.shape)
+  ids[row[real], positions[real]] = rows['masked_lm_ids'][real]
+  return ids
 
 
 def mask_tokens(

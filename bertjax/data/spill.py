@@ -35,6 +35,7 @@ class Spill:
     self.texts: int = state.get('texts', 0)  # how many of the source's documents are dealt with
     self.facts: dict | None = state.get('facts')  # once all are
     self._files = {}
+    store.allow_files()
     for name in outputs if self.facts is None else ():
       for kind in _KINDS:
         path = self._folder / f'{name}.{kind}'

@@ -10,11 +10,13 @@ as DIR.incomplete, shard by shard, by one process or many, and is renamed when i
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import json
 import logging
 import os
 import pathlib
+import resource
 import shutil
 import zlib
 from collections.abc import Iterable
@@ -226,6 +228,14 @@ def manifest_hash(manifest: dict) -> str:
   return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
+@functools.cache
+def allow_files() -> None:
+  """Lets this process open as many files as the system allows: a shard has some, often all open."""
+  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  with contextlib.suppress(ValueError, OSError):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 1 << 20)), hard))
+
+
 class Rows:
   """The rows of one split; `rows[indices]` gives {column: array [n, ...]}.
 
@@ -240,6 +250,7 @@ class Rows:
 
   def __init__(self, directory, split: str, *, verify: bool = True):
     refuse_remote(directory)
+    allow_files()
     self.directory = epath.Path(directory)
     self.manifest = read_manifest(directory)
     shards = self.manifest['shards'][split]

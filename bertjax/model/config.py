@@ -91,8 +91,11 @@ class EncoderConfig:
         f'num_heads={max(1, self.hidden_size // 64)}.'
       )
     for name in ('hidden_dropout', 'attention_dropout'):
-      if not 0 <= getattr(self, name) < 1:
-        raise ValueError(f'{name} must be in [0, 1), got {getattr(self, name)}.')
+      if not 0 <= getattr(self, name) <= 0.99:
+        raise ValueError(f'{name} must be in [0, 0.99], got {getattr(self, name)}.')
+    for name in ('layer_norm_eps', 'initializer_range'):
+      if not 0 < getattr(self, name) < 1:
+        raise ValueError(f'{name} must be above 0 and below 1, got {getattr(self, name)}.')
     if self.classifier_dropout != -1 and not 0 <= self.classifier_dropout < 1:
       raise ValueError(
         f'classifier_dropout must be in [0, 1), or -1.0 to be hidden_dropout, got '

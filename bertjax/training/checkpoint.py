@@ -198,10 +198,13 @@ class Checkpoints:
     try:
       return action()
     except Exception as error:
-      raise CheckpointError(
+      failed = CheckpointError(
         f'could not save to {self.directory} ({_first_line(error)}); is the disk full? '
         f'Whole checkpoints there: {self.steps() or "none"}.'
-      ) from error
+      )
+      if self._remote:  # storage may recover: launchers try again
+        failed.exit_code = distributed.STOPPED_EXIT_CODE
+      raise failed from error
 
 
 def _first_line(error: Exception) -> str:

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import pathlib
+import re
 import socket
 import sys
 import threading
@@ -60,7 +61,7 @@ def start(coordinator: str = '', processes: int = 0, process: int = -1) -> None:
     return
   try:
     roll_call(coordinator, processes, process, START_SECONDS)
-  except TimeoutError as error:  # no mistake of the user's: launchers try again
+  except OSError as error:  # late hosts, a port not free yet: launchers try again
     _log.error('%s', error)
     raise SystemExit(STOPPED_EXIT_CODE) from error
   jax.distributed.initialize(coordinator, processes, process, local_device_ids=local)
@@ -88,7 +89,8 @@ def roll_call(coordinator: str, processes: int, process: int, seconds: float) ->
     ValueError: if one was started with other words than process 0.
   """
   host, _, port = coordinator.rpartition(':')
-  words = [w for w in sys.argv[1:] if not w.startswith('--process=')]
+  words = '\n'.join(['', *sys.argv[1:], ''])
+  words = re.sub(r'\n--?process[=\n]\d+(?=\n)', '', words).split('\n')
   hello = {'process': process, 'host': socket.gethostname(), 'words': words}
   limit = time.monotonic() + seconds
   answer = (

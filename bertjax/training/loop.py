@@ -262,7 +262,7 @@ def fit(
 
   Returns:
     The last state, the metrics of the last evaluation ({} if there was none), and whether SIGTERM
-    stopped the run early.
+    came before the run ended by itself; perhaps during its last step, so compare `state.step`.
 
   Raises:
     DivergedError: when a loss or gradient norm is not finite, or the loss jumps by `spike`; names
@@ -324,7 +324,7 @@ def fit(
     flush()
     if save and saved != step:
       save_now()
-  return state, last_scores, stop.received and step < steps and not ended
+  return state, last_scores, stop.received and not ended
 
 
 def _check(metrics: dict, step: int, before: collections.deque, spike: float) -> None:

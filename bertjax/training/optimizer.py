@@ -5,6 +5,7 @@ learning rate, which lies in the train state, and by the unit schedule of the st
 several peak rates can share one compiled program.
 """
 
+import math
 import re
 from collections.abc import Callable
 
@@ -147,8 +148,9 @@ def make_optimizer(
     if not 0 <= value < 1:
       raise ValueError(f'optimizer.{field} must be in [0, 1), got {value}.')
   for field, value in (('weight_decay', weight_decay), ('clip_norm', clip_norm)):
-    if value < 0:
+    if not 0 <= value < math.inf:
       raise ValueError(f'optimizer.{field} must not be negative, got {value}.')
+  check_rate('optimizer.eps', eps)
   adam = {'b1': b1, 'b2': b2, 'eps': eps}
   scale = {
     'bert': lambda: scale_by_bert_adam(**adam),
@@ -161,6 +163,12 @@ def make_optimizer(
   if name == 'lamb':
     steps.append(optax.masked(scale_by_layer_trust_ratio(param_axes), decay_mask))
   return optax.chain(*steps)
+
+
+def check_rate(name: str, value: float) -> None:
+  """Raises ValueError unless a number is finite and above 0."""
+  if not 0 < value < math.inf:
+    raise ValueError(f'{name} must be above 0, got {value}.')
 
 
 def unit_schedule(name: str, total_steps: int, warmup_steps: int) -> Callable:

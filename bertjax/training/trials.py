@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from bertjax.training.mesh import AXES, make_mesh
+from bertjax.training.optimizer import check_rate
 
 
 def list_trials(config) -> list[tuple[int, float]]:
@@ -21,6 +22,8 @@ def list_trials(config) -> list[tuple[int, float]]:
     raise ValueError(
       f"learning_rates are written '2e-5,3e-5', got {config.learning_rates!r}."
     ) from None
+  for rate in rates or [config.learning_rate]:
+    check_rate('learning_rate', rate)
   if config.seeds < 1:
     raise ValueError(f'seeds must be at least 1, got {config.seeds}.')
   seeds = range(config.seed, config.seed + config.seeds)
