@@ -169,9 +169,7 @@ def _hindrance(impl, backend, mesh, q, dropout_rate, return_probs) -> str:
   if impl == 'cudnn' and q.dtype not in (jnp.bfloat16, jnp.float16):
     return f"dtype='bfloat16', got {q.dtype}"
   if impl == 'cudnn' and (q.shape[3] % 8 or q.shape[3] > 128 or q.shape[1] % 2):
-    return (
-      f'heads of at most 128 in multiples of 8 and even lengths, got {q.shape[3]}, {q.shape[1]}'
-    )
+    return f'heads of 8, 16, .. 128 and an even length, got {q.shape[3]} and {q.shape[1]}'
   if impl == 'splash' and q.shape[1] % _TILE:
     return f'a length in multiples of {_TILE}, got {q.shape[1]}'
   if impl == 'splash' and q.shape[2] % mesh.shape.get('tensor', 1):
