@@ -229,7 +229,7 @@ def test_top_layers_alone_are_trained_and_redrawn(own, model, tmp_path):  # noqa
 
 
 def test_a_run_ends_when_it_gets_no_better(own, tmp_path):
-  own.patience, own.learning_rate, own.epochs = 2, 0.0, 10.0
+  own.patience, own.learning_rate, own.epochs = 2, 1e-30, 10.0
   finetune.run(own, workdir=str(tmp_path / 'run'))
   steps = [r['step'] for r in read_metrics(tmp_path / 'run') if r['kind'] == 'eval']
   assert steps == [10, 20, 30]
