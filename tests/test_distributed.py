@@ -177,6 +177,16 @@ def test_after_a_kill_the_same_command_continues_bitwise(tmp_path, tiny_rows, fa
 
 
 @pytest.mark.slow
+def test_a_checkpoint_that_one_process_cannot_read_is_set_aside(tmp_path, tiny_rows):
+  folder = run(tmp_path / 'run', tiny_rows, 2, steps=12)
+  codes, errors = finish(launch(folder, tiny_rows, 2, fault='unread 1 12'))
+  assert codes[1] == 75 and codes[0] != 0, errors
+  assert 'step 12 is unreadable' in errors[1] and (folder / 'run/checkpoints/12.damaged').exists()
+  run(folder, tiny_rows, 2)
+  assert min(batches(folder, 2)) == 6 and checkpoint_steps(folder)[-1] == STEPS
+
+
+@pytest.mark.slow
 def test_a_stalled_process_is_named_and_all_end(tmp_path, tiny_rows):
   codes, errors = finish(
     launch(tmp_path / 'run', tiny_rows, 2, fault='stall 1 9', stall_seconds=40.0)

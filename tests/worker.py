@@ -3,7 +3,8 @@
   python -m tests.worker FOLDER FIELDS.json COORDINATOR PROCESSES --process=I
 
 FAULT="ACTION PROCESSES STEP" in the environment lets those processes term, kill or stall when they
-make the batch of a step, or kill right after they begin to save (`save`) at or after it.
+make the batch of a step, kill right after they begin to save (`save`) at or after it, or fail to
+read a checkpoint at or after it (`unread`).
 """
 
 import json
@@ -43,6 +44,14 @@ def main(folder, fields, coordinator, processes, process):
     fault('save', step)
 
   checkpoint.Checkpoints.save = saving
+  read = checkpoint.Checkpoints._read
+
+  def reading(self, step, **items):
+    if action == 'unread' and who and 'state' in items and step >= int(when):
+      raise checkpoint.UnreadableError(f'step {step} is unreadable.')
+    return read(self, step, **items)
+
+  checkpoint.Checkpoints._read = reading
 
   def iterate(make, start, stop=None, **kwargs):
     def noted(step):

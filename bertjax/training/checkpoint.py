@@ -5,9 +5,11 @@ restores a file with a flipped bit without a word, so `meta` carries a checksum 
 on the devices; a restore verifies it, and names and passes over a damaged checkpoint.
 """
 
+import contextlib
 import logging
 import os
 import shutil
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +25,10 @@ _log = logging.getLogger(__name__)
 
 class CheckpointError(OSError):
   """A checkpoint could not be written or read; the message says which and what is left."""
+
+
+class UnreadableError(CheckpointError):
+  """This process could not read a checkpoint."""
 
 
 @jax.jit
@@ -115,11 +121,13 @@ class Checkpoints:
 
   def meta(self, step: int) -> dict:
     """The JSON of one checkpoint."""
+    return self._read(step, meta=ocp.args.JsonRestore())['meta']
+
+  def _read(self, step: int, **items):
     try:
-      args = ocp.args.Composite(meta=ocp.args.JsonRestore())
-      return self._manager.restore(step, args=args)['meta']
+      return self._manager.restore(step, args=ocp.args.Composite(**items))
     except Exception as error:  # orbax, tensorstore and json each raise their own
-      raise CheckpointError(
+      raise UnreadableError(
         f'{self.directory}/{step}: unreadable ({_first_line(error)}).'
       ) from error
 
@@ -134,13 +142,7 @@ class Checkpoints:
       CheckpointError: if it cannot be read or an array differs from its checksum.
     """
     meta = self.meta(step)
-    try:
-      args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
-      state = self._manager.restore(step, args=args)['state']
-    except Exception as error:
-      raise CheckpointError(
-        f'{self.directory}/{step}: unreadable ({_first_line(error)}).'
-      ) from error
+    state = self._read(step, state=ocp.args.StandardRestore(abstract_state))['state']
     now = checksums(state)
     wrong = [name for name, value in meta['checksums'].items() if now.get(name) != value]
     if wrong:
@@ -165,6 +167,8 @@ class Checkpoints:
       except CheckpointError as error:
         damaged.append((step, error))
         _log.warning('%s Trying the one before.', error)
+        if isinstance(error, UnreadableError) and jax.process_count() > 1:
+          self._end_all(step)
       if not distributed.all_true(
         found is not None
       ):  # another process may have read the damaged part
@@ -180,6 +184,15 @@ class Checkpoints:
     raise CheckpointError(
       f'no checkpoint in {self.directory} is whole; the newest: {damaged[0][1]}'
     )
+
+  def _end_all(self, step: int) -> None:
+    """Sets a checkpoint aside and ends this process: others may wait for it within the read, where
+    no vote reaches them, and end with it. Launchers start all of them again."""
+    _log.error('Ending with code %d; start the same command again.', distributed.STOPPED_EXIT_CODE)
+    with contextlib.suppress(OSError):  # another process may have been faster
+      (self.directory / str(step)).rename(self.directory / f'{step}.damaged')
+    sys.stderr.flush()
+    os._exit(distributed.STOPPED_EXIT_CODE)  # Python's own end would wait for the others
 
   def _check_space(self, state) -> None:
     """Refuses before writing: a disk that fills half-way makes orbax's threads very loud."""
