@@ -556,10 +556,11 @@ def _check_documents(corpora: dict[tuple[str, int], examples.Corpus], source, se
         f'change data.heldout (now {settings.heldout}) or add documents.'
       )
   fewest = min(map(len, corpora.values()))
-  if fewest < least:
+  if fewest < least == 2:
     raise ValueError(
-      f'of {train + heldout} documents, one of the {len(corpora) - 1} shards of training rows got '
-      f'{fewest} and {least} are needed; set data.shards to fewer.'
+      f'next-sentence prediction draws its wrong answers from other documents, and one of '
+      f'{len(corpora) - 1} shards got {fewest} document(s); add text, use fewer shards '
+      '(--config.data.shards), or train without it (--config.nsp=False).'
     )
 
 
