@@ -228,11 +228,8 @@ def test_a_killed_run_resumes_bitwise(make, tmp_path, monkeypatch):
 def test_an_intermediate_task_gives_its_encoder_or_its_head_too(make, tmp_path):
   config = make('sst2')
   finetune.run(config, workdir=str(tmp_path / 'first'))
-  config.init_from, config.epochs, config.learning_rate = (
-    str(tmp_path / 'first' / 'model'),
-    1.0,
-    0.0,
-  )
+  config.init_from, config.epochs = str(tmp_path / 'first' / 'model'), 1.0
+  config.learning_rate = 1e-30  # changes nothing
   config.warmup_share = 0.0
   kept = dict(config.items())
   fresh = finetune.run(config, workdir=str(tmp_path / 'fresh'))
