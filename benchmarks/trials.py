@@ -30,16 +30,17 @@ FLAGS = {
   'steps': (30, 'of each run'),
   'batch_size': (8, 'examples'),
   'length': (64, 'tokens a row'),
+  'pack': (0, 'data.pack; -1 = as runs have it by default'),
   'only': ('', "do one run and stop, 'SEED,RATE': what each process does"),
   'out': ('', 'JSON file to write'),
 }
 
 
-def run(config, source, model, seeds, learning_rates, steps, batch_size, length, only, out):
+def run(config, source, model, seeds, learning_rates, steps, batch_size, length, pack, only, out):
   config = load_recipe(config)
   config.update({'init_from': model, 'batch_size': batch_size, 'seeds': seeds,
                  'learning_rates': learning_rates})  # fmt: skip
-  config.data.update({'source': source, 'length': length, 'buckets': '', 'pack': 0})
+  config.data.update({'source': source, 'length': length, 'buckets': '', 'pack': pack})
   if only:
     seed, rate = only.split(',')
     train(one_trial(config, int(seed), float(rate)), steps)
@@ -69,7 +70,7 @@ def run(config, source, model, seeds, learning_rates, steps, batch_size, length,
   rates = {name: [timed(work)] for name, work in contenders.items()}
   return report(
     'trials', rates, 'examples/s', out, trials=len(runs), steps=steps, batch_size=batch_size,
-    length=length,
+    length=length, pack=pack,
   )  # fmt: skip
 
 
