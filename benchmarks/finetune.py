@@ -39,20 +39,23 @@ FLAGS = {
   'length': (0, "tokens a row; 0 = the recipe's"),
   'max_train': (0, 'training examples; 0 = all'),
   'pack': (-1, 'data.pack of our whole runs'),
+  'over_padding': (0, "1 = SQuAD's loss as transformers has it, over padding too"),
   'out': ('', 'JSON file to write'),
 }
 
 
 def run(config, source, files, model, steps, seeds, first_seed, who, epochs, learning_rate,
-        batch_size, length, max_train, pack, out):  # fmt: skip
+        batch_size, length, max_train, pack, over_padding, out):  # fmt: skip
   name, config = config, load_recipe(config)
   config.update({'init_from': model, 'batch_size': batch_size, 'learning_rate': learning_rate,
                  'epochs': epochs, 'schedule': 'linear', 'seed': first_seed})  # fmt: skip
   config.data.update({'source': source, 'files': files, 'max_train': max_train, 'test': '',
                       'length': length or config.data.length})  # fmt: skip
   config.optimizer.name, config.log_every = 'adamw', 20
+  config.span_over_padding = bool(over_padding)
   result = {'config': name, 'learning_rate': learning_rate, 'batch_size': batch_size,
-            'length': config.data.length, 'max_train': max_train, 'pack': pack}  # fmt: skip
+            'length': config.data.length, 'max_train': max_train, 'pack': pack,
+            'over_padding': over_padding}  # fmt: skip
   if steps:
     result |= losses_side_by_side(config, steps)
   else:
