@@ -83,11 +83,9 @@ def theirs(config, batch: dict, steps: int, *, compiled: bool = False, device: s
   for name, parameter in model.named_parameters():
     (plain if 'bias' in name or 'LayerNorm' in name else decayed).append(parameter)
   groups = [{'params': plain, 'weight_decay': 0.0}, {'params': decayed, 'weight_decay': 0.01}]
-  adamw = torch.optim.AdamW(groups, lr=RATE, eps=1e-6, fused=device == 'cuda')
+  adamw = torch.optim.AdamW(groups, lr=0.0, eps=1e-6, fused=device == 'cuda')
   for parameter in model.parameters():  # its moments are there before anything is measured
     parameter.grad = torch.zeros_like(parameter)
-  for group in adamw.param_groups:
-    group['lr'] = 0.0
   adamw.step()
   adamw.zero_grad()
   for group in adamw.param_groups:

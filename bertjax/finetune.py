@@ -216,7 +216,10 @@ def run(config, *, workdir: str, **peers) -> dict[str, float]:
 
 def set_up(config) -> Setup:
   """Reads and checks everything that a run needs."""
-  check_ranges(config)
+  run_lib.check_least(config, 1, ('batch_size', 'log_every', 'keep'))
+  run_lib.check_least(config, 0, ('patience', 'eval_every', 'save_every'))
+  run_lib.check_least(config.data, 0, ('max_train',))
+  optimizer.check_rate('epochs', config.epochs)
   task, runs = rows.make_task(config), trials.list_trials(config)
   one = len(runs) == 1
   if one:
@@ -250,26 +253,14 @@ def set_up(config) -> Setup:
   )  # fmt: skip
 
 
-def check_ranges(config) -> None:
-  """Raises ValueError for numbers that are out of range."""
-  for least, names in ((1, ('batch_size', 'log_every', 'keep')),
-                       (0, ('patience', 'eval_every', 'save_every', 'max_train'))):  # fmt: skip
-    for name in names:
-      value = config.data.max_train if name == 'max_train' else config[name]
-      if value < least:
-        raise ValueError(f'{name} must be at least {least}, got {value}.')
-  if not 0 < config.epochs < math.inf:
-    raise ValueError(f'epochs must be above 0, got {config.epochs}.')
-
-
 def check_labels(source, params: dict, task) -> None:
   """Refuses a model whose output layer is for other labels than the task's, or in another order.
 
   Names that the model gives none of (`LABEL_0`, or all others) cannot be compared; that is logged.
   """
-  own, count = directory.read_labels(source)[0], params[task.head]['bias'].size
   if task.kind in ('span', 'choice'):
     return
+  own, count = directory.read_labels(source)[0], params[task.head]['bias'].size
   if count != task.num_labels:
     raise ValueError(f'{source} predicts {count} labels {own}, {task.name} has {task.num_labels}: '
                      f'{list(task.labels)}.')  # fmt: skip

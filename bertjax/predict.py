@@ -69,16 +69,16 @@ def run(
   given = options | ({'corpus': corpus} if corpus else {})
   item = (text, pair) if pair else (text,)
   calls.check(predictor, do, len(names) if input else len(item), given)
-  settings = given | {'model': model, 'do': do, 'columns': names, 'long': long,
-                      'batch_size': batch_size, 'files': streams.version(model)}  # fmt: skip
   if corpus:
     found = [texts[0] for texts in streams.read_items(corpus, names)]
-    settings['files'] += streams.version(corpus)
     options['corpus'] = predictor.index(found, options.get('pooling', 'mean'))
   if not input:
     [answer] = calls.call(predictor, do, [item], options)
     print(json.dumps(answer, ensure_ascii=False, indent=2))
     return
+  files = streams.version(model) + (streams.version(corpus) if corpus else [])
+  settings = given | {'model': model, 'do': do, 'columns': names, 'long': long,
+                      'batch_size': batch_size, 'files': files}  # fmt: skip
   count = streams.answer_file(
     lambda items: calls.call_each(predictor, do, items, options), input, output, names, settings
   )

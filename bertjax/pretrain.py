@@ -334,11 +334,8 @@ def finish(workdir, config, params, tokenizer, scores) -> None:
 
 def check_intervals(config) -> None:
   """Raises ValueError for counts that are out of range."""
-  for least, names in ((1, ('steps', 'log_every', 'eval_rows', 'keep')),
-                       (0, ('eval_every', 'save_every', 'stall_seconds', 'spike'))):  # fmt: skip
-    for name in names:
-      if not least <= config[name] < math.inf:
-        raise ValueError(f'{name} must be at least {least}, got {config[name]}.')
+  run_lib.check_least(config, 1, ('steps', 'log_every', 'eval_rows', 'keep'))
+  run_lib.check_least(config, 0, ('eval_every', 'save_every', 'stall_seconds', 'spike'))
   optimizer.check_rate('learning_rate', config.learning_rate)
   if config.on_divergence not in ('stop', 'skip'):
     raise ValueError(f"on_divergence must be 'stop' or 'skip', got {config.on_divergence!r}.")

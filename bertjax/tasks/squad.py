@@ -127,9 +127,8 @@ def _example(where: str, entry: dict, version_2: bool, optional: bool) -> Exampl
     raise ValueError(f'{where} has no list of answers; only the split test may lack them.')
   if not answers and not version_2:
     raise ValueError(f'{where} has no answer; that is for squad2.')
-  if not all(isinstance(answer, dict) for answer in answers):
-    raise ValueError(f'{where}: an answer must have a text and an answer_start.')
-  label = tuple((answer.get('text'), answer.get('answer_start')) for answer in answers)
+  fields = [answer if isinstance(answer, dict) else {} for answer in answers]
+  label = tuple((answer.get('text'), answer.get('answer_start')) for answer in fields)
   for text, start in label:
     if not isinstance(text, str) or not isinstance(start, int) or not text.strip():
       raise ValueError(f'{where}: an answer must have a text and an answer_start.')

@@ -3,6 +3,7 @@
 import itertools
 import json
 import logging
+import math
 from collections.abc import Callable, Iterable
 
 import jax
@@ -101,6 +102,13 @@ def flatten(config, names: Iterable[str]) -> dict:
     group = hasattr(value, 'items')
     flat |= {f'{name}.{k}': v for k, v in value.items()} if group else {name: value}
   return flat
+
+
+def check_least(config, least: float, names: Iterable[str]) -> None:
+  """Raises ValueError for a field below `least`, or one that is not finite."""
+  for name in names:
+    if not least <= config[name] < math.inf:
+      raise ValueError(f'{name} must be at least {least}, got {config[name]}.')
 
 
 def check_same(workdir, identity: dict) -> None:
