@@ -44,7 +44,7 @@ def our_program(config, batch: dict):
 
   state, shardings = loop.init_state(make_state, mesh_lib.sharder(mesh, PARAM_AXES))
   step = loop.make_train_step(
-    losses.pretraining_loss(bert), losses.pretraining_weights, transform,
+    *losses.pretraining_loss(bert), transform,
     optimizer.unit_schedule('constant', 1000, 0), mesh=mesh, state_shardings=shardings,
   )  # fmt: skip
   return step, state, loop.shard_batch(batch, mesh_lib.batch_sharding(mesh))

@@ -94,7 +94,7 @@ def parse(program, arguments: list[str]) -> dict:
   spec, arguments = _take_recipe(program.FLAGS.get('config', ('',))[0], arguments)
   if spec:
     config = load_recipe(spec)
-    fields = {f'config.{name}': value for name, value in _flatten(config)}
+    fields = {f'config.{name}': value for name, value in _flat(config).items()}
     _check_fields(arguments, fields)
     config_flags.DEFINE_config_dict(
       'config', config, flag_values=values, sys_argv=['bertjax', *arguments]
@@ -167,12 +167,10 @@ def _check_fields(arguments: list[str], fields) -> None:
       )
 
 
-def _flatten(config, prefix=''):
-  for name, value in config.items():
-    if hasattr(value, 'items'):
-      yield from _flatten(value, f'{prefix}{name}.')
-    else:
-      yield prefix + name, value
+def _flat(config) -> dict:
+  from flax.traverse_util import flatten_dict
+
+  return flatten_dict(config.to_dict(), sep='.')
 
 
 def _nearest(name: str, known) -> str:
@@ -215,7 +213,7 @@ def _help(verb: str, program, arguments: list[str]) -> str:
     )
     told |= _comments(owner.default_config)
     parts += ['', f'Fields of the config {spec}, with its values:']
-    for name, value in _flatten(load_recipe(spec)):
+    for name, value in _flat(load_recipe(spec)).items():
       parts.append(_field(f'--config.{name}', value, told.get(name, '')))
     folder = owner.__name__.rpartition('.')[2]
     recipes = sorted(p.stem for p in _recipes().glob(f'{folder}/*.py') if p.stem != '__init__')

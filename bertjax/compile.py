@@ -22,6 +22,7 @@ import types
 import jax
 import ml_collections
 import numpy as np
+from flax.traverse_util import flatten_dict
 from jax.experimental import topologies
 
 from bertjax import pretrain
@@ -99,7 +100,7 @@ def vary(config, sweep: str):
   Raises:
     ValueError: for a field that the config lacks or a value of another type.
   """
-  fields = dict(_flat(config))
+  fields = flatten_dict(config.to_dict(), sep='.')
   names, choices = [], []
   for item in filter(None, sweep.split(';')):
     name, _, values = item.strip().partition('=')
@@ -118,12 +119,6 @@ def vary(config, sweep: str):
     yield variant, ' '.join(f'{n}={v}' for n, v in zip(names, values, strict=True))
 
 
-def _flat(config, prefix=''):
-  for name, value in config.items():
-    nested = isinstance(value, ml_collections.ConfigDict)
-    yield from _flat(value, f'{prefix}{name}.') if nested else [(prefix + name, value)]
-
-
 def report_of(phase, devices, *, measure: bool = False) -> dict:
   """Compiles the step of one phase of a run; with `measure` also runs it on `devices`."""
   config = phase.config
@@ -134,10 +129,9 @@ def report_of(phase, devices, *, measure: bool = False) -> dict:
   make = pretrain.state_maker(config, bert, transform)
   shard = mesh_lib.sharder(mesh, encoder.PARAM_AXES)
   abstract, shardings = run_lib.abstract_state(make, shard)
-  terms = pretrain.loss_terms(config)
   step = loop.make_train_step(
-    losses.pretraining_loss(bert, terms), lambda b: losses.pretraining_weights(b, terms),
-    transform, optimizer.unit_schedule(config.schedule, config.steps, config.warmup_steps),
+    *losses.pretraining_loss(bert), transform,
+    optimizer.unit_schedule(config.schedule, config.steps, config.warmup_steps),
     mesh=mesh, state_shardings=shardings, accumulation=config.accumulation,
   )  # fmt: skip
   sharding, size = mesh_lib.batch_sharding(mesh), config.batch_size

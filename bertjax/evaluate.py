@@ -11,7 +11,6 @@ cross-entropy of the same tokens: what knowing only how often each token occurs 
 would give.
 """
 
-import functools
 import json
 
 import jax
@@ -23,6 +22,7 @@ from bertjax.data import batches as batches_lib
 from bertjax.data import store
 from bertjax.data.masking import unmasked
 from bertjax.data.tokenizer import Tokenizer
+from bertjax.finetuning import scoring
 from bertjax.interop import directory
 from bertjax.model import encoder, heads, losses
 from bertjax.training import checkpoint, distributed, loop
@@ -67,7 +67,7 @@ def _scores(config, workdir, model, which, rows, split, out) -> dict[str, float]
   if 'task' in config:
     if rows or which != 'best':
       raise ValueError('--rows and --which are for pre-training; a task has its best model.')
-    return finetune.evaluate(config, model or str(epath.Path(workdir) / 'model'), split, out)
+    return scoring.evaluate(config, model or str(epath.Path(workdir) / 'model'), split, out)
   if split or out:
     raise ValueError('--split and --out are for tasks; pre-training has held-out rows alone.')
   phases = pretrain.make_phases(config)
@@ -93,12 +93,7 @@ def _scores(config, workdir, model, which, rows, split, out) -> dict[str, float]
   else:
     bert, params = _directory_params(config, model, tokenizer, mesh)
 
-  terms = pretrain.loss_terms(config)
-  eval_step = loop.make_eval_step(
-    losses.pretraining_loss(bert, terms),
-    functools.partial(losses.pretraining_weights, terms=terms),
-    mesh=mesh,
-  )
+  eval_step = loop.make_eval_step(*losses.pretraining_loss(bert), mesh=mesh)
   loader = batches_lib.choose_loader(config.data.loader)
   scores = pretrain.evaluate_rows(eval_step, params, heldout, rows, mesh, loader)
   never = [tokenizer.pad_id, tokenizer.cls_id]

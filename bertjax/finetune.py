@@ -12,30 +12,22 @@ test in the official format, `report.html`, and `model/`, the best of the evalua
 main metric. `bertjax evaluate --workdir=DIR` scores it again, on any split.
 """
 
-import dataclasses
 import functools
-import hashlib
-import json
 import logging
 import math
-import re
-from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from etils import epath
-from jax.sharding import NamedSharding, PartitionSpec
 
 from bertjax.data import batches as batches_lib
 from bertjax.data import store
+from bertjax.finetuning.scoring import make_predict, score
+from bertjax.finetuning.setup import Setup, load_params, run_identity, set_up, state_maker
 from bertjax.interop import directory
-from bertjax.model import crf, encoder, heads, losses
-from bertjax.model.config import POOLED_HEADS
-from bertjax.tasks import batches, report, rows
-from bertjax.tasks import task as task_lib
-from bertjax.training import checkpoint, distributed, log, loop, optimizer, trials
+from bertjax.tasks import report, rows
+from bertjax.training import checkpoint, distributed, log, loop, trials
 from bertjax.training import mesh as mesh_lib
 from bertjax.training import run as run_lib
 
@@ -122,58 +114,6 @@ def default_config(task: str = 'sst2') -> ml_collections.ConfigDict:
   })  # fmt: skip
 
 
-class Setup(NamedTuple):
-  """All of a run that does not change while it trains.
-
-  Attributes:
-    config: the run's.
-    trials: (seed, learning rate) of each trial; one of an ordinary run.
-    task: with its data.
-    tokenizer: of `init_from`.
-    bert: the model with the task's head.
-    weights: config and parameters of `init_from`, as read.
-    mesh: the devices; with trials each holds some of them whole.
-    shard: trees of shapes to shardings.
-    loss: `loss_fn` and `loss_weights`.
-    transform: the optimizer.
-    schedule: step to factor of the peak rate.
-    columns: rows to train on.
-    batches: makes the training batches.
-    examples: of the dev split.
-    dev: these, encoded.
-    steps: of the run.
-  """
-
-  config: Any
-  trials: list[tuple[int, float]]
-  task: task_lib.Task
-  tokenizer: Any
-  bert: heads.Bert
-  weights: tuple
-  mesh: jax.sharding.Mesh
-  shard: Any
-  loss: tuple
-  transform: Any
-  schedule: Any
-  columns: dict[str, np.ndarray]
-  batches: batches.TaskBatches | batches.TrialBatches
-  examples: list[task_lib.Example]
-  dev: task_lib.Encoded
-  steps: int
-
-  @property
-  def many(self) -> bool:
-    return len(self.trials) > 1
-
-  @property
-  def per_epoch(self) -> int:
-    return -(-self.examples_to_train // self.config.batch_size)
-
-  @property
-  def examples_to_train(self) -> int:
-    return len(self.columns['input_ids']) // self.task.choices
-
-
 def run(config, *, workdir: str, **peers) -> dict[str, float]:
   """Fine-tunes, from a checkpoint in `workdir` if there is one; returns the best dev scores.
 
@@ -212,176 +152,6 @@ def run(config, *, workdir: str, **peers) -> dict[str, float]:
     alone = mesh_lib.make_mesh(devices=jax.devices()[:1])
     predict = make_predict(config, setup.bert, setup.task, alone)
   return finish(setup, workdir, predict, params, scores, history)
-
-
-def set_up(config) -> Setup:
-  """Reads and checks everything that a run needs."""
-  run_lib.check_least(config, 1, ('batch_size', 'log_every', 'keep'))
-  run_lib.check_least(config, 0, ('patience', 'eval_every', 'save_every'))
-  run_lib.check_least(config.data, 0, ('max_train',))
-  optimizer.check_rate('epochs', config.epochs)
-  task, runs = rows.make_task(config), trials.list_trials(config)
-  one = len(runs) == 1
-  if one:
-    mesh = mesh_lib.make_mesh(**config.mesh)
-    mesh_lib.check_batch_size(mesh, config.batch_size)
-  elif jax.process_count() > 1:
-    raise ValueError(f'trials run in one process, got {jax.process_count()}; start it on one host.')
-  elif dict(config.mesh) != dict(default_config().mesh):
-    raise ValueError('trials lie whole on the devices there are; leave mesh.* out.')
-  else:
-    mesh = trials.make_trials_mesh(len(runs))
-  tokenizer = directory.load_tokenizer(config.init_from)
-  weights = directory.load_weights(config.init_from)
-  bert = make_model(config, task, weights[0])
-  if not config.fresh_head and task.head in weights[1]:
-    check_labels(config.init_from, weights[1], task)
-  packing = (packed_length(config, task, bert.config), mesh_lib.replicas(mesh) if one else 1)
-  columns = rows.training_columns(config, task, tokenizer)
-  examples = task.read(config.data.dev)
-  task_lib.golds(examples)  # before anything compiles
-  dev = rows.encode(task, examples, tokenizer, config.data.length, config.data.dev)
-  local = local_examples(config, mesh) if one else None
-  each = [batches.make_batches(config, task, columns, seed, local, *packing) for seed, _ in runs]
-  steps = math.ceil(config.epochs * each[0].examples / config.batch_size)
-  schedule = optimizer.unit_schedule(config.schedule, steps, round(config.warmup_share * steps))
-  shard = mesh_lib.sharder(mesh, encoder.PARAM_AXES) if one else trials.sharder(mesh)
-  return Setup(
-    config, runs, task, tokenizer, bert, weights, mesh, shard,
-    make_loss(config, bert, task, columns), make_transform(config, bert), schedule, columns,
-    each[0] if one else batches.TrialBatches(each), examples, dev, steps,
-  )  # fmt: skip
-
-
-def check_labels(source, params: dict, task) -> None:
-  """Refuses a model whose output layer is for other labels than the task's, or in another order.
-
-  Names that the model gives none of (`LABEL_0`, or all others) cannot be compared; that is logged.
-  """
-  if task.kind in ('span', 'choice'):
-    return
-  own, count = directory.read_labels(source)[0], params[task.head]['bias'].size
-  if count != task.num_labels:
-    raise ValueError(f'{source} predicts {count} labels {own}, {task.name} has {task.num_labels}: '
-                     f'{list(task.labels)}.')  # fmt: skip
-  if not own or not task.labels or all(re.fullmatch(r'LABEL_\d+', name) for name in own):
-    return
-  theirs, ours = ([name.casefold() for name in names] for names in (own, task.labels))
-  if theirs != ours and set(theirs) & set(ours):
-    raise ValueError(
-      f'the labels of {source} are {own}, those of {task.name} {list(task.labels)}; they must be '
-      'the same in the same order.'
-    )
-  if theirs != ours:
-    _log.warning('%s calls the labels %s, taken for %s.', source, own, list(task.labels))
-
-
-def local_examples(config, mesh) -> np.ndarray:
-  """Which examples of a global batch this process brings."""
-  return mesh_lib.local_rows(mesh_lib.batch_sharding(mesh), config.batch_size)
-
-
-def make_model(config, task, encoder_config) -> heads.Bert:
-  """The model of `init_from` with the task's output layer."""
-  changes = {name: value for name, value in config.model.items() if value != -1.0}
-  changes['frozen'] = config.trained_layers == 0
-  if len(trials.list_trials(config)) > 1 and config.model.attention == 'auto':
-    changes['attention'] = 'xla'  # the mesh splits trials, which no kernel knows of
-  encoder_config = dataclasses.replace(encoder_config, **changes)
-  if config.data.length > encoder_config.max_positions:
-    raise ValueError(
-      f'data.length={config.data.length} is longer than the {encoder_config.max_positions} '
-      f'positions of {config.init_from}.'
-    )
-  for field in ('trained_layers', 'redraw_layers'):
-    if not -(field == 'trained_layers') <= config[field] <= encoder_config.num_layers:
-      raise ValueError(
-        f'{field}={config[field]}, but {config.init_from} has {encoder_config.num_layers} layers.'
-      )
-  return heads.Bert(
-    encoder_config, heads=(task.head,), pooler=task.head in POOLED_HEADS,
-    num_labels=task.num_labels,
-  )  # fmt: skip
-
-
-def packed_length(config, task, encoder_config) -> int:
-  """Tokens of a training row that holds several examples; 0 where a row holds one.
-
-  `data.pack=-1` is `data.length`, at least 128; but 0 with choices, a CRF or BiLSTM, and with
-  `span_over_padding`, where a row is one example.
-
-  Raises:
-    ValueError: if rows of `data.pack` tokens cannot hold every example, or may not hold several.
-  """
-  pack, most = config.data.pack, encoder_config.max_positions
-  alone = [
-    name for name, used in (('bilstm', encoder_config.bilstm), ('crf', encoder_config.crf),
-                            ('span_over_padding', config.span_over_padding)) if used
-  ]  # fmt: skip
-  if pack == -1:
-    return 0 if alone or task.choices > 1 else max(config.data.length, min(128, most))
-  least = config.data.length * task.choices
-  if pack and not least <= pack <= most:
-    raise ValueError(
-      f'data.pack={pack} must be -1, 0 or from {least}, the longest example, to {most}, the '
-      'positions of the model.'
-    )
-  if pack and alone:
-    raise ValueError(f'{alone[0]} reads a row as one example; set data.pack=0.')
-  return pack
-
-
-def factors_of(config, bert):
-  """How much of the learning rate each layer has; None if all have it whole."""
-  return encoder.layer_factors(
-    bert.config.num_layers, config.trained_layers, config.layer_decay, config.head_factor
-  )
-
-
-def make_transform(config, bert):
-  """The optimizer of a config, with the factors of its layers."""
-  transform = optimizer.make_optimizer(**config.optimizer.to_dict(), param_axes=encoder.PARAM_AXES)
-  factors = factors_of(config, bert)
-  return optimizer.scale_by_part(transform, factors) if factors else transform
-
-
-def make_loss(config, bert, task, columns):
-  """`(loss_fn, loss_weights)` of a task, parts with factor 0 cut off from the gradient."""
-  loss_fn, loss_weights = losses.task_loss(
-    bert, task.kind, choices=task.choices, span_over_padding=config.span_over_padding,
-    class_weights=rows.class_weights(config, task, columns),
-  )  # fmt: skip
-  factors = factors_of(config, bert)
-  if factors is None:
-    return loss_fn, loss_weights
-  cut = functools.partial(optimizer.stop_gradients, factors=factors)
-  return lambda params, batch, rng: loss_fn(cut(params), batch, rng), loss_weights
-
-
-def state_maker(setup: Setup):
-  """`make(params=None)`: the state at step 0, of trials stacked [K, ...]."""
-  init = functools.partial(heads.init_params, setup.bert)
-  make = functools.partial(run_lib.make_state, init, setup.transform)
-  if not setup.many:
-    return functools.partial(make, *setup.trials[0])
-  seeds, rates = (np.array(column) for column in zip(*setup.trials, strict=True))
-  return lambda *params: jax.vmap(make)(seeds, rates.astype(np.float32), *params)
-
-
-def load_params(setup: Setup) -> dict:
-  """The weights of `init_from`, with each trial's own new layers."""
-  config, head = setup.config, setup.task.head
-  initial = jax.device_get(jax.jit(lambda: state_maker(setup)().params)())
-  loaded = []
-  for trial in range(len(setup.trials)):
-    drawn = trials.take(initial, trial) if setup.many else initial
-    params = directory.load_params(
-      config.init_from, setup.bert, weights=setup.weights, tokenizer=setup.tokenizer,
-      fresh=('pooler', head), initial=drawn,
-      redraw=((head,) if config.fresh_head else ()) + (('pooler',) if config.redraw_layers else ()),
-    )  # fmt: skip
-    loaded.append(directory.redraw_layers(params, drawn, config.redraw_layers))
-  return jax.tree.map(lambda *x: np.stack(x), *loaded) if setup.many else loaded[0]
 
 
 def train(
@@ -438,58 +208,6 @@ def train(
   return step if stopped and step < setup.steps else None
 
 
-def make_predict(config, bert, task, mesh, many: bool = False):
-  """Returns (params, encoded) -> (logits [K, N, ...] in the order of rows, mean losses [K]).
-
-  K is the number of trials, 1 without. With a CRF the logits are its tags [K, N, L]. Only the
-  text's own positions are ranked as spans, unless `span_over_padding`. Every process gets all.
-  """
-  loss_fn, loss_weights = losses.task_loss(
-    bert, task.kind, choices=task.choices, span_over_padding=config.span_over_padding
-  )
-  apart = task.kind == 'span' and not config.span_over_padding
-
-  def step(params, batch):
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # kernels ask where they will run
-      logits = bert.apply({'params': params}, batch)[f'{task.head}_logits']
-      loss = loss_fn(params, batch, None)[0]['task']
-    if apart:
-      logits = jnp.where(batch['segment_ids'][..., None] > 0, logits, _NEVER)
-    return logits, loss, loss_weights(batch)['task']
-
-  everywhere = NamedSharding(mesh, PartitionSpec())
-  rows_sharding = everywhere if many else mesh_lib.batch_sharding(mesh)
-  compiled = jax.jit(
-    jax.vmap(step, (0, None)) if many else step, in_shardings=(None, rows_sharding),
-    out_shardings=everywhere,
-  )  # fmt: skip
-
-  def predict(params, encoded):
-    local = None if many else local_examples(config, mesh)
-    data = batches.make_batches(config, task, encoded.columns, local=local)
-    stream = map(data.in_order, range(data.steps))
-    if not many:
-      stream = loop.to_device(stream, mesh)
-    parts = jax.device_get([compiled(params, batch) for batch in stream])
-    if not many:
-      parts = jax.tree.map(lambda x: np.asarray(x)[None], parts)
-    logits = batches.gather(data, [part for part, _, _ in parts], _NEVER if apart else 0.0)
-    loss, weight = (sum(p[i].astype(np.float64) for p in parts) for i in (1, 2))
-    if bert.config.crf:
-      tagging = params['tagging'] if many else jax.tree.map(lambda x: x[None], params['tagging'])
-      chosen = [
-        crf.viterbi(trials.take(tagging, k), row, encoded.alignment >= 0)
-        for k, row in enumerate(logits)
-      ]
-      logits = np.stack(jax.device_get(chosen))
-    return logits, (loss / np.maximum(weight, 1e-9)).tolist()
-
-  return predict
-
-
-_NEVER = -1e9  # the logit of what cannot be chosen
-
-
 def metric_values(task, history) -> list[list[float]]:
   """The metric [evaluations, K] by which trials are chosen; -1, the least, of a diverged one."""
   return [
@@ -543,17 +261,6 @@ def finish(setup: Setup, workdir, predict, params, chosen: dict, history) -> dic
   return scores
 
 
-def score(task, examples, encoded, predict, params, threshold: float | None = None):
-  """(predictions, scores, logits); without a threshold the predictions have the one that is tuned
-  on the split, if the task has one."""
-  logits, loss = predict(params, encoded)
-  predictions = task.decode(examples, encoded, logits[0], threshold or 0.0)
-  scores = task.score(examples, predictions)
-  if threshold is None and 'best_f1_threshold' in scores:
-    predictions = task.decode(examples, encoded, logits[0], scores['best_f1_threshold'])
-  return predictions, scores | {'loss': loss[0]}, logits[0]
-
-
 def predict_test(setup: Setup, predict, params, threshold: float) -> list[tuple]:
   """[(split, examples, predictions)] of the test split; [] where the source lacks it."""
   config, task, split = setup.config, setup.task, setup.config.data.test
@@ -585,73 +292,3 @@ def trials_table(setup: Setup, history) -> dict:
 
   table = trials.summarise(setup.trials, metric, setup.config.patience, failed)
   return {'metric': task.metric, 'steps': [e['step'] for e in history]} | table
-
-
-def evaluate(config, model: str, split: str = '', out: str = '') -> dict[str, float]:
-  """Scores a model directory on a split of the config's task; writes its predictions into `out`.
-
-  A split without labels gets no scores ({}), so it needs `out`. Other splits than dev are answered
-  with the threshold that the run tuned on dev (SQuAD 2.0), from the metrics.json beside the model.
-  """
-  task, tokenizer = rows.make_task(config), directory.load_tokenizer(model)
-  mesh = mesh_lib.make_mesh(**config.mesh)
-  mesh_lib.check_batch_size(mesh, config.batch_size)
-  encoder_config, params = directory.load_weights(model)
-  if task.head not in params:
-    raise ValueError(f'{model} has no {task.head} head, it has {sorted(params)}.')
-  check_labels(model, params, task)
-  split = split or config.data.dev
-  bert = heads.Bert(
-    encoder_config, heads=(task.head,), pooler='pooler' in params, num_labels=task.num_labels
-  )
-  examples = task.read(split)
-  encoded = rows.encode(task, examples, tokenizer, config.data.length, split)
-  names = {'encoder', task.head, *({'pooler'} & set(params))}
-  params = mesh_lib.replicate({name: params[name] for name in names}, mesh)
-  predict = make_predict(config, bert, task, mesh)
-  threshold = None if split == config.data.dev else tuned_threshold(model)
-  if examples[0].label is None and out:
-    logits, _ = predict(params, encoded)
-    predictions, scores = task.decode(examples, encoded, logits[0], threshold or 0.0), {}
-  else:
-    predictions, scores, _ = score(task, examples, encoded, predict, params, threshold)
-  if out and jax.process_index() == 0:
-    paths = task.write(out, split, examples, predictions)
-    _log.info('predictions written to %s', ', '.join(map(str, paths)))
-  return scores
-
-
-def tuned_threshold(model) -> float:
-  """The null odds above which a run's model refuses to answer, tuned on its dev split; else 0."""
-  path = epath.Path(model).parent / 'metrics.json'
-  return json.loads(path.read_text()).get('best_f1_threshold', 0.0) if path.exists() else 0.0
-
-
-_SAME = ('task', 'init_from', 'fresh_head', 'redraw_layers', 'trained_layers', 'layer_decay',
-         'head_factor',
-         'epochs', 'batch_size', 'warmup_share', 'schedule', 'patience', 'class_weights',
-         'optimizer', 'model', 'span_over_padding')  # fmt: skip
-_FREE = ('model.attention', 'model.remat', 'model.unroll')  # change no result
-
-
-def run_identity(setup: Setup) -> dict:
-  """Flat {field: value} of all that may not change between a start and its resumption."""
-  digests = {}
-  for split, columns in (('rows', setup.columns), ('dev', setup.dev.columns)):
-    digest = hashlib.sha256()
-    for name in sorted(columns):
-      digest.update(np.ascontiguousarray(columns[name]))
-    digests[split] = digest.hexdigest()[:16]
-  flat = run_lib.flatten(setup.config, _SAME)
-  flat = {name: value for name, value in flat.items() if name not in _FREE}
-  return flat | {
-    'data.pack': setup.config.data.pack, 'data.buckets': setup.config.data.buckets,
-    'trials': [list(trial) for trial in setup.trials],
-    'tokenizer': setup.tokenizer.fingerprint, **digests,
-  }  # fmt: skip
-
-
-def prepare_rows(config, out: str) -> dict:
-  """Writes the training rows of a task for `data.prepared`; returns the manifest."""
-  tokenizer = directory.load_tokenizer(config.init_from)
-  return rows.prepare(config, rows.make_task(config), tokenizer, out)

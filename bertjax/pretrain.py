@@ -15,10 +15,12 @@ import functools
 import logging
 import math
 import re
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import ml_collections
+import optax
 from etils import epath
 
 from bertjax import prepare
@@ -205,6 +207,66 @@ def run(config, *, workdir: str, **peers) -> dict[str, float]:
   if config.compile_cache:
     jax.config.update('jax_compilation_cache_dir', config.compile_cache)
   workdir = epath.Path(workdir)
+  setup = set_up(config)
+  run_lib.check_same(workdir, setup.identity)
+  distributed.agree('configuration', [setup.identity, config.to_dict()])
+  workdir.mkdir(parents=True, exist_ok=True)
+  checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints', keep=config.keep)
+  state, shardings, meta = start(setup, checkpoints)
+  if jax.process_index() == 0:
+    log.write_run(workdir / 'run.json', config.to_dict(), identity=setup.identity)
+  loss = losses.pretraining_loss(setup.bert)
+  train_step = loop.make_train_step(
+    *loss, setup.transform, setup.schedule, mesh=setup.mesh, state_shardings=shardings,
+    accumulation=config.accumulation,
+  )  # fmt: skip
+  eval_step = loop.make_eval_step(*loss, mesh=setup.mesh)
+  run_log = log.RunLog(
+    workdir, steps=config.steps, start=int(state.step), active=jax.process_index() == 0
+  )
+  skipped = meta.get('skipped', [])  # batches that are left out, see `on_divergence`
+  scores, stopped = {}, False
+  try:
+    for phase in setup.phases:
+      if not stopped and int(state.step) < phase.stop:
+        state, scores, stopped = train(
+          setup, phase, state, train_step, eval_step, checkpoints, skipped, run_log
+        )
+  finally:
+    checkpoints.close()  # first: it waits for what is still being written
+    run_log.close()
+  run_lib.exit_if_stopped(int(state.step) if stopped and state.step < config.steps else None)
+  if not scores:  # a run that had already ended
+    scores = evaluator(setup, setup.phases[-1], eval_step)(state.params)
+  finish(workdir, setup.bert.config, state.params, setup.tokenizer, scores)
+  return scores
+
+
+class Phase(NamedTuple):
+  """Steps start..stop-1 of a run, on rows of one length."""
+
+  start: int
+  stop: int
+  config: ml_collections.ConfigDict  # the run's as of then
+  folder: epath.Path | None = None  # of the prepared rows
+
+
+class Setup(NamedTuple):
+  """All of a run that does not change while it trains."""
+
+  config: ml_collections.ConfigDict
+  phases: list[Phase]
+  tokenizer: Tokenizer
+  bert: heads.Bert
+  transform: optax.GradientTransformation
+  schedule: Callable  # step to factor of the peak rate
+  loader: str
+  mesh: jax.sharding.Mesh
+  identity: dict
+
+
+def set_up(config) -> Setup:
+  """Checks a config, prepares its text if need be, and makes what a run needs."""
   mesh = mesh_lib.make_mesh(**config.mesh)
   phases = make_phases(config)
   for phase in phases:
@@ -216,91 +278,11 @@ def run(config, *, workdir: str, **peers) -> dict[str, float]:
   for phase in phases:  # raises now what it would raise after a long preparation
     make_model(phase.config, vocab_size=1)
     Masking(**phase.config.masking)
-  folders = [prepared_folder(phase.config) for phase in phases]
-  tokenizer = Tokenizer.from_dir(folders[0])
+  phases = [phase._replace(folder=prepared_folder(phase.config)) for phase in phases]
+  tokenizer = Tokenizer.from_dir(phases[0].folder)
   bert = make_model(config, tokenizer.vocab_size)
-
-  identity = run_identity(config, bert.config, phases, folders)
-  run_lib.check_same(workdir, identity)
-  distributed.agree('configuration', [identity, config.to_dict()])
-  workdir.mkdir(parents=True, exist_ok=True)
-  checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints', keep=config.keep)
-  state, shardings, meta = start(config, bert, transform, mesh, checkpoints, tokenizer)
-  skipped = meta.get('skipped', [])
-  if jax.process_index() == 0:
-    log.write_run(workdir / 'run.json', config.to_dict(), identity=identity)
-
-  terms = loss_terms(config)
-  loss_fn = losses.pretraining_loss(bert, terms)
-  loss_weights = functools.partial(losses.pretraining_weights, terms=terms)
-  train_step = loop.make_train_step(
-    loss_fn, loss_weights, transform, schedule, mesh=mesh, state_shardings=shardings,
-    accumulation=config.accumulation,
-  )  # fmt: skip
-  eval_step = loop.make_eval_step(loss_fn, loss_weights, mesh=mesh)
-
-  def save(state, step, scores):
-    if config.check_replicas:
-      distributed.check_replicas(state.params)
-    meta = {'identity': identity, 'config': config.to_dict(), 'next_batch': step}
-    meta['skipped'] = skipped  # batches that were left out, see `on_divergence`
-    last = step > phases[-1].start  # losses on rows of two lengths cannot be compared
-    checkpoints.save(step, state, meta, scores if last else None)
-
-  run_log = log.RunLog(
-    workdir, steps=config.steps, start=int(state.step), active=jax.process_index() == 0
-  )
-  scores, stopped = {}, False
-  try:
-    for phase, folder in zip(phases, folders, strict=True):
-      train = make_batches(phase.config, folder, 'train', tokenizer, mesh)
-      heldout = make_batches(phase.config, folder, 'heldout', tokenizer, mesh)
-      evaluate = functools.partial(
-        evaluate_rows, eval_step, heldout=heldout, rows=config.eval_rows, mesh=mesh, loader=loader
-      )
-      if stopped or int(state.step) >= phase.stop:
-        continue
-      run_log.tokens_per_step = phase.config.batch_size * phase.config.data.length
-      run_log.flops_per_step = phase.config.batch_size * flops.train_flops(
-        bert.config, phase.config.data.length, phase.config.masking.max_predictions
-      )
-
-      def fit(state, phase=phase, train=train, evaluate=evaluate):
-        left_out = sum(s['batches'] for s in skipped if s['step'] >= phase.start)
-        next_batch = max(int(state.step), phase.start) - phase.start + left_out
-        with (
-          contextlib.closing(
-            batches_lib.iterate(train.training, next_batch, loader=loader)
-          ) as stream,
-          distributed.Watch(config.stall_seconds) as watch,
-        ):
-          return loop.fit(
-            state, train_step,
-            loop.to_device(run_log.watched(stream), mesh),
-            steps=phase.stop, log=run_log, log_every=config.log_every, evaluate_fn=evaluate,
-            eval_every=config.eval_every, save=save, save_every=config.save_every, watch=watch.at,
-            spike=config.spike, one_program=config.one_program,
-          )  # fmt: skip
-
-      skip = config.on_divergence == 'skip'
-      state, scores, stopped = run_lib.recovering(
-        fit, state, checkpoints, skipped if skip else None, run_log, phase.start
-      )
-  finally:
-    checkpoints.close()  # first: it waits for what is still being written
-    run_log.close()
-  run_lib.exit_if_stopped(int(state.step) if stopped and state.step < config.steps else None)
-  scores = scores or evaluate(state.params)  # a run that had already ended
-  finish(workdir, bert.config, state.params, tokenizer, scores)
-  return scores
-
-
-class Phase(NamedTuple):
-  """Steps start..stop-1 of a run, on rows of one length; `config` is the run's as of then."""
-
-  start: int
-  stop: int
-  config: ml_collections.ConfigDict
+  identity = run_identity(config, bert.config, phases)
+  return Setup(config, phases, tokenizer, bert, transform, schedule, loader, mesh, identity)
 
 
 def make_phases(config) -> list[Phase]:
@@ -320,6 +302,56 @@ def make_phases(config) -> list[Phase]:
   later.batch_size, later.masking.max_predictions = long.batch_size, long.max_predictions
   later.data.update(length=long.length, prepared=long.prepared)
   return [Phase(0, switch, config), Phase(switch, config.steps, later)]
+
+
+def train(setup, phase, state, train_step, eval_step, checkpoints, skipped: list, run_log):
+  """Trains to the end of a phase; returns what `loop.fit` does. `skipped` grows at divergences."""
+  config, mesh = setup.config, setup.mesh
+  size, length = phase.config.batch_size, phase.config.data.length
+  run_log.tokens_per_step = size * length
+  run_log.flops_per_step = size * flops.train_flops(
+    setup.bert.config, length, phase.config.masking.max_predictions
+  )
+  batches = make_batches(phase.config, phase.folder, 'train', setup.tokenizer, mesh)
+  evaluate = evaluator(setup, phase, eval_step)
+
+  def save(state, step, scores):
+    if config.check_replicas:
+      distributed.check_replicas(state.params)
+    meta = {'identity': setup.identity, 'config': config.to_dict(), 'next_batch': step,
+            'skipped': skipped}  # fmt: skip
+    last = step > setup.phases[-1].start  # losses on rows of two lengths cannot be compared
+    checkpoints.save(step, state, meta, scores if last else None)
+
+  def fit(state):
+    left_out = sum(s['batches'] for s in skipped if s['step'] >= phase.start)
+    next_batch = max(int(state.step), phase.start) - phase.start + left_out
+    with (
+      contextlib.closing(
+        batches_lib.iterate(batches.training, next_batch, loader=setup.loader)
+      ) as stream,
+      distributed.Watch(config.stall_seconds) as watch,
+    ):
+      return loop.fit(
+        state, train_step, loop.to_device(run_log.watched(stream), mesh), steps=phase.stop,
+        log=run_log, log_every=config.log_every, evaluate_fn=evaluate,
+        eval_every=config.eval_every, save=save, save_every=config.save_every, watch=watch.at,
+        spike=config.spike, one_program=config.one_program,
+      )  # fmt: skip
+
+  skip = config.on_divergence == 'skip'
+  return run_lib.recovering(
+    fit, state, checkpoints, skipped if skip else None, run_log, phase.start
+  )
+
+
+def evaluator(setup, phase, eval_step):
+  """`evaluate(params)` on the held-out rows of a phase."""
+  heldout = make_batches(phase.config, phase.folder, 'heldout', setup.tokenizer, setup.mesh)
+  return functools.partial(
+    evaluate_rows, eval_step, heldout=heldout, rows=setup.config.eval_rows, mesh=setup.mesh,
+    loader=setup.loader,
+  )  # fmt: skip
 
 
 def finish(workdir, config, params, tokenizer, scores) -> None:
@@ -449,20 +481,21 @@ def state_maker(config, bert, transform):
   return functools.partial(run_lib.make_state, init, transform, config.seed, config.learning_rate)
 
 
-def start(config, bert, transform, mesh, checkpoints, tokenizer):
+def start(setup, checkpoints):
   """The state of the newest checkpoint, else with the weights of `init_from`, else random."""
-  make = state_maker(config, bert, transform)
+  config = setup.config
+  make = state_maker(config, setup.bert, setup.transform)
 
   def load():
     _log.info('starting from the weights of %s', config.init_from)
     initial = jax.device_get(jax.jit(make)().params) if config.init_resize else None
     return directory.load_params(
-      config.init_from, bert, tokenizer=tokenizer, resize=config.init_resize, initial=initial
-    )
+      config.init_from, setup.bert, tokenizer=setup.tokenizer, resize=config.init_resize,
+      initial=initial,
+    )  # fmt: skip
 
-  loader = load if config.init_from else None
-  shard = mesh_lib.sharder(mesh, encoder.PARAM_AXES)
-  return run_lib.start(make, shard, checkpoints, loader)
+  shard = mesh_lib.sharder(setup.mesh, encoder.PARAM_AXES)
+  return run_lib.start(make, shard, checkpoints, load if config.init_from else None)
 
 
 # What a resumed run must share with the one it goes on with.
@@ -470,18 +503,19 @@ _SAME = ('init_from', 'init_resize', 'nsp', 'objective', 'seed', 'batch_size', '
          'learning_rate', 'warmup_steps', 'schedule', 'optimizer', 'masking')  # fmt: skip
 
 
-def run_identity(config, encoder_config, phases, folders) -> dict:
+def run_identity(config, encoder_config, phases) -> dict:
   """Flat {field: value} of all that may not change between a start and its resumption."""
   flat = run_lib.flatten(config, _SAME)
   model = dataclasses.asdict(encoder_config)
   free = ('attention', 'classifier_dropout', 'remat', 'unroll', *_OF_TASKS)  # change nothing here
   flat |= {f'model.{k}': v for k, v in model.items() if k not in free}
-  manifests = [store.read_manifest(folder) for folder in folders]
+  manifests = [store.read_manifest(phase.folder) for phase in phases]
   flat |= {'tokenizer': manifests[0]['tokenizer'], 'rows': store.manifest_hash(manifests[0])}
   if len(phases) == 1:
     return flat
   if manifests[1]['tokenizer'] != flat['tokenizer']:
-    raise ValueError(f'{folders[0]} and {folders[1]} were prepared with different tokenizers.')
+    folders = f'{phases[0].folder} and {phases[1].folder}'
+    raise ValueError(f'{folders} were prepared with different tokenizers.')
   long = {'start': phases[1].start, 'batch_size': config.long.batch_size}
   long |= {
     'max_predictions': config.long.max_predictions,

@@ -117,7 +117,8 @@ def begin(tiny_rows, tmp_path):
     checkpoints = checkpoint.Checkpoints(tmp_path / 'checkpoints')
     bert = pretrain.make_model(config, tokenizer.vocab_size)
     transform = pretrain.make_transform(config)
-    state, _, _ = pretrain.start(config, bert, transform, one, checkpoints, tokenizer)
+    setup = pretrain.Setup(config, [], tokenizer, bert, transform, None, '', one, {})
+    state, _, _ = pretrain.start(setup, checkpoints)
     checkpoints.close()
     return jax.device_get(state.params)
 

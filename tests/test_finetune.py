@@ -12,6 +12,7 @@ import pytest
 from bertjax import finetune, prepare
 from bertjax.__main__ import load_recipe, main
 from bertjax.data.tokenizer import Tokenizer
+from bertjax.finetuning import scoring
 from bertjax.interop import directory, google
 from bertjax.model.config import EncoderConfig
 from bertjax.model.heads import Bert, init_params
@@ -141,7 +142,7 @@ def test_a_sentence_task_is_learnt_scored_written_and_saved(make, tmp_path):
                           ('0|1|2', r"predicts 2 labels \['0', '1'\], table has 3")):  # fmt: skip
     config.data.options = f'text=sentence,labels={labels}'
     with pytest.raises(ValueError, match=message):
-      finetune.evaluate(config, trained)
+      scoring.evaluate(config, trained)
     config.init_from, config.fresh_head = trained, False
     with pytest.raises(ValueError, match=message):
       finetune.set_up(config)
@@ -157,9 +158,7 @@ def test_other_splits_are_answered_with_the_threshold_tuned_on_dev(make, tmp_pat
     tmp_path / 'run' / 'predictions' / split / 'predictions.json' for split in ('dev', 'test')
   ]
   assert files[0].read_text() == files[1].read_text()
-  again = finetune.evaluate(
-    config, str(tmp_path / 'run' / 'model'), 'test', str(tmp_path / 'again')
-  )
+  again = scoring.evaluate(config, str(tmp_path / 'run' / 'model'), 'test', str(tmp_path / 'again'))
   assert (tmp_path / 'again' / 'test' / 'predictions.json').read_text() == files[1].read_text()
   assert again['f1'] == pytest.approx(scores['best_f1'])  # at the threshold of dev
 

@@ -26,6 +26,10 @@ ALLOWED = {
     'bertjax.model', 'bertjax.data', 'bertjax.interop', 'bertjax.tasks',
   },
   'tasks': {'numpy', 'scipy', 'etils', 'matplotlib', 'bertjax.data'},
+  'finetuning': {
+    'jax', 'numpy', 'etils',
+    'bertjax.model', 'bertjax.data', 'bertjax.interop', 'bertjax.tasks', 'bertjax.training',
+  },
 }  # fmt: skip
 TENSORFLOW = {'data/graph_tokenizer.py', 'data/pipeline.py', 'interop/google.py'}
 PROGRAMS = {path.stem for path in PACKAGE.glob('*.py')} - {'__init__', '__main__'}

@@ -44,7 +44,7 @@ def program(config, sizes, devices, accumulation=1, name='bert'):
   mesh = mesh_lib.make_mesh(*sizes, devices=jax.devices()[:devices])
   bert = Bert(config)
   transform = make_optimizer(name, param_axes=PARAM_AXES)
-  loss_fn = losses.pretraining_loss(bert)
+  loss = losses.pretraining_loss(bert)
 
   def make_state():
     params = init_params(bert, jax.random.key(0))
@@ -53,10 +53,10 @@ def program(config, sizes, devices, accumulation=1, name='bert'):
   shard = mesh_lib.sharder(mesh, PARAM_AXES)
   _, shardings = loop.init_state(make_state, shard)
   train_step = loop.make_train_step(
-    loss_fn, losses.pretraining_weights, transform, unit_schedule('google', 40, 4), mesh=mesh,
+    *loss, transform, unit_schedule('google', 40, 4), mesh=mesh,
     state_shardings=shardings, accumulation=accumulation,
   )  # fmt: skip
-  eval_step = loop.make_eval_step(loss_fn, losses.pretraining_weights, mesh=mesh)
+  eval_step = loop.make_eval_step(*loss, mesh=mesh)
   return train_step, eval_step, lambda: loop.init_state(make_state, shard)[0], mesh
 
 

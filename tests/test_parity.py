@@ -290,7 +290,7 @@ def test_twenty_training_steps_follow_pytorchs(tmp_path, vocab, optimizer):
     mesh.sharder(one, PARAM_AXES),
   )
   step = loop.make_train_step(
-    losses.pretraining_loss(Bert(config)), losses.pretraining_weights, transform, schedule,
+    *losses.pretraining_loss(Bert(config)), transform, schedule,
     mesh=one, state_shardings=shardings,
   )  # fmt: skip
   kept = [p for n, p in model.named_parameters() if 'bias' in n or 'LayerNorm' in n]

@@ -18,7 +18,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from bertjax import prepare, pretrain
-from bertjax.data import store
+from bertjax.data import encode, shards, sources, store
 from bertjax.data.spill import Spill
 from bertjax.data.tokenizer import Tokenizer
 
@@ -118,7 +118,7 @@ def test_two_preparations_are_the_same_bytes(make):
 @pytest.fixture
 def small_batches(monkeypatch):
   """Some twenty batches of text, so that there is work to divide."""
-  monkeypatch.setattr(prepare, '_BATCH_CHARS', 5000)
+  monkeypatch.setattr(shards, '_BATCH_CHARS', 5000)
 
 
 def test_rows_are_the_same_for_any_number_of_workers(make, small_batches, tmp_path, monkeypatch):
@@ -162,12 +162,13 @@ KILLED = """if True:
   import json, os, signal, sys
   sys.modules['tensorflow_text'] = None  # starts sooner; the rows are the same
   from bertjax import prepare
+  from bertjax.data import shards
   from bertjax.data.spill import Spill
   from bertjax.data.store import Writer
   from bertjax.data.tokenizer import Tokenizer
 
   what, source, vocab, folder, settings = sys.argv[1:]
-  prepare._BATCH_CHARS, prepare._COMMIT_SECONDS = 5000, 0
+  shards._BATCH_CHARS, shards._COMMIT_SECONDS = 5000, 0
   commit, add_shard, calls = Spill.commit, Writer.add_shard, []
 
   def kill():
@@ -208,14 +209,14 @@ def test_a_killed_preparation_goes_on_to_the_bytes_of_an_undisturbed_one(
   journal = tmp_path / 'rows.incomplete' / 'spill-0-of-1' / 'journal.json'
   tokenised = json.loads(journal.read_text())['texts']
 
-  def record(name):
-    function, calls = getattr(prepare, name), []
-    monkeypatch.setattr(prepare, name, lambda *args: calls.append(args[-1]) or function(*args))
+  def record(module, name):
+    function, calls = getattr(module, name), []
+    monkeypatch.setattr(module, name, lambda *args: calls.append(args[-1]) or function(*args))
     return calls
 
-  encoded, built = record('_encode'), record('_build_shard')
+  encoded, built = record(encode, 'encode'), record(shards, '_build_shard')
   if what == 'building':
-    monkeypatch.setattr(prepare.sources, 'read_documents', None)  # it is not called
+    monkeypatch.setattr(sources, 'read_documents', None)  # it is not called
   folder, _ = make(shards=3)
   assert contents(folder) == contents(whole)
   assert sum(map(len, encoded)) == 40 - tokenised  # nothing is done twice
@@ -232,7 +233,7 @@ def test_work_begun_with_another_plan_is_refused_by_name_and_kept(
     raise KeyboardInterrupt
 
   with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-    patch.setattr(prepare, '_build_shard', interrupt)
+    patch.setattr(shards, '_build_shard', interrupt)
     make()
   begun = contents(tmp_path / 'rows.incomplete')
   assert any(name.endswith('.tokens') for name in begun)
@@ -259,7 +260,7 @@ def test_a_folder_prepared_otherwise_is_refused_and_kept(make, tmp_path):
 
 
 def test_two_runs_that_want_the_same_rows_prepare_them_once(config, monkeypatch, tmp_path):
-  waiting, made, write_shards = threading.Event(), [], prepare._write_shards
+  waiting, made, write_shards = threading.Event(), [], shards._write_shards
   monkeypatch.setattr(store._log, 'info', lambda *_: waiting.set())  # another process is preparing
 
   def write_when_the_other_waits(*args):
@@ -267,7 +268,7 @@ def test_two_runs_that_want_the_same_rows_prepare_them_once(config, monkeypatch,
     assert waiting.wait(60)
     return write_shards(*args)
 
-  monkeypatch.setattr(prepare, '_write_shards', write_when_the_other_waits)
+  monkeypatch.setattr(shards, '_write_shards', write_when_the_other_waits)
   with concurrent.futures.ThreadPoolExecutor(2) as pool:
     one, two = pool.map(cached, [config, config])
   assert one == two and len(made) == 1 and len(store.Rows(one, 'train')) > 0
@@ -276,7 +277,7 @@ def test_two_runs_that_want_the_same_rows_prepare_them_once(config, monkeypatch,
 
 def test_a_huge_sentence_has_the_ids_it_has_uncut(make, monkeypatch):
   uncut, _ = make('uncut')
-  monkeypatch.setattr(prepare, '_PIECE_CHARS', 20)
+  monkeypatch.setattr(encode, '_PIECE_CHARS', 20)
   assert contents(make('cut')[0]) == contents(uncut)
 
 
@@ -287,8 +288,8 @@ def test_a_huge_sentence_has_the_ids_it_has_uncut(make, monkeypatch):
   deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_pieces_of_a_sentence_have_its_ids(tokenizer, monkeypatch, sentence):
-  monkeypatch.setattr(prepare, '_PIECE_CHARS', 4)
-  pieces = prepare._cut(sentence)
+  monkeypatch.setattr(encode, '_PIECE_CHARS', 4)
+  pieces = encode._cut(sentence)
   assert [id for ids in tokenizer.encode(pieces) for id in ids] == tokenizer.encode([sentence])[0]
 
 
@@ -320,7 +321,7 @@ def test_a_million_empty_documents_are_none(make, tmp_path, texts):
 def test_rows_are_the_same_without_tensorflow_text(make, monkeypatch):
   assert importlib.util.find_spec('tensorflow_text')
   tensorflow, _ = make('with')
-  monkeypatch.setattr(prepare.importlib.util, 'find_spec', lambda name: None)
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
   monkeypatch.setattr('bertjax.data.graph_tokenizer.make_flat_encoder', None)  # it is not called
   without, _ = make('without')
   assert contents(tensorflow) == contents(without)

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from bertjax import pretrain
-from bertjax.__main__ import _flatten, load_recipe, main, parse
+from bertjax.__main__ import _flat, load_recipe, main, parse
 from bertjax.data import store
 from bertjax.inference.predictor import Predictor
 from bertjax.training.log import read_metrics
@@ -464,7 +464,7 @@ def test_help_tells_every_flag(verb, capsys):
 def test_help_tells_every_config_field_with_its_value_and_a_reason(capsys):
   main(['pretrain', '--config=bert_mini', '--help'])
   lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith('  --config.')]
-  assert len(lines) == len(list(_flatten(load_recipe('bert_mini'))))
+  assert len(lines) == len(list(_flat(load_recipe('bert_mini'))))
   assert [line for line in lines if len(line.split(None, 1)) < 2] == []
   assert any(line.startswith('  --config.batch_size=16 ') for line in lines)
 

@@ -40,7 +40,7 @@ def compiled(mesh, length, **changes):
   shapes = jax.eval_shape(make_state)
   shardings = mesh_lib.sharder(mesh, PARAM_AXES)(shapes)
   step = loop.make_train_step(
-    losses.pretraining_loss(bert), losses.pretraining_weights, transform,
+    *losses.pretraining_loss(bert), transform,
     unit_schedule('google', 10, 1), mesh=mesh, state_shardings=shardings,
   )  # fmt: skip
   rows, slots = (ROWS, length), (ROWS, length * 3 // 20)

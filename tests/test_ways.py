@@ -12,6 +12,7 @@ import pytest
 from bertjax import finetune
 from bertjax.__main__ import load_recipe, main
 from bertjax.data import batches as data_batches
+from bertjax.finetuning import scoring
 from bertjax.interop import directory
 from bertjax.model import losses
 from bertjax.model.encoder import PARAM_AXES, layer_factors
@@ -329,7 +330,7 @@ def test_tags_are_chosen_by_a_crf(make, tmp_path):  # noqa: F811
   config.model.crf, config.epochs = True, 10.0
   scores = finetune.run(config, workdir=str(tmp_path / 'run'))
   assert scores['f1'] > 0.8
-  again = finetune.evaluate(config, str(tmp_path / 'run' / 'model'))
+  again = scoring.evaluate(config, str(tmp_path / 'run' / 'model'))
   assert again['f1'] == pytest.approx(scores['f1'])
 
 

@@ -26,17 +26,11 @@ KINDS = (*PAIR_KINDS, 'doc_sentences', 'full_sentences')
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-  """Documents end to end; the arrays may be memory-mapped.
+  """Documents end to end; the arrays may be memory-mapped."""
 
-  Attributes:
-    tokens: ids of all sentences [T].
-    sentences: where each sentence starts in `tokens`, and T: int64 [N + 1].
-    documents: where each document starts in `sentences`, and N: int64 [M + 1].
-  """
-
-  tokens: np.ndarray
-  sentences: np.ndarray
-  documents: np.ndarray
+  tokens: np.ndarray  # ids of all sentences [T]
+  sentences: np.ndarray  # where each sentence starts in `tokens`, and T: int64 [N + 1]
+  documents: np.ndarray  # where each document starts in `sentences`, and N: int64 [M + 1]
 
   @classmethod
   def of(cls, documents: Sequence[Sequence[Sequence[int]]]) -> 'Corpus':

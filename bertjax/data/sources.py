@@ -24,6 +24,7 @@ import itertools
 import json
 import logging
 import pathlib
+import platform
 import re
 import sysconfig
 import zlib
@@ -332,3 +333,19 @@ def embedded_documents() -> Iterator[str]:
 def _plain(text: str) -> str:
   """Drops rulers under headings, which would be learnt as words."""
   return re.sub(r'(?m)^\s*([*=~^"+#-])\1{2,}\s*$', '', text)
+
+
+def list_source(source: str) -> list[tuple[str, int, float]]:
+  """(name, bytes, time of change) of all that a source reads; bytes are 0 for what is no file."""
+  files = []
+  for part in split_source(source):
+    if part == 'embedded':
+      files.append((f'Python {platform.python_version()}', 0, 0))
+      continue
+    path = part.removeprefix('tfds:').partition(':')[0] if part.startswith('tfds:') else part
+    if path != part:
+      files.append((part, 0, 0))  # with its version and split
+    if path == part or epath.Path(path).is_dir():
+      stats = [(str(p), p.stat()) for p in list_files(path)]
+      files += [(name, stat.length, stat.mtime) for name, stat in stats]
+  return files

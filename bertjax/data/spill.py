@@ -18,6 +18,11 @@ _KINDS = ('tokens', 'sentences', 'documents')
 Part = tuple[np.ndarray, np.ndarray, np.ndarray]  # tokens, sentence lengths, sentences a document
 
 
+def output_name(output: tuple[str, int]) -> str:
+  """Of (split, number of the shard)."""
+  return f'{output[0]}-{output[1]:05d}'
+
+
 class Spill:
   """The files of one process's outputs.
 

@@ -26,17 +26,11 @@ class Fill:
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-  """A text's pseudo-log-likelihood.
+  """A text's pseudo-log-likelihood."""
 
-  Attributes:
-    log_likelihood: the sum over its tokens, in nats.
-    perplexity: exp of minus their mean.
-    tokens: each piece and its log-probability.
-  """
-
-  log_likelihood: float
-  perplexity: float
-  tokens: list[tuple[str, float]]
+  log_likelihood: float  # the sum over its tokens, in nats
+  perplexity: float  # exp of minus their mean
+  tokens: list[tuple[str, float]]  # each piece and its log-probability
 
 
 @dataclasses.dataclass(frozen=True)

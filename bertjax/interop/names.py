@@ -35,19 +35,11 @@ _OWN = 'bertjax'  # the module of tensors that no other library has
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-  """One tensor of theirs and where it lies in ours.
+  """One tensor of theirs, and where it lies in ours. Styles: 'huggingface', 'google', 'flax'."""
 
-  A style is 'huggingface', 'google' or 'flax'.
-
-  Attributes:
-    path: our path, 'encoder/layers/mlp/in/kernel'.
-    module: Hugging Face's module that holds it, 'bert.encoder.layer.0.intermediate.dense'.
-    index: index into our array: () for all of it, (layer,), or (layer, ..., part).
-  """
-
-  path: str
-  module: str
-  index: tuple = ()
+  path: str  # our path, 'encoder/layers/mlp/in/kernel'
+  module: str  # Hugging Face's module that holds it, 'bert.encoder.layer.0.intermediate.dense'
+  index: tuple = ()  # index into our array: () for all of it, (layer,), or (layer, ..., part)
 
   @property
   def kind(self) -> str:

@@ -6,6 +6,7 @@ microbatches and devices, so the loss is the same number however the batch is cu
 divides by `weight + 1e-5` for each core and averages the cores' means instead.
 """
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -91,15 +92,17 @@ def pretraining_sums(out: dict, batch: dict, terms: tuple[str, ...] = ('mlm', 'n
   return losses, metrics
 
 
-def pretraining_loss(model, terms: tuple[str, ...] = ('mlm', 'nsp')):
-  """Returns `loss_fn(params, batch, rng)` for `training.loop`; rng=None runs without dropout."""
+def pretraining_loss(model):
+  """Returns `loss_fn(params, batch, rng)` and `loss_weights(batch)` for `training.loop`; their
+  terms are the model's heads for pre-training. rng=None runs without dropout."""
+  terms = tuple(head for head in model.heads if head in ('mlm', 'nsp'))
 
   def loss_fn(params, batch, rng):
     rngs = None if rng is None else {'dropout': rng}
     out = model.apply({'params': params}, batch, train=rng is not None, rngs=rngs)
     return pretraining_sums(out, batch, terms)
 
-  return loss_fn
+  return loss_fn, functools.partial(pretraining_weights, terms=terms)
 
 
 def task_loss(

@@ -26,19 +26,12 @@ _TFDS = {'train': 'train', 'dev': 'validation'}
 
 
 class Window(NamedTuple):
-  """What a row shows of a context.
+  """What a row shows of a context."""
 
-  Attributes:
-    offsets: of all tokens of the context [T, 2], in characters.
-    first: its first token in the row.
-    count: how many tokens the row shows.
-    place: where they start in the row.
-  """
-
-  offsets: np.ndarray
-  first: int
-  count: int
-  place: int
+  offsets: np.ndarray  # of all tokens of the context [T, 2], in characters
+  first: int  # its first token in the row
+  count: int  # how many tokens the row shows
+  place: int  # where they start in the row
 
 
 class Answer(NamedTuple):

@@ -33,21 +33,13 @@ METRICS = {  # of own data, the main one first
 
 
 class Layout(NamedTuple):
-  """Where a split lies and how it is laid out.
+  """Where a split lies and how it is laid out."""
 
-  Attributes:
-    file: its name; with `tfds:`, the split's.
-    texts: one or two columns; numbers in a file without header.
-    label: column; '' = the split has no labels.
-    optional: whether the label's column may be missing.
-    named: whether classes of TFDS are known by name; otherwise by number.
-  """
-
-  file: str
-  texts: tuple
-  label: str | int = ''
-  optional: bool = False
-  named: bool = True
+  file: str  # its name; with `tfds:`, the split's
+  texts: tuple  # one or two columns; numbers in a file without header
+  label: str | int = ''  # column; '' = the split has no labels
+  optional: bool = False  # whether the label's column may be missing
+  named: bool = True  # whether classes of TFDS are known by name; otherwise by number
 
 
 def table(

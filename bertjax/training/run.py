@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 import jax
 import numpy as np
 from etils import epath
+from flax.traverse_util import flatten_dict
 
 from bertjax.training.checkpoint import Checkpoints
 from bertjax.training.loop import STOPPED_EXIT_CODE, DivergedError, TrainState, init_state
@@ -96,12 +97,7 @@ def recovering(fit: Callable, state, checkpoints: Checkpoints, skipped, log, fir
 
 def flatten(config, names: Iterable[str]) -> dict:
   """Flat {field: value} of the named fields and groups of a config, for a run's identity."""
-  flat = {}
-  for name in names:
-    value = config[name]
-    group = hasattr(value, 'items')
-    flat |= {f'{name}.{k}': v for k, v in value.items()} if group else {name: value}
-  return flat
+  return flatten_dict({name: config.to_dict()[name] for name in names}, sep='.')
 
 
 def check_least(config, least: float, names: Iterable[str]) -> None:

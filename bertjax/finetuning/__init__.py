@@ -1,0 +1,1 @@
+"""The parts of a fine-tuning run that `bertjax finetune` and `bertjax evaluate` put together."""

@@ -1,0 +1,121 @@
+"""What a fine-tuned model predicts for a split of its task, and how well."""
+
+import json
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jax.sharding import NamedSharding, PartitionSpec
+
+from bertjax.finetuning.setup import check_labels
+from bertjax.interop import directory
+from bertjax.model import crf, heads, losses
+from bertjax.tasks import batches, rows
+from bertjax.training import loop, trials
+from bertjax.training import mesh as mesh_lib
+
+_log = logging.getLogger(__name__)
+
+_NEVER = -1e9  # the logit of what cannot be chosen
+
+
+def make_predict(config, bert, task, mesh, many: bool = False):
+  """Returns (params, encoded) -> (logits [K, N, ...] in the order of rows, mean losses [K]).
+
+  K is the number of trials, 1 without. With a CRF the logits are its tags [K, N, L]. Only the
+  text's own positions are ranked as spans, unless `span_over_padding`. Every process gets all.
+  """
+  loss_fn, loss_weights = losses.task_loss(
+    bert, task.kind, choices=task.choices, span_over_padding=config.span_over_padding
+  )
+  apart = task.kind == 'span' and not config.span_over_padding
+
+  def step(params, batch):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # kernels ask where they will run
+      logits = bert.apply({'params': params}, batch)[f'{task.head}_logits']
+      loss = loss_fn(params, batch, None)[0]['task']
+    if apart:
+      logits = jnp.where(batch['segment_ids'][..., None] > 0, logits, _NEVER)
+    return logits, loss, loss_weights(batch)['task']
+
+  everywhere = NamedSharding(mesh, PartitionSpec())
+  rows_sharding = everywhere if many else mesh_lib.batch_sharding(mesh)
+  compiled = jax.jit(
+    jax.vmap(step, (0, None)) if many else step, in_shardings=(None, rows_sharding),
+    out_shardings=everywhere,
+  )  # fmt: skip
+
+  def predict(params, encoded):
+    local = None if many else mesh_lib.local_rows(mesh_lib.batch_sharding(mesh), config.batch_size)
+    data = batches.make_batches(config, task, encoded.columns, local=local)
+    stream = map(data.in_order, range(data.steps))
+    if not many:
+      stream = loop.to_device(stream, mesh)
+    parts = jax.device_get([compiled(params, batch) for batch in stream])
+    if not many:
+      parts = jax.tree.map(lambda x: np.asarray(x)[None], parts)
+    logits = batches.gather(data, [part for part, _, _ in parts], _NEVER if apart else 0.0)
+    loss, weight = (sum(p[i].astype(np.float64) for p in parts) for i in (1, 2))
+    if bert.config.crf:
+      tagging = params['tagging'] if many else jax.tree.map(lambda x: x[None], params['tagging'])
+      chosen = [
+        crf.viterbi(trials.take(tagging, k), row, encoded.alignment >= 0)
+        for k, row in enumerate(logits)
+      ]
+      logits = np.stack(jax.device_get(chosen))
+    return logits, (loss / np.maximum(weight, 1e-9)).tolist()
+
+  return predict
+
+
+def score(task, examples, encoded, predict, params, threshold: float | None = None):
+  """(predictions, scores, logits); without a threshold the predictions have the one that is tuned
+  on the split, if the task has one."""
+  logits, loss = predict(params, encoded)
+  predictions = task.decode(examples, encoded, logits[0], threshold or 0.0)
+  scores = task.score(examples, predictions)
+  if threshold is None and 'best_f1_threshold' in scores:
+    predictions = task.decode(examples, encoded, logits[0], scores['best_f1_threshold'])
+  return predictions, scores | {'loss': loss[0]}, logits[0]
+
+
+def evaluate(config, model: str, split: str = '', out: str = '') -> dict[str, float]:
+  """Scores a model directory on a split of the config's task; writes its predictions into `out`.
+
+  A split without labels gets no scores ({}), so it needs `out`. Other splits than dev are answered
+  with the threshold that the run tuned on dev (SQuAD 2.0), from the metrics.json beside the model.
+  """
+  task, tokenizer = rows.make_task(config), directory.load_tokenizer(model)
+  mesh = mesh_lib.make_mesh(**config.mesh)
+  mesh_lib.check_batch_size(mesh, config.batch_size)
+  encoder_config, params = directory.load_weights(model)
+  if task.head not in params:
+    raise ValueError(f'{model} has no {task.head} head, it has {sorted(params)}.')
+  check_labels(model, params, task)
+  split = split or config.data.dev
+  bert = heads.Bert(
+    encoder_config, heads=(task.head,), pooler='pooler' in params, num_labels=task.num_labels
+  )
+  examples = task.read(split)
+  encoded = rows.encode(task, examples, tokenizer, config.data.length, split)
+  names = {'encoder', task.head, *({'pooler'} & set(params))}
+  params = mesh_lib.replicate({name: params[name] for name in names}, mesh)
+  predict = make_predict(config, bert, task, mesh)
+  threshold = None if split == config.data.dev else tuned_threshold(model)
+  if examples[0].label is None and out:
+    logits, _ = predict(params, encoded)
+    predictions, scores = task.decode(examples, encoded, logits[0], threshold or 0.0), {}
+  else:
+    predictions, scores, _ = score(task, examples, encoded, predict, params, threshold)
+  if out and jax.process_index() == 0:
+    paths = task.write(out, split, examples, predictions)
+    _log.info('predictions written to %s', ', '.join(map(str, paths)))
+  return scores
+
+
+def tuned_threshold(model) -> float:
+  """The null odds above which a run's model refuses to answer, tuned on its dev split; else 0."""
+  path = epath.Path(model).parent / 'metrics.json'
+  return json.loads(path.read_text()).get('best_f1_threshold', 0.0) if path.exists() else 0.0
