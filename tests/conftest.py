@@ -34,6 +34,15 @@ def pytest_unconfigure(config):
     shutil.rmtree(folder, ignore_errors=True)
 
 
+# Files of a minute and more begin first: of two workers none waits for one of them at the end.
+LONG = {f'test_{name}' for name in ('benchmarks', 'compile', 'distributed', 'finetune', 'notebooks',
+                                    'pretrain', 'quickstart', 'readme', 'tpu', 'ways')}  # fmt: skip
+
+
+def pytest_configure(config):
+  config.option.loadscopereorder = False  # xdist's own order puts files of few, long tests last
+
+
 def pytest_addoption(parser):
   parser.addoption('--slow', action='store_true', help='also run the proofs that take minutes')
 
@@ -43,8 +52,7 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
       if 'slow' in item.keywords:
         item.add_marker(pytest.mark.skip(reason='takes minutes; run with --slow'))
-  # The longest test begins first: where two workers share the files, none waits for it at the end.
-  items.sort(key=lambda item: item.path.name != 'test_readme.py')
+  items.sort(key=lambda item: item.path.stem not in LONG)
 
 
 @pytest.fixture(scope='session')

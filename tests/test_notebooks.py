@@ -15,8 +15,11 @@ def real_model(tmp_path_factory):
   return pathlib.Path(package.__file__).parent / 'model'
 
 
-RUN = [  # the commands of the slow one run small in test_readme.py
-  pytest.param(path, marks=[pytest.mark.slow] * (path.stem == 'pretrain_on_tpu'), id=path.stem)
+# Twins of the slow ones: the commands of one run small in test_readme.py, the other's main job in
+# test_quickstart.py.
+SLOW = ('pretrain_on_tpu', 'quickstart')
+RUN = [
+  pytest.param(path, marks=[pytest.mark.slow] * (path.stem in SLOW), id=path.stem)
   for path in NOTEBOOKS
 ]
 
