@@ -6,7 +6,7 @@ import hashlib
 import importlib.util
 import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -46,13 +46,17 @@ def encoder(folder: str, format: str, heldout: float, shards: int, outputs: tupl
   return run
 
 
+def draw_heldout(contents: Iterable, share: float) -> tuple[np.ndarray, list[bool]]:
+  """A key [N] uint64 for each content (bytes or an array), and whether it is held out; both are
+  functions of the content alone."""
+  digests = (hashlib.blake2b(content, digest_size=8).digest() for content in contents)
+  keys = np.array([int.from_bytes(digest, 'little') for digest in digests], np.uint64)
+  return keys, [key < share * 2**64 for key in mix(keys).tolist()]
+
+
 def _outputs(texts, heldout: float, shards: int) -> list[tuple[str, int]]:
   """Where each text goes, by a hash of it: exact duplicates go together."""
-  digests = (
-    hashlib.blake2b(text.encode('utf-8', 'surrogatepass'), digest_size=8).digest() for text in texts
-  )
-  keys = np.array([int.from_bytes(digest, 'little') for digest in digests], np.uint64)
-  held = [key < heldout * 2**64 for key in mix(keys).tolist()]
+  keys, held = draw_heldout((text.encode('utf-8', 'surrogatepass') for text in texts), heldout)
   numbers = (mix(keys, SHARD) % np.uint64(shards)).tolist()
   return [('heldout', 0) if h else ('train', n) for h, n in zip(held, numbers, strict=True)]
 

@@ -5,7 +5,6 @@ import collections
 import dataclasses
 import functools
 import gc
-import hashlib
 import itertools
 import logging
 import pathlib
@@ -173,9 +172,7 @@ def _from_tfrecords(source, tokenizer, settings, directory) -> dict:
 
 def _held_out(batch: dict, share: float, wanted: bool) -> dict:
   """The rows of a batch on one side."""
-  hashes = (hashlib.blake2b(row, digest_size=8).digest() for row in unmasked(batch))
-  keys = [int.from_bytes(digest, 'little') for digest in hashes]
-  held = np.array([key < share * 2**64 for key in mix(np.array(keys, np.uint64)).tolist()])
+  held = np.array(encode.draw_heldout(unmasked(batch), share)[1])
   return {name: array[held == wanted] for name, array in batch.items()}
 
 
