@@ -176,11 +176,12 @@ def _checkpoint_params(config, bert, mesh, checkpoints, step: int):
 
 def _directory_params(config, model, tokenizer, mesh):
   encoder_config, params = directory.load_weights(model)
-  own = Tokenizer.from_dir(model)
+  own = directory.load_tokenizer(model)
   if own.fingerprint != tokenizer.fingerprint:
     raise ValueError(
       f'{model} has another vocabulary than the prepared rows; prepare the text with '
-      f'--config.data.vocab={model}/vocab.txt --config.data.lowercase={own.lowercase}.'
+      f'--config.data.vocab={directory.find_model(model)}/vocab.txt '
+      f'--config.data.lowercase={own.lowercase}.'
     )
   terms = pretrain.loss_terms(config)
   missing = [term for term in terms if term not in params]

@@ -7,6 +7,7 @@ import logging
 
 import flax.traverse_util
 import numpy as np
+from etils import epath
 
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.interop import files, google, huggingface
@@ -21,11 +22,30 @@ _BY_PIECE = ('vocab_size', (('encoder', 'embeddings', 'word', 'embedding'), ('ml
 _BY_POSITION = ('max_positions', (('encoder', 'embeddings', 'position', 'embedding'),))
 
 
+def find_model(source):
+  """Returns the model directory of a source: WORKDIR/model for a run's workdir, else the source.
+
+  `load_model`, `load_weights`, `load_tokenizer` and `read_labels` call it, so every program accepts
+  a workdir where it accepts a model.
+
+  Raises:
+    ValueError: if the run has not written its model yet.
+  """
+  folder = epath.Path(source)
+  if not (folder / 'run.json').is_file() or (folder / 'config.json').is_file():
+    return source
+  if not (folder / 'model' / 'config.json').is_file():
+    raise ValueError(
+      f'{folder} is the workdir of a run that has not written its model/ yet; let the run finish.'
+    )
+  return folder / 'model'
+
+
 def load_model(source, *, heads=None, gelu: str = 'erf') -> tuple[EncoderConfig, dict, Tokenizer]:
   """Reads a model of any kind: (config, params as NumPy float32, tokenizer).
 
   Args:
-    source: a folder, a prefix of Google's, or a hub name.
+    source: a folder, a run's workdir, a prefix of Google's, or a hub name.
     heads: heads to load, see `load_hf`; None takes all there are.
     gelu: for Google's checkpoints, see `interop.google`.
 
@@ -40,6 +60,7 @@ def load_model(source, *, heads=None, gelu: str = 'erf') -> tuple[EncoderConfig,
 
 def load_weights(source, *, heads=None, gelu: str = 'erf') -> tuple[EncoderConfig, dict]:
   """The config and parameters of a model of any kind."""
+  source = find_model(source)
   if google.is_google(source):
     return google.load_google(source, heads=heads, gelu=gelu)
   return huggingface.load_hf(source, heads=heads)
@@ -47,6 +68,7 @@ def load_weights(source, *, heads=None, gelu: str = 'erf') -> tuple[EncoderConfi
 
 def load_tokenizer(source, lowercase: bool | None = None) -> Tokenizer:
   """The tokenizer beside the weights; `lowercase` overrides what the files say."""
+  source = find_model(source)
   if google.is_google(source):
     return google.load_tokenizer(source, lowercase)
   tokenizer = Tokenizer.from_dir(huggingface.find_directory(source))
@@ -58,6 +80,7 @@ def load_tokenizer(source, lowercase: bool | None = None) -> Tokenizer:
 
 def read_labels(source) -> tuple[list[str], str]:
   """The labels by index ([] if not named) and Hugging Face's problem type ('' likewise)."""
+  source = find_model(source)
   if google.is_google(source):
     path = google.locate(source)[0] / 'bert_config.json'
   else:
