@@ -7,7 +7,30 @@ import contextlib
 import functools
 import multiprocessing
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
+
+
+class _Process(multiprocessing.context.SpawnProcess):
+  """A spawned process that does not import the parent's `__main__`.
+
+  Workers run functions of this package only. Importing `__main__` would run a script without a main
+  guard again, which then waits for the lock that its parent holds; a script from stdin has no file
+  to import at all.
+  """
+
+  def start(self):
+    main = vars(sys.modules['__main__'])
+    hidden = {name: main.pop(name) for name in ('__file__', '__spec__') if name in main}
+    main['__spec__'] = None  # multiprocessing reads it
+    try:
+      super().start()
+    finally:
+      main.update(hidden)
+
+
+class _Context(multiprocessing.context.SpawnContext):
+  Process = _Process
 
 
 @contextlib.contextmanager
@@ -24,8 +47,7 @@ def processes(count: int, threads: bool = True):
     with concurrent.futures.ThreadPoolExecutor(2) as executor:
       yield functools.partial(_in_order, executor, 2)
   else:
-    context = multiprocessing.get_context('spawn')
-    with _one_thread_each(), concurrent.futures.ProcessPoolExecutor(count, context) as executor:
+    with _one_thread_each(), concurrent.futures.ProcessPoolExecutor(count, _Context()) as executor:
       yield functools.partial(_in_order, executor, count)
 
 
