@@ -32,6 +32,8 @@ from collections.abc import Iterable, Iterator
 
 from etils import epath
 
+from bertjax.data import sentences
+
 FORMATS = ('prose', 'google', 'wikitext', 'jsonl', 'tfds')
 
 _log = logging.getLogger(__name__)
@@ -109,47 +111,10 @@ def split_document(text: str, format: str) -> list[str]:
   if format == 'google':
     pieces = text.split('\n')
   elif format == 'wikitext':  # punctuation stands by itself: ' . ' ends a sentence
-    pieces = re.split(r'(?<=\s[.?!])\s|\n', text)
+    pieces = re.split(r'(?<=\s[.?!。？！])\s|\n', text)
   else:
-    pieces = split_prose(text)
+    pieces = sentences.split_prose(text)
   return [piece for piece in map(str.strip, pieces) if piece]
-
-
-# A period after one of these does not end a sentence.
-_ABBREVIATIONS = frozenset([
-  'mr', 'mrs', 'ms', 'dr', 'st', 'rev', 'hon', 'prof', 'sr', 'jr', 'gen', 'col', 'capt', 'lt',
-  'sgt', 'messrs', 'mme', 'mlle', 'vs', 'etc', 'cf', 'al', 'fig', 'figs', 'eq', 'vol', 'vols',
-  'ch', 'pp', 'ed', 'eds', 'viz', 'ca', 'approx', 'dept', 'est', 'inc', 'ltd', 'co', 'corp',
-  'e.g', 'i.e', 'a.m', 'p.m',
-])  # fmt: skip
-_BOUNDARY = re.compile(
-  # End marks, closing, space, new start; the look-behind keeps long runs of dots linear.
-  r'(?<![.!?…])[.!?…]+["\'”’)\]]*\s+(?=["\'“‘(\[]*[A-Z0-9À-Þ])'
-)
-
-
-def split_prose(text: str) -> list[str]:
-  """Splits running English text into sentences; a blank line always ends one.
-
-  A sentence ends at '.', '!', '?' or an ellipsis, with closing quotes and brackets, before white
-  space and a capital or a digit; not at the period of a common abbreviation or a single initial.
-  """
-  sentences = []
-  for paragraph in re.split(r'\n\s*\n', text):
-    paragraph = re.sub(r'[^\S ]\s*| \s+', ' ', paragraph).strip()  # holds no list of words
-    start = 0
-    for match in _BOUNDARY.finditer(paragraph):
-      last = max(start, paragraph.rfind(' ', start, match.start()) + 1)
-      before = paragraph[last : match.start()].lstrip('"\'“‘([').lower()
-      initial = len(before) == 1 and before.isalpha() and before != 'i'
-      number = before in ('no', 'nos') and paragraph[match.end()].isdigit()  # 'No. 7', not 'No. So'
-      if match.group().strip() == '.' and (before in _ABBREVIATIONS or initial or number):
-        continue
-      sentences.append(paragraph[start : match.end()].rstrip())
-      start = match.end()
-    if paragraph[start:]:
-      sentences.append(paragraph[start:])
-  return sentences
 
 
 def _files(pattern: str, format: str, text_key: str, binary: str, report: Report):

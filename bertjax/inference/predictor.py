@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bertjax.data import sources
+from bertjax.data.sentences import split_prose
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.inference import masks
 from bertjax.inference.forward import POOLINGS, Forward, TextError, rows
@@ -202,7 +202,7 @@ class Predictor:
   @_each(1)
   def summarise(self, texts, /, sentences: int = 3, pooling: str = 'mean') -> list[list[str]]:
     """The sentences, in their order, that stand for a text and not for one another."""
-    split = [sources.split_prose(text) for text in texts]
+    split = [split_prose(text) for text in texts]
     flat = list(itertools.chain.from_iterable(split))
     ends = np.cumsum([0, *map(len, split)])
     index = self.index(flat, pooling)
