@@ -23,7 +23,7 @@ from etils import epath
 
 from bertjax.data import batches as batches_lib
 from bertjax.data import store
-from bertjax.finetuning.scoring import make_predict, score
+from bertjax.finetuning.scoring import decode_and_score, make_predict, score
 from bertjax.finetuning.setup import Setup, load_params, run_identity, set_up, state_maker
 from bertjax.interop import directory
 from bertjax.tasks import report, rows
@@ -170,7 +170,7 @@ def train(
 
   def evaluate(params):
     results = [
-      task.score(setup.examples, task.decode(setup.examples, setup.dev, logits)) | {'loss': loss}
+      decode_and_score(task, setup.examples, setup.dev, logits)[1] | {'loss': loss}
       for logits, loss in zip(*predict(params, setup.dev), strict=True)
     ]
     alive = going()

@@ -18,6 +18,7 @@ from bertjax.model.config import EncoderConfig
 from bertjax.model.heads import Bert, init_params
 from bertjax.tasks.batches import TaskBatches
 from bertjax.training.log import RunLog, read_metrics
+from tests.test_official_scorers import evaluate_squad
 
 TAGS = {'value': 'I-PER', 'object': 'I-LOC', 'error': 'I-ORG', 'raises': 'I-MISC'}
 GOOD, BAD = ('value', 'object', 'returns'), ('error', 'raises', 'exception')
@@ -161,6 +162,11 @@ def test_other_splits_are_answered_with_the_threshold_tuned_on_dev(make, tmp_pat
   again = scoring.evaluate(config, str(tmp_path / 'run' / 'model'), 'test', str(tmp_path / 'again'))
   assert (tmp_path / 'again' / 'test' / 'predictions.json').read_text() == files[1].read_text()
   assert again['f1'] == pytest.approx(scores['best_f1'])  # at the threshold of dev
+  content = json.loads((tmp_path / 'squad2' / 'dev-v2.0.json').read_text())
+  official = evaluate_squad(content, json.loads(files[0].read_text()), True)
+  assert {name: scores[name] for name in official} == pytest.approx(official)
+  logged = [r for r in read_metrics(tmp_path / 'run') if r['kind'] == 'eval']
+  assert [r['f1'] for r in logged] == pytest.approx([r['best_f1'] for r in logged])
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import types
 import jax
 import numpy as np
 import pytest
+import scipy.special
 
 from bertjax import finetune
 from bertjax.__main__ import load_recipe, main
@@ -300,6 +301,26 @@ def test_class_weights_are_torch_s():
   ours = loss_fn({}, batch, None)[0]['task'] / weights_of(batch)['task']
   theirs = torch.nn.CrossEntropyLoss(weight=torch.tensor([1.0, 3.0, 0.5]))
   assert float(ours) == pytest.approx(theirs(torch.tensor(logits), torch.tensor(labels)).item())
+
+
+def test_a_question_whose_answer_has_no_place_is_left_out_of_the_loss():
+  logits = np.random.default_rng(0).normal(size=(3, 5, 2)).astype(np.float32)
+
+  class Model:
+    config = types.SimpleNamespace(crf=False)
+
+    @staticmethod
+    def apply(*_, **__):
+      return {'span_logits': logits}
+
+  loss_fn, weights_of = losses.task_loss(Model, 'span')
+  labels = np.array([[1, 2], [-1, -1], [0, 0]])
+  batch = {'labels': labels, 'example_weights': np.ones(3, np.float32),
+           'segment_ids': np.ones((3, 5), np.int32)}  # fmt: skip
+  chosen = scipy.special.log_softmax(logits, 1)
+  expected = -(chosen[0, 1, 0] + chosen[0, 2, 1] + chosen[2, 0].sum()) / 2
+  assert float(loss_fn({}, batch, None)[0]['task']) == pytest.approx(expected, rel=1e-5)
+  assert float(weights_of(batch)['task']) == 2
 
 
 def test_balanced_weights_and_their_mistakes(own):

@@ -70,14 +70,22 @@ def make_predict(config, bert, task, mesh, many: bool = False):
   return predict
 
 
-def score(task, examples, encoded, predict, params, threshold: float | None = None):
-  """(predictions, scores, logits); without a threshold the predictions have the one that is tuned
-  on the split, if the task has one."""
-  logits, loss = predict(params, encoded)
-  predictions = task.decode(examples, encoded, logits[0], threshold or 0.0)
+def decode_and_score(task, examples, encoded, logits, threshold: float | None = None):
+  """(predictions, their scores) of logits [N, ...]. Without a threshold, a task that has one (SQuAD
+  2.0) gets the best one for these examples."""
+  predictions = task.decode(examples, encoded, logits, threshold or 0.0)
   scores = task.score(examples, predictions)
-  if threshold is None and 'best_f1_threshold' in scores:
-    predictions = task.decode(examples, encoded, logits[0], scores['best_f1_threshold'])
+  tuned = scores.get('best_f1_threshold', 0.0)
+  if threshold is None and tuned:
+    predictions = task.decode(examples, encoded, logits, tuned)
+    scores = task.score(examples, predictions)
+  return predictions, scores
+
+
+def score(task, examples, encoded, predict, params, threshold: float | None = None):
+  """(predictions, scores, logits); see `decode_and_score`."""
+  logits, loss = predict(params, encoded)
+  predictions, scores = decode_and_score(task, examples, encoded, logits[0], threshold)
   return predictions, scores | {'loss': loss[0]}, logits[0]
 
 

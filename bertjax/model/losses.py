@@ -117,8 +117,8 @@ def task_loss(
       'multilabel' [B, C] (mean of C binary cross-entropies), 'tags' [B, L] (each token counts, -1 =
       none; with `config.crf` a sentence's log likelihood, which also counts as many times as it
       has tokens, so that both are nats for a token), 'span' [B, 2] (mean of start and end; [CLS] =
-      no answer), 'choice' [B] (the rows of a question follow one another). Of packed rows [B, S]
-      in the place of [B], but for tags.
+      no answer, -1 = not counted), 'choice' [B] (the rows of a question follow one another). Of
+      packed rows [B, S] in the place of [B], but for tags.
     choices: rows of a question.
     span_over_padding: whether a span's softmax runs over padding too, as in run_squad.py.
     class_weights: [C], how much an example of each class (a token of each tag) counts.
@@ -137,6 +137,8 @@ def task_loss(
     if kind == 'tags':
       sequence = jnp.maximum(batch['segment_ids'] - 1, 0)
       weights = jnp.take_along_axis(weights.reshape(len(labels), -1), sequence, 1) * (labels >= 0)
+    if kind == 'span':
+      weights = weights * (labels[..., 0] >= 0)
     if class_weights:
       weights *= jnp.asarray(class_weights, jnp.float32)[jnp.maximum(labels, 0)]
     return weights.reshape(-1, choices)[:, 0] if kind == 'choice' else weights
@@ -166,7 +168,7 @@ def task_loss(
 def _span_losses(logits, batch, over_padding: bool):
   """The mean loss of start and end of each sequence, among its own tokens [B] or [B, S]."""
   labels, segments = batch['labels'], batch['segment_ids']
-  pairs = labels.reshape(len(labels), -1, 2).swapaxes(1, 2)  # [B, 2, S]
+  pairs = jnp.maximum(labels, 0).reshape(len(labels), -1, 2).swapaxes(1, 2)  # [B, 2, S]
   own = segments[:, None] == jnp.arange(1, pairs.shape[2] + 1)[:, None]  # [B, S, L]
   logits = jnp.where(own[:, None] | over_padding, logits.swapaxes(1, 2)[:, :, None], -1e9)
   return cross_entropy(logits, pairs).mean(1).reshape(labels.shape[:-1])

@@ -4,6 +4,7 @@ Read from the folders of the official download (or `tfds:glue/...`), scored by t
 metrics, and written as the leaderboard wants it.
 """
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -68,7 +69,13 @@ def glue(name: str, source: str = '', *, files: Mapping[str, str] | None = None)
     skip_broken=name == 'qqp',  # its train.tsv has such rows
   )  # fmt: skip
   write = functools.partial(_write, spec)
-  return texts.text_task(name, kind, spec.metrics, spec.labels, read, layouts, write)
+  task = texts.text_task(name, kind, spec.metrics, spec.labels, read, layouts, write)
+  return task if spec.labels else dataclasses.replace(task, decode=_decode_similarity)
+
+
+def _decode_similarity(items, encoded, logits, threshold: float = 0.0) -> np.ndarray:
+  """STS-B's predictions [N] as the leaderboard takes them: from 0 to 5, with 3 decimals."""
+  return np.clip(np.asarray(logits, np.float64).reshape(len(items)), 0, 5).round(3)
 
 
 def _layouts(name: str, spec: _Spec) -> dict[str, Layout]:
@@ -103,11 +110,11 @@ def _tfds_layouts(name: str, spec: _Spec) -> dict[str, Layout]:
 
 
 def _write(spec: _Spec, folder, split, items, predictions):
-  """Class names (0 and 1 where the files have them), scores clipped to 0..5."""
+  """Class names (0 and 1 where the files have them), similarities with 3 decimals."""
   if spec.labels:
     lines = [spec.labels[number] for number in predictions]
   else:
-    lines = [f'{number:.3f}' for number in np.clip(predictions, 0, 5)]
+    lines = [f'{number:.3f}' for number in predictions]
   name = spec.upload
   if name == 'MNLI':
     name += '-mm' if split.endswith('mismatched') else '-m'

@@ -169,7 +169,7 @@ def best_threshold(scores, null_odds, answerable) -> tuple[float, float]:
   """The threshold above whose null odds an answer is refused, so that the mean score is best.
 
   Args:
-    scores: of the non-null answers, [N].
+    scores: of the best texts, [N]; where no answer is right, 1 for a text of nothing, else 0.
     null_odds: [N].
     answerable: bool [N].
 
@@ -180,7 +180,7 @@ def best_threshold(scores, null_odds, answerable) -> tuple[float, float]:
   scores, null_odds = np.asarray(scores, np.float64), np.asarray(null_odds, np.float64)
   answerable = np.asarray(answerable, bool)
   order = np.argsort(null_odds, kind='stable')
-  gains, odds = np.where(answerable, scores, -1.0)[order], null_odds[order]
+  gains, odds = (scores - ~answerable)[order], null_odds[order]
   totals = (~answerable).sum() + np.cumsum(gains)
   totals[:-1][odds[1:] == odds[:-1]] = -np.inf
   best = int(totals.argmax())

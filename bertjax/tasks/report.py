@@ -201,18 +201,20 @@ def _shorten(text: str, most: int = 240) -> str:
 
 
 def _readable(task: Task, item: Example, prediction) -> tuple[str, str]:
-  """Gold and predicted label in words; spans are right if any of the answers is said."""
+  """Gold and predicted label in words, equal where the metric counts the prediction as right."""
   if task.kind == 'span':
-    answers = [text for text, _ in item.label] or ['(no answer)']
-    said = prediction.text or '(no answer)'
-    right = any(metrics.answer_exact(said, answer) for answer in answers)
-    return answers[0], answers[0] if right else said
+    answers = [text for text, _ in item.label]
+    pick = metrics.best_answer if task.metric == 'f1' else metrics.best_answer_v2
+    right = pick(metrics.answer_exact, prediction.text, answers)
+    gold = answers[0] if answers else '(no answer)'
+    return gold, gold if right else prediction.text or '(no answer)'
   if task.kind == 'tags':
-    wrong = [
-      i for i, pair in enumerate(zip(item.label, prediction, strict=True)) if len({*pair}) > 1
-    ]
-    pick = [f'{item.texts[i]} {item.label[i]}' for i in wrong]
-    return ', '.join(pick), ', '.join(f'{item.texts[i]} {prediction[i]}' for i in wrong)
+    gold, said = (set(metrics.entities(tags)) for tags in (item.label, prediction))
+    return tuple(
+      ', '.join(f'{" ".join(item.texts[first:last])} [{name}]'
+                for name, first, last in sorted(spans, key=lambda span: span[1:])) or '(none)'
+      for spans in (gold - said, said - gold)
+    )  # fmt: skip
   if task.kind == 'regression':
     return f'{item.label:.2f}', f'{prediction:.2f}'
   if task.kind == 'multilabel':

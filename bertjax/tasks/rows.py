@@ -6,7 +6,7 @@ import logging
 import numpy as np
 
 from bertjax.data import store
-from bertjax.tasks import TASKS
+from bertjax.tasks import TASKS, squad
 from bertjax.tasks.task import Encoded, Task, columns, golds
 
 _log = logging.getLogger(__name__)
@@ -94,6 +94,8 @@ def training_columns(config, task: Task, tokenizer) -> dict[str, np.ndarray]:
   if not config.data.prepared:
     examples = task.read(config.data.train)
     golds(examples)
+    if task.kind == 'span':
+      examples = squad.with_places(examples)
     examples = sample(examples, config.data.max_train, config.seed)
     return encode(task, examples, tokenizer, config.data.length, config.data.train).columns
   rows = store.Rows(config.data.prepared, 'train')

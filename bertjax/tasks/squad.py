@@ -4,9 +4,12 @@ A long context is read in overlapping windows, as in Google's run_squad.py. Answ
 the original context by character offsets, so they are its text to the letter.
 """
 
+import collections
 import functools
 import json
+import logging
 import pathlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -23,6 +26,8 @@ _FILES = {
   True: {'train': 'train-v2.0.json', 'dev': 'dev-v2.0.json'},
 }
 _TFDS = {'train': 'train', 'dev': 'validation'}
+
+_log = logging.getLogger(__name__)
 
 
 class Window(NamedTuple):
@@ -76,6 +81,7 @@ def squad(
     found = [_example(*entry, version_2, split == 'test') for entry in raw]
     if not found:
       raise ValueError(f'{file} holds no questions.')
+    _warn_about_ids(found, file)
     return found
 
   return Task(
@@ -113,21 +119,66 @@ def _example(where: str, entry: dict, version_2: bool, optional: bool) -> Exampl
   for name, text in (('question', question), ('context', context)):
     if not isinstance(text, str) or not text.strip():
       raise ValueError(f'{where}: the {name} is empty.')
-  if 'answers' not in entry and optional:
-    return Example(str(entry['id']), (question, context))
   answers = [] if entry.get('is_impossible') else entry.get('answers')
+  if optional and (answers is None or not (answers or version_2)):
+    return Example(str(entry['id']), (question, context))
   if not isinstance(answers, list):
     raise ValueError(f'{where} has no list of answers; only the split test may lack them.')
   if not answers and not version_2:
     raise ValueError(f'{where} has no answer; that is for squad2.')
   fields = [answer if isinstance(answer, dict) else {} for answer in answers]
-  label = tuple((answer.get('text'), answer.get('answer_start')) for answer in fields)
-  for text, start in label:
-    if not isinstance(text, str) or not isinstance(start, int) or not text.strip():
-      raise ValueError(f'{where}: an answer must have a text and an answer_start.')
-    if start < 0 or context[start : start + len(text)] != text:
-      raise ValueError(f'{where}: the context has no answer {text[:60]!r} at character {start}.')
+  if not all(isinstance(f.get('text'), str) and f['text'].strip() for f in fields):
+    raise ValueError(f"{where}: an answer must have a text; no answer is written 'answers': [].")
+  label = tuple(_locate(context, f['text'], f.get('answer_start')) for f in fields)
   return Example(str(entry['id']), (question, context), label)
+
+
+def _locate(context: str, text: str, start) -> tuple[str, int]:
+  """(text, first character) of an answer; -1 if its `answer_start` is missing or wrong.
+
+  As in run_squad.py, an answer that is not exactly at `start` is accepted if the words from `start`
+  to its end contain it, whatever the white space between its words. The text is then the context's.
+  """
+  if not isinstance(start, int) or not 0 <= start < len(context):
+    return text, -1
+  if context.startswith(text, start):
+    return text, start
+  last = min(start + len(text), len(context)) - 1
+  begin = len(re.sub(r'\S+\s*$', '', context[: start + 1]))  # of the word at or before `start`
+  stop = len(context[: last + 1].rstrip())
+  stop += re.match(r'\S*', context[stop:]).end()
+  words = re.compile(r'\s+'.join(map(re.escape, text.split())))
+  found = min(words.finditer(context, begin, stop), key=lambda m: abs(m.start() - start), default=0)
+  return (found.group(), found.start()) if found else (text, -1)
+
+
+def _warn_about_ids(items: Sequence[Example], file: str) -> None:
+  """Warns about ids that several questions share: predictions.json has one answer for each id."""
+  counts = collections.Counter(item.id for item in items)
+  twice = [name for name, count in counts.items() if count > 1]
+  if twice:
+    _log.warning(
+      '%s: %d ids belong to several questions (the first is %r); as in the official scorer, each '
+      'of these questions is scored with the answer to the last one.', file, len(twice), twice[0],
+    )  # fmt: skip
+
+
+def with_places(items: Sequence[Example]) -> list[Example]:
+  """The questions to train on: those without an answer, or with an answer found in the context.
+
+  The others are skipped with a warning, as in run_squad.py.
+  """
+  kept = [item for item in items if not item.label or item.label[0][1] >= 0]
+  if len(kept) < len(items):
+    first = next(item for item in items if item.label and item.label[0][1] < 0)
+    _log.warning(
+      '%d of %d questions are skipped in training: their answer is not at its answer_start, or has '
+      'none (the first is question %s, answer %r).',
+      len(items) - len(kept), len(items), first.id, first.label[0][0][:60],
+    )  # fmt: skip
+  if not kept:
+    raise ValueError('no training question has an answer that is at its answer_start.')
+  return kept
 
 
 def encode(
@@ -161,7 +212,7 @@ def encode(
       labels.append(_label(span, window, item.label))
       owners.append(number)
       inside |= labels[-1][0] > 0
-    counts['answers_outside'] += bool(item.label) and not inside
+    counts['answers_outside'] += bool(item.label) and item.label[0][1] >= 0 and not inside
   columns = lay_out(rows, tokenizer, length)
   columns |= {'labels': np.array(labels, np.int32).reshape(-1, 2),
               'example_ids': np.array(owners, np.int32)}  # fmt: skip
@@ -186,7 +237,7 @@ def _token_span(label, offsets: np.ndarray) -> tuple[int, int] | None:
   (1895-1943). Where an answer starts or ends within a piece, it falls back on whole words, though
   (23 of the 10,539 answers that the test compares).
   """
-  if not label:
+  if not label or label[0][1] < 0:
     return None
   text, start = label[0]
   touched = np.flatnonzero((offsets[:, 1] > start) & (offsets[:, 0] < start + len(text)))
@@ -194,7 +245,7 @@ def _token_span(label, offsets: np.ndarray) -> tuple[int, int] | None:
 
 
 def _label(span, window: Window, label) -> tuple[int, int]:
-  if label is None:
+  if label is None or (label and label[0][1] < 0):
     return -1, -1
   if span is None or span[0] < window.first or span[1] >= window.first + window.count:
     return 0, 0
@@ -279,10 +330,12 @@ def score(
 ) -> dict[str, float]:
   """Exact match and F1 as in the official scripts.
 
-  2.0 also has both with the best threshold of the null odds ('best_f1', 'best_exact'), these
-  thresholds ('best_f1_threshold' is what `decode` takes), and both for questions with an answer
-  ('has_answer_f1') and without one ('no_answer_f1').
+  2.0 also has both for questions with an answer ('has_answer_f1') and without one
+  ('no_answer_f1'), the best that any threshold of the null odds gives ('best_f1', 'best_exact'),
+  and these thresholds ('best_f1_threshold' is what `decode` takes).
   """
+  by_id = {item.id: p for item, p in zip(items, predictions, strict=True)}
+  predictions = [by_id[item.id] for item in items]  # what is written where questions share an id
   labels = [[text for text, _ in label] for label in golds(items)]
   pick = metrics.best_answer_v2 if version_2 else metrics.best_answer
   measures = {'exact': metrics.answer_exact, 'f1': metrics.answer_f1}

@@ -224,7 +224,7 @@ def _write(folder, split, items, predictions, *, kind, labels, separator):
   if kind == 'class':
     texts = [labels[number] for number in predictions]
   elif kind == 'regression':
-    texts = [f'{number:.6g}' for number in predictions]
+    texts = [f'{number:.9g}' for number in predictions]  # float32 to the last bit
   else:
     texts = [separator.join(labels[n] for n in np.flatnonzero(row)) for row in predictions]
   return write_lines(folder, split, items, texts)
