@@ -91,8 +91,10 @@ def default_config(preset: str = 'base') -> ml_collections.ConfigDict:
     'data': c({
       'input': '',  # file, folder, glob, tfds:NAME or embedded; several joined by commas
       'prepared': '',  # or a folder that `bertjax prepare` wrote
-      'format': 'prose',  # prose, google, wikitext, jsonl, tfds or tfrecord; never guessed
-      'text_key': 'text',  # field of the text in JSONL objects and TFDS examples
+      'format': 'prose',  # prose, google, wikitext, jsonl, parquet, tfds or tfrecord; never guessed
+      'text_key': 'text',  # field of the text in JSONL objects and TFDS examples, Parquet's column
+      'encoding': 'utf-8',  # of text files: gb18030, utf-16, latin-1 or another of Python's names
+      'on_bad_row': 'stop',  # or 'skip' (and count) rows of JSONL and Parquet that hold no text
       'vocab': '',  # vocab.txt or a SentencePiece *.model; a prepared folder brings its own
       'lowercase': True,  # for "uncased" vocabularies
       'rules': 'huggingface',  # or 'google': where the two tokenizers differ

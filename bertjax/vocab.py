@@ -9,7 +9,6 @@ In a WordPiece vocabulary the special tokens stand in Google's places ([PAD] 0, 
 of workers.
 """
 
-import functools
 import json
 import logging
 import os
@@ -29,8 +28,13 @@ FLAGS = {
   'vocab': ('', 'instead of --out: an existing vocabulary to report on'),
   'size': (30522, 'entries, special ones included'),
   'kind': ('wordpiece', 'wordpiece or sentencepiece (a unigram model, as ALBERT)'),
-  'format': ('prose', 'prose, google, wikitext, jsonl or tfds'),
-  'text_key': ('text', 'field of the text in JSONL objects and TFDS examples'),
+  'format': ('prose', 'prose, google, wikitext, jsonl, parquet or tfds'),
+  'text_key': ('text', 'field of the text in JSONL objects and TFDS examples, column in Parquet'),
+  'encoding': (
+    'utf-8',
+    'of text files: gb18030, utf-16, latin-1 or another name known to Python',
+  ),
+  'on_bad_row': ('stop', "'stop' at a row of JSONL or Parquet that has no text, or 'skip' it"),
   'case': ('lower', "'lower' (also strips accents) or 'keep'"),
   'report': ('', "a JSON file for the report, which is printed; 'none' = no report"),
   'max_words': (1_000_000, 'distinct words in memory; beyond it the rare half is dropped'),
@@ -40,8 +44,8 @@ FLAGS = {
 
 def run(
   *, input: str, out: str = '', vocab: str = '', size: int = 30522, kind: str = 'wordpiece',
-  format: str = 'prose', text_key: str = 'text', case: str = 'lower', report: str = 'none',
-  max_words: int = 1_000_000, workers: int = 0,
+  format: str = 'prose', text_key: str = 'text', encoding: str = 'utf-8', on_bad_row: str = 'stop',
+  case: str = 'lower', report: str = 'none', max_words: int = 1_000_000, workers: int = 0,
 ) -> None:  # fmt: skip
   """Trains and writes a vocabulary, unless `vocab` names one; then reports how it fits the input.
 
@@ -50,7 +54,14 @@ def run(
   """
   _check(out, vocab, kind, case, report, max_words, size)
   workers, lowercase = workers or os.cpu_count() or 1, case == 'lower'
-  read = functools.partial(sources.read_documents, input, format, text_key=text_key)
+  found = []  # what each reading of the text met; the same each time
+
+  def read():
+    found.append(sources.Report())
+    return sources.read_documents(
+      input, format, text_key=text_key, encoding=encoding, on_bad_row=on_bad_row, report=found[-1]
+    )
+
   error = 0
   if out and kind == 'wordpiece':
     texts = read()
@@ -66,11 +77,16 @@ def run(
     sentences = (s for text in read() for s in sources.split_document(text, format))
     _write(out, sentencepiece.train_sentencepiece(sentences, size, lowercase=lowercase))
     _log.info('%s: %d pieces', out, size)
+  if found:
+    found[0].warn()
   if report != 'none':
     facts = corpus.describe(
       read(), out or vocab, format=format, lowercase=lowercase, workers=workers
     )
-    facts['count_error'] = error
+    if not out:
+      found[0].warn()
+    facts |= {'count_error': error, 'invalid_utf8': found[0].invalid_utf8}
+    facts['bad_rows'] = found[0].bad_rows
     print('\n'.join(_lines(facts, Tokenizer.from_file(out or vocab, lowercase=lowercase))))
     if report:
       _write(report, (json.dumps(facts, indent=1) + '\n').encode())

@@ -1,21 +1,31 @@
 """Sources: every format, what bad input gets, sentences, and the embedded corpus."""
 
+import bz2
 import gzip
 import hashlib
 import importlib.resources
 import importlib.util
 import json
+import lzma
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import time
 
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bertjax.data import sentences, sources
+
+
+def zstd(text):
+  return pa.compress(text.encode(), 'zstd', asbytes=True)
+
 
 WIKI = ' \n = Dogs = \n They bark . \n = = Food = = \n Bones . \n = Cats = \n They meow . \n'
 
@@ -37,6 +47,15 @@ def write(path, content):
     ('[1].txt', 'a name, no glob', 'prose', ['a name, no glob']),
     ('bom.txt', '\ufeffHello.', 'prose', ['Hello.']),
     ('a.txt.gz', gzip.compress('Zürich.'.encode(), mtime=0), 'prose', ['Zürich.']),
+    ('a.TXT.GZ', gzip.compress(b'Upper.', mtime=0), 'prose', ['Upper.']),
+    ('a.bz2', bz2.compress(b'1.\n\n2.') + bz2.compress(b' 3.'), 'google', ['1.', '2. 3.']),
+    ('a.xz', lzma.compress('Zürich.'.encode()), 'prose', ['Zürich.']),
+    ('a.jsonl.zst', zstd('{"text": "字"}\n') + zstd('{"text": "b"}'), 'jsonl', ['字', 'b']),
+    ('mac.txt', b'One.\rTwo.\r\rThree.', 'prose', ['One.\nTwo.\n\nThree.']),
+    ('mac.txt', b'\xef\xbb\xbfOne.\rTwo.\r\rThree.\r', 'google', ['One.\nTwo.', 'Three.']),
+    ('mac.jsonl', b'{"text": "a"}\r{"text": "b"}', 'jsonl', ['a', 'b']),
+    ('a.txt', b'One.\r\r\nTwo.\r', 'prose', ['One.\r\r\nTwo.\r']),
+    ('nul.txt', b'One \0 NUL byte.', 'prose', ['One \0 NUL byte.']),
     ('latin.txt', b'na\xefve', 'prose', ['na\ufffdve']),
     ('blank.txt', ' \n\n', 'prose', []),
     ('a.txt', 'One.\nTwo.\n \nThree.\n\n\n\n', 'google', ['One.\nTwo.', 'Three.']),
@@ -83,6 +102,9 @@ def test_a_key_of_one_s_own_is_read_from_json(tmp_path):
     ('/no/*.txt', 'prose', {}, r'no match of the glob: /no/\*.txt$'),
     ('embedded', 'xml', {}, "data.format must be one of .*'jsonl'.* got 'xml'"),
     ('embedded', 'prose', {'binary': 'guess'}, "data.binary must be .* got 'guess'"),
+    ('embedded', 'prose', {'on_bad_row': 'drop'}, "data.on_bad_row must be .* got 'drop'"),
+    ('embedded', 'prose', {'encoding': 'gbk2'}, "data.encoding='gbk2' is no text encoding"),
+    ('embedded', 'prose', {'encoding': 'base64'}, "data.encoding='base64' is no text encoding"),
     (__file__, 'tfds', {}, 'data.format=tfds goes with data.input=tfds:NAME'),
   ],
 )
@@ -112,6 +134,105 @@ def test_lines_fall_into_documents_as_they_are_read(tmp_path, content, format, d
   content = content.encode() if isinstance(content, str) else content
   name, content = ('a.gz', gzip.compress(content, mtime=0)) if zipped else ('a', content)
   assert read(write(tmp_path / name, content), format) == documents
+
+
+CHINESE = '他说：“今天的天气很好，我们一起去公园吧！”\n我不知道这是不是真的。\n'
+WORDS = {
+  'gb18030': CHINESE, 'utf-16': CHINESE, 'utf-16-le': 'Plain English.', 'utf-32': 'Élan',
+  'big5': '他說：「今天的天氣很好，我們一起去公園吧！」我不知道這是不是真的。',
+  'shift_jis': '今日はとてもいい天気なので、公園に行きました。',
+  'euc_kr': '오늘은 날씨가 좋아서 공원에 갔다.',
+  'cp1251': 'Он пришёл домой поздно вечером и лёг спать.', 'cp1256': 'ذهب الولد إلى المدرسة',
+  'cp1253': 'Το παιδί πήγε στο σχολείο',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('encoding', WORDS)
+def test_text_of_another_encoding_is_recognised_and_read(tmp_path, encoding):
+  path = write(tmp_path / 'a.txt', WORDS[encoding].encode(encoding))
+  advice = f'pass --config.data.encoding={encoding} .vocab: --encoding={encoding}'
+  with pytest.raises(
+    ValueError, match=f'a.txt is not UTF-8 text; it looks like {encoding}: {advice}'
+  ):
+    read(path)
+  report = sources.Report()
+  assert read(path, encoding=encoding, report=report) == [WORDS[encoding]]
+  assert report.invalid_utf8 == 0
+  path = write(tmp_path / 'a.jsonl', json.dumps({'text': 'é字'}).encode(encoding))
+  assert read(path, 'jsonl', encoding=encoding) == ['é字']
+
+
+def test_skipped_text_of_another_encoding_and_latin_1_get_a_hint(tmp_path, caplog):
+  write(tmp_path / 'a.txt', CHINESE.encode('gb18030'))
+  write(tmp_path / 'b.txt', 'A long English text before a naïve café, a résumé.'.encode('latin-1'))
+  for name, hint in (
+    ('a.txt', '1 binary files were skipped, .*/a.txt among them: .*=gb18030'),
+    ('b.txt', '4 invalid byte sequences .*; the text looks like cp1252: .*=cp1252'),
+  ):
+    report = sources.Report()
+    read(tmp_path / name, binary='skip', report=report)
+    caplog.clear()
+    report.warn()
+    assert re.search(hint, caplog.text)
+
+
+def test_invalid_bytes_of_a_named_encoding_are_counted(tmp_path):
+  path, report = write(tmp_path / 'a.txt', '好的'.encode('gb18030') + b'\xff!'), sources.Report()
+  assert read(path, encoding='gb18030', report=report) == ['好的\ufffd!']
+  assert report.invalid_utf8 == 1
+
+
+def test_parquet_folders_are_read_by_column(tmp_path):
+  (tmp_path / 'data').mkdir()
+  write(tmp_path / 'README.md', 'A card.'), write(tmp_path / 'data' / '.cache', 'hidden')
+  for i in range(2):
+    texts = [f'文 {i}-{j}.' for j in range(1500)]
+    table = pa.table({'body': pa.array(texts, pa.large_string()), 'id': range(1500)})
+    pa.parquet.write_table(table, tmp_path / 'data' / f'train-{i}.parquet', row_group_size=400)
+  expected = [f'文 {i}-{j}.' for i in range(2) for j in range(1500)]
+  assert read(tmp_path, 'parquet', text_key='body') == expected
+  assert read(f'{tmp_path}/*/train-1*', 'parquet', text_key='body') == expected[1500:]
+  with pytest.raises(
+    ValueError, match=r"-0.parquet: no column data.text_key='text'; .*'body', 'id'"
+  ):
+    read(tmp_path, 'parquet')
+  with pytest.raises(ValueError, match=r'-0.parquet is a Parquet file; .*data.format=parquet'):
+    read(tmp_path / 'data')
+  with pytest.raises(ValueError, match=r'holds no .parquet files'):
+    read(write(tmp_path / 'x' / 'a.txt', 'a').parent, 'parquet')
+  with pytest.raises(ValueError, match=r'README.md is not a complete Parquet file'):
+    read(tmp_path / 'README.md', 'parquet')
+
+
+@pytest.mark.parametrize(
+  'row, what',
+  [
+    ('{"text": null}', "'text' but null. Mend"),
+    ('{"text": ["a", "b"]}', r"""'text' but \["a", "b"\]"""),
+    ('{"text": 5}', "'text' but 5"),
+    ('{"body": "a"}', r"'text'; the line has \['body'\]"),
+    ('["text"]', "'text'; the line has list"),
+    ('x', 'not a JSON object'),
+  ],
+)
+def test_a_row_without_a_text_is_named_or_skipped_and_counted(tmp_path, row, what, caplog):
+  path, report = write(tmp_path / 'a', f'{{"text": "x"}}\n{row}\n{{"text": "y"}}'), sources.Report()
+  with pytest.raises(ValueError, match=f'a:2: .*{what}'):
+    read(path, 'jsonl')
+  assert read(path, 'jsonl', on_bad_row='skip', report=report) == ['x', 'y']
+  assert report == sources.Report(files=1, documents=2, bad_rows=1)
+  report.warn()
+  assert '1 rows without a text were skipped' in caplog.text
+
+
+def test_nulls_and_lists_in_parquet_are_bad_rows_too(tmp_path):
+  path = tmp_path / 'a.parquet'
+  pa.parquet.write_table(pa.table({'text': ['a', None, 'b'], 'n': [[1], [2], [3]]}), path)
+  with pytest.raises(ValueError, match=r"a.parquet:2: no text under data.text_key='text' but null"):
+    read(path, 'parquet')
+  assert read(path, 'parquet', on_bad_row='skip') == ['a', 'b']
+  with pytest.raises(ValueError, match=r"a.parquet:1: .*data.text_key='n' but \[1\]"):
+    read(path, 'parquet', text_key='n')
 
 
 def test_a_million_empty_documents_do_no_harm(tmp_path):
@@ -166,9 +287,14 @@ FLIPPED = ZIP[:40] + bytes(byte ^ 255 for byte in ZIP[40:60]) + ZIP[60:]
   [
     (b'\x89PNG\r\n\0\0', 'a.png', ' is a binary file.*data.binary=skip'),
     (bytes(range(128, 256)) * 9, 'a.txt', ' is a binary file'),
-    (ZIP[:9], 'a.txt.gz', ' is not a whole gzip file'),
-    (ZIP[:-20], 'a.txt.gz', ' is not a whole gzip file'),
-    (FLIPPED, 'a.txt.gz', ' is not a whole gzip file'),
+    (ZIP[:9], 'a.txt.gz', ' is not a complete .gz file'),
+    (ZIP[:-20], 'a.txt.gz', ' is not a complete .gz file'),
+    (FLIPPED, 'a.txt.gz', ' is not a complete .gz file'),
+    (bz2.compress(b'text' * 99)[:-20], 'a.bz2', ' is not a complete .bz2 file'),
+    (b'no bzip2', 'a.bz2', ' is not a complete .bz2 file'),
+    (lzma.compress(b'text' * 99)[:-20], 'a.xz', ' is not a complete .xz file'),
+    (zstd('text' * 99)[:-5], 'a.zst', ' is not a complete .zst file'),
+    (b'no zstd at all', 'a.zst', ' is not a complete .zst file'),
     ('{"text": "x"}\n\n{"text": "cut', 'a.jsonl', ':3: not a JSON object'),
     (
       '{"text": "x"}\n{"body": 1}',

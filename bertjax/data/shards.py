@@ -37,7 +37,9 @@ class Settings:
   kind: str = 'nsp'  # 'nsp', 'sop', 'doc_sentences' or 'full_sentences', see `data.examples`
   length: int = 128  # tokens a row
   format: str = 'prose'  # how the source falls into documents, see `data.sources`
-  text_key: str = 'text'  # field of the text in JSONL and TFDS
+  text_key: str = 'text'  # field of the text in JSONL and TFDS, column in Parquet
+  encoding: str = 'utf-8'  # of text files
+  on_bad_row: str = 'stop'  # or 'skip' rows of JSONL and Parquet that hold no text
   heldout: float = 0.05  # share of documents kept for evaluation
   passes: int = 1  # passes over the documents with other pairs (Google's dupe_factor)
   short_probability: float = 0.1  # share of documents cut to a random shorter length in a pass
@@ -228,8 +230,9 @@ def _tokenise(source, settings, spill: Spill, encode_texts, in_order) -> None:
   """The first half: reads documents and appends their ids to the outputs, in order."""
   report = sources.Report()
   texts = sources.read_documents(
-    source, settings.format, text_key=settings.text_key, binary=settings.binary, report=report
-  )
+    source, settings.format, text_key=settings.text_key, binary=settings.binary,
+    encoding=settings.encoding, on_bad_row=settings.on_bad_row, report=report,
+  )  # fmt: skip
   done, saved, sizes = spill.texts, time.monotonic(), collections.deque()
   collections.deque(itertools.islice(texts, done), maxlen=0)  # of a run that was killed
 
@@ -246,7 +249,7 @@ def _tokenise(source, settings, spill: Spill, encode_texts, in_order) -> None:
       spill.commit(done)
       saved = time.monotonic()
       _log.info('prepare: %d documents tokenised', done)
-  report.tell()
+  report.warn()
   spill.commit(done, dataclasses.asdict(report))
 
 

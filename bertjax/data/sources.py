@@ -1,19 +1,21 @@
 """Documents from files, folders, globs, JSONL, TensorFlow Datasets, or the running Python itself.
 
-A source is a string: a path (file, folder or glob; `.gz` is decompressed), `embedded`, or
-`tfds:NAME[:VERSION][:SPLIT]` (`tfds:c4/en:train`); several are joined by commas. The format says
-how a file falls into documents and sentences and is named, never guessed:
+A source is a string: a path (file, folder or glob; .gz, .bz2, .xz and .zst are decompressed),
+`embedded`, or `tfds:NAME[:VERSION][:SPLIT]` (`tfds:c4/en:train`); several are joined by commas. The
+format says how a file falls into documents and sentences and is named, never guessed:
 
   prose      one file a document, blank lines between paragraphs; sentences are split by rule
   google     a sentence a line, a blank line between documents (create_pretraining_data.py)
   wikitext   an article starts at a line ' = Title = ', a paragraph a line, tokens by spaces
   jsonl      an object a line, its `text_key` is a document of prose
+  parquet    a row a document of prose, in the column `text_key`; of a folder, all *.parquet
   tfds       an example a document, its `text_key` is prose
 
 Files of any size are read in the memory that their longest document needs.
 """
 
 import ast
+import bz2
 import codecs
 import contextlib
 import dataclasses
@@ -23,6 +25,7 @@ import io
 import itertools
 import json
 import logging
+import lzma
 import pathlib
 import platform
 import re
@@ -34,49 +37,61 @@ from etils import epath
 
 from bertjax.data import sentences
 
-FORMATS = ('prose', 'google', 'wikitext', 'jsonl', 'tfds')
+FORMATS = ('prose', 'google', 'wikitext', 'jsonl', 'parquet', 'tfds')
 
 _log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass
 class Report:
-  """What reading met: counts, for the manifest and for one line at the end."""
+  """Counts of what was read and what was wrong with it, for the manifest and the log."""
 
   files: int = 0
   documents: int = 0
-  invalid_utf8: int = 0
+  invalid_utf8: int = 0  # byte sequences that are invalid in the encoding of the text
   binary_skipped: int = 0
+  bad_rows: int = 0
+  hint = ''  # the encoding that the first of them would have
 
-  def tell(self) -> None:
+  def warn(self) -> None:
     if self.invalid_utf8:
-      _log.warning('%d invalid UTF-8 sequences were replaced by U+FFFD.', self.invalid_utf8)
+      _log.warning(
+        '%d invalid byte sequences were replaced by U+FFFD%s', self.invalid_utf8,
+        self.hint or '; if the text is not in UTF-8, name its encoding (data.encoding).',
+      )  # fmt: skip
     if self.binary_skipped:
-      _log.warning('%d binary files were skipped.', self.binary_skipped)
+      _log.warning('%d binary files were skipped%s', self.binary_skipped, self.hint or '.')
+    if self.bad_rows:
+      _log.warning('%d rows without a text were skipped.', self.bad_rows)
 
 
 def read_documents(
   source: str, format: str = 'prose', *, text_key: str = 'text', binary: str = 'refuse',
-  report: Report | None = None,
+  encoding: str = 'utf-8', on_bad_row: str = 'stop', report: Report | None = None,
 ) -> Iterator[str]:  # fmt: skip
   """Yields the text of each document that is not blank, in a fixed order.
 
   Args:
     source: see the module's text.
     format: one of `FORMATS`; `tfds:` sources and `embedded` are prose.
-    text_key: field of the text in JSONL objects and TFDS examples.
+    text_key: field of the text in JSONL objects and TFDS examples, column in Parquet.
     binary: 'refuse' raises at a binary file, 'skip' counts it.
+    encoding: of text files, by Python's name.
+    on_bad_row: 'stop' raises at a row of JSONL or Parquet that has no text, 'skip' counts it.
     report: counts are added here.
 
   Raises:
-    ValueError: for an unknown format, a missing path, a folder without files, a binary file, a
-      broken JSON line or a missing key, with the file and the line.
+    ValueError: for an unknown format or encoding, a missing path, a folder without files, a binary
+      file, a broken JSON line or a missing text, with the file and the line.
   """
   report = Report() if report is None else report
   if format not in FORMATS:
     raise ValueError(f'data.format must be one of {FORMATS}, got {format!r}.')
   if binary not in ('refuse', 'skip'):
     raise ValueError(f"data.binary must be 'refuse' or 'skip', got {binary!r}.")
+  if on_bad_row not in ('stop', 'skip'):
+    raise ValueError(f"data.on_bad_row must be 'stop' or 'skip', got {on_bad_row!r}.")
+  check_encoding(encoding)
   parts = split_source(source)
   if not parts:
     raise ValueError(
@@ -92,7 +107,7 @@ def read_documents(
     elif part.startswith('tfds:'):
       texts = _tfds(part.removeprefix('tfds:'), text_key, report)
     else:
-      texts = _files(part, format, text_key, binary, report)
+      texts = _files(part, format, text_key, binary, encoding, on_bad_row, report)
     for text in texts:
       if text.strip():
         report.documents += 1
@@ -117,29 +132,42 @@ def split_document(text: str, format: str) -> list[str]:
   return [piece for piece in map(str.strip, pieces) if piece]
 
 
-def _files(pattern: str, format: str, text_key: str, binary: str, report: Report):
-  for path in list_files(pattern):
-    with _open(path) as stream:
-      head = stream.read(8192)
-      if _is_binary(head):
-        if binary == 'refuse':
-          raise ValueError(
-            f'{path} is a binary file, not text; remove it, or pass --config.data.binary=skip.'
-          )
-        report.binary_skipped += 1
-        continue
+def _files(pattern, format, text_key, binary, encoding, on_bad_row, report: Report):
+  for path in list_files(pattern, '.parquet' if format == 'parquet' else ''):
+    if format == 'parquet':
       report.files += 1
-      stream.seek(len(codecs.BOM_UTF8) if head.startswith(codecs.BOM_UTF8) else 0)
-      yield from _documents(stream, format, text_key, path, report)
+      yield from _row_texts(_parquet_rows(path, text_key), text_key, path, on_bad_row, report)
+      continue
+    with open_bytes(path) as stream:
+      head = stream.read(8192)
+    if problem := _not_text(head, encoding):
+      if binary == 'refuse':
+        raise ValueError(f'{path} is {problem}')
+      report.binary_skipped += 1
+      report.hint = report.hint or f', {path} among them: it is {problem}'
+      continue
+    report.files += 1
+    with open_text(path, encoding, head) as stream:
+      replaced = stream.errors == 'replace'
+      if format == 'jsonl':
+        rows = _json_rows(stream)
+        yield from _row_texts(rows, text_key, path, on_bad_row, report, replaced)
+      else:
+        yield from (_valid(text, report, replaced) for text in _documents(stream, format))
 
 
-def list_files(pattern: str) -> list[epath.Path]:
-  """The files of a path, folder (all levels, hidden ones left out) or glob, sorted by name."""
+def list_files(pattern: str, suffix: str = '') -> list[epath.Path]:
+  """The files of a path, folder (all levels, hidden ones left out) or glob, sorted by name.
+
+  Args:
+    pattern: path, folder or glob.
+    suffix: of a folder, only files with this suffix, in any case.
+  """
   path = epath.Path(pattern)
   if path.is_dir():
-    files = list(_walk(path))
+    files = [p for p in _walk(path) if not suffix or p.suffix.lower() == suffix]
     if not files:
-      raise ValueError(f'data.input: the folder {pattern} holds no files.')
+      raise ValueError(f'data.input: the folder {pattern} holds no {f"{suffix} ".lstrip()}files.')
     return files
   if path.is_file():
     return [path]
@@ -160,43 +188,173 @@ def _walk(folder: epath.Path) -> Iterator[epath.Path]:
       yield path
 
 
+def _zstd(file):
+  import pyarrow as pa
+
+  return pa.CompressedInputStream(pa.PythonFile(file, 'r'), 'zstd')
+
+
+_DECOMPRESS = {'.gz': gzip.open, '.bz2': bz2.BZ2File, '.xz': lzma.LZMAFile, '.zst': _zstd}
+
+
+class _Raw(io.RawIOBase):
+  """Anything with `read` as a raw stream of Python."""
+
+  def __init__(self, file):
+    self._read = file.read
+
+  def readable(self) -> bool:
+    return True
+
+  def readinto(self, buffer) -> int:
+    data = self._read(len(buffer))
+    buffer[: len(data)] = data
+    return len(data)
+
+
 @contextlib.contextmanager
-def _open(path: epath.Path) -> Iterator[io.BufferedIOBase]:
-  """Opens a file for reading, decompressed if it ends in `.gz`; names it where it is damaged."""
+def open_bytes(path: epath.Path) -> Iterator[io.BufferedReader]:
+  """Opens a file for reading, decompressed if it ends in .gz, .bz2, .xz or .zst (in any case).
+
+  Raises:
+    ValueError: within the context, where the compressed data are corrupt or truncated.
+  """
+  suffix = path.suffix.lower()
   with path.open('rb') as file:
     try:
-      yield io.BufferedReader(gzip.GzipFile(fileobj=file)) if path.suffix == '.gz' else file
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-      raise ValueError(f'{path} is not a whole gzip file: {error}.') from error
+      stream = _DECOMPRESS[suffix](file) if suffix in _DECOMPRESS else file
+      yield io.BufferedReader(_Raw(stream), 2**16)
+    except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+      if suffix not in _DECOMPRESS or getattr(error, 'errno', None):
+        raise
+      raise ValueError(f'{path} is not a complete {suffix} file: {error}.') from error
 
 
-def _is_binary(head: bytes) -> bool:
-  """A NUL byte, or mostly bytes that are neither text nor UTF-8 (Latin-1 prose stays text)."""
-  return b'\0' in head or head.decode('utf-8', 'replace').count('\ufffd') > 0.3 * max(len(head), 1)
+@contextlib.contextmanager
+def open_text(
+  path: epath.Path, encoding: str = 'utf-8', head: bytes = b''
+) -> Iterator[io.TextIOWrapper]:
+  """Opens a text file, decompressed; a byte order mark is dropped.
+
+  Lines end in LF (a CR before it stays), or in CR if `head` has no LF. Bytes that are invalid in
+  UTF-8 become lone surrogates ('surrogateescape'), in other encodings U+FFFD.
+  """
+  utf8 = codecs.lookup(encoding).name == 'utf-8'
+  start = _decode_head(head, encoding)
+  newline = '\r' if '\r' in start and '\n' not in start else '\n'
+  with open_bytes(path) as stream:
+    yield io.TextIOWrapper(
+      stream, 'utf-8-sig' if utf8 else encoding, 'surrogateescape' if utf8 else 'replace', newline
+    )
 
 
-def _documents(stream, format: str, text_key: str, path, report: Report) -> Iterable[str]:
+def check_encoding(encoding: str) -> None:
+  try:
+    ''.encode(encoding)
+  except LookupError:
+    raise ValueError(
+      f'data.encoding={encoding!r} is no text encoding of Python; utf-8, utf-16, gb18030, big5, '
+      'shift_jis, euc-kr, cp1251 and latin-1 are some.'
+    ) from None
+
+
+def _decode_head(head: bytes, encoding: str, errors: str = 'replace') -> str:
+  """Decodes the beginning of a file, which may end within a character."""
+  return codecs.getincrementaldecoder(encoding)(errors).decode(head)
+
+
+def _not_text(head: bytes, encoding: str) -> str:
+  """What a file is, and what to do, if its first bytes are not text in the encoding; else ''.
+
+  Text is what has few control characters and few invalid bytes: one NUL byte is no harm, and
+  Latin-1 prose, mostly ASCII, is read with its invalid bytes counted.
+  """
+  text = _decode_head(head, encoding)
+  odd = sum(c == '\ufffd' or (c < ' ' and c not in '\t\n\r\f\v\b\x1b') for c in text)
+  if odd <= 0.3 * len(head):
+    return ''
+  if head.startswith(b'PAR1'):
+    return 'a Parquet file; pass --config.data.format=parquet (vocab: --format=parquet).'
+  if guess := guess_encoding(head):
+    return f'not {encoding.upper()} text; it looks like {guess}: {_name_it(guess)}'
+  return 'a binary file, not text; remove it, or pass --config.data.binary=skip.'
+
+
+def _name_it(encoding: str) -> str:
+  return f'pass --config.data.encoding={encoding} (vocab: --encoding={encoding}).'
+
+
+_CHINESE, _JAPANESE, _RUSSIAN = (
+  '，。的一是不了在人有我他',
+  'のにはをたがでてと、。し',
+  'оеаинтсрвлкмд',
+)
+_FREQUENT = {  # encodings, and letters that are frequent in text of their languages
+  'gb18030': _CHINESE + '这', 'big5': _CHINESE + '這', 'shift_jis': _JAPANESE, 'euc_jp': _JAPANESE,
+  'euc_kr': '이다는에의을가고하지은로', 'cp1251': _RUSSIAN, 'koi8_r': _RUSSIAN,
+  'cp1252': 'éèàäöüßñçóíáâêôåøæ’“”', 'cp1253': 'αοιετσνρηυκπ', 'cp1256': 'اليمونتربده',
+  'cp1255': 'יוהלאתרבמש', 'cp874': 'าอนกรเงมยลวด',
+}  # fmt: skip
+
+
+def guess_encoding(data: bytes) -> str:
+  """The likely encoding of bytes that are not UTF-8, by Python's name, or ''."""
+  for mark, name in ((codecs.BOM_UTF32_LE, 'utf-32'), (codecs.BOM_UTF16_LE, 'utf-16'),
+                     (codecs.BOM_UTF16_BE, 'utf-16')):  # fmt: skip
+    if data.startswith(mark):
+      return name
+  for first, name in ((0, 'utf-16-be'), (1, 'utf-16-le')):
+    if data[first::2].count(0) > 0.4 * len(data) / 2 and data[1 - first :: 2].count(0) < 9:
+      return name
+  scores = {}
+  for name, frequent in _FREQUENT.items():
+    with contextlib.suppress(UnicodeDecodeError):
+      text = _decode_head(data, name, 'strict')
+      other = [c for c in text if not c.isascii()]
+      score = sum(c in frequent for c in other) / max(len(other), 1)
+      if name[:3] in ('cp1', 'cp8', 'koi'):  # any bytes decode; Latin text has few such letters
+        share = sum(map(str.isalpha, other)) / max(sum(map(str.isalpha, text)), 1)
+        score *= 1 - share if name == 'cp1252' else share
+      scores[name] = score
+  best = max(scores, key=scores.get, default='')
+  return best if best and scores[best] > 0.12 else ''
+
+
+def _documents(stream: io.TextIOWrapper, format: str) -> Iterable[str]:
   """Cuts a file into documents as it is read: no more than one of them is held in memory."""
   if format == 'prose':
-    return [_decode(stream.read(), report)]
-  lines = (_decode(line, report) for line in stream)
+    text = stream.read()
+    return [text if '\n' in text else text.replace('\r', '\n')]
+  lines = (line[:-1] + '\n' if line.endswith('\r') else line for line in stream)
   if format == 'google':
     groups = itertools.groupby(lines, key=str.isspace)
     return (''.join(group).removesuffix('\n') for blank, group in groups if not blank)
   if format == 'wikitext':
     return _articles(lines)
-  if format == 'jsonl':
-    return _jsonl(lines, text_key, path, report)
   raise ValueError("data.format=tfds goes with data.input=tfds:NAME, got a path: use 'prose'.")
 
 
-def _decode(data: bytes, report: Report) -> str:
-  try:
-    return data.decode()
-  except UnicodeDecodeError:
-    text = data.decode(errors='replace')
-    report.invalid_utf8 += text.count('\ufffd') - data.count(b'\xef\xbf\xbd')
+def _valid(text: str, report: Report, replaced: bool = False) -> str:
+  """Puts U+FFFD for bytes that were invalid and for halves of surrogate pairs, which JSON can spell
+  ('\\ud800'); counts them, and those that the decoder `replaced`."""
+  if text.isascii():
     return text
+  bad = re.search('[\ud800-\udfff]', text)
+  if bad:
+    if not report.hint:
+      sample = re.sub('[\ud800-\udc7f\udd00-\udfff]', '', text[bad.start() : bad.start() + 4000])
+      guess = guess_encoding(sample.encode('utf-8', 'surrogateescape'))
+      report.hint = guess and f'; the text looks like {guess}: {_name_it(guess)}'
+    report.invalid_utf8 -= 0 if replaced else text.count('\ufffd')
+    text = re.sub('[\udc80-\udcff]+', _replace_bytes, text)
+    text = re.sub('[\ud800-\udfff]', '\ufffd', text)
+  if bad or replaced:
+    report.invalid_utf8 += text.count('\ufffd')
+  return text
+
+
+def _replace_bytes(match: re.Match) -> str:
+  return match[0].encode('utf-8', 'surrogateescape').decode('utf-8', 'replace')
 
 
 def _articles(lines: Iterable[str]) -> Iterator[str]:
@@ -209,23 +367,60 @@ def _articles(lines: Iterable[str]) -> Iterator[str]:
   yield ''.join(article)
 
 
-def _jsonl(lines: Iterable[str], text_key: str, path, report: Report) -> Iterator[str]:
+def _json_rows(lines: Iterable[str]) -> Iterator:
+  """(number, value) of each line that is not blank; an exception for what is no JSON."""
   for number, line in enumerate(lines, 1):
-    if line.isspace():
-      continue
+    if not line.isspace():
+      try:
+        yield number, json.loads(line)
+      except (ValueError, RecursionError) as error:  # of the syntax, a huge number, or the depth
+        yield number, error
+
+
+def _parquet_rows(path: epath.Path, column: str) -> Iterator:
+  """(number, {column: value}) of each row, read by batches."""
+  import pyarrow as pa
+  from pyarrow import parquet
+
+  with path.open('rb') as file:
     try:
-      value = json.loads(line)
-    except (ValueError, RecursionError) as error:  # of the syntax, a huge number, or the depth
-      raise ValueError(f'{path}:{number}: not a JSON object ({error}).') from error
-    if not isinstance(value, dict) or not isinstance(value.get(text_key), str):
-      keys = sorted(value) if isinstance(value, dict) else type(value).__name__
+      table = parquet.ParquetFile(file)
+      if column not in table.schema_arrow.names:
+        names = table.schema_arrow.names
+        raise ValueError(f'{path}: no column data.text_key={column!r}; it has {names}.')
+      number = itertools.count(1)
+      for batch in table.iter_batches(1024, columns=[column]):
+        array = batch.column(0)
+        if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
+          array = array.cast(pa.large_binary())  # its text need not be valid
+        for value in array.to_pylist():
+          text = value.decode('utf-8', 'surrogateescape') if isinstance(value, bytes) else value
+          yield next(number), {column: text}
+    except (pa.ArrowInvalid, OSError) as error:
+      if getattr(error, 'errno', None):
+        raise
+      raise ValueError(f'{path} is not a complete Parquet file: {error}.') from error
+
+
+def _row_texts(rows, text_key: str, path, on_bad_row, report, replaced=False) -> Iterator[str]:
+  """The texts of numbered rows; a row without one is counted in the report, or raises."""
+  for number, row in rows:
+    text = row.get(text_key) if isinstance(row, dict) else None
+    if isinstance(text, str):
+      yield _valid(text, report, replaced)
+    elif on_bad_row == 'skip':
+      report.bad_rows += 1
+    elif isinstance(row, Exception):
+      raise ValueError(f'{path}:{number}: not a JSON object ({row}).') from row
+    else:
+      if isinstance(row, dict) and text_key in row:
+        what = f' but {json.dumps(text, default=str)[:60]}'
+      else:
+        what = f'; the line has {sorted(row) if isinstance(row, dict) else type(row).__name__}'
       raise ValueError(
-        f'{path}:{number}: no text under data.text_key={text_key!r}; the line has {keys}.'
+        f'{path}:{number}: no text under data.text_key={text_key!r}{what}. Mend the line, or skip '
+        'and count such lines (--config.data.on_bad_row=skip; vocab: --on_bad_row=skip).'
       )
-    # JSON can spell half a surrogate pair ('\ud800'), which no UTF-8 can hold.
-    valid, replaced = re.subn('[\ud800-\udfff]', '\ufffd', value[text_key])
-    report.invalid_utf8 += replaced
-    yield valid
 
 
 def _tfds(name: str, text_key: str, report: Report) -> Iterator[str]:
