@@ -56,7 +56,17 @@ def test_the_report_counts_what_the_tokenizer_makes_of_every_sentence(
   assert expected['unknown'] > 1 and expected['duplicates'] == 2
   assert {name: found[name] for name in expected} == expected
   assert sum(found['documents_by_length']) == len(texts)
-  assert found['words'] == sum(len(text.split()) for text in texts) and found['nsp'] is True
+  # ODD has '字字。Élan', three words between white space.
+  assert found['words'] == sum(len(text.split()) for text in texts) + 2 and found['nsp'] is True
+
+
+@pytest.mark.parametrize(
+  'chunk, words',
+  [('word--', 1), ("l'été", 1), ('中国，人民', 4), ('用Python3写的。', 4), ('これはペン', 5),
+   ('、。', 1), ('한국어는', 1), ('«Да!»', 1), ('ภาษาไทย', 1)],
+)  # fmt: skip
+def test_words_are_those_of_the_language(chunk, words):
+  assert corpus.count_words(chunk) == words
 
 
 def test_lengths_fall_into_the_bucket_that_their_edge_closes():
@@ -128,6 +138,35 @@ def test_training_prints_a_report_and_keeps_it_as_json(corpus, tmp_path, capsys)
   flags = [f'--input={corpus}', f'--vocab={tmp_path}/v.txt', f'--report={again}']
   assert main(['vocab', *flags]) == 0
   assert capsys.readouterr().out == told and json.loads(again.read_text()) == facts
+
+
+def test_invalid_bytes_and_rows_without_text_are_counted_as_prepare_counts_them(
+  vocab, tmp_path, caplog
+):
+  (tmp_path / 'a.txt').write_bytes('An old café. A naïve résumé.'.encode('latin-1'))
+  (tmp_path / 'b.jsonl').write_text('{"text": null}\n{"text": "One. Two."}')
+  report = tmp_path / 'a.json'
+  program.run(input=f'{tmp_path}/a.txt', vocab=str(vocab), report=str(report))
+  assert json.loads(report.read_text())['invalid_utf8'] == 4
+  assert '4 invalid byte sequences' in caplog.text and '--encoding=cp1252' in caplog.text
+  options = {'input': f'{tmp_path}/a.txt', 'vocab': str(vocab), 'encoding': 'latin-1'}
+  program.run(**options, report=f'{tmp_path}/b.json')
+  assert json.loads((tmp_path / 'b.json').read_text())['invalid_utf8'] == 0
+  options = {'input': f'{tmp_path}/b.jsonl', 'vocab': str(vocab), 'format': 'jsonl'}
+  program.run(**options, on_bad_row='skip', report=f'{tmp_path}/c.json')
+  assert json.loads((tmp_path / 'c.json').read_text())['bad_rows'] == 1
+
+
+def test_a_vocabulary_of_chinese_holds_its_characters(tmp_path):
+  letters = [chr(0x4E00 + i) for i in range(3000)]
+  text = ''.join(f'{a}{b}。' for a, b in zip(letters, reversed(letters), strict=True))
+  (tmp_path / 'a.txt').write_text(text, encoding='utf-8')
+  report, options = tmp_path / 'r.json', {'input': f'{tmp_path}/a.txt', 'out': f'{tmp_path}/v.txt'}
+  with pytest.raises(ValueError, match=r'for its 3001 characters .* choose a size of at most 3105'):
+    program.run(**options, size=4000)
+  program.run(**options, size=3105, report=str(report))
+  facts = json.loads(report.read_text())
+  assert (facts['unknown'], facts['words'], facts['sentences']) == (0, 6000, 3000)
 
 
 def test_pruning_is_told_in_the_report(corpus, tmp_path, capsys):

@@ -95,6 +95,34 @@ def test_a_size_below_the_alphabet_is_refused_with_the_least_size():
   assert len(train_wordpiece({'abc': 5}, 107)) == 107
 
 
+def test_every_character_seen_twice_is_kept(tmp_path):
+  letters = [chr(0x4E00 + i) for i in range(5000)]
+  counts = dict.fromkeys(letters[:4000], 2) | dict.fromkeys(letters[4000:], 1)
+  message = r'104 special ones, 4000 for its 4000 characters .1000 more .* size of at most 4104'
+  with pytest.raises(ValueError, match=message):
+    train_wordpiece(counts, 8000)
+  assert train_wordpiece(counts, 4104)[HEADER:] == letters[:4000]
+
+
+def test_rare_characters_take_no_more_than_half_of_the_vocabulary():
+  counts = {'ab': 10**9, 'abc': 10**6} | {chr(0x4E00 + i): 2 for i in range(3000)}
+  vocab = train_wordpiece(counts, HEADER + 1002)
+  assert vocab[HEADER + 1000 :] == ['ab', 'abc'] and len([c for c in vocab if c >= '一']) == 997
+
+
+def test_characters_that_do_not_fit_are_warned_about_if_they_are_few(caplog):
+  counts = {chr(0x4E00 + i): 10**6 for i in range(1500)} | {
+    chr(0x8000 + i): 100 for i in range(2500)
+  }
+  vocab = train_wordpiece(counts, HEADER + 2000)
+  assert len(vocab) == HEADER + 2000 and vocab[HEADER + 1999] == chr(0x8000 + 499)
+  assert 'holds the 2000 most frequent characters of the text; 2000 others' in caplog.text
+  with pytest.raises(
+    ValueError, match='and 4000 single characters; choose a size of at least 4104'
+  ):
+    train_wordpiece(counts, HEADER + 1400)
+
+
 def test_words_of_the_most_frequent_letters_can_be_tokenised_and_no_others(documents):
   counts = count_words(documents)
   letters = collections.Counter(letter for word in counts.elements() for letter in word)

@@ -8,6 +8,7 @@ import collections
 import functools
 import hashlib
 import itertools
+import re
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
@@ -50,6 +51,16 @@ def chunks(text: str) -> Iterator[str]:
     start = end
 
 
+_HAN = '\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff'
+_WORDS = re.compile(f'[{_HAN}]|[^{_HAN}]*?\\w[^{_HAN}]*')
+
+
+def count_words(chunk: str) -> int:
+  """Words of a text without white space: one, or each Han character and kana and what is between
+  them, punctuation aside. Thai, Lao, Khmer and Burmese, which need a dictionary, count as one."""
+  return 1 if chunk.isascii() else len(_WORDS.findall(chunk)) or 1
+
+
 def describe(
   texts: Iterable[str], vocab, *, format: str = 'prose', lowercase: bool = True, workers: int = 1
 ) -> dict:
@@ -63,8 +74,9 @@ def describe(
     workers: spawned processes; the result does not depend on it.
 
   Returns:
-    Counts by name (tokens without special ones, words between white space, `duplicates` = documents
-    whose text occurred before), two histograms over `EDGES`, and the advice for `--config.nsp`.
+    Counts by name (tokens without special ones; words between white space, of which Han characters
+    and kana are one each; `duplicates` = documents whose text occurred before), two histograms over
+    `EDGES`, and the advice for `--config.nsp`.
 
   Raises:
     ValueError: if the vocabulary cannot be read or there is no text.
@@ -95,7 +107,7 @@ def _measure(texts: list[str], vocab: str, format: str, lowercase: bool) -> tupl
   counts = {
     'documents': len(texts),
     'sentences': sum(map(len, lengths)),
-    'words': seen.total(),
+    'words': sum(n * count_words(chunk) for chunk, n in seen.items()),
     'tokens': sum(map(sum, lengths)),
     'unknown': sum(n * unknown[chunk] for chunk, n in seen.items() if chunk in unknown),
     'documents_for_nsp': sum(len(document) >= 2 for document in lengths),

@@ -8,6 +8,7 @@ import collections
 import functools
 import heapq
 import itertools
+import logging
 import re
 from collections.abc import Iterable
 
@@ -17,7 +18,10 @@ from bertjax.data.tokenizer import SPECIAL_TOKENS, word_splitter
 # Google's places: [PAD] is 0, 99 unused rows for words of one's own, then the other four.
 UNUSED = 99
 _HEADER = ('[PAD]', *(f'[unused{i}]' for i in range(UNUSED)), *SPECIAL_TOKENS[1:])
+_ALPHABET = 1000  # characters that are kept however rare, the most frequent ones
 _LONG = 10_000  # characters without white space are cut here, which bounds the normaliser's memory
+
+_log = logging.getLogger(__name__)
 
 
 class WordCounts(collections.Counter):
@@ -77,14 +81,16 @@ def _count(texts: list[str], lowercase: bool) -> collections.Counter:
 
 
 def train_wordpiece(
-  counts: dict[str, int], size: int, *, alphabet: int = 1000, min_count: int = 2
+  counts: dict[str, int], size: int, *, alphabet: int | None = None, min_count: int = 2
 ) -> list[str]:
   """Trains a vocabulary of exactly `size` entries.
 
   Args:
     counts: words and how often each occurs.
     size: entries, special and unused ones included.
-    alphabet: how many characters to keep, the most frequent; words with others are left out.
+    alphabet: how many characters to keep, the most frequent; words with others are left out. None:
+      1,000 and every other one that occurs `min_count` times, as far as the size allows. Where
+      they would take over half of it, the rarest are left out that make up 1 in 100,000 characters.
     min_count: pairs must occur this often to be merged.
 
   Returns:
@@ -94,11 +100,7 @@ def train_wordpiece(
     ValueError: if the text does not yield that many entries, or size is too small to hold the
       alphabet; the message says which size would do.
   """
-  letters = collections.Counter()
-  for word, count in counts.items():
-    for letter in word:
-      letters[letter] += count
-  kept = {c for c, _ in sorted(letters.items(), key=lambda item: (-item[1], item[0]))[:alphabet]}
+  kept, rare = _alphabet(counts, size - len(_HEADER), alphabet, min_count)
   words = [(w, n) for w, n in sorted(counts.items()) if len(w) <= 100 and kept.issuperset(w)]
   inner = {letter: '##' + letter for letter in kept}  # one object each
   pieces = [[w[0], *map(inner.__getitem__, w[1:])] for w, _ in words]
@@ -116,10 +118,42 @@ def train_wordpiece(
     vocab.setdefault(piece)
   if len(vocab) < size:
     raise ValueError(
-      f'this text yields only {len(vocab)} entries, {size} were asked for; '
-      f'choose a size of at most {len(vocab)} or bring more text.'
+      f'this text yields only {len(vocab)} entries, {size} were asked for: {len(_HEADER)} special '
+      f'ones, {len(initial)} for its {len(kept)} characters ({rare} more are too rare), and '
+      f'{len(vocab) - len(_HEADER) - len(initial)} merged pieces that occur {min_count} times or '
+      f'more; choose a size of at most {len(vocab)} or bring more text.'
     )
   return list(vocab)
+
+
+def _alphabet(counts, room: int, most: int | None, min_count: int) -> tuple[set[str], int]:
+  """The characters to keep, and how many are left out because they are rare."""
+  letters, entries = collections.Counter(), collections.defaultdict(set)
+  for word, count in counts.items():
+    for place, letter in enumerate(word):
+      letters[letter] += count
+      entries[letter].add(place > 0)  # it begins a word, or continues one
+  order = sorted(letters, key=lambda c: (-letters[c], c))
+  if most is not None:
+    return set(order[:most]), len(order) - most
+  often = [c for i, c in enumerate(order) if i < _ALPHABET or letters[c] >= min_count]
+  total, used, rest, kept = letters.total(), 0, letters.total(), set()
+  for place, letter in enumerate(often):
+    used += len(entries[letter])
+    if place >= _ALPHABET and used > (room + len(_HEADER)) / 2 and rest < 1e-5 * total:
+      break
+    if used > room:
+      if rest < 0.01 * total:
+        _log.warning(
+          'the vocabulary holds the %d most frequent characters of the text; %d others, %.2g%% of '
+          'its characters, do not fit and become [UNK].',
+          place, len(order) - place, 100 * rest / total,
+        )  # fmt: skip
+        break
+      return set(often), len(order) - len(often)  # which does not fit: refused with the least size
+    rest -= letters[letter]
+    kept.add(letter)
+  return kept, len(order) - len(kept)
 
 
 def _merges(words: list[list[str]], counts: list[int], min_count: int) -> Iterable[str]:
