@@ -58,8 +58,7 @@ def main(argv: list[str] | None = None) -> int:
   logging.basicConfig(level=logging.WARNING, format='%(message)s', stream=sys.stderr)
   logging.getLogger('bertjax').setLevel(logging.INFO)
   if not os.environ.get('BERTJAX_TRACEBACK'):
-    # orbax's threads log tracebacks there; the loop, which waits for them, raises the same.
-    logging.getLogger('absl').setLevel(logging.CRITICAL)
+    logging.getLogger('absl').addFilter(_worth_reading)
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')  # no chatter about absent GPUs
   try:
     program = importlib.import_module(f'bertjax.{verb}')
@@ -76,6 +75,15 @@ def main(argv: list[str] | None = None) -> int:
     print(f'bertjax {verb}: interrupted.', file=sys.stderr)
     return 130
   return 0
+
+
+def _worth_reading(record: logging.LogRecord) -> bool:
+  """Drops orbax's remarks on options that we chose, and the tracebacks of its threads, since the
+  loop, which waits for them, raises the same; but no warning."""
+  record.exc_info = record.exc_text = None
+  return not str(record.msg).startswith(
+    ('Given directory is read only', 'CheckpointManagerOptions.read_only', 'Requested `track')
+  )
 
 
 def parse(program, arguments: list[str]) -> dict:
@@ -115,15 +123,36 @@ def parse(program, arguments: list[str]) -> dict:
   if len(left) > 1:
     raise ValueError(f'unexpected argument {left[1]!r}; options are written --name=value.')
   result = {name: values[name].value for name in known}
+  paths = {n: v for n, v in result.items() if isinstance(v, str) and n not in _TEXTS}
+  result |= {name: _expand_home(value) for name, value in paths.items()}
   if 'config' in program.FLAGS:
-    result['config'] = values['config'].value if spec else None
+    config = result['config'] = values['config'].value if spec else None
+    texts = {n: v for n, v in (_flat(config) if spec else {}).items() if isinstance(v, str)}
+    if spec:
+      config.update_from_flattened_dict({n: _expand_home(v) for n, v in texts.items()})
   return result
+
+
+_TEXTS = ('text', 'pair')  # flags that hold a text
+
+
+def _expand_home(value: str) -> str:
+  """Expands `~` and `~user` at the start of each path in a value, where a shell does not: behind
+  `=`, as in --workdir=~/run, and behind commas."""
+
+  def expand(match):
+    home = os.path.expanduser(match[0])  # noqa: PTH111 (Path's raises RuntimeError)
+    if home == '~':
+      raise ValueError(f'{value}: this user has no home directory for ~; give a full path.')
+    return home
+
+  return re.sub(r'(?<![^=,])~[\w.-]*(?=/|$)', expand, value)
 
 
 def load_recipe(spec: str):
   """Reads a recipe, `PATH:WORDS` or `NAME:WORDS` (a file in configs/*/), and returns its config."""
   name, _, arg = spec.partition(':')
-  path = pathlib.Path(name)
+  path = pathlib.Path(_expand_home(name))
   if not path.is_file():
     found = {p.stem: p for p in sorted(_recipes().glob('*/*.py')) if p.stem != '__init__'}
     if path.stem not in found:

@@ -63,6 +63,7 @@ def run(
 
 def _scores(config, workdir, model, which, rows, split, out) -> dict[str, float]:
   if workdir:
+    workdir = checkpoint.check_path(workdir)
     config = run_config(workdir)
   if 'task' in config:
     if rows or which != 'best':

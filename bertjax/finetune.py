@@ -19,7 +19,6 @@ import math
 import jax
 import ml_collections
 import numpy as np
-from etils import epath
 
 from bertjax.data import batches as batches_lib
 from bertjax.data import store
@@ -124,8 +123,8 @@ def run(config, *, workdir: str, **peers) -> dict[str, float]:
   """
   if not workdir or not config.init_from:
     raise ValueError('finetune needs --workdir=DIR and --config.init_from=MODEL.')
+  workdir = checkpoint.check_path(workdir)
   distributed.start(**peers)
-  workdir = epath.Path(workdir)
   setup = set_up(config)
   identity = run_identity(setup)
   run_lib.check_same(workdir, identity)

@@ -138,8 +138,14 @@ def load_vocab(config) -> Tokenizer:
 
 def cache_folder(cache_dir: str = '') -> epath.Path:
   """Where raw text is prepared and remote rows are copied."""
-  home = pathlib.Path.home() / '.cache' / 'bertjax'
-  return epath.Path(cache_dir or os.environ.get('BERTJAX_CACHE') or home)
+  named = cache_dir or os.environ.get('BERTJAX_CACHE')
+  folder = os.path.expanduser(named or '~/.cache/bertjax')  # noqa: PTH111 (may be gs://)
+  if not named and folder.startswith('~'):
+    raise ValueError(
+      'this user has no home directory for a cache; name one (--config.data.cache_dir=DIR or '
+      '$BERTJAX_CACHE).'
+    )
+  return epath.Path(folder)
 
 
 def _key(config, *more) -> str:

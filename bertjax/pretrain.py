@@ -205,10 +205,10 @@ def run(config, *, workdir: str, **peers) -> dict[str, float]:
   """
   if not workdir:
     raise ValueError('pretrain needs --workdir=DIR, the folder of the run.')
+  workdir = checkpoint.check_path(workdir)
   distributed.start(**peers)
   if config.compile_cache:
     jax.config.update('jax_compilation_cache_dir', config.compile_cache)
-  workdir = epath.Path(workdir)
   setup = set_up(config)
   run_lib.check_same(workdir, setup.identity)
   distributed.agree('configuration', [setup.identity, config.to_dict()])

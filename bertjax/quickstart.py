@@ -10,11 +10,10 @@ masks in some sentences, and writes a model directory that Hugging Face's transf
 import logging
 import time
 
-from etils import epath
-
 from bertjax import evaluate, pretrain, vocab
 from bertjax.__main__ import load_recipe
 from bertjax.inference.predictor import Predictor
+from bertjax.training import checkpoint
 
 _log = logging.getLogger(__name__)
 
@@ -34,7 +33,7 @@ SENTENCES = (
 def run(*, workdir: str, recipe: str = 'quickstart', seed: int = 0) -> dict[str, float]:
   """Runs it all; returns the evaluation."""
   begin = time.perf_counter()
-  folder = epath.Path(workdir)
+  folder = checkpoint.check_path(workdir)
   vocabulary = folder / 'vocab.txt'
   if not vocabulary.exists():
     vocab.run(input='embedded', out=str(vocabulary), size=4096)

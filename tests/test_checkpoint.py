@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from bertjax.training import checkpoint
 from bertjax.training import mesh as mesh_lib
 from bertjax.training.checkpoint import CheckpointError, Checkpoints, checksums
 
@@ -168,3 +169,56 @@ def test_a_save_that_fails_is_told_and_leaves_the_earlier_ones(tmp_path, monkeyp
     checkpoints.save(2, state_at(2), {})
   state, _ = Checkpoints(tmp_path).restore_newest(abstract(state_at(0)))
   same(state, state_at(1))
+
+
+@pytest.mark.parametrize(
+  'name',
+  ['a b', "it's", 'x=1,y=2', 'a{b}', '100%', 'a%20b', '#1', 'a&b;c|d', 'é', '模型', '~x', '$HOME',
+   'a:b', '-dash', 'new\nline', 'trailing '],
+)  # fmt: skip
+def test_a_folder_of_any_other_name_reads_back(name, tmp_path):
+  saved(tmp_path / name, {1: 1.0}).close()
+  state, _ = Checkpoints(tmp_path / name, read_only=True).restore(1, abstract(state_at(0)))
+  same(state, state_at(1))
+
+
+@pytest.mark.parametrize(
+  'name', ['lr=[1e-4]', 'a[b', 'a*b', 'what?', '**', 'back\\slash', '\udcff']
+)
+def test_a_folder_whose_checkpoints_would_be_lost_is_refused(name, tmp_path):
+  with pytest.raises(ValueError, match='could not be read again'):
+    Checkpoints(tmp_path / name / 'checkpoints')
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_relative_folder_below_brackets_is_refused(tmp_path, monkeypatch):
+  (tmp_path / '[2026] bert').mkdir()
+  monkeypatch.chdir(tmp_path / '[2026] bert')
+  with pytest.raises(ValueError, match=r'contains \[ \]; choose a folder'):
+    Checkpoints('runs')
+
+
+def test_a_path_beyond_ascii_is_refused_where_the_locale_has_no_utf_8(tmp_path, monkeypatch):
+  monkeypatch.setattr(checkpoint.sys, 'getfilesystemencoding', lambda: 'iso8859-1')
+  with pytest.raises(ValueError, match=r'LC_ALL=C\.UTF-8'):
+    Checkpoints(tmp_path / 'modèle')
+
+
+def test_a_tilde_is_the_home_directory(tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  assert checkpoint.check_path('~/runs') == tmp_path / 'runs'
+  with pytest.raises(ValueError, match="no home directory for '~nobody-of-this-name'"):
+    checkpoint.check_path('~nobody-of-this-name/runs')
+
+
+@pytest.mark.parametrize('name', ['lr=[1e-4]', 'back\\slash'])
+def test_a_commit_that_cannot_be_read_again_stops_the_run(name, tmp_path, monkeypatch):
+  monkeypatch.setattr(checkpoint, 'check_path', lambda path: path)
+  checkpoints = Checkpoints(tmp_path / name)
+  checkpoints.save(1, state_at(1), {})
+  with pytest.raises(CheckpointError, match='written, but it cannot be read again'):
+    checkpoints.save(2, state_at(2), {})
+  checkpoints = Checkpoints(tmp_path / name / 'two')
+  checkpoints.save(1, state_at(1), {})
+  with pytest.raises(CheckpointError, match='written, but it cannot be read again'):
+    checkpoints.close()

@@ -16,7 +16,7 @@ import time
 import numpy as np
 import pytest
 
-from bertjax import pretrain
+from bertjax import predict, prepare, pretrain
 from bertjax.__main__ import _flat, load_recipe, main, parse
 from bertjax.data import store
 from bertjax.inference.predictor import Predictor
@@ -333,6 +333,33 @@ def test_a_mistake_gets_one_sentence_before_anything_is_written(
   workdir = tmp_path / 'run'
   check_refused(arguments(tiny_rows, workdir, *flags), capsys, *words)
   assert not (workdir / 'logs').exists() and not list(workdir.glob('checkpoints/*'))
+
+
+def test_a_workdir_with_brackets_is_refused_before_the_text_is_prepared(
+  corpus, vocab, tmp_path, capsys
+):
+  args = raw(corpus, vocab, tmp_path)
+  check_refused([*args, f'--workdir={tmp_path}/lr=[1e-4]'], capsys, '[1e-4]', 'contains [ ]')
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_tilde_behind_an_equals_sign_or_a_comma_is_the_home_directory(tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  got = parse(pretrain, ['--workdir=~/run', '--config.data.input=~/a,b~,~/c', '--config=bert_mini'])
+  assert got['workdir'] == f'{tmp_path}/run'
+  assert got['config'].data.input == f'{tmp_path}/a,b~,{tmp_path}/c'
+  texts = parse(predict, ['--text=~/a is a path', '--input=~/in.txt'])
+  assert (texts['text'], texts['input']) == ('~/a is a path', f'{tmp_path}/in.txt')
+
+
+def test_a_user_without_a_home_directory_needs_one_only_without_a_cache(tmp_path, monkeypatch):
+  monkeypatch.setattr(os.path, 'expanduser', lambda path: path)
+  monkeypatch.delenv('BERTJAX_CACHE', raising=False)
+  assert prepare.cache_folder(str(tmp_path)) == tmp_path
+  with pytest.raises(ValueError, match=r'no home directory.*data\.cache_dir'):
+    prepare.cache_folder()
+  with pytest.raises(ValueError, match='no home directory for ~'):
+    parse(pretrain, ['--workdir=~/run'])
 
 
 def raw(corpus, vocab, tmp_path, *more):

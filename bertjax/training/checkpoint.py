@@ -2,7 +2,8 @@
 
 A checkpoint is the whole `TrainState` and a JSON `meta` (config, data position, versions). orbax
 restores a file with a flipped bit without a word, so `meta` carries a checksum per array, computed
-on the devices; a restore verifies it, and names and passes over a damaged checkpoint.
+on the devices; a restore verifies it, and names and passes over a damaged checkpoint. orbax also
+commits checkpoints that lack their manifest, so every array is opened once after each commit.
 """
 
 import contextlib
@@ -31,6 +32,38 @@ class UnreadableError(CheckpointError):
   """This process could not read a checkpoint."""
 
 
+def check_path(directory) -> epath.Path:
+  """The absolute path of a folder for checkpoints, `~` expanded.
+
+  orbax globs below the unescaped path, and tensorstore reads it as a URL in UTF-8, so a path with
+  other characters would get checkpoints that cannot be read again.
+
+  Raises:
+    ValueError: if the path has such characters, or `~` stands for no home directory.
+  """
+  text = os.path.expanduser(os.fspath(directory))  # noqa: PTH111 (Path's raises RuntimeError)
+  if text.startswith('~'):
+    raise ValueError(
+      f'{directory}: no home directory for {text.split("/")[0]!r}; give a full path.'
+    )
+  path = epath.Path(text)
+  path = path if '://' in text else path.resolve()  # orbax refuses relative paths
+  wrong = sorted(set('*?[]\\') & set(os.fspath(path)))
+  if wrong:
+    raise ValueError(
+      f'checkpoints in {path} could not be read again, for its path contains {" ".join(wrong)}; '
+      'choose a folder whose full path has none of * ? [ ] \\.'
+    )
+  try:
+    os.fspath(path).encode('utf-8' if sys.getfilesystemencoding() == 'utf-8' else 'ascii')
+  except UnicodeEncodeError:
+    raise ValueError(
+      f'checkpoints in {os.fspath(path)!a} could not be read again, for its path is not UTF-8 in '
+      'this locale; set LC_ALL=C.UTF-8 or choose a path in ASCII.'
+    ) from None
+  return path
+
+
 @jax.jit
 def _checksums(leaves):
   def checksum(x):
@@ -54,7 +87,8 @@ class Checkpoints:
   """The checkpoints of one run, in one folder.
 
   Args:
-    directory: where they lie; made if missing. May be remote (`gs://`).
+    directory: where they are stored; made if missing, checked by `check_path`. May be remote
+      (`gs://`).
     keep: how many of the newest to keep. The best one stays besides.
     best: the metric of an evaluation that says which is best; the lowest is, or the `highest`.
     read_only: for a reader beside a running trainer, whose unfinished files must stay.
@@ -65,8 +99,8 @@ class Checkpoints:
     read_only: bool = False,
   ):  # fmt: skip
     self._remote = '://' in os.fspath(directory)
-    path = epath.Path(directory)
-    self.directory = path if self._remote else path.resolve()  # orbax refuses relative paths
+    self.directory = check_path(directory)
+    self._unchecked = None  # the step whose commit has not been checked yet
     if not read_only:
       self.directory.mkdir(parents=True, exist_ok=True)
 
@@ -93,18 +127,31 @@ class Checkpoints:
     """Starts writing; returns once the arrays are copied off the devices.
 
     Raises:
-      CheckpointError: if this or the write before it failed; earlier checkpoints are untouched.
+      CheckpointError: if this or the write before it failed, or what that one committed is not
+        complete; earlier checkpoints are untouched.
     """
+    self.wait()
     self._check_space(state)
     meta = meta | {'checksums': checksums(state)}
     args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
     started = self._attempt(lambda: self._manager.save(step, args=args, metrics=metrics))
     if not started:  # orbax passes over a step that is not newer than the newest
       raise CheckpointError(f'{self.directory} holds a checkpoint newer than step {step} already.')
+    self._unchecked = step
 
   def wait(self) -> None:
-    """Waits until everything is on disk; raises CheckpointError if it is not."""
+    """Waits until everything is on disk; raises CheckpointError if it is not complete there."""
     self._attempt(self._manager.wait_until_finished)
+    step, self._unchecked = self._unchecked, None
+    if step is None or jax.process_index():
+      return
+    try:
+      self._manager.item_metadata(step)  # opens every array
+    except Exception as error:  # orbax and tensorstore each raise their own
+      raise CheckpointError(
+        f'{self.directory}/{step}: written, but it cannot be read again ({_first_line(error)}); '
+        f'stopping, for nothing of this run would be saved there.'
+      ) from error
 
   def close(self) -> None:
     self.wait()
