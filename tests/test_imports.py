@@ -65,7 +65,7 @@ def test_a_folder_imports_only_what_the_plan_allows(folder):
     if f'{folder}/{path.name}' == 'data/tfrecords.py':
       allowed |= {'tensorflow'}
     if f'{folder}/{path.name}' in ('data/sources.py', 'tasks/files.py'):
-      allowed |= {'tensorflow', 'tensorflow_datasets'}
+      allowed |= {'tensorflow', 'tensorflow_datasets', 'pyarrow'}
     if f'{folder}/{path.name}' == 'interop/files.py':
       allowed |= {'torch'}
     assert not outside(imported(path), allowed), path
