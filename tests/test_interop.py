@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from bertjax import convert
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.interop import directory, files, huggingface, names
 from bertjax.interop.directory import load_model, load_params, read_labels, save_model
@@ -275,6 +276,8 @@ def test_a_config_of_another_library_without_a_model_type_is_refused(folder):
 def test_a_vocabulary_larger_than_the_word_table_is_refused(saved, folder, tmp_path):
   with (folder / 'vocab.txt').open('a') as file:
     file.write('[new1]\n[new2]\n')
+  check_refused(folder, 'differ in 2 tokens', "'[new1]'")
+  (folder / 'tokenizer.json').unlink()
   check_refused(folder, '602 entries', 'word_embeddings', '600 rows')
   tokenizer = Tokenizer.from_file(folder / 'vocab.txt')
   with pytest.raises(ValueError, match='602 entries'):
@@ -308,7 +311,7 @@ def test_a_failed_save_leaves_the_old_model_and_no_half(saved, folder, vocab):
   before = {path.name: path.read_bytes() for path in folder.iterdir()}
 
   class FullDisk(Tokenizer):
-    def save(self, directory):
+    def save(self, directory, **options):
       raise OSError('No space left on device')
 
   with pytest.raises(OSError, match='space'):
@@ -451,6 +454,49 @@ def test_a_hub_name_is_read_from_the_cache_by_revision(saved, folder, tmp_path):
 def test_what_is_no_hub_name_is_not_looked_up(name):
   with pytest.raises(ValueError, match='no folder'):
     huggingface.find_directory(name)
+
+
+def test_added_tokens_go_through_every_form_of_a_model_with_the_same_ids(folder, tmp_path):
+  """convert to Hugging Face's and Google's files and back; transformers reads the same ids."""
+  transformers = pytest.importorskip('transformers')
+  change_config(folder, vocab_size=602)
+  tensors = files.read_tensors(folder / 'model.safetensors')
+  for name in ('bert.embeddings.word_embeddings.weight', 'cls.predictions.bias'):
+    tensors[name] = np.concatenate([tensors[name], np.ones_like(tensors[name][:2])])
+  save_file(tensors, folder / 'model.safetensors')
+  theirs = transformers.AutoTokenizer.from_pretrained(folder)
+  theirs.add_tokens(['BRCA1', '[P1]'])
+  theirs.save_pretrained(folder)
+  (folder / 'vocab.txt').unlink()
+  text = 'a BRCA1 [P1], brca1 a[P1]'
+  ids = theirs(text).input_ids
+  assert {600, 601} < set(ids)
+  source = folder
+  for name, form in (('hf', 'hf'), ('google', 'google'), ('back', 'hf')):
+    convert.run(to=str(tmp_path / name), format=form, **{'from': str(source)})
+    source = tmp_path / name
+    config, _, tokenizer = load_model(source)
+    assert config.vocab_size == tokenizer.vocab_size == 602
+    assert tokenizer([text])['input_ids'][0].tolist() == ids
+    assert transformers.AutoTokenizer.from_pretrained(source)(text).input_ids == ids
+  bert, plain = Bert(config), Tokenizer(Tokenizer.from_dir(source).vocab)
+  with pytest.raises(ValueError, match='added tokens or rules of its own'):
+    load_params(source, bert, tokenizer=plain)
+  load_params(source, bert, tokenizer=Tokenizer.from_file(source))
+
+
+def test_transformers_pipelines_truncate_long_texts_of_a_saved_model(vocab, tmp_path):
+  """They truncate to model_max_length; without it the model crashes on its position table."""
+  transformers = pytest.importorskip('transformers')
+  config, tokenizer = tiny(vocab)
+  params = random_params(config, ('classification',))
+  save_hf(tmp_path / 'a', config, params, tokenizer)
+  tokenizer.settings = {'model_max_length': 12}
+  save_hf(tmp_path / 'b', config, params, tokenizer)
+  for name, length in (('a', 20), ('b', 12)):
+    pipeline = transformers.pipeline('text-classification', str(tmp_path / name))
+    assert pipeline.tokenizer.model_max_length == length
+    assert pipeline('a b ' * 200, truncation=True)[0]['label'].startswith('LABEL_')
 
 
 def test_load_model_and_load_hf_agree(saved):

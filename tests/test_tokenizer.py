@@ -3,6 +3,7 @@
 import functools
 import json
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -143,21 +144,60 @@ def test_a_call_pads_to_the_longest_row_and_refuses_a_smaller_length(tiny):
   'content, message',
   [
     ('[PAD]\n[UNK]\n[CLS]\n[SEP]\na\n', r"vocab.txt lacks the special tokens \['\[MASK\]'\]"),
-    ('\n'.join([*TINY, 'hello']), r"vocab.txt, line 18: 'hello' twice"),
-    ('\n'.join([*TINY, '', 'b']), 'vocab.txt, line 18: empty entry'),
     (None, r'no vocabulary file .*vocab.txt'),
   ],
 )
-def test_a_wrong_vocabulary_is_named_with_the_line(tmp_path, content, message):
+def test_a_wrong_vocabulary_is_named(tmp_path, content, message):
   if content is not None:
     (tmp_path / 'vocab.txt').write_text(content, encoding='utf-8')
   with pytest.raises(ValueError, match=message):
     Tokenizer.from_file(tmp_path / 'vocab.txt')
 
 
-def test_windows_line_ends_are_no_part_of_a_piece(tmp_path):
-  (tmp_path / 'vocab.txt').write_bytes('\r\n'.join([*TINY, '']).encode())
-  assert Tokenizer.from_file(tmp_path / 'vocab.txt').vocab == TINY
+FOUND = {
+  'crlf': '\r\n'.join([*TINY, '']),
+  'byte order mark': '\ufeff' + '\n'.join([*TINY, '']),
+  'blank lines at the end': '\n'.join([*TINY, '', '', '']),
+  'blank line inside': '\n'.join([*TINY[:7], '', *TINY[7:], '']),
+  'emptied entries': '\n'.join([*TINY[:7], '', '  ', *TINY[9:], '']),
+  'doubled entry': '\n'.join([*TINY, 'hello', 'new']),
+  'doubled entry inside': '\n'.join([*TINY[:8], 'hello', *TINY[8:], '']),
+  'doubled special token': '\n'.join([*TINY, '[SEP]']),
+  'white space at the end of lines': '\n'.join(
+    [*TINY[:5], 'hello ', 'world\t', '##s\u3000', *TINY[8:]]
+  ),
+  'other line separators': '\n'.join([*TINY[:5], 'a\u2028b', 'a\x85b', 'a\rb', *TINY[5:], '']),
+}
+
+
+@pytest.mark.parametrize('name', FOUND)
+def test_a_vocabulary_as_it_is_found_has_transformers_ids_and_keeps_them(tmp_path, caplog, name):
+  (tmp_path / 'vocab.txt').write_bytes(FOUND[name].encode())
+  ours = Tokenizer.from_file(tmp_path / 'vocab.txt')
+  text = 'Hello, worlds a world hello! new [MASK] Übung [SEP]'
+  ids = ours([text])['input_ids'][0].tolist()
+  ours.save(tmp_path / 'saved')
+  again = Tokenizer.from_dir(tmp_path / 'saved')
+  assert again.vocab == ours.vocab and again.fingerprint == ours.fingerprint
+  assert Tokenizer.from_file(tmp_path / 'saved' / 'vocab.txt').vocab == ours.vocab
+  assert again([text])['input_ids'][0].tolist() == ids
+  assert name in ('crlf', 'other line separators') or caplog.records
+  if name == 'doubled entry':
+    assert (
+      ours.vocab[5] == 'hello' and ids[1] == len(TINY) and "'hello' is 17, not 5" in caplog.text
+    )
+  transformers = pytest.importorskip('transformers')
+  for folder in (tmp_path, tmp_path / 'saved'):
+    assert transformers.BertTokenizer.from_pretrained(folder)(text).input_ids == ids
+
+
+@pytest.mark.parametrize('rules', folding.RULES)
+def test_the_graph_and_the_library_agree_on_a_vocabulary_with_holes(rules):
+  graph = pytest.importorskip('bertjax.data.graph_tokenizer')
+  ours = Tokenizer([*TINY[:7], '', '', 'hello', *TINY[7:]], rules=rules)
+  for text in ('hello worlds hello', 'Übung hello 字'):
+    ids, _ = graph.make_flat_encoder(ours)([text])
+    assert ids.tolist() == ours.encode([text])[0]
 
 
 @pytest.mark.parametrize('rules', folding.RULES)
@@ -184,13 +224,170 @@ def test_transformers_reads_what_we_save_and_we_read_what_it_saves(tmp_path, low
   assert (again.vocab, again.lowercase) == (TINY, lowercase)
 
 
-@pytest.mark.parametrize('changes', [{'strip_accents': False}, {'tokenize_chinese_chars': False}])
-def test_rules_that_are_not_berts_are_refused(tmp_path, changes):
-  Tokenizer(TINY).save(tmp_path)
-  path = tmp_path / 'tokenizer_config.json'
-  path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-  with pytest.raises(ValueError, match=f'{next(iter(changes))}=False is no rule of BERT here'):
-    Tokenizer.from_dir(tmp_path)
+BERT = {'do_lower_case': True, 'tokenizer_class': 'BertTokenizer'}
+MASK_LEFT = {'__type': 'AddedToken', 'content': '[MASK]', 'lstrip': True, 'rstrip': False,
+             'normalized': False, 'single_word': False, 'special': True}  # fmt: skip
+TEXTS = [
+  'Hello WORLD, a Übung! [MASK] hello-worlds', 'BRCA1 brca1 [P1]hello[P2] <mask> NEWTOK newtok',
+  'übung 字a字 hello\u00adworld\x00s', '', ' [MASK]a [MASK]', 'a' * 101 + ' a', 'HelloWORLD a,b',
+]  # fmt: skip
+
+
+def write_tokenizer(folder, *, content=None, config=None, **files):
+  """A folder as transformers writes one: TINY, a tokenizer.json changed by `content`, and files."""
+  folder.mkdir()
+  fast = Tokenizer(TINY)
+  fast.save(folder)
+  if content is None:
+    (folder / 'tokenizer.json').unlink()
+  else:
+    data = json.loads((folder / 'tokenizer.json').read_text()) | content
+    (folder / 'tokenizer.json').write_text(json.dumps(data))
+  (folder / 'tokenizer_config.json').write_text(json.dumps(BERT | (config or {})))
+  (folder / 'config.json').write_text('{"model_type": "bert", "vocab_size": 30}')
+  for name, data in files.items():
+    (folder / f'{name}.json').write_text(json.dumps(data))
+  return folder
+
+
+def added(*tokens, start=17, **flags):
+  plain = {'single_word': False, 'lstrip': False, 'rstrip': False, 'normalized': False,
+           'special': True}  # fmt: skip
+  five = [{'id': i, 'content': token} | plain for i, token in enumerate(SPECIAL_TOKENS)]
+  new = [{'id': start + i, 'content': token} | plain | flags for i, token in enumerate(tokens)]
+  return {'added_tokens': five + new}
+
+
+GENERIC = {'tokenizer_class': 'PreTrainedTokenizerFast'}
+GENERIC |= {f'{name.strip("[]").lower()}_token': name for name in SPECIAL_TOKENS}
+LOWER_NFC = {'type': 'Sequence', 'normalizers': [{'type': 'NFC'}, {'type': 'Lowercase'}]}
+VARIANTS = {
+  'added tokens in tokenizer.json': {'content': added('[P1]', '[P2]')},
+  'added words that are normalised': {
+    'content': added('BRCA1', 'newtok', normalized=True, special=False)
+  },
+  'added single words': {'content': added('BRCA1', 'NEWTOK', single_word=True, special=False)},
+  'added_tokens.json beside vocab.txt': {'added_tokens': {'BRCA1': 17, '[P1]': 18}},
+  'added_tokens.json with a special token': {
+    'added_tokens': {'[P1]': 17}, 'special_tokens_map': {'additional_special_tokens': ['[P1]']},
+  },
+  'added_tokens_decoder': {
+    'config': {'added_tokens_decoder': {
+      str(token['id']): {k: v for k, v in token.items() if k != 'id'}
+      for token in added('NEWTOK', special=False, normalized=True)['added_tokens']
+    }}
+  },
+  'another mask token in tokenizer_config.json': {'config': {'mask_token': 'world'}},
+  'another mask token that is new': {'config': {'mask_token': '<mask>'}},
+  'another mask token in special_tokens_map.json': {
+    'special_tokens_map': {'mask_token': {'content': '<mask>', 'lstrip': True, 'rstrip': False,
+                                          'normalized': False, 'single_word': False}}
+  },
+  'a mask token that takes the white space before it': {'config': {'mask_token': MASK_LEFT}},
+  'extra special tokens': {'config': {'additional_special_tokens': ['[P1]', '[P2]']}},
+  'accents kept': {'config': {'strip_accents': False}},
+  'accents stripped in a cased tokenizer': {
+    'config': {'do_lower_case': False, 'strip_accents': True}
+  },
+  'Chinese characters not isolated': {'config': {'tokenize_chinese_chars': False}},
+  'tokenizer.json and tokenizer_config.json disagree about case': {
+    'content': {}, 'config': {'do_lower_case': False}
+  },
+  'no tokenizer_class': {'content': {}, 'config': {'tokenizer_class': None}},
+  'a generic class': {'content': {}, 'config': GENERIC},
+  'a generic class with another normaliser': {
+    'content': {'normalizer': LOWER_NFC}, 'config': GENERIC
+  },
+  'a generic class without a normaliser': {'content': {'normalizer': None}, 'config': GENERIC},
+  'a generic class with another pre-tokenizer': {
+    'content': {'pre_tokenizer': {'type': 'WhitespaceSplit'}} | added('NEWTOK', special=False),
+    'config': GENERIC,
+  },
+  'a generic class with a template': {
+    'content': {'post_processor': {'type': 'TemplateProcessing', 'single': [
+      {'SpecialToken': {'id': '[CLS]', 'type_id': 0}}, {'Sequence': {'id': 'A', 'type_id': 0}},
+      {'SpecialToken': {'id': '[SEP]', 'type_id': 0}}], 'pair': [
+      {'SpecialToken': {'id': '[CLS]', 'type_id': 0}}, {'Sequence': {'id': 'A', 'type_id': 0}},
+      {'SpecialToken': {'id': '[SEP]', 'type_id': 0}}, {'Sequence': {'id': 'B', 'type_id': 1}},
+      {'SpecialToken': {'id': '[SEP]', 'type_id': 1}}], 'special_tokens': {
+      '[CLS]': {'id': '[CLS]', 'ids': [2], 'tokens': ['[CLS]']},
+      '[SEP]': {'id': '[SEP]', 'ids': [3], 'tokens': ['[SEP]']}}}},
+    'config': GENERIC,
+  },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', VARIANTS)
+def test_rules_of_a_tokenizers_files_give_transformers_ids_and_survive_a_save(tmp_path, name):
+  transformers = pytest.importorskip('transformers')
+  folder = write_tokenizer(tmp_path / 'found', **VARIANTS[name])
+  theirs = transformers.AutoTokenizer.from_pretrained(folder)
+  Tokenizer.from_dir(folder).save(tmp_path / 'saved')
+  shutil.copy(folder / 'config.json', tmp_path / 'saved')
+  saved = transformers.AutoTokenizer.from_pretrained(tmp_path / 'saved')
+  prints = set()
+  for ours in (Tokenizer.from_dir(folder), Tokenizer.from_dir(tmp_path / 'saved')):
+    prints.add(ours.fingerprint)
+    ids, offsets = ours.encode_offsets(TEXTS)
+    assert ids == ours.encode(TEXTS)
+    for text, row, spans in zip(TEXTS, ids, offsets, strict=True):
+      expected = theirs(text, return_offsets_mapping=True, add_special_tokens=False)
+      assert row == expected.input_ids == saved(text, add_special_tokens=False).input_ids
+      assert spans == expected.offset_mapping
+      pair = ours([text], ['a [MASK]'])
+      assert pair['input_ids'][0].tolist() == theirs(text, 'a [MASK]').input_ids
+      assert saved(text, 'a [MASK]').token_type_ids == pair['token_type_ids'][0].tolist()
+    for which in ('pad', 'unk', 'cls', 'sep', 'mask'):
+      assert ours.special[which] == getattr(theirs, f'{which}_token_id')
+      assert ours.special[which] == getattr(saved, f'{which}_token_id')
+  assert len(prints) == 1
+
+
+@pytest.mark.parametrize(
+  ('variant', 'message'),
+  [
+    (
+      {'config': {'tokenizer_class': 'RobertaTokenizer'}},
+      'RobertaTokenizer is not',
+    ),
+    ({'config': {'tokenizer_class': 'BertJapaneseTokenizer'}}, 'BertJapaneseTokenizer is not'),
+    ({'config': GENERIC}, 'needs a tokenizer.json'),
+    ({'content': {'normalizer': LOWER_NFC}}, r'normalizer=Sequence .* PreTrainedTokenizerFast'),
+    ({'content': {'pre_tokenizer': {'type': 'WhitespaceSplit'}}}, 'pre_tokenizer=WhitespaceSplit'),
+    ({'content': {'post_processor': None}, 'config': GENERIC}, r"makes \['a', '\[UNK\]'\] of a"),
+    ({'content': added('[P1]', start=19)}, r"'\[P1\]' has id 19 in the files and would get 17"),
+    ({'added_tokens': {'[P1]': 25}}, r"'\[P1\]' has id 25 in the files and would get 17"),
+    ({'config': {'split_special_tokens': True}}, 'split_special_tokens=true is not supported'),
+    ({'config': {'rules': 'google'}, 'added_tokens': {'[P1]': 17}}, 'rules=google allows no added'),
+    ({'tokenizer': {'model': {'type': 'WordPiece', 'vocab': {'[PAD]': 0}}}}, 'differ in 16 tokens'),
+    ({'tokenizer': {'model': {'type': 'BPE', 'vocab': {}}}}, 'tokenizer.json is a BPE tokenizer'),
+    ({'tokenizer': [1]}, 'tokenizer.json is damaged'),
+  ],
+)
+def test_what_a_tokenizer_cannot_do_is_refused_by_name(tmp_path, variant, message):
+  folder = write_tokenizer(tmp_path / 'found', **variant)
+  with pytest.raises(ValueError, match=message):
+    Tokenizer.from_dir(folder)
+
+
+def test_a_tokenizer_with_its_own_rules_is_no_graph(tmp_path):
+  graph = pytest.importorskip('bertjax.data.graph_tokenizer')
+  folder = write_tokenizer(tmp_path / 'found', **VARIANTS['added tokens in tokenizer.json'])
+  tokenizer = Tokenizer.from_dir(folder)
+  assert not tokenizer.standard and Tokenizer(TINY).standard
+  with pytest.raises(ValueError, match='added tokens or rules'):
+    graph.GraphTokenizer(tokenizer)
+
+
+def test_settings_of_the_source_are_kept_and_the_length_is_the_models_at_most(tmp_path):
+  folder = write_tokenizer(tmp_path / 'found', config={'model_max_length': 256, 'x': 1,
+                                                       'name_or_path': '/home/me'})  # fmt: skip
+  tokenizer = Tokenizer.from_dir(folder)
+  for length, expected in ((512, 256), (128, 128), (0, 256)):
+    tokenizer.save(tmp_path / 'saved', max_length=length)
+    settings = json.loads((tmp_path / 'saved' / 'tokenizer_config.json').read_text())
+    assert settings['model_max_length'] == expected and settings['x'] == 1
+    assert 'name_or_path' not in settings
 
 
 def test_a_hugging_face_tokenizer_of_another_kind_is_refused(tmp_path):

@@ -28,7 +28,7 @@ def encoder(folder: str, format: str, heldout: float, shards: int, outputs: tupl
   """Made once in a process: documents to the token ids of each output."""
   tokenizer = Tokenizer.from_dir(folder)
   encode = tokenizer.encode_flat
-  if importlib.util.find_spec('tensorflow_text'):
+  if tokenizer.standard and importlib.util.find_spec('tensorflow_text'):
     from bertjax.data import graph_tokenizer
 
     encode = graph_tokenizer.make_flat_encoder(tokenizer)

@@ -33,9 +33,17 @@ class GraphTokenizer:
 
   Args:
     tokenizer: whose vocabulary, case and rules to take.
+
+  Raises:
+    ValueError: if the tokenizer has added tokens or rules of its own.
   """
 
   def __init__(self, tokenizer: Tokenizer):
+    if not tokenizer.standard:
+      raise ValueError(
+        'the tokenizer has added tokens or rules of its own (see its tokenizer.json), which a '
+        'TensorFlow graph cannot have; tokenise outside of the graph.'
+      )
     make = _sentencepiece if tokenizer.kind == 'sentencepiece' else _wordpiece
     self._pattern, self._quick, self._exact = make(tokenizer)
 
@@ -81,8 +89,11 @@ def _merge(mask: tf.Tensor, true: tf.RaggedTensor, false: tf.RaggedTensor) -> tf
 def _wordpiece(tokenizer: Tokenizer):
   """Returns the pattern of the easy texts, their tokenizer and that of the others."""
   longest = MAX_CHARS_PER_WORD[tokenizer.rules]
+  last = {piece: i for i, piece in enumerate(tokenizer.vocab)}
+  # Empty entries, and all but the last of equal ones, become what no word can be.
+  vocab = [p if p and last[p] == i else f'[ {i} ]' for i, p in enumerate(tokenizer.vocab)]
   ascii_only = tft.FastBertTokenizer(
-    tokenizer.vocab,
+    vocab,
     max_bytes_per_word=longest,
     token_out_type=tf.int32,
     lower_case_nfd_strip_accents=tokenizer.lowercase,
@@ -92,7 +103,7 @@ def _wordpiece(tokenizer: Tokenizer):
     markers = dict(zip(SPECIAL_TOKENS, _MARKERS, strict=True))
   unknown = markers.get('[UNK]', '[UNK]')
   wordpiece = tft.FastWordpieceTokenizer(
-    [markers.get(piece, piece) for piece in tokenizer.vocab],
+    [markers.get(piece, piece) for piece in vocab],
     suffix_indicator='##',
     unknown_token=unknown,
     max_bytes_per_word=4 * longest,

@@ -17,6 +17,7 @@ import tokenizers
 from tokenizers import models, pre_tokenizers
 
 from bertjax.data import folding
+from bertjax.data.wordpiece import extra_tokens, read_json, special_tokens
 
 SPECIAL_PIECES = ('<pad>', '<unk>', '[CLS]', '[SEP]', '[MASK]')  # ALBERT's names and places
 _MAX_LINE = 1000  # characters; SentencePiece's trainer leaves lines of over 4,192 bytes out
@@ -146,6 +147,41 @@ class SentencePiece:
   def save(self, directory) -> dict:
     (directory / 'spiece.model').write_bytes(self.model)
     return {'tokenizer_class': 'AlbertTokenizer', 'keep_accents': not self._lowercase}
+
+
+def check_files(directory, settings: dict) -> None:
+  """Raises ValueError for what a SentencePiece tokenizer cannot do here."""
+  path, name = directory / 'tokenizer_config.json', settings['tokenizer_class']
+  if name not in ('AlbertTokenizer', 'BertTokenizer'):
+    raise ValueError(
+      f'{path}: tokenizer_class={name} is not supported with a spiece.model, only AlbertTokenizer.'
+    )
+  lowercase = settings.get('do_lower_case', True)
+  if settings.get('keep_accents', not lowercase) == lowercase:
+    raise ValueError(
+      f'{path}: accents must be dropped if and only if the text is lowered, '
+      f'got keep_accents and do_lower_case both {lowercase}.'
+    )
+  for option in ('remove_space', 'add_prefix_space'):
+    if not settings.get(option, True):
+      raise ValueError(f'{path}: {option}=false is not supported with a spiece.model.')
+  special = special_tokens(settings, SPECIAL_PIECES)
+  added = [token['content'] for token in settings['added_tokens_decoder'].values()]
+  other = sorted({*special, *added, *extra_tokens(settings)} - set(SPECIAL_PIECES))
+  if other or special != list(SPECIAL_PIECES):
+    raise ValueError(
+      f"{directory}: a spiece.model takes no tokens besides ALBERT's {list(SPECIAL_PIECES)}, got "
+      f'{other or special}.'
+    )
+  model = read_json(directory / 'tokenizer.json').get('model')
+  if model:
+    source = directory / 'spiece.model'
+    pieces = SentencePiece(source.read_bytes(), lowercase, str(source)).vocab
+    if model.get('type') != 'Unigram' or pieces != [piece for piece, _ in model['vocab']]:
+      raise ValueError(
+        f'{source} and tokenizer.json hold different vocabularies, of which transformers reads the '
+        'latter; delete the wrong one.'
+      )
 
 
 def _trim(text, start, spans, a, b):

@@ -12,19 +12,21 @@ import hashlib
 import itertools
 import json
 import re
-import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
 import tokenizers
 from etils import epath
-from tokenizers import decoders, models, pre_tokenizers
 
-from bertjax.data import folding
-from bertjax.data.sentencepiece import SentencePiece
+from bertjax.data import folding, sentencepiece, wordpiece
+from bertjax.data.wordpiece import MAX_CHARS_PER_WORD, SPECIAL_TOKENS
 
-SPECIAL_TOKENS = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')
-MAX_CHARS_PER_WORD = {'huggingface': 100, 'google': 200}  # longer words become [UNK]
+__all__ = ['MAX_CHARS_PER_WORD', 'SPECIAL_TOKENS', 'Tokenizer', 'word_splitter']
+word_splitter = folding.word_splitter
+# Entries of tokenizer_config.json that name files or places of the machine that wrote it, and the
+# one that the engine writes again.
+_LOCAL = ('name_or_path', 'tokenizer_file', 'special_tokens_map_file', 'vocab_file', 'is_local',
+          'local_files_only', 'auto_map', 'backend', 'added_tokens_decoder')  # fmt: skip
 
 
 class Tokenizer:
@@ -35,17 +37,22 @@ class Tokenizer:
       model file.
     lowercase: lower and strip accents, for "uncased" vocabularies.
     rules: 'huggingface' or 'google'; SentencePiece has only the former.
+    source: name of the vocabulary in messages.
+    backend: a WordPiece `tokenizers.Tokenizer` whose normaliser, pre-tokenizer and added tokens
+      replace BERT's; `from_dir` makes it of a tokenizer.json that has its own.
+    special: names of the padding, unknown, [CLS], [SEP] and mask tokens of `backend`.
 
   Attributes:
-    vocab: the pieces, by id.
+    vocab: the pieces, by id; '' where an id has none.
     kind: 'wordpiece' or 'sentencepiece'.
     model: the bytes of the SentencePiece model; empty for WordPiece.
+    settings: entries of the source's tokenizer_config.json, which `save` keeps.
     surrogates: how many lone surrogates (half characters, which no UTF-8 can hold) were replaced
       by U+FFFD in the texts seen so far.
 
   Raises:
-    ValueError: if the vocabulary lacks a special token or holds an entry twice or empty, the model
-      is none, or there are no such rules.
+    ValueError: if the vocabulary lacks a special token, the model is none, or there are no such
+      rules.
   """
 
   def __init__(
@@ -55,98 +62,109 @@ class Tokenizer:
     lowercase: bool = True,
     rules: str = 'huggingface',
     source: str = 'vocabulary',
+    backend: tokenizers.Tokenizer | None = None,
+    special: Sequence[str] = SPECIAL_TOKENS,
   ):
     if rules not in folding.RULES or (rules == 'google' and isinstance(vocab, bytes)):
       raise ValueError(
         f"rules must be 'huggingface' or, for WordPiece, 'google'; got {rules!r} for {source}."
       )
-    self.lowercase, self.rules, self.surrogates = lowercase, rules, 0
+    self.lowercase, self.rules, self.surrogates, self.settings = lowercase, rules, 0, {}
     if isinstance(vocab, bytes):
-      self._engine = SentencePiece(vocab, lowercase, source)
+      self._engine = sentencepiece.SentencePiece(vocab, lowercase, source)
     else:
-      self._engine = _WordPiece(list(vocab), lowercase, rules, source)
+      special = tuple(special)
+      self._engine = wordpiece.WordPiece(list(vocab), lowercase, rules, source, backend, special)
     self.vocab, self.kind = self._engine.vocab, self._engine.kind
     self.model = vocab if isinstance(vocab, bytes) else b''
+    ids = {token: i for i, token in enumerate(self.vocab)}
     self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (
-      self.vocab.index(token) for token in self._engine.special
+      ids[token] for token in self._engine.special
     )
 
   @classmethod
   def from_file(cls, path, *, lowercase: bool = True, rules: str = 'huggingface') -> 'Tokenizer':
-    """Reads a `vocab.txt`, a piece a line, or a SentencePiece model, `*.model`.
+    """Reads a `vocab.txt`, a piece a line, a SentencePiece model, `*.model`, or a model directory.
 
     Raises:
-      ValueError: if there is no such file, or its content is no vocabulary.
+      ValueError: if there is no such file, its content is no vocabulary, or the model directory has
+        another case or other rules than were asked for.
     """
     path = epath.Path(path)
+    if path.is_dir():
+      tokenizer = cls.from_dir(path)
+      for name, asked in (('lowercase', lowercase), ('rules', rules)):
+        if getattr(tokenizer, name) != asked:
+          raise ValueError(
+            f'{path} has a tokenizer with {name}={getattr(tokenizer, name)}, got {asked}; set '
+            f'--config.data.{name}={getattr(tokenizer, name)}.'
+          )
+      return tokenizer
     if not path.is_file():
       raise ValueError(f'no vocabulary file {path}.')
     options = {'lowercase': lowercase, 'rules': rules, 'source': str(path)}
     if path.suffix == '.model':
       return cls(path.read_bytes(), **options)
-    try:
-      lines = path.read_text(encoding='utf-8').split('\n')
-    except UnicodeDecodeError as error:
-      raise ValueError(
-        f'{path} is no vocabulary: it is not UTF-8 text ({error.reason}).'
-      ) from error
-    if lines and not lines[-1]:
-      lines.pop()
-    return cls([line.rstrip('\r') for line in lines], **options)
+    return cls(wordpiece.read_vocab(path), **options)
 
   @classmethod
-  def from_dir(cls, directory) -> 'Tokenizer':
-    """Reads what `save` (or Hugging Face) wrote; case and rules come from `tokenizer_config.json`.
+  def from_dir(cls, directory, *, lowercase: bool | None = None) -> 'Tokenizer':
+    """Reads what `save` or transformers wrote, and gives the ids that transformers would give.
 
-    Hugging Face's transformers 5 writes no `vocab.txt`: then the pieces come from `tokenizer.json`.
+    Rules come from `tokenizer_config.json` or, if its tokenizer_class is a generic one, from
+    `tokenizer.json`; added tokens from either, or from `added_tokens.json`.
+
+    Args:
+      directory: the folder.
+      lowercase: overrides do_lower_case.
+
+    Raises:
+      ValueError: if a file is missing or corrupt, or asks for what this class cannot do; names it.
     """
     directory = epath.Path(directory)
-    settings, path = {}, directory / 'tokenizer_config.json'
-    if path.exists():
-      settings = json.loads(path.read_text())
-    options = {
-      'lowercase': settings.get('do_lower_case', True),
-      'rules': settings.get('rules', 'huggingface'),
-    }
-    lowercase = options['lowercase']
-    for name, only in (('strip_accents', lowercase), ('tokenize_chinese_chars', True)):
-      if settings.get(name) not in (None, only):
-        raise ValueError(
-          f'{path}: {name}={settings[name]} is no rule of BERT here; it must be {only}, as '
-          f'do_lower_case={lowercase} has it.'
-        )
+    settings = wordpiece.read_settings(directory)
+    if lowercase not in (None, settings.get('do_lower_case', True)):
+      settings |= {'do_lower_case': lowercase, 'strip_accents': None}
+      settings.pop('keep_accents', None)
     if (directory / 'spiece.model').exists():
-      if settings.get('keep_accents', not lowercase) == lowercase:
+      sentencepiece.check_files(directory, settings)
+      lowered = settings.get('do_lower_case', True)
+      tokenizer = cls.from_file(directory / 'spiece.model', lowercase=lowered)
+    else:
+      vocab, options = wordpiece.read(directory, settings)
+      if lowercase not in (None, options['lowercase']):
         raise ValueError(
-          f'{path}: accents must be dropped if and only if the text is lowered, '
-          f'got keep_accents and do_lower_case both {lowercase}.'
+          f'{directory / "tokenizer.json"} has its own normaliser, which lowers: '
+          f'{options["lowercase"]}; that cannot be overridden.'
         )
-      return cls.from_file(directory / 'spiece.model', **options)
-    path = directory / 'tokenizer.json'
-    if path.exists() and not (directory / 'vocab.txt').exists():
-      model = json.loads(path.read_text(encoding='utf-8'))['model']
-      if model['type'] != 'WordPiece':
-        raise ValueError(
-          f'{path} is a {model["type"]} tokenizer; BERT needs WordPiece, ALBERT a spiece.model.'
-        )
-      pieces = sorted(model['vocab'], key=model['vocab'].get)
-      return cls(pieces, **options, source=str(path))
-    return cls.from_file(directory / 'vocab.txt', **options)
+      tokenizer = cls(vocab, **options)
+    tokenizer.settings = {k: v for k, v in settings.items() if k not in _LOCAL}
+    return tokenizer
 
-  def save(self, directory) -> None:
+  def save(self, directory, *, max_length: int = 0) -> None:
     """Writes the vocabulary and its settings so that `from_dir` and Hugging Face can read them.
 
     `vocab.txt` and `tokenizer.json`, or `spiece.model`; and `tokenizer_config.json`. Hugging Face
     knows its own rules only, whatever `rules` says.
+
+    Args:
+      directory: the folder.
+      max_length: positions of the model: `model_max_length` is this, or less if the tokenizer's
+        source said so. 0 = only what the source said.
     """
     directory = epath.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    settings = {'do_lower_case': self.lowercase, **self._engine.save(directory)}
+    settings = self.settings | {'do_lower_case': self.lowercase}
+    settings |= self._engine.save(directory)
+    settings.pop('rules', None)
     if self.rules != 'huggingface':
       settings['rules'] = self.rules
     names = zip(self.special, self._engine.special, strict=True)
     settings |= {f'{name}_token': token for name, token in names}
-    (directory / 'tokenizer_config.json').write_text(json.dumps(settings, indent=2) + '\n')
+    if max_length:  # transformers' pipelines truncate to it, and without it to nothing
+      settings['model_max_length'] = min(settings.get('model_max_length') or max_length, max_length)
+    text = json.dumps(settings, indent=2, ensure_ascii=False) + '\n'
+    (directory / 'tokenizer_config.json').write_text(text, encoding='utf-8')
 
   @property
   def vocab_size(self) -> int:
@@ -155,8 +173,12 @@ class Tokenizer:
   @property
   def special(self) -> dict[str, int]:
     """Ids by name: 'pad', 'unk', 'cls', 'sep', 'mask'."""
-    names = ('pad', 'unk', 'cls', 'sep', 'mask')
-    return {name: getattr(self, f'{name}_id') for name in names}
+    return {name: getattr(self, f'{name}_id') for name in wordpiece.NAMES}
+
+  @property
+  def standard(self) -> bool:
+    """Whether vocabulary, case and `rules` say everything: no added tokens or rules of its own."""
+    return self.kind == 'sentencepiece' or self._engine.own is None
 
   @property
   def word_starts(self) -> np.ndarray:
@@ -238,87 +260,3 @@ class Tokenizer:
       batch['token_type_ids'][row, len(a) : size] = 1
       batch['segment_ids'][row, :size] = 1
     return batch
-
-
-word_splitter = folding.word_splitter
-
-
-class _WordPiece:
-  """WordPiece by Hugging Face's library, after its own rules or Google's."""
-
-  kind, special = 'wordpiece', SPECIAL_TOKENS
-
-  def __init__(self, vocab: list[str], lowercase: bool, rules: str, source: str):
-    _check_vocab(vocab, source)
-    self.vocab, self._lowercase, self._rules = vocab, lowercase, rules
-    self._tokenizer = _build(vocab, lowercase, rules)
-
-  @property
-  def identity(self) -> list:
-    """Everything that decides the ids; Google's rules move with Python's Unicode tables."""
-    google = ['google', unicodedata.unidata_version] if self._rules == 'google' else []
-    return [self.vocab, self._lowercase, MAX_CHARS_PER_WORD[self._rules], *google]
-
-  def encode(self, texts):
-    if self._rules == 'google':
-      texts = [folding.google_normalize(text, self._lowercase) for text in texts]
-    encoded = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-    return [item.ids for item in encoded]
-
-  def encode_offsets(self, texts):
-    google = self._rules == 'google'
-    if google:
-      aligned = [folding.google_align(text, self._lowercase) for text in texts]
-      texts = [text for text, _ in aligned]
-    encoded = self._tokenizer.encode_batch(texts, add_special_tokens=False)
-    offsets = [item.offsets for item in encoded]
-    if google:
-      rows = zip(aligned, offsets, strict=True)
-      offsets = [[(at[a], at[b - 1] + 1) for a, b in spans] for (_, at), spans in rows]
-    return [item.ids for item in encoded], offsets
-
-  def decode(self, ids):
-    return self._tokenizer.decode(ids, skip_special_tokens=False)
-
-  def save(self, directory) -> dict:
-    text = '\n'.join(self.vocab) + '\n'
-    (directory / 'vocab.txt').write_text(text, encoding='utf-8')
-    fast = _build(self.vocab, self._lowercase, 'huggingface')
-    fast.model.max_input_chars_per_word = MAX_CHARS_PER_WORD[self._rules]
-    fast.post_processor = tokenizers.processors.BertProcessing(
-      ('[SEP]', self.vocab.index('[SEP]')), ('[CLS]', self.vocab.index('[CLS]'))
-    )
-    (directory / 'tokenizer.json').write_text(fast.to_str(pretty=True), encoding='utf-8')
-    return {
-      'tokenizer_class': 'BertTokenizer', 'strip_accents': None, 'tokenize_chinese_chars': True
-    }  # fmt: skip
-
-
-def _check_vocab(vocab: list[str], source: str) -> None:
-  known = set(vocab)
-  missing = [token for token in SPECIAL_TOKENS if token not in known]
-  if missing:
-    raise ValueError(
-      f'{source} lacks the special tokens {missing}; BERT needs {list(SPECIAL_TOKENS)}, '
-      'a line each.'
-    )
-  if len(known) != len(vocab) or '' in known:
-    seen = set()
-    line, token = next((i, t) for i, t in enumerate(vocab, 1) if not t or t in seen or seen.add(t))
-    raise ValueError(
-      f'{source}, line {line}: {"empty entry" if not token else f"{token!r} twice"}.'
-    )
-
-
-def _build(vocab: list[str], lowercase: bool, rules: str) -> tokenizers.Tokenizer:
-  ids, longest = {token: i for i, token in enumerate(vocab)}, MAX_CHARS_PER_WORD[rules]
-  tokenizer = tokenizers.Tokenizer(
-    models.WordPiece(ids, unk_token='[UNK]', max_input_chars_per_word=longest)
-  )
-  tokenizer.decoder = decoders.WordPiece(prefix='##')
-  if rules == 'google':
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-  else:
-    tokenizer.normalizer, tokenizer.pre_tokenizer = folding.word_splitter(lowercase)
-    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
-  return tokenizer

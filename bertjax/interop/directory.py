@@ -71,11 +71,7 @@ def load_tokenizer(source, lowercase: bool | None = None) -> Tokenizer:
   source = find_model(source)
   if google.is_google(source):
     return google.load_tokenizer(source, lowercase)
-  tokenizer = Tokenizer.from_dir(huggingface.find_directory(source))
-  if lowercase not in (None, tokenizer.lowercase):
-    vocab = tokenizer.model or tokenizer.vocab  # SentencePiece's model, or pieces
-    tokenizer = Tokenizer(vocab, lowercase=lowercase, rules=tokenizer.rules)
-  return tokenizer
+  return Tokenizer.from_dir(huggingface.find_directory(source), lowercase=lowercase)
 
 
 def read_labels(source) -> tuple[list[str], str]:
@@ -181,6 +177,12 @@ def _match_pieces(source, config, wanted, tokenizer, resize):
       f'{source} has a tokenizer with lowercase={theirs.lowercase}, this run one with '
       f'{tokenizer.lowercase}; set --config.data.lowercase={theirs.lowercase}.'
     )
+  own_rules = not (theirs.standard and tokenizer.standard)
+  if own_rules and not resize and theirs.fingerprint != tokenizer.fingerprint:
+    raise ValueError(
+      f'the tokenizer of {source} has added tokens or rules of its own; take it whole by '
+      '--config.data.vocab=FOLDER, the folder of the model.'
+    )
   if theirs.vocab == tokenizer.vocab and config.vocab_size == wanted.vocab_size:
     return None
   if not resize:
@@ -188,7 +190,7 @@ def _match_pieces(source, config, wanted, tokenizer, resize):
       f'{source} has another vocabulary than this run; take its own for --config.data.vocab, or '
       'set --config.init_resize=True to keep the rows of the pieces they share.'
     )
-  places = {piece: row for row, piece in enumerate(theirs.vocab)}
+  places = {piece: row for row, piece in enumerate(theirs.vocab) if piece}
   pairs = [(places[p], row) for row, p in enumerate(tokenizer.vocab) if p in places]
   return np.array(pairs, int).reshape(-1, 2).T
 

@@ -98,7 +98,7 @@ def save_google(
       prefix=os.fspath(folder / _NAME), tensor_names=list(tensors),
       shape_and_slices=[''] * len(tensors), tensors=list(tensors.values()),
     )  # fmt: skip
-    tokenizer.save(folder)
+    tokenizer.save(folder, max_length=config.max_positions)
 
 
 def load_tokenizer(path, lowercase: bool | None = None) -> Tokenizer:
@@ -110,8 +110,8 @@ def load_tokenizer(path, lowercase: bool | None = None) -> Tokenizer:
       piece that has a capital letter A-Z, text must be lowered to be found. Says so.
   """
   folder, _ = locate(path)
-  if lowercase is None and (folder / 'tokenizer_config.json').exists():
-    return Tokenizer.from_dir(folder)
+  if (folder / 'tokenizer_config.json').exists():
+    return Tokenizer.from_dir(folder, lowercase=lowercase)
   tokenizer = Tokenizer.from_file(folder / 'vocab.txt', lowercase=lowercase is not False)
   if lowercase is None:
     cased = any(re.search('[A-Z]', piece) for piece in tokenizer.vocab if piece[:1] != '[')

@@ -62,7 +62,9 @@ _TIED = {
 _BUFFERS = ('bert.embeddings.position_ids', 'bert.embeddings.token_type_ids')
 _FLOATS = ('float16', 'bfloat16', 'float32', 'float64')
 _TEXT_FILES = (
-  'config.json', 'vocab.txt', 'spiece.model', 'tokenizer.json', 'tokenizer_config.json'
+  'config.json', 'vocab.txt', 'spiece.model', 'tokenizer.json', 'tokenizer_config.json',
+  'special_tokens_map.json', 'added_tokens.json', 'modules.json', 'sentence_*_config.json',
+  '[0-9]_*/*',
 )  # fmt: skip
 _HUB_WEIGHTS = (  # the first kind that a repository has is downloaded
   ('model.safetensors', 'model.safetensors.index.json', 'model-*-of-*.safetensors'),
@@ -136,7 +138,7 @@ def save_hf(
     (folder / 'config.json').write_text(json.dumps(content, indent=2) + '\n')
     tensors = to_tensors(config, params)
     (folder / 'model.safetensors').write_bytes(tensors_to_bytes(tensors, {'format': 'pt'}))
-    tokenizer.save(folder)
+    tokenizer.save(folder, max_length=config.max_positions)
 
 
 def find_directory(path_or_name, revision: str = '') -> epath.Path:
