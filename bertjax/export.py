@@ -33,6 +33,7 @@ from jax import export as jax_export
 
 from bertjax.inference.forward import POOLINGS
 from bertjax.inference.predictor import Predictor
+from bertjax.interop import sentences
 from bertjax.model.config import HEADS
 
 _log = logging.getLogger(__name__)
@@ -41,7 +42,9 @@ FLAGS = {
   'model': ('', 'a model directory, a folder of another library, or a hub name'),
   'to': ('', 'the folder to write'),
   'format': ('savedmodel', "'savedmodel' or 'stablehlo'"),
-  'output': ('', f"a head, or embeddings: {', '.join(POOLINGS)}; '' = the task's head, or mean"),
+  'output': (
+    '', f"a head, or a pooling: {', '.join(POOLINGS)}; '' = the task's head, or the model's pooling"
+  ),
 }  # fmt: skip
 
 _PLATFORMS = ('cpu', 'tpu', 'cuda')
@@ -65,7 +68,14 @@ def run(*, model: str, to: str, format: str = 'savedmodel', output: str = '') ->
   if folder.exists():
     raise ValueError(f'{folder} is there already; delete it or name another.')
   predictor = Predictor.from_dir(model)
-  output = output or next((head for head in HEADS[2:] if head in predictor.forward.params), 'mean')
+  output = output or next((head for head in HEADS[2:] if head in predictor.forward.params), '')
+  if not output:
+    output = predictor.layers.pooling
+    if predictor.layers.steps not in ((), (sentences.normalise,)):
+      raise ValueError(
+        f'{model} has dense layers after its pooling, which are not exported; --output={output} '
+        'exports the vectors before them.'
+      )
   if output not in POOLINGS:
     predictor.forward.need(output)
   if output == 'tagging' and predictor.config.crf:

@@ -40,7 +40,9 @@ FLAGS = {
   'corpus': ('', "nearest: a file with the texts to search, in columns[0] or a line each"),
   'top_k': (0, 'how many proposals, answers or hits; 0 = the default'),
   'sentences': (0, 'summarise: how many; 0 = 3'),
-  'pooling': ('', "of embeddings: 'mean', 'cls' or 'last_four'"),
+  'pooling': (
+    '', "pooling of embeddings: 'mean', 'cls' or 'last_four'; '' = the model's own, else 'mean'"
+  ),
   'no_answer': (0, "answer: 1 = the answer may be '' (SQuAD 2.0)"),
   'long': ('refuse', "texts beyond the model's limit: 'refuse', or read in parts, 'window'"),
   'batch_size': (32, 'rows of a batch'),
@@ -71,7 +73,7 @@ def run(
   calls.check(predictor, do, len(names) if input else len(item), given)
   if corpus:
     found = [texts[0] for texts in streams.read_items(corpus, names)]
-    options['corpus'] = predictor.index(found, options.get('pooling', 'mean'))
+    options['corpus'] = predictor.index(found, options.get('pooling', ''))
   if not input:
     [answer] = calls.call(predictor, do, [item], options)
     print(json.dumps(answer, ensure_ascii=False, indent=2))

@@ -80,7 +80,7 @@ class EmbedQuestion(pydantic.BaseModel):
 
   model_config = pydantic.ConfigDict(extra='forbid')
   inputs: list[Text] = pydantic.Field(min_length=1, max_length=64)
-  pooling: Literal['mean', 'cls', 'last_four'] = 'mean'
+  pooling: Literal['', 'mean', 'cls', 'last_four'] = ''  # '' = the model's own
 
 
 def run(
@@ -192,7 +192,11 @@ class Service:
   async def embed(self, question: EmbedQuestion):
     """Unit vectors of texts."""
     items = [(text,) for text in question.inputs]
-    return {'embeddings': await self._ask('embed', items, {'pooling': question.pooling})}
+    return {
+      'embeddings': await self._ask(
+        'embed', items, {'pooling': question.pooling, 'normalise': True}
+      )
+    }
 
   async def explain(self, text: str, pair: str = ''):
     """A page on one text: attention, layers, attributions."""

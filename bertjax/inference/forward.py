@@ -53,12 +53,12 @@ class Forward:
         f'{"the heads " + ", ".join(others) if others else "the bare encoder"}.'
       )
 
-  def check_length(self, tokens: int) -> None:
-    """Raises TextError for more tokens than the model takes."""
-    if tokens > self.config.max_positions:
+  def check_length(self, tokens: int, limit: int = 0) -> None:
+    """Raises TextError for more tokens than the model, or `limit`, takes."""
+    limit = limit or self.config.max_positions
+    if tokens > limit:
       raise TextError(
-        f'the text has {tokens} tokens with its special ones, the model takes at most '
-        f'{self.config.max_positions}.'
+        f'the text has {tokens} tokens with its special ones, the model takes at most {limit}.'
       )
 
   def run(self, batch: dict, output: str, top_k: int = 1) -> list:

@@ -16,7 +16,7 @@ from bertjax.data.tokenizer import Tokenizer
 from bertjax.inference import masks
 from bertjax.inference.forward import POOLINGS, Forward, TextError, rows
 from bertjax.inference.search import Index
-from bertjax.interop import directory
+from bertjax.interop import directory, sentences
 from bertjax.model.config import EncoderConfig
 from bertjax.tasks import metrics, squad, tagging
 from bertjax.tasks.task import Example
@@ -84,15 +84,17 @@ class Predictor:
     batch_size: rows of a batch.
     long: 'refuse' texts beyond the model's limit, or 'window': read them in parts. Pairs, choices
       and texts with masks are refused in any case, texts of `tag` and contexts of `answer` never.
+    layers: pooling and further layers of a sentence-transformers model, for `embed`.
   """
 
   def __init__(
     self, config: EncoderConfig, params: dict, tokenizer: Tokenizer, *, labels: Sequence[str] = (),
     problem_type: str = '', batch_size: int = 32, long: str = 'refuse',
+    layers: sentences.SentenceLayers | ValueError | None = None,
   ):  # fmt: skip
     if long not in ('refuse', 'window'):
       raise ValueError(f"long must be 'refuse' or 'window', got {long!r}.")
-    self.config, self.tokenizer, self.long = config, tokenizer, long
+    self.config, self.tokenizer, self.long, self._layers = config, tokenizer, long, layers
     self.forward = Forward(config, params, batch_size, pieces=len(tokenizer.vocab))
     self.problem_type = problem_type
     count = max(self.forward.num_labels.values(), default=0)
@@ -111,7 +113,22 @@ class Predictor:
     config, params, tokenizer = directory.load_model(path)
     tasks = {'classification', 'tagging'} & set(params)
     names = {'labels': labels if tasks else (), 'problem_type': problem_type}
-    return cls(config, params, tokenizer, **names, **options)
+    try:
+      layers = directory.read_sentence_layers(path)
+    except ValueError as error:  # raised where the layers are needed
+      layers = error
+    return cls(config, params, tokenizer, **names, **{'layers': layers} | options)
+
+  @property
+  def layers(self) -> sentences.SentenceLayers:
+    """What turns states into embeddings: the model's own layers, else a mean of length 1.
+
+    Raises:
+      ValueError: if the model has layers that are not supported.
+    """
+    if isinstance(self._layers, ValueError):
+      raise self._layers
+    return self._layers or sentences.SentenceLayers(steps=(sentences.normalise,))
 
   @_each(1)
   def fill_mask(self, texts, /, top_k: int = 5) -> list[list[list[masks.Fill]]]:
@@ -173,34 +190,43 @@ class Predictor:
     return _softmax(logits)[:, 0].tolist()  # in Google's data 0 is the actual next sentence
 
   @_each(1)
-  def embed(self, texts, /, pooling: str = 'mean', normalise: bool = True) -> np.ndarray:
-    """Vectors [N, D] of length 1, or as they are; of a long text, the mean over its tokens.
+  def embed(self, texts, /, pooling: str = '', normalise: bool | None = None) -> np.ndarray:
+    """Vectors [N, D] of texts; of a long text read in parts, the mean over its tokens.
 
     Args:
       texts: N texts.
-      pooling: 'mean' over the tokens, 'cls', or 'last_four' layers side by side [N, 4D].
-      normalise: to length 1.
-    """
-    if pooling not in POOLINGS:
-      raise ValueError(f'pooling must be one of {POOLINGS}, got {pooling!r}.')
-    vectors = _means(*self._logits(pooling, texts), len(texts))
-    if normalise and len(vectors):
-      vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors
+      pooling: 'mean' over the tokens, 'cls', or 'last_four' layers side by side [N, 4D]; '' = as
+        the model's sentence-transformers files say, with their dense layers, limit of tokens and
+        scaling; 'mean' for a model without such files.
+      normalise: True scales to length 1; None = as those files say, True without them.
 
-  def index(self, texts: Sequence[str], pooling: str = 'mean') -> Index:
+    Raises:
+      ValueError: if a text is too long, or the model has layers that are not supported.
+    """
+    if pooling and pooling not in POOLINGS:
+      raise ValueError(f'pooling must be one of {POOLINGS}, got {pooling!r}.')
+    layers = sentences.SentenceLayers(pooling) if pooling else self.layers
+    vectors = _means(*self._logits(layers.pooling, texts, limit=layers.max_length), len(texts))
+    steps = list(layers.steps)
+    if normalise is False and steps[-1:] == [sentences.normalise]:
+      steps.pop()
+    for step in steps:
+      vectors = step(vectors)
+    return sentences.normalise(vectors) if normalise or (pooling and normalise is None) else vectors
+
+  def index(self, texts: Sequence[str], pooling: str = '') -> Index:
     """Embeds texts, questions of an FAQ for instance, to be searched by `nearest`."""
-    return Index(texts, self.embed(list(texts), pooling))
+    return Index(texts, self.embed(list(texts), pooling, normalise=True))
 
   @_each(1)
-  def nearest(self, texts, /, corpus, top_k: int = 5, pooling: str = 'mean') -> list[list]:
+  def nearest(self, texts, /, corpus, top_k: int = 5, pooling: str = '') -> list[list]:
     """The `search.Hit`s of each text in a corpus: an `index`, or a list of texts."""
     if not isinstance(corpus, Index):
       corpus = self.index(corpus, pooling)
-    return corpus.nearest(self.embed(texts, pooling), top_k)
+    return corpus.nearest(self.embed(texts, pooling, normalise=True), top_k)
 
   @_each(1)
-  def summarise(self, texts, /, sentences: int = 3, pooling: str = 'mean') -> list[list[str]]:
+  def summarise(self, texts, /, sentences: int = 3, pooling: str = '') -> list[list[str]]:
     """The sentences, in their order, that stand for a text and not for one another."""
     split = [split_prose(text) for text in texts]
     flat = list(itertools.chain.from_iterable(split))
@@ -305,23 +331,29 @@ class Predictor:
       spans.append(Span(label, text[start:end], start, end, probability))
     return spans
 
-  def _logits(self, output: str, texts, pairs=None) -> tuple[np.ndarray, list[int], list[int]]:
-    """Outputs of all rows, which text each row is of, and how many tokens of it."""
+  def _logits(self, output: str, texts, pairs=None, limit: int = 0) -> tuple:
+    """Outputs of all rows, which text each row is of, and how many tokens of it.
+
+    `limit` is the most tokens of a row, with its special ones; 0 = the model's positions.
+    """
+    limit = min(limit or self.config.max_positions, self.config.max_positions)
     columns = [list(texts)] if pairs is None else [list(texts), list(pairs)]
     if len({len(column) for column in columns}) > 1:
       raise ValueError(f'texts and pairs must be as many, got {[len(c) for c in columns]}.')
     items = list(zip(*map(self.tokenizer.encode, columns), strict=True))
     owners, weights = list(range(len(items))), [1] * len(items)
     if pairs is None and self.long == 'window':
-      parts = [(i, part) for i, (ids,) in enumerate(items) for part in self._parts(ids)]
+      parts = [(i, part) for i, (ids,) in enumerate(items) for part in self._parts(ids, limit)]
       owners, weights = [i for i, _ in parts], [len(part) + 2 for _, part in parts]
       items = [(part,) for _, part in parts]
+    for item in items:
+      self.forward.check_length(sum(map(len, item)) + len(item) + 1, limit)
     found = self.forward.run(masks.lay_out(self.forward, self.tokenizer, items), output)
     return np.array(found, np.float32), owners, weights
 
-  def _parts(self, ids) -> list[list[int]]:
+  def _parts(self, ids, limit: int) -> list[list[int]]:
     """Parts of about the same length that fit, so that none is a mere rest."""
-    count = max(1, -(-len(ids) // (self.config.max_positions - 2)))
+    count = max(1, -(-len(ids) // (limit - 2)))
     bounds = np.linspace(0, len(ids), count + 1).round().astype(int)
     return [ids[a:b] for a, b in itertools.pairwise(bounds)]
 

@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 
 from bertjax.data.tokenizer import Tokenizer
-from bertjax.interop import files, google, huggingface
+from bertjax.interop import files, google, huggingface, sentences
 from bertjax.model.config import HEAD_FIELDS, EncoderConfig
 
 _log = logging.getLogger(__name__)
@@ -82,6 +82,12 @@ def read_labels(source) -> tuple[list[str], str]:
   else:
     path = huggingface.find_directory(source) / 'config.json'
   return huggingface.labels_in(files.read_json(path), path)
+
+
+def read_sentence_layers(source) -> sentences.SentenceLayers | None:
+  """What sentence-transformers puts after the encoder; None for models of other libraries."""
+  source = find_model(source)
+  return None if google.is_google(source) else sentences.read_layers(huggingface.find_root(source))
 
 
 def load_params(

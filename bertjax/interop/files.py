@@ -57,11 +57,11 @@ def new_directory(directory, marker: str):
       temporary.rmtree()
 
 
-def read_json(path) -> dict:
-  """Reads a JSON object.
+def read_json(path, kind: type = dict):
+  """Reads a JSON object, or with `kind=list` an array.
 
   Raises:
-    ValueError: if there is no such file, or its content is no JSON object.
+    ValueError: if there is no such file, or its content is something else.
   """
   path = epath.Path(path)
   if not path.is_file():
@@ -70,8 +70,10 @@ def read_json(path) -> dict:
     content = json.loads(path.read_text(encoding='utf-8'))
   except ValueError as error:  # JSON or UTF-8
     raise ValueError(f'{path} is damaged: {error}.') from error
-  if not isinstance(content, dict):
-    raise ValueError(f'{path} is damaged: it holds a {type(content).__name__}, not an object.')
+  if not isinstance(content, kind):
+    raise ValueError(
+      f'{path} is damaged: it holds a {type(content).__name__}, not a {kind.__name__}.'
+    )
   return content
 
 

@@ -15,7 +15,7 @@ from etils import epath
 from safetensors.numpy import save as tensors_to_bytes
 
 from bertjax.data.tokenizer import Tokenizer
-from bertjax.interop import files
+from bertjax.interop import files, sentences
 from bertjax.interop.names import entries, head_entries, shapes
 from bertjax.model.config import HEAD_FIELDS, HEADS, POOLED_HEADS, EncoderConfig
 
@@ -142,6 +142,11 @@ def save_hf(
 
 
 def find_directory(path_or_name, revision: str = '') -> epath.Path:
+  """The folder of the encoder in `find_root`."""
+  return sentences.encoder_folder(find_root(path_or_name, revision))
+
+
+def find_root(path_or_name, revision: str = '') -> epath.Path:
   """A local folder, or the hub's repository of that name in the local cache, downloaded if it must.
 
   Raises:
