@@ -333,6 +333,35 @@ def test_a_bad_google_checkpoint_gets_one_sentence(saved, tmp_path, what, words)
     assert word in str(raised.value)
 
 
+def rename(folder, name):
+  """Gives the checkpoint in a folder another name."""
+  for path in folder.glob('bert_model.ckpt.*'):
+    path.rename(folder / path.name.replace('bert_model.ckpt', name))
+
+
+def test_a_checkpoint_is_found_by_its_files_and_without_a_checkpoint_file(saved, tmp_path):
+  folder = tmp_path / 'model'
+  shutil.copytree(saved, folder)
+  expected = directory.load_weights(folder)
+  rename(folder, 'model.ckpt-343')
+  (folder / 'model.ckpt-343.meta').touch()
+  endings = ('', '.index', '.meta', '.data-00000-of-00001')
+  for path in (folder, *(f'{folder}/model.ckpt-343{ending}' for ending in endings)):
+    config, params = directory.load_weights(path)
+    assert config == expected[0] and directory.load_tokenizer(path).vocab_size == config.vocab_size
+    jax.tree.map(np.testing.assert_array_equal, params, expected[1])
+  shutil.copy(folder / 'model.ckpt-343.index', folder / 'model.ckpt-200.index')
+  with pytest.raises(ValueError, match=r'name one of .*model.ckpt-200, .*model.ckpt-343\.'):
+    directory.load_weights(folder)
+  for path in folder.glob('*.index'):
+    path.unlink()
+  with pytest.raises(ValueError, match=r'it holds bert_config.json, model.ckpt-343.data-0'):
+    directory.load_weights(folder)
+  (folder / 'bert_config.json').unlink()
+  with pytest.raises(ValueError, match=r'no config.json. It has model.ckpt-343.data-0'):
+    directory.load_weights(folder)
+
+
 @pytest.mark.parametrize('change', [{'causal': True}, {'layer_norm_eps': 1e-5}])
 def test_what_googles_code_cannot_compute_is_refused_before_writing(tmp_path, vocab, change):
   tokenizer = Tokenizer.from_file(vocab)

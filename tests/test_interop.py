@@ -9,6 +9,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import types
 
 import flax.serialization
 import flax.traverse_util
@@ -20,6 +21,7 @@ from safetensors.numpy import save_file
 
 from bertjax import convert
 from bertjax.data.tokenizer import Tokenizer
+from bertjax.finetuning.setup import check_labels
 from bertjax.interop import directory, files, huggingface, names
 from bertjax.interop.directory import load_model, load_params, read_labels, save_model
 from bertjax.interop.huggingface import load_hf, save_hf
@@ -163,6 +165,30 @@ def test_a_tensor_that_no_one_asked_for_is_named(saved, folder, caplog):
   assert 'not read: bert.extra.weight, cls.seq_relationship.bias' in caplog.text
 
 
+@pytest.mark.parametrize('part', ['weight', 'bias'])
+def test_a_decoder_that_differs_is_refused_only_where_it_is_read(saved, folder, caplog, part):
+  tensors = tensors_of(saved)
+  original = {'weight': 'bert.embeddings.word_embeddings.weight', 'bias': 'cls.predictions.bias'}
+  tensors[f'cls.predictions.decoder.{part}'] = tensors[original[part]] + 1
+  write(folder, tensors, 'safetensors')
+  expected = {name: saved[2][name] for name in ('encoder', 'pooler', 'nsp')}
+  check_same(load_hf(folder)[1], expected)
+  assert f'decoder.{part} differs' in caplog.text and 'masked-LM head is not read' in caplog.text
+  check_same(load_hf(folder, heads=('nsp',))[1], expected)
+  with pytest.raises(ValueError, match=f'decoder.{part} differs from {original[part]}'):
+    load_hf(folder, heads=('mlm',))
+
+
+@pytest.mark.parametrize('dtype', ['int64', 'int32', 'uint8', 'bool'])
+def test_buffers_of_any_integer_type_are_skipped(saved, folder, caplog, dtype):
+  caplog.set_level(logging.INFO, 'bertjax')
+  buffers = {name: np.ones((1, 20), dtype) for name in ('position_ids', 'token_type_ids')}
+  buffers = {f'bert.embeddings.{name}': value for name, value in buffers.items()}
+  write(folder, tensors_of(saved) | buffers, 'safetensors')
+  check_same(load_hf(folder)[1], saved[2])
+  assert 'not read' not in caplog.text
+
+
 def change_config(folder, **changes):
   content = json.loads((folder / 'config.json').read_text())
   (folder / 'config.json').write_text(json.dumps(content | changes))
@@ -196,11 +222,7 @@ def spoil(folder, saved, how):
     tensors[name] = tensors[name].astype(np.int64)
   elif how == 'bytes':
     tensors[name] = tensors[name].astype(np.int8)
-  elif how == 'untied':
-    tensors['cls.predictions.decoder.weight'] = (
-      tensors['bert.embeddings.word_embeddings.weight'] + 1
-    )
-  if how in ('missing', 'shape', 'integers', 'bytes', 'untied'):
+  if how in ('missing', 'shape', 'integers', 'bytes'):
     write(folder, tensors, 'safetensors')
   if how in ('shard', 'index'):
     write(folder, tensors, 'shards')
@@ -223,8 +245,7 @@ def spoil(folder, saved, how):
     ('missing', ['model.safetensors', 'bert.encoder.layer.1.output.dense.weight']),
     ('shape', ['bert.encoder.layer.1.output.dense.weight', '(24, 16)', '(16, 24)']),
     ('integers', ['bert.encoder.layer.1.output.dense.weight', 'int64']),
-    ('bytes', ['bert.encoder.layer.1.output.dense.weight', 'I8']),
-    ('untied', ['cls.predictions.decoder.weight', 'word_embeddings']),
+    ('bytes', ['bert.encoder.layer.1.output.dense.weight', 'int8']),
     ('shard', ['index.json', 'model-00002-of-00002.safetensors']),
     ('index', ['index.json', 'damaged']),
     ('msgpack', ['flax_model.msgpack', 'damaged']),
@@ -340,6 +361,27 @@ def test_labels_and_the_classifiers_dropout_come_back(vocab, tmp_path):
     save_hf(tmp_path / 'c', config, params, tokenizer, labels=['bad', 'good'])
   change_config(tmp_path / 'a', id2label={'0': 'bad', '1': 'good'})
   check_refused(tmp_path / 'a', 'config.json', '2 labels', 'has 3')
+
+
+@pytest.mark.parametrize('named', [(), ('neg', 'pos'), ('bad', 'good'), ('good', 'bad')])
+def test_labels_that_are_taken_by_their_number_are_logged(vocab, tmp_path, caplog, named):
+  config, tokenizer = tiny(vocab)
+  params = random_params(config, ('classification',), num_labels=2)
+  save_hf(tmp_path / 'a', config, params, tokenizer, labels=named)
+  task = types.SimpleNamespace(
+    kind='class', head='classification', name='reviews', num_labels=2, labels=('bad', 'good')
+  )
+  if named == ('good', 'bad'):
+    with pytest.raises(ValueError, match='must be the same in the same order'):
+      check_labels(tmp_path / 'a', params, task)
+    return
+  caplog.clear()
+  check_labels(tmp_path / 'a', params, task)
+  expected = {(): 'LABEL_0 is bad, LABEL_1 is good', ('neg', 'pos'): 'neg is bad, pos is good'}
+  found = [record.getMessage() for record in caplog.records]
+  assert [text.split("task's order: ")[1] for text in found] == [
+    text for names, text in expected.items() if names == named
+  ]
 
 
 def test_whose_a_classifier_is_must_be_told(vocab, tmp_path):

@@ -5,7 +5,6 @@ import functools
 import hashlib
 import logging
 import math
-import re
 from typing import Any, NamedTuple
 
 import jax
@@ -99,7 +98,8 @@ def set_up(config) -> Setup:
 def check_labels(source, params: dict, task) -> None:
   """Refuses a model whose output layer is for other labels than the task's, or in another order.
 
-  Names that the model gives none of (`LABEL_0`, or all others) cannot be compared; that is logged.
+  Names that say nothing (`LABEL_0`), or of which the task has none, cannot be compared: the labels
+  are taken by their number, which is logged.
   """
   if task.kind in ('span', 'choice'):
     return
@@ -107,7 +107,7 @@ def check_labels(source, params: dict, task) -> None:
   if count != task.num_labels:
     raise ValueError(f'{source} predicts {count} labels {own}, {task.name} has {task.num_labels}: '
                      f'{list(task.labels)}.')  # fmt: skip
-  if not own or not task.labels or all(re.fullmatch(r'LABEL_\d+', name) for name in own):
+  if not task.labels:
     return
   theirs, ours = ([name.casefold() for name in names] for names in (own, task.labels))
   if theirs != ours and set(theirs) & set(ours):
@@ -116,7 +116,12 @@ def check_labels(source, params: dict, task) -> None:
       'the same in the same order.'
     )
   if theirs != ours:
-    _log.warning('%s calls the labels %s, taken for %s.', source, own, list(task.labels))
+    pairs = zip(own or range(count), task.labels, strict=True)
+    order = ', '.join(f'{theirs} is {ours}' for theirs, ours in pairs)
+    _log.warning(
+      "%s does not name the labels of %s; they are taken in the task's order: %s",
+      source, task.name, order,
+    )  # fmt: skip
 
 
 def make_model(config, task, encoder_config) -> heads.Bert:

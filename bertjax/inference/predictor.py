@@ -351,8 +351,9 @@ class Predictor:
     found = self.forward.run(masks.lay_out(self.forward, self.tokenizer, items), output)
     return np.array(found, np.float32), owners, weights
 
-  def _parts(self, ids, limit: int) -> list[list[int]]:
+  def _parts(self, ids, limit: int = 0) -> list[list[int]]:
     """Parts of about the same length that fit, so that none is a mere rest."""
+    limit = limit or self.config.max_positions
     count = max(1, -(-len(ids) // (limit - 2)))
     bounds = np.linspace(0, len(ids), count + 1).round().astype(int)
     return [ids[a:b] for a, b in itertools.pairwise(bounds)]

@@ -13,7 +13,8 @@ from etils import epath
 
 _SAFETENSORS_DTYPES = {
   'F64': np.float64, 'F32': np.float32, 'F16': np.float16, 'BF16': ml_dtypes.bfloat16,
-  'I64': np.int64,
+  'I64': np.int64, 'I32': np.int32, 'I16': np.int16, 'I8': np.int8, 'U64': np.uint64,
+  'U32': np.uint32, 'U16': np.uint16, 'U8': np.uint8, 'BOOL': np.bool_,
 }  # fmt: skip
 
 
@@ -65,7 +66,9 @@ def read_json(path, kind: type = dict):
   """
   path = epath.Path(path)
   if not path.is_file():
-    raise ValueError(f'{path.parent} is not a model directory: it has no {path.name}.')
+    there = sorted(file.name for file in path.parent.iterdir()) if path.parent.is_dir() else []
+    found = f' It has {", ".join(there[:9])}{" ..." if there[9:] else ""}.' if there else ''
+    raise ValueError(f'{path.parent} is not a model directory: it has no {path.name}.{found}')
   try:
     content = json.loads(path.read_text(encoding='utf-8'))
   except ValueError as error:  # JSON or UTF-8

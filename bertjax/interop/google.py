@@ -21,13 +21,16 @@ _log = logging.getLogger(__name__)
 
 _NAME = 'bert_model.ckpt'
 _GELU = {'erf': 'gelu', 'tanh': 'gelu_new'}
+# Endings of a checkpoint's files, which people take for the checkpoint.
+_FILES = re.compile(r'\.(index|meta|data-\d{5}-of-\d{5})$')
 # Moments of AdamWeightDecay and LAMB, of TensorFlow's own Adam, and counters.
 _SLOTS = re.compile(r'(/(adam_[mv]|lamb_[mv]|Adam|Adam_1)|^(global_step|beta[12]_power))$')
 
 
 def is_google(path) -> bool:
-  """Is this a folder with Google's files, or the prefix of a checkpoint ('DIR/model.ckpt-343')?"""
-  path = epath.Path(path)
+  """Is this a folder with Google's files, or the prefix of a checkpoint ('DIR/model.ckpt-343') or
+  one of its files ('DIR/model.ckpt-343.index')?"""
+  path = epath.Path(_FILES.sub('', str(path)))
   own = (path / 'bert_config.json').is_file() and not (path / 'config.json').is_file()
   return own or _is_checkpoint(path)
 
@@ -37,7 +40,8 @@ def load_google(path, *, heads=None, gelu: str = 'erf') -> tuple[EncoderConfig, 
 
   Args:
     path: a folder with `bert_config.json` and `bert_model.ckpt.*` (or the newest checkpoint of its
-      `checkpoint` file), or a checkpoint's prefix, with `bert_config.json` beside it.
+      `checkpoint` file, or a single one), or a checkpoint's prefix or one of its files, with
+      `bert_config.json` beside it.
     heads: heads to load; None takes all there are, and `output_weights` for 'classification'.
     gelu: 'erf' or 'tanh', what 'gelu' in `bert_config.json` stands for; see the module.
 
@@ -155,18 +159,31 @@ def _read_checkpoint(prefix) -> dict:
 
 
 def locate(path) -> tuple[epath.Path, epath.Path]:
-  """The folder of a model of Google's and the prefix of its checkpoint."""
-  path = epath.Path(path)
+  """The folder of a model of Google's and the prefix of its checkpoint.
+
+  In a folder that is bert_model.ckpt, or the newest one that its `checkpoint` file names, or the
+  only one.
+
+  Raises:
+    ValueError: if there is none, or several and nothing chooses among them; lists them.
+  """
+  path = epath.Path(_FILES.sub('', str(path)))
   if _is_checkpoint(path):
     return path.parent, path
+  if _is_checkpoint(path / _NAME):
+    return path, path / _NAME
   state = path / 'checkpoint'
-  if not _is_checkpoint(path / _NAME) and state.is_file():
-    newest = re.search(r'^model_checkpoint_path: "(.*)"', state.read_text(), re.M)
-    if newest:
-      return path, path / epath.Path(newest[1]).name
-  if not _is_checkpoint(path / _NAME):
-    raise ValueError(f'{path} has no {_NAME}.index and no other checkpoint of TensorFlow.')
-  return path, path / _NAME
+  newest = state.is_file() and re.search(r'^model_checkpoint_path: "(.*)"', state.read_text(), re.M)
+  if newest:
+    return path, path / epath.Path(newest[1]).name
+  found = sorted(file.name.removesuffix('.index') for file in path.glob('*.index'))
+  if len(found) != 1:
+    raise ValueError(
+      f'{path} has no {_NAME}.index and no `checkpoint` file; '
+      + (f'name one of {", ".join(str(path / name) for name in found)}.' if found else
+         f'it holds {", ".join(sorted(file.name for file in path.iterdir()))}.')
+    )  # fmt: skip
+  return path, path / found[0]
 
 
 def _is_checkpoint(prefix):

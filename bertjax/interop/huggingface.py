@@ -80,8 +80,8 @@ def load_hf(
 
   Args:
     path_or_name: a folder, or a name on the hub ('bert-base-uncased', 'name@revision').
-    heads: heads to load; None takes all there are. Needed where `classifier.weight` stands in the
-      file and `config.json` does not say whose it is.
+    heads: heads to load; None takes all that can be read. Needed where the file has a
+      `classifier.weight` and `config.json` does not say whose it is.
     revision: branch, tag or commit on the hub; `HF_HUB_OFFLINE=1` reads the cache alone.
 
   Raises:
@@ -94,8 +94,14 @@ def load_hf(
   path = files.find_weights(directory)
   _log.info('reading %s', path)
   style = 'flax' if path.suffix == '.msgpack' else 'huggingface'
-  tensors = _canonical(files.read_tensors(path), style, path)
+  tensors, untied = _canonical(files.read_tensors(path), style)
   found = find_heads(config, tensors, style, content, path, heads)
+  if untied and 'mlm' in found:
+    reason = f'{path}: {untied} differs from {_TIED[untied]}, and here the two are one'
+    if heads is not None:
+      raise ValueError(f'{reason}; take other heads than mlm.')
+    _log.warning('%s; the masked-LM head is not read', reason)
+    found = tuple(head for head in found if head != 'mlm')
   params = from_tensors(config, tensors, found, path, style)
   labels, _ = labels_in(content, directory / 'config.json')
   for head in {'classification', 'tagging'} & set(params):
@@ -359,8 +365,8 @@ def _tell(tensors, read, source):
     _log.info('%s: not read: %s', source, ', '.join(unread))
 
 
-def _canonical(tensors: dict, style: str, source) -> dict:
-  """The tensors under today's names, copies of tied ones checked and dropped."""
+def _canonical(tensors: dict, style: str) -> tuple[dict, str]:
+  """The tensors under today's names without copies of tied ones, and such a "copy" that differs."""
   dot = '/' if style == 'flax' else '.'
   result = {}
   for name, tensor in tensors.items():
@@ -368,12 +374,13 @@ def _canonical(tensors: dict, style: str, source) -> dict:
       name = f'bert{dot}{name}'
     name = re.sub(r'LayerNorm\.gamma$', 'LayerNorm.weight', name)
     result[re.sub(r'LayerNorm\.beta$', 'LayerNorm.bias', name)] = tensor
+  untied = ''
   for copy, original in _TIED.items():
     if copy in result:
       tensor = result.pop(copy)
       if not np.array_equal(result.setdefault(original, tensor), tensor):
-        raise ValueError(f'{source}: {copy} differs from {original}; here the two are one.')
-  return result
+        untied = untied or copy
+  return result, untied
 
 
 def _architecture(heads, pooler):
