@@ -66,15 +66,39 @@ def main(argv: list[str] | None = None) -> int:
       print(_help(verb, program, arguments))
       return 0
     program.run(**parse(program, arguments))
-  except (ValueError, OSError, RuntimeError, ImportError) as error:
-    if os.environ.get('BERTJAX_TRACEBACK') or not _is_users(error):
+  except (ValueError, OSError, RuntimeError, ImportError, MemoryError) as error:
+    if os.environ.get('BERTJAX_TRACEBACK'):
+      raise
+    error = _out_of_memory(verb, error) or error
+    if not _is_users(error):
       raise
     print(f'bertjax {verb}: {error}', file=sys.stderr)
     return getattr(error, 'exit_code', 2)
-  except KeyboardInterrupt:
-    print(f'bertjax {verb}: interrupted.', file=sys.stderr)
+  except KeyboardInterrupt as error:
+    print(f'bertjax {verb}: {str(error) or "interrupted."}', file=sys.stderr)
     return 130
   return 0
+
+
+_SMALLER = {  # what to change where memory is short
+  'pretrain': 'lower --config.batch_size, split each batch with --config.accumulation=2 (or 4, 8: '
+  'without dropout the same result), or set --config.model.remat=full',
+  'finetune': 'lower --config.batch_size, --config.data.length or --config.seeds, or set '
+  '--config.model.remat=full',
+  'evaluate': 'lower --batch_size',
+  'predict': 'lower --batch_size',
+  'serve': 'lower --batch_size',
+}
+
+
+def _out_of_memory(verb: str, error: BaseException) -> MemoryError | None:
+  """What to change after an allocation failed on a device or the host; None for other errors."""
+  jax_error = type(error).__name__ == 'JaxRuntimeError' and 'RESOURCE_EXHAUSTED' in str(error)
+  if not jax_error and not isinstance(error, MemoryError):
+    return None
+  size = re.search(r'allocat\w+ ([\d.,]+ ?[KMGT]?i?[Bb]\w*)', str(error))
+  size = f' while allocating {size[1]}' if size else ''
+  return MemoryError(f'out of memory{size}; {_SMALLER.get(verb, "take a smaller model or text")}.')
 
 
 def _worth_reading(record: logging.LogRecord) -> bool:
@@ -209,7 +233,7 @@ def _nearest(name: str, known) -> str:
 
 def _is_users(error: BaseException) -> bool:
   """Raised by a `raise` of ours or a recipe, or a file or a package is missing: no bug."""
-  if isinstance(error, OSError | json.JSONDecodeError | ModuleNotFoundError):
+  if isinstance(error, OSError | json.JSONDecodeError | ModuleNotFoundError | MemoryError):
     return True
   last = error.__traceback__
   while last.tb_next:

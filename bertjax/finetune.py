@@ -120,6 +120,7 @@ def run(config, *, workdir: str, **peers) -> dict[str, float]:
     ValueError: for a config or data that cannot be trained, before anything compiles.
     loop.DivergedError: if a loss is not finite, but for trials, whose others go on.
     SystemExit: with code 75, after SIGTERM and a save.
+    KeyboardInterrupt: after the first Ctrl-C and a save, or at the second.
   """
   if not workdir or not config.init_from:
     raise ValueError('finetune needs --workdir=DIR and --config.init_from=MODEL.')
@@ -141,12 +142,12 @@ def run(config, *, workdir: str, **peers) -> dict[str, float]:
   history = meta.get('evaluations', [])  # {'step', 'scores' of each trial}
   predict = make_predict(config, setup.bert, setup.task, setup.mesh, many=setup.many)
   try:
-    stopped_at = train(setup, state, shardings, predict, checkpoints, workdir, identity, history)
-    if stopped_at is None:
+    stopped, step = train(setup, state, shardings, predict, checkpoints, workdir, identity, history)
+    if not stopped:
       params, scores = best(setup, checkpoints, history)
   finally:
     checkpoints.close()
-  run_lib.exit_if_stopped(stopped_at)
+  run_lib.exit_if_stopped(stopped, step)
   if setup.many:  # of the best trial alone
     alone = mesh_lib.make_mesh(devices=jax.devices()[:1])
     predict = make_predict(config, setup.bert, setup.task, alone)
@@ -155,8 +156,9 @@ def run(config, *, workdir: str, **peers) -> dict[str, float]:
 
 def train(
   setup: Setup, state, shardings, predict, checkpoints, workdir, identity, history
-) -> int | None:  # fmt: skip
-  """Trains and appends each evaluation to `history`; returns the step where SIGTERM stopped it."""
+) -> tuple[int, int]:  # fmt: skip
+  """Trains and appends each evaluation to `history`; returns the signal that stopped it (0 = none)
+  and the last step."""
   config, task = setup.config, setup.task
   train_step = loop.make_train_step(
     *setup.loss, setup.transform, setup.schedule, mesh=setup.mesh, state_shardings=shardings,
@@ -204,7 +206,7 @@ def train(
   finally:
     run_log.close()
   step = int(np.ravel(state.step)[0])
-  return step if stopped and step < setup.steps else None
+  return stopped if step < setup.steps else 0, step
 
 
 def metric_values(task, history) -> list[list[float]]:

@@ -5,8 +5,9 @@
 
 Raw text is prepared first, into a cache. The same command started again resumes from the newest
 checkpoint in the workdir, to the same losses and parameters, bit for bit. SIGTERM saves and exits
-with code 75. The workdir gets `checkpoints/`, `logs/` (JSONL, TensorBoard), `loss.png`,
-`run.json`, `metrics.json` and `model/`, a model directory that Hugging Face's transformers loads.
+with code 75; a first Ctrl-C saves and exits, a second aborts. The workdir gets `checkpoints/`,
+`logs/` (JSONL, TensorBoard), `loss.png`, `run.json`, `metrics.json` and `model/`, a model directory
+that Hugging Face's transformers loads.
 """
 
 import contextlib
@@ -202,6 +203,7 @@ def run(config, *, workdir: str, **peers) -> dict[str, float]:
     ValueError: for a config that cannot be trained, before anything compiles.
     loop.DivergedError: if a loss is not finite.
     SystemExit: with code 75, after SIGTERM and a save.
+    KeyboardInterrupt: after the first Ctrl-C and a save, or at the second.
   """
   if not workdir:
     raise ValueError('pretrain needs --workdir=DIR, the folder of the run.')
@@ -227,7 +229,7 @@ def run(config, *, workdir: str, **peers) -> dict[str, float]:
     workdir, steps=config.steps, start=int(state.step), active=jax.process_index() == 0
   )
   skipped = meta.get('skipped', [])  # batches that are left out, see `on_divergence`
-  scores, stopped = {}, False
+  scores, stopped = {}, 0
   try:
     for phase in setup.phases:
       if not stopped and int(state.step) < phase.stop:
@@ -237,7 +239,8 @@ def run(config, *, workdir: str, **peers) -> dict[str, float]:
   finally:
     checkpoints.close()  # first: it waits for what is still being written
     run_log.close()
-  run_lib.exit_if_stopped(int(state.step) if stopped and state.step < config.steps else None)
+  if state.step < config.steps:
+    run_lib.exit_if_stopped(stopped, int(state.step))
   if not scores:  # a run that had already ended
     scores = evaluator(setup, setup.phases[-1], eval_step)(state.params)
   finish(workdir, setup.bert.config, state.params, setup.tokenizer, scores)
@@ -269,6 +272,7 @@ class Setup(NamedTuple):
 
 def set_up(config) -> Setup:
   """Checks a config, prepares its text if need be, and makes what a run needs."""
+  check_intervals(config)
   mesh = mesh_lib.make_mesh(**config.mesh)
   phases = make_phases(config)
   for phase in phases:
@@ -276,7 +280,6 @@ def set_up(config) -> Setup:
   transform = make_transform(config)
   schedule = optimizer.unit_schedule(config.schedule, config.steps, config.warmup_steps)
   loader = batches_lib.choose_loader(config.data.loader)
-  check_intervals(config)
   for phase in phases:  # raises now what it would raise after a long preparation
     make_model(phase.config, vocab_size=1)
     Masking(**phase.config.masking)
@@ -368,6 +371,7 @@ def finish(workdir, config, params, tokenizer, scores) -> None:
 
 def check_intervals(config) -> None:
   """Raises ValueError for counts that are out of range."""
+  run_lib.check_integers(config)
   run_lib.check_least(config, 1, ('steps', 'log_every', 'eval_rows', 'keep'))
   run_lib.check_least(config, 0, ('eval_every', 'save_every', 'stall_seconds', 'spike'))
   optimizer.check_rate('learning_rate', config.learning_rate)
@@ -497,7 +501,9 @@ def start(setup, checkpoints):
     )  # fmt: skip
 
   shard = mesh_lib.sharder(setup.mesh, encoder.PARAM_AXES)
-  return run_lib.start(make, shard, checkpoints, load if config.init_from else None)
+  return run_lib.start(
+    make, shard, checkpoints, load if config.init_from else None, steps=config.steps
+  )
 
 
 # What a resumed run must share with the one it goes on with.

@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import signal
+import threading
 
 import jax
 import numpy as np
@@ -15,6 +16,7 @@ from bertjax.model.encoder import PARAM_AXES
 from bertjax.model.heads import Bert, init_params
 from bertjax.training import loop
 from bertjax.training import mesh as mesh_lib
+from bertjax.training import run as run_lib
 from bertjax.training.log import RunLog, plot_curves, read_metrics
 from bertjax.training.optimizer import make_optimizer, unit_schedule
 from tests.test_model import TINY, dataclasses
@@ -172,7 +174,9 @@ def fit(steps=10, batches=None, **options):
     options.pop('state', None) or new_state(), train_step, loop.to_device(host, mesh),
     steps=steps, log=log, log_every=options.pop('log_every', 2),
     evaluate_fn=lambda params: loop.evaluate(eval_step, params, [batch_at(99)]),
-    save=lambda state, step, scores: saves.append((step, int(state.step), bool(scores))), **options,
+    save=options.pop('save', None)
+    or (lambda state, step, scores: saves.append((step, int(state.step), bool(scores)))),
+    **options,
   )  # fmt: skip
   return result, log, saves
 
@@ -231,6 +235,70 @@ def test_sigterm_saves_the_step_at_hand_and_restores_the_handler():
   (state, _, stopped), _, saves = fit(50, batches())
   assert stopped and saves[-1][0] == int(state.step) < 10
   assert signal.getsignal(signal.SIGTERM) is before
+
+
+def interrupted(times):
+  """Batches that press Ctrl-C before step 6, so many times."""
+  for step in range(100):
+    if step == 6:
+      for _ in range(times):
+        os.kill(os.getpid(), signal.SIGINT)
+    yield batch_at(step)
+
+
+def test_the_first_ctrl_c_saves_the_step_at_hand(caplog):
+  before = signal.getsignal(signal.SIGINT)
+  (state, _, stopped), _, saves = fit(50, interrupted(1))
+  assert stopped == signal.SIGINT and saves[-1][0] == int(state.step) < 10
+  assert signal.getsignal(signal.SIGINT) is before and 'again to abort' in caplog.text
+  with pytest.raises(KeyboardInterrupt, match='stopped at step 7, saved; the same command resumes'):
+    run_lib.exit_if_stopped(stopped, 7)
+
+
+def test_the_second_ctrl_c_aborts_without_a_save():
+  before, saves = signal.getsignal(signal.SIGINT), []
+  with pytest.raises(KeyboardInterrupt):
+    fit(50, interrupted(2), save=lambda *_: saves.append(1))
+  assert not saves and signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_background_job_that_ignores_ctrl_c_still_does():
+  before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+  try:
+    assert fit(10, interrupted(1))[0][2] == 0
+  finally:
+    signal.signal(signal.SIGINT, before)
+
+
+def test_outside_the_main_thread_ctrl_c_stays_pythons_own():
+  def inside():
+    results.append((fit(10)[0][2], signal.getsignal(signal.SIGINT)))
+
+  results, before = [], signal.getsignal(signal.SIGINT)
+  thread = threading.Thread(target=inside)
+  thread.start()
+  thread.join()
+  assert results == [(0, before)]
+
+
+def test_padding_is_that_of_the_steps_not_of_the_batches_read_ahead(tmp_path):
+  def padding(start):
+    shares = iter(range(start, 100))
+    batches = ({'segment_ids': np.arange(100)[None] >= next(shares)} for _ in range(100))
+    log = RunLog(tmp_path, steps=30, start=start)
+    stream = log.watched(batches)
+    for _ in range(2):
+      next(stream)  # read ahead
+    for step in range(start + 1, 31):
+      next(stream)
+      if step % 10 == 0:
+        log.train(step, {'loss': 1.0}, 1.0, 10)
+    log.close()
+    return {row['step']: row['padding'] for row in read_metrics(tmp_path)}
+
+  whole, resumed = padding(0), padding(10)
+  assert [whole[step] for step in (10, 20, 30)] == pytest.approx([0.045, 0.145, 0.245])
+  assert [resumed[step] for step in (20, 30)] == pytest.approx([0.145, 0.245])
 
 
 def test_a_later_file_wins_where_a_resumed_run_repeats_steps(tmp_path):

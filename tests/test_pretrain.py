@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
@@ -36,8 +37,9 @@ def start(args, **environment):
   """Starts the command as a process of its own, on one device."""
   env = os.environ | {'XLA_FLAGS': '', **environment}
   return subprocess.Popen(
-    [sys.executable, '-m', 'bertjax', *args], env=env, stderr=subprocess.PIPE, text=True
-  )
+    [sys.executable, '-m', 'bertjax', *args], env=env, stderr=subprocess.PIPE, text=True,
+    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job ignores it
+  )  # fmt: skip
 
 
 def finish(process, code=0):
@@ -81,7 +83,8 @@ def test_the_loss_falls(uninterrupted):
 
 
 @pytest.mark.parametrize(
-  ('kill', 'code'), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 75)]
+  ('kill', 'code'),
+  [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 75), (signal.SIGINT, 130)],
 )
 def test_a_killed_and_resumed_run_is_bitwise_the_uninterrupted_one(
   kill, code, uninterrupted, tiny_rows, tmp_path
@@ -92,7 +95,8 @@ def test_a_killed_and_resumed_run_is_bitwise_the_uninterrupted_one(
   process = start(args)
   wait_for_step(process, tmp_path, random.randint(21, 60))
   process.send_signal(kill)
-  finish(process, code)
+  errors = finish(process, code)
+  assert kill == signal.SIGKILL or 'saved; the same command resumes the run.' in errors
   assert not (tmp_path / 'model').exists()
   finish(start(args))
   assert losses(tmp_path) == losses(uninterrupted)
@@ -173,6 +177,14 @@ def test_more_steps_go_on_from_the_last(finished, tiny_rows, tmp_path):
   shutil.copytree(finished, tmp_path / 'run')
   assert main(arguments(tiny_rows, tmp_path / 'run', '--config.steps=30')) == 0
   assert sorted(losses(tmp_path / 'run'))[-1] == 30
+
+
+def test_fewer_steps_than_the_newest_checkpoint_has_are_refused(finished, tiny_rows, capsys):
+  before = sorted(finished.rglob('*'))
+  check_refused(
+    arguments(tiny_rows, finished, '--config.steps=15'), capsys, 'steps=15', 'step 20', '--workdir'
+  )
+  assert sorted(finished.rglob('*')) == before
 
 
 def test_evaluate_prints_what_the_run_wrote_and_the_unigram_figure(finished, capsys):
@@ -307,6 +319,11 @@ def check_refused(args, capsys, *words):
     (['--config.data.loader=torch'], ['tfdata']),
     (['--config.schedule=cosine'], ['google']),
     (['--config.warmup_steps=21'], ['warmup_steps=21']),
+    (['--config.accumulation=0'], ['accumulation=0', 'try 8']),
+    ([f'--config.seed={2**63}'], ['seed', 'below 2**63', str(2**63)]),
+    (['--config.seed=-1'], ['seed', 'at least 0', '-1']),
+    ([f'--config.steps={2**31}'], ['steps', 'below 2**31']),
+    ([f'--config.model.hidden_size={2**63}'], ['model.hidden_size', 'below 2**31']),
     (['--config.log_every=0'], ['log_every', 'at least 1']),
     (['--config.stall_seconds=-1'], ['stall_seconds', 'at least 0']),
     (['--config.spike=nan'], ['spike', 'nan']),
@@ -506,6 +523,30 @@ def test_flags_reach_the_config():
 
   got = parse(program, ['--config=bert_mini', '--config.model.num_layers=3', '--noconfig.nsp'])
   assert got['config'].model.num_layers == 3 and got['config'].nsp is False
+
+
+@pytest.mark.parametrize(
+  ('verb', 'advice'),
+  [('pretrain', '--config.accumulation=2'), ('finetune', '--config.model.remat=full'),
+   ('evaluate', '--batch_size'), ('predict', '--batch_size'), ('explain', 'smaller')],
+)  # fmt: skip
+def test_out_of_memory_is_one_sentence_with_what_to_change(verb, advice, monkeypatch, capsys):
+  program = importlib.import_module(f'bertjax.{verb}')
+
+  def allocate(**_):
+    jax.jit(lambda: jax.numpy.ones((1 << 30, 1 << 14)) + 1)().block_until_ready()
+
+  monkeypatch.setattr(program, 'run', allocate)
+  check_refused([verb], capsys, f'bertjax {verb}: out of memory', advice)
+  monkeypatch.setattr(program, 'run', lambda **_: np.ones(1 << 60, np.int8))
+  check_refused([verb], capsys, f'bertjax {verb}: out of memory', advice)
+  with pytest.raises(RuntimeError, match='INVALID'):
+    monkeypatch.setattr(program, 'run', lambda **_: raise_jax('INVALID_ARGUMENT: a bug'))
+    main([verb])
+
+
+def raise_jax(message):
+  raise jax.errors.JaxRuntimeError(message)
 
 
 def test_a_traceback_means_a_bug(monkeypatch):

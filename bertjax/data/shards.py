@@ -55,6 +55,8 @@ class Settings:
       raise ValueError(f'data.length must be in 8..65535, got {self.length}.')
     if not 0 < self.heldout < 1:
       raise ValueError(f'data.heldout must be between 0 and 1, got {self.heldout}.')
+    if not 0 <= self.seed < 2**63:
+      raise ValueError(f'seed must be at least 0 and below 2**63, got {self.seed}.')
     if self.passes < 1:
       raise ValueError(f'data.passes must be at least 1, got {self.passes}.')
     if self.passes > 1 and self.kind not in examples.PAIR_KINDS:

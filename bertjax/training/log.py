@@ -69,7 +69,7 @@ class RunLog:
     """Logs means over the last `steps` steps, which took `seconds`."""
     if not self._active:
       return
-    tokens = np.mean(self._tokens) if self._tokens else self.tokens_per_step
+    tokens = np.mean(self._tokens[:steps]) if self._tokens else self.tokens_per_step
     per_second = float(tokens) * steps / max(seconds, 1e-9)
     facts = {'tokens_per_second': per_second} | self._facts(seconds, steps)
     self._write('train', step, metrics | facts)
@@ -110,14 +110,16 @@ class RunLog:
       self._useful += steps * min(p50, seconds / steps)
       facts['goodput'] = self._useful / (time.perf_counter() - self._begun)
     if self._padding:
-      facts['padding'] = float(np.mean(self._padding))
+      facts['padding'] = float(np.mean(self._padding[:steps]))
     device = jax.local_devices()[0]
     sheet = chip(device.device_kind)
     if sheet and self.flops_per_step:
       facts['mfu'] = self.flops_per_step * steps / seconds / jax.device_count() / sheet.flops
     if stats := device.memory_stats():
       facts['memory_gb'] = stats['peak_bytes_in_use'] / 1e9
-    self._times, self._stalls, self._padding, self._tokens = [], [], [], []
+    # Batches are read ahead of their steps; those of later steps count there.
+    del self._padding[:steps], self._tokens[:steps]
+    self._times, self._stalls = [], []
     return {name: float(value) for name, value in facts.items()}
 
   def _trace(self) -> None:

@@ -6,6 +6,8 @@ them and knows steps, intervals and stopping, but no task.
 
 import collections
 import contextlib
+import logging
+import os
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -18,6 +20,8 @@ import optax
 from jax.experimental import multihost_utils
 
 from bertjax.training.mesh import batch_sharding, shard_batch
+
+_log = logging.getLogger(__name__)
 
 STOPPED_EXIT_CODE = 75  # EX_TEMPFAIL: saved, not finished; launchers start the same command again
 
@@ -191,32 +195,46 @@ def to_device(batches: Iterable[dict], mesh, ahead: int = 2) -> Iterator[dict]:
 
 
 class _StopSignal:
-  """Remembers SIGTERM while the loop runs, so that a step is never cut in half.
+  """Remembers SIGTERM or a first Ctrl-C while the loop runs, so that a step is never cut in half.
 
-  Of many processes the signal to any one stops all of them at the same step: there jax has the
-  handler, and the processes agree on a step that none has passed.
+  Of many processes the signal to any one stops all of them at the same step: there jax handles
+  SIGTERM, and the processes agree on a step that none has passed.
+
+  Attributes:
+    received: the number of the signal; 0 before.
   """
 
   def __enter__(self):
-    self.received = False
-    self._before = None
+    self.received = self._here = 0
+    self._before = {}
+    numbers = (signal.SIGINT, signal.SIGTERM) if jax.process_count() == 1 else (signal.SIGINT,)
     with contextlib.suppress(ValueError):  # not the main thread: signals go elsewhere
-      if jax.process_count() == 1:
-        self._before = signal.signal(signal.SIGTERM, self._receive)
+      for number in numbers:
+        # Jobs in the background ignore SIGINT, and continue to.
+        if signal.getsignal(number) not in (None, signal.SIG_IGN):
+          self._before[number] = signal.signal(number, self._receive)
     return self
 
-  def asked(self, step: int) -> bool:
-    """Whether to stop before `step`; every process asks before each of its steps."""
-    if jax.process_count() > 1:
-      self.received = multihost_utils.reached_preemption_sync_point(step)
+  def asked(self, step: int) -> int:
+    """The signal to stop on before `step`; every process asks before each of its steps."""
+    if jax.process_count() == 1:
+      self.received = self._here
+    elif multihost_utils.reached_preemption_sync_point(step):
+      self.received = self._here or signal.SIGTERM
     return self.received
 
-  def _receive(self, *_):
-    self.received = True
+  def _receive(self, number, _):
+    if number == signal.SIGINT and self._here == number:
+      raise KeyboardInterrupt
+    self._here = number
+    if number == signal.SIGINT:
+      _log.warning('Ctrl-C: saving after this step; press it again to abort without saving.')
+      if jax.process_count() > 1:
+        os.kill(os.getpid(), signal.SIGTERM)
 
   def __exit__(self, *_):
-    if self._before is not None:
-      signal.signal(signal.SIGTERM, self._before)
+    for number, handler in self._before.items():
+      signal.signal(number, handler)
 
 
 def fit(
@@ -236,7 +254,7 @@ def fit(
   watch: Callable[[int, str], None] = lambda step, doing: None,
   spike: float = 0.0,
   one_program: bool = False,
-) -> tuple[TrainState, dict, bool]:
+) -> tuple[TrainState, dict, int]:
   """Trains from `state.step` to `steps`.
 
   Args:
@@ -250,7 +268,7 @@ def fit(
     evaluate_fn: params -> metrics, called every `eval_every` steps and at the end.
     eval_every: 0 evaluates at the end only.
     save: called with (state, step, metrics of an evaluation at this very step or None) every
-      `save_every` steps, after every evaluation, at the end, and on SIGTERM.
+      `save_every` steps, after every evaluation, at the end, and on SIGTERM or Ctrl-C.
     save_every: 0 saves at evaluations and at the end only.
     finished: asked after each evaluation whether the run ends there (early stopping).
     trials: whether metrics are those of several trials; their means are logged, and one that
@@ -261,13 +279,15 @@ def fit(
     one_program: whether a second compilation of the step is an error.
 
   Returns:
-    The last state, the metrics of the last evaluation ({} if there was none), and whether SIGTERM
-    came before the run ended by itself; perhaps during its last step, so compare `state.step`.
+    The last state, the metrics of the last evaluation ({} if there was none), and the signal that
+      came before the run ended by itself (0 = none); perhaps during its last step, so compare
+      `state.step`.
 
   Raises:
     DivergedError: when a loss or gradient norm is not finite, or the loss jumps by `spike`; names
       the step, and saves nothing later.
     RecompiledError: with `one_program`.
+    KeyboardInterrupt: at the second Ctrl-C.
   """
   step = int(np.ravel(state.step)[0])
   pending, last_log, before = [], time.perf_counter(), collections.deque(maxlen=100)
@@ -324,7 +344,7 @@ def fit(
     flush()
     if save and saved != step:
       save_now()
-  return state, last_scores, stop.received and not ended
+  return state, last_scores, 0 if ended else stop.received
 
 
 def _check(metrics: dict, step: int, before: collections.deque, spike: float) -> None:

@@ -157,7 +157,7 @@ def check_batch_size(mesh: Mesh, batch_size: int, accumulation: int = 1) -> None
       f'batch_size must be a multiple of replicas * accumulation, got batch_size={batch_size}, '
       f'{count} replicas (data={mesh.shape["data"]} x fsdp={mesh.shape["fsdp"]}), '
       f'accumulation={accumulation}; '
-      f'try {max(1, batch_size // (count * accumulation)) * count * accumulation}.'
+      f'try {max(1, batch_size // (count * max(accumulation, 1))) * count * max(accumulation, 1)}.'
     )
 
 

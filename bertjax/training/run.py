@@ -4,6 +4,7 @@ import itertools
 import json
 import logging
 import math
+import signal
 from collections.abc import Callable, Iterable
 
 import jax
@@ -39,15 +40,25 @@ def start(
   shard: Callable,
   checkpoints: Checkpoints,
   load: Callable[[], dict] | None = None,
+  *,
+  steps: int | None = None,
 ) -> tuple[TrainState, TrainState, dict]:
   """The state to start from: the newest checkpoint, else `make(load())`, else `make()`.
 
-  `shard` is as for `loop.init_state`.
+  `shard` is as for `loop.init_state`; `steps` is the run's last step.
 
   Returns:
     The state, its shardings, and the checkpoint's meta ({} without one).
+
+  Raises:
+    ValueError: if the newest checkpoint is of a step beyond `steps`.
   """
-  if checkpoints.steps():
+  if kept := checkpoints.steps():
+    if steps is not None and kept[-1] > steps:
+      raise ValueError(
+        f'steps={steps}, but {checkpoints.directory} holds a checkpoint of step {kept[-1]}: set '
+        'steps to at least that, or give another --workdir.'
+      )
     abstract, shardings = abstract_state(make, shard)
     state, meta = checkpoints.restore_newest(abstract)
     _log.info('resuming from step %d of %s', np.ravel(state.step)[0], checkpoints.directory)
@@ -107,6 +118,20 @@ def check_least(config, least: float, names: Iterable[str]) -> None:
       raise ValueError(f'{name} must be at least {least}, got {config[name]}.')
 
 
+def check_integers(config) -> None:
+  """Raises ValueError for an integer field beyond 32 bits, or a seed beyond 0..2**63 - 1."""
+  for name, value in flatten_dict(config.to_dict(), sep='.').items():
+    if name == 'seed' and not 0 <= value < 2**63:
+      raise ValueError(f'seed must be at least 0 and below 2**63, got {value}.')
+    if name == 'seed' and value >= 2**32:
+      _log.warning(
+        "seed=%d: jax's keys, for weights and dropout, hold its lower 32 bits, %d.",
+        value, value % 2**32,
+      )  # fmt: skip
+    elif type(value) is int and abs(value) >= 2**31 and name != 'seed':
+      raise ValueError(f'{name} must be below 2**31, got {value}.')
+
+
 def check_same(workdir, identity: dict) -> None:
   """Refuses a workdir that holds a run of another config, listing what differs."""
   path = epath.Path(workdir) / 'run.json'
@@ -123,8 +148,15 @@ def check_same(workdir, identity: dict) -> None:
     )
 
 
-def exit_if_stopped(step: int | None) -> None:
-  """Ends a process that SIGTERM stopped at a step with the code on which launchers restart it."""
-  if step is not None:
-    _log.warning('stopped by SIGTERM at step %d, saved; the same command goes on.', step)
+def exit_if_stopped(stopped: int, step: int) -> None:
+  """Ends a run that the signal `stopped` (0 = none) stopped at a step.
+
+  Raises:
+    KeyboardInterrupt: after Ctrl-C.
+    SystemExit: after SIGTERM, with the code on which launchers restart the process.
+  """
+  if stopped == signal.SIGINT:
+    raise KeyboardInterrupt(f'stopped at step {step}, saved; the same command resumes the run.')
+  if stopped:
+    _log.warning('stopped by SIGTERM at step %d, saved; the same command resumes the run.', step)
     raise SystemExit(STOPPED_EXIT_CODE)

@@ -26,6 +26,10 @@ def list_trials(config) -> list[tuple[int, float]]:
     check_rate('learning_rate', rate)
   if config.seeds < 1:
     raise ValueError(f'seeds must be at least 1, got {config.seeds}.')
+  if config.seed + config.seeds > 2**63:
+    raise ValueError(
+      f'seed + seeds must be at most 2**63, got seed={config.seed}, seeds={config.seeds}.'
+    )
   seeds = range(config.seed, config.seed + config.seeds)
   return [(seed, rate) for rate in rates or [config.learning_rate] for seed in seeds]
 
