@@ -18,17 +18,25 @@ The StableHLO program is for CPU, TPU and CUDA and for any batch and length:
   run = jax.export.deserialize(open('OUT/model.stablehlo', 'rb').read()).call
   run(input_ids, token_type_ids, segment_ids)   # int32 [B, L] each, segment_ids 1, and 0 at padding
 
-Both give a dict: 'embedding' of unit length, or 'logits'; of classes 'probabilities' as well, and
-the SavedModel their 'labels' [C]; for heads that answer for each token, it adds 'input_ids'.
+Both return a dict: 'embedding' of unit length, or 'logits'; for classes also 'probabilities', and
+in a SavedModel their 'labels' [C]; heads with an output per token add 'input_ids' to a SavedModel.
+
+Before OUT appears, the program is loaded, run on a few texts and compared with the Predictor. A
+StableHLO program expires: jax promises to read it for six months after the release of the jax that
+wrote it; signature.json has that version and the date. A SavedModel is serialised for the StableHLO
+version of the installed TensorFlow, and later releases of TensorFlow run it too.
 """
 
+import datetime
 import json
 import logging
 import pathlib
 import shutil
+from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import export as jax_export
 
 from bertjax.inference.forward import POOLINGS
@@ -50,6 +58,9 @@ FLAGS = {
 _PLATFORMS = ('cpu', 'tpu', 'cuda')
 _INPUTS = ('input_ids', 'token_type_ids', 'segment_ids')
 _BY_TOKEN = ('tagging', 'span', 'mlm')
+_TWO_TEXTS = ('span', 'nsp', 'choice')
+# What an exported program is tried on; a batch of one short text, and a batch with padding.
+_SAMPLES = (['a'], ['The film was good.', '', 'Größe: 1½, "naïve" 中文。', 'a b c d ' * 6])
 
 
 def run(*, model: str, to: str, format: str = 'savedmodel', output: str = '') -> None:
@@ -57,6 +68,7 @@ def run(*, model: str, to: str, format: str = 'savedmodel', output: str = '') ->
 
   Raises:
     ValueError: if the model lacks what is asked for, or the folder is there already.
+    RuntimeError: if the exported program cannot be run, or differs from the Predictor.
   """
   if not model or not to or format not in ('savedmodel', 'stablehlo'):
     raise ValueError(
@@ -80,12 +92,71 @@ def run(*, model: str, to: str, format: str = 'savedmodel', output: str = '') ->
     predictor.forward.need(output)
   if output == 'tagging' and predictor.config.crf:
     raise ValueError('a CRF chooses among the tags of words, which the program does not know.')
+  save, load = {'savedmodel': (save_savedmodel, _load_savedmodel),
+                'stablehlo': (save_stablehlo, _load_stablehlo)}[format]  # fmt: skip
   temporary = folder.with_name(folder.name + '.tmp')
   shutil.rmtree(temporary, ignore_errors=True)
   temporary.mkdir(parents=True)
-  {'savedmodel': save_savedmodel, 'stablehlo': save_stablehlo}[format](temporary, predictor, output)
-  temporary.replace(folder)
+  try:
+    save(temporary, predictor, output)
+    check(load(temporary, predictor), predictor, output)
+    temporary.replace(folder)
+  finally:
+    shutil.rmtree(temporary, ignore_errors=True)
   _log.info('%s: %s as %s', folder, output, format)
+
+
+def check(run, predictor: Predictor, output: str) -> None:
+  """Compares an exported program with the Predictor on a few texts.
+
+  Args:
+    run: (texts, pairs or None) -> outputs, as arrays.
+    predictor: the model that was exported.
+    output: a head, or a pooling.
+
+  Raises:
+    RuntimeError: if the program cannot be run, or an output differs by more than rounding.
+  """
+  # Matmuls have float32's rounding on a CPU, TF32's or bfloat16's on accelerators.
+  exact = jax.default_backend() == 'cpu' and predictor.config.dtype == 'float32'
+  tolerance = 1e-4 if exact else 2e-2
+  limit = predictor.config.max_positions
+  for sample in _SAMPLES:
+    for paired in (True,) if output in _TWO_TEXTS else (False, True):
+      fits = [t for t in sample if predictor.tokenizer([t], [t])['input_ids'].shape[1] <= limit]
+      if not fits:
+        continue
+      texts, pairs = fits, fits[::-1] if paired else None
+      try:
+        found = run(texts, pairs)
+      except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise RuntimeError(
+          f'the exported program does not run ({reason}); nothing was written. Install '
+          'versions of jax and TensorFlow that setup.cfg names.'
+        ) from error
+      for name, expected in _expected(predictor, output, texts, pairs).items():
+        expected, got = np.asarray(expected), np.asarray(found[name])
+        error = np.abs(got - expected).max() if got.shape == expected.shape else np.inf
+        if not error <= tolerance * max(1, np.abs(expected).max()):  # NaN fails too
+          raise RuntimeError(
+            f'the exported program differs from the Predictor by {error:.3g} in {name!r} on '
+            f'{texts}; nothing was written.'
+          )
+
+
+def _expected(predictor: Predictor, output: str, texts, pairs) -> dict:
+  """The Predictor's outputs [B, ...] for texts, by the names of the program's."""
+  batch, forward = predictor.tokenizer(texts, pairs), predictor.forward
+  if output in POOLINGS:
+    vectors = np.asarray(jax.jit(partial(forward.read, output=output))(forward.params, batch))
+    return {'embedding': vectors / np.linalg.norm(vectors, axis=1, keepdims=True)}
+  logits = jax.jit(partial(forward.logits, head=output))(forward.params, batch)
+  expected = {'logits': logits}
+  if output == 'classification' and predictor.problem_type != 'regression':
+    found = predictor.classify(texts, pairs)
+    expected['probabilities'] = [[*item.scores.values()] for item in found]
+  return expected
 
 
 def make_program(predictor: Predictor, output: str):
@@ -108,40 +179,51 @@ def make_program(predictor: Predictor, output: str):
 def save_stablehlo(folder, predictor: Predictor, output: str) -> None:
   """Writes model.stablehlo, the vocabulary and signature.json."""
   program, params = make_program(predictor, output), predictor.forward.params
-  limit = predictor.config.max_positions
-  shape = jax_export.symbolic_shape('b, l', constraints=[f'l <= {limit}'])
-  arrays = [jax.ShapeDtypeStruct(shape, jnp.int32)] * len(_INPUTS)
-  exported = jax_export.export(
-    jax.jit(lambda *arrays: program(params, *arrays)), platforms=_PLATFORMS
-  )(*arrays)
+  exported = _export(lambda *arrays: program(params, *arrays), predictor)
   (folder / 'model.stablehlo').write_bytes(exported.serialize())
   predictor.tokenizer.save(folder)
   signature = {'inputs': _INPUTS, 'output': output, 'labels': predictor.labels,
-               'max_length': limit, 'platforms': _PLATFORMS}  # fmt: skip
+               'max_length': predictor.config.max_positions, 'platforms': _PLATFORMS,
+               'jax': jax.__version__, 'date': f'{datetime.date.today()}'}  # fmt: skip
   (folder / 'signature.json').write_text(json.dumps(signature, indent=2) + '\n')
+
+
+def _load_stablehlo(folder, predictor: Predictor):
+  exported = jax_export.deserialize((folder / 'model.stablehlo').read_bytes())
+
+  def run(texts, pairs):
+    batch = predictor.tokenizer(texts, pairs)
+    return exported.call(*(batch[name] for name in _INPUTS))
+
+  return run
+
+
+def _export(program, predictor: Predictor, *leading) -> jax_export.Exported:
+  """Exports (*leading, *_INPUTS [B, L]) -> outputs for any batch size and length."""
+  limit = predictor.config.max_positions
+  shape = jax_export.symbolic_shape('b, l', constraints=[f'l <= {limit}'])
+  arrays = [jax.ShapeDtypeStruct(shape, jnp.int32)] * len(_INPUTS)
+  return jax_export.export(jax.jit(program), platforms=_PLATFORMS)(*leading, *arrays)
 
 
 def save_savedmodel(folder, predictor: Predictor, output: str) -> None:
   """Writes a SavedModel from texts to outputs."""
   import tensorflow as tf
-  from jax.experimental import jax2tf
 
   from bertjax.data.graph_tokenizer import GraphTokenizer
 
-  limit = predictor.config.max_positions
-  program = jax2tf.convert(
-    make_program(predictor, output), with_gradient=False,
-    polymorphic_shapes=[None, *['b, l'] * len(_INPUTS)],
-    polymorphic_constraints=[f'l <= {limit}'], native_serialization_platforms=_PLATFORMS,
-  )  # fmt: skip
+  params = jax.device_get(predictor.forward.params)
+  shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), params)
+  program = _as_tensorflow(tf, _export(make_program(predictor, output), predictor, shapes))
   graph = GraphTokenizer(predictor.tokenizer)
   module = tf.Module()
-  module.params = jax.tree.map(tf.Variable, jax.device_get(predictor.forward.params))
-  strings = tf.TensorSpec([None], tf.string)
+  variables = jax.tree.map(tf.Variable, params)
+  module.params = jax.tree.map(lambda x: x, variables)  # a copy: TensorFlow wraps the dicts it gets
+  strings, limit = tf.TensorSpec([None], tf.string), predictor.config.max_positions
 
   def answer(*texts):
     arrays = _rows(tf, predictor.tokenizer, [graph(part) for part in texts], limit)
-    outputs = program(module.params, *arrays)
+    outputs = program(variables, *arrays)
     if output in _BY_TOKEN:
       outputs['input_ids'] = arrays[0]
     if 'probabilities' in outputs:
@@ -150,11 +232,59 @@ def save_savedmodel(folder, predictor: Predictor, output: str) -> None:
 
   one = tf.function(lambda text: answer(text), [strings], autograph=False)
   two = tf.function(lambda text, pair: answer(text, pair), [strings] * 2, autograph=False)
-  if output in ('span', 'nsp', 'choice'):
+  if output in _TWO_TEXTS:
     signatures = {'serving_default': two}
   else:
     signatures = {'serving_default': one, 'pairs': two}
   tf.saved_model.save(module, str(folder), signatures=signatures)
+
+
+def _load_savedmodel(folder, predictor: Predictor):
+  import tensorflow as tf
+
+  module = tf.saved_model.load(str(folder))
+
+  def run(texts, pairs):
+    if pairs is None:
+      return module.signatures['serving_default'](text=tf.constant(texts))
+    name = 'pairs' if 'pairs' in module.signatures else 'serving_default'
+    return module.signatures[name](text=tf.constant(texts), pair=tf.constant(pairs))
+
+  return run
+
+
+def _portable(exported: jax_export.Exported) -> bytes:
+  """The program for the StableHLO version that the installed TensorFlow reads."""
+  from jax.extend.mlir.dialects import stablehlo
+  from tensorflow.compiler.mlir.stablehlo import stablehlo as reader
+
+  version = reader.get_smaller_version(
+    reader.get_current_version(), stablehlo.get_current_version()
+  )
+  return stablehlo.serialize_portable_artifact_str(exported.mlir_module(), version)
+
+
+def _as_tensorflow(tf, exported: jax_export.Exported):
+  """The exported program as a function of TensorFlow's tensors.
+
+  `jax2tf` does the same for the StableHLO version of jax, which TensorFlow 2.21 no longer reads.
+  """
+  from tensorflow.compiler.tf2xla.python import xla
+
+  code = _portable(exported)
+
+  def program(*arguments):
+    tensors = jax.tree.leaves(arguments)
+    outputs = xla.call_module(
+      [tensors[i] for i in exported.module_kept_var_idx],
+      version=exported.calling_convention_version, module=code,
+      platforms=[name.upper() for name in exported.platforms],
+      Tout=[tf.as_dtype(aval.dtype) for aval in exported.out_avals],
+      Sout=[[d if isinstance(d, int) else None for d in aval.shape] for aval in exported.out_avals],
+    )  # fmt: skip
+    return jax.tree.unflatten(exported.out_tree, outputs)
+
+  return program
 
 
 def _rows(tf, tokenizer, parts, limit: int) -> list:

@@ -1,5 +1,6 @@
 """What is exported answers as the Predictor does, without bertjax."""
 
+import datetime
 import json
 import subprocess
 import sys
@@ -93,6 +94,8 @@ def test_stablehlo_takes_any_batch_and_length_on_any_platform(tmp_path, vocab):
     exported = jax.export.deserialize((tmp_path / head / 'model.stablehlo').read_bytes())
     signature = json.loads((tmp_path / head / 'signature.json').read_text())
     assert exported.platforms == ('cpu', 'tpu', 'cuda') and signature['max_length'] == 48
+    assert signature['jax'] == jax.__version__
+    assert signature['date'] == f'{datetime.date.today()}'
     for texts in (TEXTS[:1], TEXTS[:3]):
       batch = tokenizer(texts)
       found = exported.call(*(batch[name] for name in signature['inputs']))
@@ -117,6 +120,41 @@ def test_a_saved_model_of_tokens_tells_their_ids(tmp_path, vocab):
   assert found['input_ids'].numpy().tolist() == batch['input_ids'].tolist()
   expected = predictor.forward.logits(predictor.forward.params, batch, 'span')
   np.testing.assert_allclose(found['logits'], expected, atol=1e-5)
+
+
+def test_a_saved_model_is_serialised_for_the_installed_tensorflow(vocab):
+  pytest.importorskip('tensorflow')
+  from tensorflow.compiler.mlir.stablehlo import stablehlo
+
+  config, params, tokenizer = model(vocab, 'mlm')
+  exported = export._export(lambda *arrays: arrays[0] + 1, Predictor(config, params, tokenizer))
+  code, version = export._portable(exported), stablehlo.get_current_version()
+  assert code[:40].split(b'StableHLO_v')[1].split(b'\0')[0].decode() == version
+
+
+def test_a_program_that_differs_from_the_predictor_is_not_written(
+  tmp_path, vocab, monkeypatch, capsys
+):
+  save(tmp_path / 'm', vocab, 'classification', labels=['bad', 'fair', 'good'])
+  make = export.make_program
+
+  def wrong(predictor, output):
+    program = make(predictor, output)
+    return lambda *arguments: jax.tree.map(lambda x: x + 0.01, program(*arguments))
+
+  monkeypatch.setattr(export, 'make_program', wrong)
+  arguments = [f'--model={tmp_path}/m', f'--to={tmp_path}/out', '--format=stablehlo']
+  assert main(['export', *arguments]) == 2
+  assert "differs from the Predictor by 0.01 in 'logits'" in capsys.readouterr().err
+  assert [p.name for p in tmp_path.iterdir()] == ['m']
+
+
+def test_a_program_that_cannot_run_is_not_written(tmp_path, vocab, monkeypatch, capsys):
+  save(tmp_path / 'm', vocab, 'nsp')
+  monkeypatch.setattr(export, '_portable', lambda exported: exported.mlir_module_serialized[:999])
+  assert main(['export', f'--model={tmp_path}/m', f'--to={tmp_path}/out', '--output=nsp']) == 2
+  assert 'the exported program does not run (' in capsys.readouterr().err
+  assert [p.name for p in tmp_path.iterdir()] == ['m']
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The encoder and its heads against numbers of fidelity: counts, initialisers, masks, dtypes."""
 
 import dataclasses
+import functools
 import logging
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
+from jax import export
 
 from bertjax.interop import names
 from bertjax.model import attention as attention_lib
@@ -58,6 +60,30 @@ def count(config, heads, pooler):
     lambda: init_params(Bert(config, heads=heads, pooler=pooler), jax.random.key(0))
   )
   return sum(x.size for x in jax.tree.leaves(shapes))
+
+
+@pytest.mark.parametrize('preset', COUNTS)
+@pytest.mark.parametrize('field', dataclasses.fields(EncoderConfig), ids=lambda field: field.name)
+def test_every_field_of_a_preset_can_be_changed(preset, field):
+  values = {'hidden_size': 320, 'features': '1', 'activation': 'gelu_tanh', 'dtype': 'bfloat16',
+            'attention': 'xla', 'dropout_bits': 'rbg', 'remat': 'full'}  # fmt: skip
+  value = values.get(field.name, {int: 4, float: 0.5, bool: True}.get(type(field.default)))
+  config, plain = config_lib.PRESETS[preset](**{field.name: value}), config_lib.PRESETS[preset]()
+  assert getattr(config, field.name) == value != field.default
+  changed = {f.name for f in dataclasses.fields(config)
+             if getattr(config, f.name) != getattr(plain, f.name)}  # fmt: skip
+  follow = {'num_heads', 'mlp_size'} if field.name == 'hidden_size' else set()
+  assert changed - {field.name} <= follow
+
+
+def test_heads_and_mlp_follow_the_width_of_a_preset():
+  config = config_lib.bert_base(hidden_size=320)
+  assert (config.num_layers, config.num_heads, config.mlp_size) == (12, 5, 1280)
+  config = config_lib.bert_base(num_layers=6, hidden_size=312, num_heads=12, mlp_size=1200)
+  assert (config.num_layers, config.num_heads, config.mlp_size) == (6, 12, 1200)
+  assert config_lib.bert_tiny(hidden_size=200).num_heads == 2  # 3 heads of 64 do not fit
+  with pytest.raises(ValueError, match='num_heads=2 fits'):
+    EncoderConfig(hidden_size=200)
 
 
 @pytest.mark.parametrize('preset', COUNTS)
@@ -316,15 +342,20 @@ def test_a_named_attention_that_cannot_raises(options, words):
 
 
 @pytest.mark.parametrize('dtype, error', [('float32', 1e-6), ('bfloat16', 0.004)])
-def test_both_forms_of_gelu_are_the_exact_one(dtype, error):
-  """On TPUs it is computed by erf, elsewhere by erfc; and its gradient."""
+def test_all_forms_of_gelu_are_the_exact_one(dtype, error):
+  """On TPUs it is computed by erf, elsewhere by erfc, in exported programs by neither."""
+  plain = functools.partial(encoder._gelu_by_erf, erf=encoder._plain_erf)
   x = jnp.linspace(-12.0, 12.0, 4801).astype(dtype)
   wide = np.asarray(x, np.float64)
   cumulative = scipy.special.ndtr(wide)
   slope = cumulative + wide * np.exp(-(wide**2) / 2) / np.sqrt(2 * np.pi)
-  for gelu in (encoder._gelu_by_erf, encoder._gelu):
+  for gelu in (encoder._gelu_by_erf, encoder._gelu, plain):
     np.testing.assert_allclose(np.float64(gelu(x)), wide * cumulative, rtol=error, atol=error)
   gradient = jax.vmap(jax.grad(encoder._gelu_by_erf))(x)
   np.testing.assert_allclose(np.float64(gradient), slope, rtol=error, atol=error)
   lowered = jax.jit(encoder._gelu).trace(x).lower(lowering_platforms=('tpu',)).as_text()
   assert 'chlo.erf ' in lowered and 'erfc' not in lowered
+  exported = export.export(jax.jit(encoder._gelu))(
+    jax.ShapeDtypeStruct(export.symbolic_shape('b'), dtype)
+  )
+  assert 'chlo' not in exported.mlir_module()

@@ -87,8 +87,7 @@ class EncoderConfig:
     if self.hidden_size % self.num_heads:
       raise ValueError(
         f'hidden_size must be a multiple of num_heads, got hidden_size={self.hidden_size}, '
-        f'num_heads={self.num_heads}; BERT uses 64 per head, so '
-        f'num_heads={max(1, self.hidden_size // 64)}.'
+        f'num_heads={self.num_heads}; num_heads={_heads(self.hidden_size)} fits.'
       )
     for name in ('hidden_dropout', 'attention_dropout'):
       if not 0 <= getattr(self, name) <= 0.99:
@@ -117,44 +116,46 @@ class EncoderConfig:
         raise ValueError(f'{name} must be one of {choices}, got {getattr(self, name)!r}.')
 
 
-def _bert(num_layers: int, hidden_size: int, **changes) -> EncoderConfig:
-  sizes = {
-    'num_layers': num_layers,
-    'hidden_size': hidden_size,
-    'num_heads': max(1, hidden_size // 64),
-    'mlp_size': 4 * hidden_size,
-  }
-  return EncoderConfig(**(sizes | changes))
+def _bert(layers: int, width: int, changes: dict) -> EncoderConfig:
+  """A preset with some fields changed; heads and MLP follow `hidden_size` unless given."""
+  sizes = {'num_layers': layers, 'hidden_size': width} | changes
+  width = sizes['hidden_size']
+  return EncoderConfig(**({'num_heads': _heads(width), 'mlp_size': 4 * width} | sizes))
+
+
+def _heads(width: int) -> int:
+  """Heads of 64, as in every released BERT, or fewer and wider where 64 does not divide `width`."""
+  return next((h for h in range(width // 64, 1, -1) if width % h == 0), 1)
 
 
 def bert_tiny(**changes) -> EncoderConfig:
   """2 layers, 128 wide, 4.4 M parameters (Turc et al. 2019)."""
-  return _bert(2, 128, **changes)
+  return _bert(2, 128, changes)
 
 
 def bert_mini(**changes) -> EncoderConfig:
   """4 layers, 256 wide, 11.3 M parameters (Turc et al. 2019)."""
-  return _bert(4, 256, **changes)
+  return _bert(4, 256, changes)
 
 
 def bert_small(**changes) -> EncoderConfig:
   """4 layers, 512 wide, 29 M parameters (Turc et al. 2019)."""
-  return _bert(4, 512, **changes)
+  return _bert(4, 512, changes)
 
 
 def bert_medium(**changes) -> EncoderConfig:
   """8 layers, 512 wide, 42 M parameters (Turc et al. 2019)."""
-  return _bert(8, 512, **changes)
+  return _bert(8, 512, changes)
 
 
 def bert_base(**changes) -> EncoderConfig:
   """12 layers, 768 wide, 110 M parameters (Devlin et al. 2018)."""
-  return _bert(12, 768, **changes)
+  return _bert(12, 768, changes)
 
 
 def bert_large(**changes) -> EncoderConfig:
   """24 layers, 1024 wide, 336 M parameters (Devlin et al. 2018)."""
-  return _bert(24, 1024, **changes)
+  return _bert(24, 1024, changes)
 
 
 PRESETS = {
