@@ -24,7 +24,7 @@ from etils import epath
 from bertjax.data import examples, sources, store
 from bertjax.data.batches import Batches
 from bertjax.data.masking import Masking
-from bertjax.data.shards import Settings, prepare
+from bertjax.data.shards import Settings, log_report, prepare
 from bertjax.data.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
@@ -90,6 +90,8 @@ def run(
   manifest = prepare(
     config.data.input, load_vocab(config), settings_of(config), folder, workers=workers, part=part
   )
+  if manifest:
+    log_report(manifest.get('report') or {}, config.data.length)
   if format == 'google':
     _write_tfrecords(config, folder, epath.Path(out))
   elif remote:
@@ -171,4 +173,5 @@ def cached(config, cache_dir='') -> epath.Path:
     manifest = prepare(config.data.input, load_vocab(config), settings_of(config), folder)
     counts = manifest['counts']
     _log.info('prepared: %s', '  '.join(f'{name} {value:,}' for name, value in counts.items()))
+  log_report(store.read_manifest(folder).get('report') or {}, config.data.length)
   return folder

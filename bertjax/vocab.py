@@ -15,7 +15,7 @@ import os
 
 from etils import epath
 
-from bertjax.data import corpus, sources, vocabulary
+from bertjax.data import corpus, shards, sources, vocabulary
 from bertjax.data.tokenizer import Tokenizer
 
 KINDS = ('wordpiece', 'sentencepiece')
@@ -134,6 +134,13 @@ def _lines(facts: dict, tokenizer: Tokenizer) -> list[str]:
     f'duplicates  {facts["duplicates"]:,} documents have the very text of an earlier one',
     f'NSP         {enough:,} documents have two sentences or more: --config.nsp={facts["nsp"]}',
   ]
+  random = facts['random_labels']
+  lines[-1] += f'; {random:.0%} of its labels would be random (data.length={corpus.ROW})'
+  if random > shards.MOST_RANDOM:
+    lines.append(
+      'sentences   are about as long as rows or are not found in this text: far more labels are '
+      'random than the 50% and a little that the rule gives'
+    )
   if facts['count_error']:
     lines.append(
       f'pruned      --max_words was reached: counts are up to {facts["count_error"]:,} too low'
@@ -156,7 +163,7 @@ def _misfits(unknown: float, tokenizer: Tokenizer) -> list[str]:
       f'case        {cased:,} entries have capitals and are never used with --case=lower: '
       'is this a cased vocabulary (--case=keep)?'
     )
-  if unknown > 0.01:
+  if unknown > shards.MOST_UNKNOWN:
     hint = '' if tokenizer.lowercase or cased else '; it has no capitals: --case=lower?'
     lines.append(f'[UNK]       {unknown:.1%} of the tokens: the vocabulary does not fit{hint}')
   return lines

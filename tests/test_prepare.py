@@ -18,9 +18,10 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from bertjax import prepare, pretrain
+from bertjax.data import corpus as corpus_lib
 from bertjax.data import encode, shards, sources, store
 from bertjax.data.spill import Spill
-from bertjax.data.tokenizer import Tokenizer
+from bertjax.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 SETTINGS = prepare.Settings(format='google', length=32, heldout=0.3)
 
@@ -85,6 +86,62 @@ def test_the_manifest_counts_what_was_read_and_written(make, corpus_file, tokeni
   assert tokens == sum(map(len, tokenizer.encode(lines)))
   assert manifest['settings'] == dataclasses.asdict(SETTINGS)
   assert Tokenizer.from_dir(folder).fingerprint == manifest['tokenizer'] == tokenizer.fingerprint
+
+
+PROSE = {  # two sentences
+  'Chinese': ('今天的天气很好，我们一起去公园。', '他问：“你真的想去吗？”'),
+  'Russian': ('Он пришёл домой поздно вечером. ', 'Кто там? '),
+  'lower-cased': ('he came home late at night. ', 'nobody was there! '),
+  'Arabic': ('ذهب الولد إلى المدرسة اليوم. ', 'هل أنت بخير؟ '),
+  'Hindi': ('राम आज सुबह घर गया। ', 'क्या तुम आओगे? '),
+  'Thai': ('วันนี้อากาศดีมากเราจะไปเที่ยวทะเลกันในวันหยุด ',
+           'เขาไม่ได้ไปโรงเรียนเพราะว่าเขาป่วยหนักมากเลย '),
+}  # fmt: skip
+
+
+def write_prose(folder, sentences):
+  """Twenty documents of 60 sentences, no two alike; returns a tokenizer of their characters."""
+  folder.mkdir()
+  texts = [''.join(sentences[(i >> j % 5 ^ j) % 2] for j in range(60)) for i in range(20)]
+  for i, text in enumerate(texts):
+    (folder / f'{i}.txt').write_text(f'{text}{text[:i]}', encoding='utf-8')
+  letters = sorted(set(''.join(texts)) - {' '})
+  vocab = [*SPECIAL_TOKENS, *letters, *('##' + letter for letter in letters)]
+  return Tokenizer(vocab, lowercase=False)
+
+
+@pytest.mark.parametrize('language', PROSE)
+def test_rows_of_any_language_have_random_labels_by_the_rule(make, tmp_path, language, caplog):
+  tokenizer = write_prose(tmp_path / 'texts', PROSE[language])
+  _, manifest = make(source=tmp_path / 'texts', tokenizer=tokenizer, format='prose', length=256)
+  report = manifest['report']
+  assert report['sentences_per_document'] >= 60 and report['unknown'] == 0
+  assert 0.4 < report['random_labels'] < 0.65 and report['tokens_used'] > 0.85
+  counts = manifest['counts']
+  assert report['random_labels'] == counts['train_label_1'] / counts['train_pairs']
+  assert counts['train_pairs'] == counts['train_rows'] == report['rows']
+  shards.log_report(report, 256)
+  assert not [record for record in caplog.records if record.levelname == 'WARNING']
+
+
+def test_labels_tokens_and_unknown_words_far_from_the_rule_are_warned_about(make, tmp_path, caplog):
+  tokenizer = write_prose(tmp_path / 'texts', ('no end and no mark ', 'of any sentence '))
+  for path in (tmp_path / 'texts').iterdir():
+    path.write_text(path.read_text() + '\n\nend')
+  tokenizer = Tokenizer([piece for piece in tokenizer.vocab if 'k' not in piece])
+  _, manifest = make(source=tmp_path / 'texts', tokenizer=tokenizer, format='prose')
+  assert manifest['report']['random_labels'] == 1 and manifest['report']['tokens_used'] < 0.2
+  shards.log_report(manifest['report'], 32)
+  for message in ('100% of the next-sentence labels are random; the rule gives a little over 50%',
+                  'of the tokens are in the rows: sentences longer than a row (data.length=32)',
+                  '% of the tokens are [UNK]: the vocabulary'):  # fmt: skip
+    assert message in caplog.text
+
+
+def test_the_vocabulary_report_foresees_the_share_of_random_labels(make, tokenizer, vocab, texts):
+  _, manifest = make(length=128, heldout=0.1)
+  found = corpus_lib.describe(texts, vocab, format='google')['random_labels']
+  assert abs(found - manifest['report']['random_labels']) < 0.1
 
 
 @pytest.mark.parametrize('kind', ['doc_sentences', 'full_sentences'])
@@ -165,7 +222,7 @@ KILLED = """if True:
   from bertjax.data import shards
   from bertjax.data.spill import Spill
   from bertjax.data.store import Writer
-  from bertjax.data.tokenizer import Tokenizer
+  from bertjax.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 
   what, source, vocab, folder, settings = sys.argv[1:]
   shards._BATCH_CHARS, shards._COMMIT_SECONDS = 5000, 0

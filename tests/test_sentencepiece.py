@@ -4,11 +4,13 @@ import hashlib
 import json
 import pickle
 import random
+import time
 
 import numpy as np
 import pytest
 import sentencepiece
 
+from bertjax.data import sentencepiece as sentencepiece_lib
 from bertjax.data.sentencepiece import SPECIAL_PIECES, train_sentencepiece
 from bertjax.data.tokenizer import Tokenizer
 
@@ -17,6 +19,7 @@ HARD = [
   "``quoted'' text", 'Wörld naïve \ufb01ne ½ ™', 'ΟΔΟΣ İstanbul', '漢字 かな 한국어',
   'x\u00ad\0\ufffd\u200d', '\U0001f468\u200d\U0001f469 \U000f0000 \U000f0005',
   'מים مرحبا', 'a\u0301\u0327', 'long' * 80,
+  'a\x85b', '\x85 next\x85line\x85',
 ]  # fmt: skip
 
 
@@ -58,6 +61,25 @@ def test_a_sample_of_the_lines_is_always_the_same(documents):
 def test_long_lines_are_learnt_from_too():
   text = ' '.join(['banana'] * 3000 + ['mango', 'papaya', 'guava'] * 50)
   assert '▁banana' in Tokenizer(train_sentencepiece([text], 20)).vocab
+
+
+@pytest.mark.parametrize('piece', ['word ', '字', 'x' * 999 + ' '])
+def test_a_long_line_is_cut_in_linear_time_and_loses_nothing(piece):
+  def seconds(count):
+    start = time.process_time()
+    lines = list(sentencepiece_lib._lines([piece * (count // len(piece))], lowercase=True))
+    assert max(map(len, lines)) <= 1000 and len(''.join(lines).replace(' ', '')) > 0.7 * count
+    return time.process_time() - start
+
+  assert seconds(2_000_000) < 40 * max(seconds(200_000), 0.01)  # 100 times when quadratic
+
+
+def test_chinese_characters_of_a_text_have_pieces():
+  letters = [chr(0x4E00 + i) for i in range(3000)]
+  text = ''.join(f'{a}{b}。' for a, b in zip(letters, reversed(letters), strict=True))
+  tokenizer = Tokenizer(train_sentencepiece([text], 3005))
+  ids = tokenizer.encode([text])[0]
+  assert ids.count(tokenizer.unk_id) < 0.001 * len(ids)
 
 
 @pytest.mark.parametrize(

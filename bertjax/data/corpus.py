@@ -13,12 +13,14 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-from bertjax.data import sources
+from bertjax.data import examples, sources
 from bertjax.data import workers as worker_lib
 from bertjax.data.tokenizer import Tokenizer
 
 # Lengths in tokens up to which sentences and documents are counted; the last bucket is open.
 EDGES = (16, 64, 128, 512, 2048, 8192)
+
+ROW = 128  # tokens of a row, for the share of random labels
 
 _UNIT = 2**23  # characters
 _MEMO = 2**20  # chunks whose token counts a process remembers
@@ -76,7 +78,8 @@ def describe(
   Returns:
     Counts by name (tokens without special ones; words between white space, of which Han characters
     and kana are one each; `duplicates` = documents whose text occurred before), two histograms over
-    `EDGES`, and the advice for `--config.nsp`.
+    `EDGES`, `random_labels` = the share of next-sentence labels that would be random in rows of 128
+    tokens, and the advice for `--config.nsp`.
 
   Raises:
     ValueError: if the vocabulary cannot be read or there is no text.
@@ -92,6 +95,8 @@ def describe(
     raise ValueError('the input holds no text once blank documents are left out.')
   result = {name: n.tolist() if isinstance(n, np.ndarray) else n for name, n in total.items()}
   result['duplicates'] = result['documents'] - len(np.unique(np.concatenate(hashes)))
+  chunks, single = result.pop('chunks'), result.pop('single_chunks')
+  result['random_labels'] = (chunks + single) / max(2 * chunks, 1)
   result['nsp'] = 2 * result['documents_for_nsp'] >= max(4, result['documents'])
   return result
 
@@ -110,12 +115,22 @@ def _measure(texts: list[str], vocab: str, format: str, lowercase: bool) -> tupl
     'words': sum(n * count_words(chunk) for chunk, n in seen.items()),
     'tokens': sum(map(sum, lengths)),
     'unknown': sum(n * unknown[chunk] for chunk, n in seen.items() if chunk in unknown),
+    **_chunks(lengths),
     'documents_for_nsp': sum(len(document) >= 2 for document in lengths),
     'sentences_by_length': _histogram([n for document in lengths for n in document]),
     'documents_by_length': _histogram([sum(document) for document in lengths]),
   }
   digests = b''.join(hashlib.blake2b(t.encode(), digest_size=8).digest() for t in texts)
   return counts, np.frombuffer(digests, np.uint64)
+
+
+def _chunks(lengths: list[list[int]]) -> dict[str, int]:
+  """Next-sentence chunks of rows of 128 tokens, and how many of them are a single sentence."""
+  counts = np.zeros(2, int)
+  for document in lengths:
+    starts = np.cumsum([0, *(n for n in document if n)]).tolist()
+    counts += examples.count_chunks(starts, ROW - 3)
+  return dict(zip(('chunks', 'single_chunks'), counts.tolist(), strict=True))
 
 
 def _histogram(lengths: list[int]) -> np.ndarray:

@@ -114,6 +114,30 @@ def build(
         yield from doc_sentences(corpus.starts(index), target)
 
 
+def tally(rows: Iterable[Example], corpus: Corpus, counts: dict) -> Iterator[Example]:
+  """Passes sequences on; when they end, `counts` has the number of pairs, of pairs with label 1,
+  and of tokens of the corpus that are in any sequence."""
+  counts |= {'pairs': 0, 'label_1': 0}
+  used = np.zeros(len(corpus.tokens), bool)
+  for row in rows:
+    counts['pairs'] += row.pair
+    counts['label_1'] += row.label
+    for start, stop in row.spans:
+      used[start:stop] = True
+    yield row
+  counts['tokens_used'] = int(used.sum())
+
+
+def count_chunks(starts: list[int], target: int) -> tuple[int, int]:
+  """The chunks that `nsp_pairs` makes of a document if no label is random, and how many of them are
+  one sentence, whose label is always random."""
+  first, chunks, single = 0, 0, 0
+  while first < len(starts) - 1:
+    end = _gather(starts, first, target)
+    chunks, single, first = chunks + 1, single + (end - first == 1), end
+  return chunks, single
+
+
 def nsp_pairs(
   corpus: Corpus, index: int, rng: random.Random, limit: int, target: int
 ) -> Iterator[Example]:

@@ -64,6 +64,7 @@ def word_splitter(lowercase: bool):
 def albert_normalizer(lowercase: bool) -> normalizers.Normalizer:
   """Hugging Face's normaliser of ALBERT, before the model's own."""
   steps = [normalizers.Replace(quote, '"') for quote in QUOTES]
+  steps.append(normalizers.Replace('\x85', ' '))  # the model knows all other white space
   if lowercase:
     steps += [normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase()]
   return normalizers.Sequence(steps)

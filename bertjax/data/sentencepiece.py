@@ -9,7 +9,6 @@ import hashlib
 import io
 import itertools
 import re
-import textwrap
 from collections.abc import Iterable, Iterator
 
 import sentencepiece
@@ -21,6 +20,7 @@ from bertjax.data.wordpiece import extra_tokens, read_json, special_tokens
 
 SPECIAL_PIECES = ('<pad>', '<unk>', '[CLS]', '[SEP]', '[MASK]')  # ALBERT's names and places
 _MAX_LINE = 1000  # characters; SentencePiece's trainer leaves lines of over 4,192 bytes out
+_PARTS = re.compile(rf'(?=\S).{{1,{_MAX_LINE}}}(?!\S)|\S{{{_MAX_LINE}}}')  # cut at white space
 
 
 def train_sentencepiece(
@@ -56,7 +56,7 @@ def train_sentencepiece(
       pad_piece=SPECIAL_PIECES[0],
       unk_piece=SPECIAL_PIECES[1],
       control_symbols=list(SPECIAL_PIECES[2:]),
-      character_coverage=0.9995,
+      character_coverage=0.9995,  # what SentencePiece advises for Chinese and Japanese
       input_sentence_size=sentences,
       shuffle_input_sentence=True,
       num_threads=16,  # sums depend on how many there are, so never on the machine
@@ -73,7 +73,7 @@ def _lines(texts: Iterable[str], lowercase: bool) -> Iterator[str]:
   for text in texts:
     for line in text.splitlines():
       line = _fold(line, normalizer, lowercase)
-      yield from [line] if len(line) <= _MAX_LINE else textwrap.wrap(line, _MAX_LINE)
+      yield from [line] if len(line) <= _MAX_LINE else _PARTS.findall(line)
 
 
 class SentencePiece:

@@ -70,8 +70,18 @@ class Writer:
     path = self.folder / split / f'{number:05d}.json'
     return json.loads(path.read_text()) if path.exists() else None
 
-  def add_shard(self, split: str, number: int, batches: Iterable[dict], **facts) -> dict:
-    """Writes one shard from an iterable of {column: array [n, ...]}; returns its entry."""
+  def add_shard(
+    self, split: str, number: int, batches: Iterable[dict], *, tally: dict | None = None, **facts
+  ) -> dict:
+    """Writes one shard from an iterable of {column: array [n, ...]}; returns its entry.
+
+    Args:
+      split: 'train' or 'heldout'.
+      number: of the shard.
+      batches: its rows.
+      tally: more facts, complete once the batches have been read.
+      **facts: numbers for the manifest, which also has their sums.
+    """
     name = f'{number:05d}'
     crc, rows = dict.fromkeys(self._columns, 0), 0
     with contextlib.ExitStack() as stack:
@@ -86,7 +96,7 @@ class Writer:
           crc[column] = zlib.crc32(array, crc[column])
           files[column].write(array)
         rows += len(array)
-    entry = {'name': name, 'rows': rows, 'crc32': crc, **facts}
+    entry = {'name': name, 'rows': rows, 'crc32': crc, **facts, **(tally or {})}
     write_text(self.folder / split / f'{name}.json', json.dumps(entry))
     return entry
 
@@ -95,7 +105,7 @@ class Writer:
 
     Args:
       shards: how many shards each split has.
-      **facts: for the manifest.
+      **facts: for the manifest; `report` is a function of what it will be otherwise.
 
     Returns:
       False, with nothing done, while shards of other processes are still missing.
@@ -106,9 +116,12 @@ class Writer:
     columns = {name: [dtype.str, list(shape)] for name, (dtype, shape) in self._columns.items()}
     counts = dict(facts.pop('counts', {}))
     for split, split_entries in entries.items():
-      for name in ('documents', 'tokens', 'rows'):
+      names = [name for entry in split_entries for name in entry if name not in ('name', 'crc32')]
+      for name in dict.fromkeys(('documents', 'tokens', 'rows', *names)):
         counts[f'{split}_{name}'] = sum(entry.get(name, 0) for entry in split_entries)
     manifest = {'version': VERSION, 'columns': columns, 'shards': entries, 'counts': counts} | facts
+    if 'report' in facts:
+      manifest['report'] = facts['report'](manifest)
     try:
       write_text(self.folder / 'manifest.json', json.dumps(manifest, indent=1))
       if self.directory.exists():
