@@ -1,10 +1,12 @@
-"""Explain: what a model makes of a text, as one HTML page that needs nothing else.
+"""Explain: what a model makes of a text, as one HTML page that loads nothing else.
 
   bertjax explain --model=DIR "The [MASK] statement raises an exception." --to=page.html
+  bertjax explain --model=QA_MODEL "Who came?" --pair="Ada came, with a friend."
 
-Shows attention by layer and head on the tokens and its roll-out; what the masked-LM head would
-predict from each layer; and the share of each token, gradient times input, in the classes or in
-what is predicted at each [MASK].
+Shows the predicted outputs of every head (classes, labels, a number, tags, an answer, an ending,
+the fill of each [MASK], whether the second text follows), with each word's share in the log-odds
+of an output by integrated gradients; what the masked-LM head would predict from each layer; and
+attention by layer and head and its roll-out.
 """
 
 import logging
@@ -17,10 +19,10 @@ _log = logging.getLogger(__name__)
 
 ARGUMENT = 'text'
 FLAGS = {
-  'model': ('', 'a model directory, a folder of another library, or a hub name'),
-  'text': ('', 'the text'),
-  'pair': ('', 'a second text'),
-  'to': ('explain.html', 'the page to write'),
+  'model': ('', "a model directory, a run's workdir, a folder of another library, or a hub name"),
+  'text': ('', 'the text to explain; of a pair the first'),
+  'pair': ('', 'second text of a pair; of a model with a choice head its endings, one a line'),
+  'to': ('explain.html', 'the HTML file to write'),
 }
 
 
@@ -28,15 +30,17 @@ def run(*, model: str, text: str, pair: str = '', to: str = 'explain.html') -> N
   """Writes the page.
 
   Raises:
-    ValueError: if the text has more tokens than a page can show.
+    ValueError: if the text is empty or has more tokens than a page can show.
   """
   if not model or not text:
     raise ValueError('explain needs --model=DIR and a text.')
-  if '://' in to:
-    raise ValueError(f'--to must be a local file, got {to}.')
+  if not to or '://' in to:
+    raise ValueError(f'--to must be a local file, got {to!r}.')
   explanation = attributions.explain(Predictor.from_dir(model), text, pair)
   page = attributions.to_html(explanation, pathlib.Path(model).name)
   path = pathlib.Path(to)
+  if path.is_dir():
+    raise ValueError(f'--to must be a file, got the folder {to}; add a name such as explain.html.')
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_name(path.name + '.tmp')
   temporary.write_text(page, encoding='utf-8')

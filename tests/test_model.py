@@ -217,6 +217,21 @@ def test_absent_keys_take_their_defaults(params):
   np.testing.assert_array_equal(a['hidden'], b['hidden'])
 
 
+def test_input_embeddings_take_the_place_of_ids(params):
+  batch = batch_of(np.random.default_rng(1))
+  table = params['encoder']['embeddings']['word']['embedding']
+  embedded = {'input_embeddings': table[batch['input_ids']]}
+  embedded['token_type_ids'] = batch['token_type_ids']
+  expected, out = run(TINY, params, batch), run(TINY, params, embedded)
+  jax.tree.map(np.testing.assert_array_equal, out, expected)
+
+  def first(embeddings):  # every position of a row has its own gradient
+    return run(TINY, params, embedded | {'input_embeddings': embeddings})['nsp_logits'][0, 0]
+
+  gradient = jax.grad(first)(embedded['input_embeddings'])
+  assert (np.abs(gradient[0]).max(-1) > 0).all() and not gradient[1:].any()
+
+
 def test_capture_adds_states_and_probabilities_of_every_layer(params):
   batch = batch_of(np.random.default_rng(6))
   out = run(TINY, params, batch, capture=('hidden', 'attention'))
@@ -293,6 +308,13 @@ def test_a_foreign_batch_key_names_ours(params):
   [
     ({'tokens': np.zeros((1, 4))}, {}, 'input_ids'),
     ({'input_ids': np.zeros((1, 25), np.int32)}, {}, 'max_positions=24'),
+    ({'input_embeddings': np.zeros((1, 25, 32))}, {}, 'max_positions=24'),
+    ({'input_embeddings': np.zeros((1, 4, 16))}, {}, 'hidden_size=32'),
+    (
+      {'input_ids': np.zeros((1, 4), np.int32), 'input_embeddings': np.zeros((1, 4, 32))},
+      {},
+      'and not both',
+    ),
     ({'input_ids': np.zeros((1, 4), np.int32)}, {'heads': ('squad',)}, 'unknown head'),
     ({'input_ids': np.zeros((1, 4), np.int32)}, {'capture': ('logits',)}, 'unknown capture'),
   ],

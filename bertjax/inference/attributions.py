@@ -1,7 +1,8 @@
-"""How a model came to its outputs: attention, roll-out, layer-by-layer predictions, attributions.
+"""Explanations of one text: attributions, layer-by-layer predictions, attention, roll-out.
 
-Attention weights tell where a layer looked, not what the answer rests on; attributions are the
-first-order share of each token in one output. The two may well disagree.
+Attributions are integrated gradients (Sundararajan, Taly and Yan 2017): gradients averaged on the
+way from a text of [MASK] to the text, times the way. They add up to what the words change in the
+log-odds of an output. Attention weights show where a layer looked, not what the output rests on.
 """
 
 import base64
@@ -9,63 +10,124 @@ import dataclasses
 import functools
 import json
 import pathlib
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bertjax.inference import masks
 from bertjax.inference.predictor import Predictor
 from bertjax.model.config import POOLED_HEADS
 from bertjax.model.heads import Bert, MlmHead
 
 LONGEST = 128  # tokens that a page can show
-_TARGETS = 8  # outputs attributed at most
-_BEST = 3  # predictions told for each token and layer
+STEPS = 32  # points of the integral: Gauss-Legendre
+_CLASSES = 3  # most probable classes attributed
+_TARGETS = 8  # masks, tagged words and labels attributed
+_MAX_ANSWER = 30  # tokens of the longest answer
+_BEST = 3  # predictions reported for each token and layer
+
+
+@dataclasses.dataclass(frozen=True)
+class Attribution:
+  """Integrated gradients of one output.
+
+  Attributes:
+    name: of the output.
+    probability: of the output; None for a regression.
+    logit: log-odds of the probability, log p - log(1 - p); of an answer the sum for its start and
+      its end; of a regression the prediction.
+    baseline: the same where [MASK] is in the place of every token but [CLS] and [SEP].
+    values: each token's share [L] of logit - baseline, which is their sum up to the error of the
+      integral; 0 for [CLS] and [SEP].
+  """
+
+  name: str
+  probability: float | None
+  logit: float
+  baseline: float
+  values: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
 class Explanation:
-  """What happened to a text.
+  """What a model makes of a text.
 
   Attributes:
-    tokens: its L pieces, with the special ones.
+    tokens: its L tokens, with the special ones.
+    words: (text, first token, end) of each word by the tokenizer's word rule.
     attention: probabilities [N, H, L, L], from the token of a row to that of a column.
-    rollout: [L, L], what each token's last state draws from each input, if attention averaged over
-      heads is half of a layer and the residual path the other (Abnar and Zuidema 2020).
-    layers: for the embeddings and each layer, for each token, the best [piece, probability] if the
+    rollout: [L, L], how much of each input is in each token's last state, if attention averaged
+      over heads is half of a layer and the residual path the other (Abnar and Zuidema 2020).
+    layers: for the embeddings and each layer, for each token, the best [token, probability] if the
       masked-LM head read the layer; empty without such a head.
-    attributions: (name of an output, gradient times word embedding [L]); of classes, or of the best
-      piece at each [MASK]; empty if there are neither.
+    attributions: of the predicted outputs of every head that the text has the inputs for.
   """
 
   tokens: list[str]
+  words: list[tuple[str, int, int]]
   attention: np.ndarray
   rollout: np.ndarray
   layers: list[list[list[list]]]
-  attributions: list[tuple[str, np.ndarray]]
+  attributions: list[Attribution]
 
 
 def explain(predictor: Predictor, text: str, pair: str = '') -> Explanation:
   """Explains what a model makes of a text or pair of up to `LONGEST` tokens.
 
+  Args:
+    predictor: the model.
+    text: the text, the question of an answer, or the beginning of a choice.
+    pair: the second text; for a model with a choice head its endings, one a line: the chosen one
+      is explained.
+
   Raises:
-    ValueError: if there are more.
+    ValueError: if the text is empty or has more tokens.
   """
   tokenizer, forward = predictor.tokenizer, predictor.forward
-  batch = tokenizer([text], [pair] if pair else None)
-  count = batch['input_ids'].shape[1]
+  if not text.strip():
+    raise ValueError('there is no text to explain, it is empty.')
+  endings = (
+    [line for line in pair.split('\n') if line.strip()] if 'choice' in forward.params else []
+  )
+  texts = [[text, ending] for ending in endings] or [[text, pair] if pair else [text]]
+  columns = [list(column) for column in zip(*texts, strict=True)]
+  count = tokenizer(*columns)['input_ids'].shape[1]
   longest = min(LONGEST, predictor.config.max_positions)
   if count > longest:
     raise ValueError(f'an explanation shows at most {longest} tokens, the text has {count}.')
   padded = next(length for length in forward.lengths if length >= count)  # few programs
-  batch = tokenizer([text], [pair] if pair else None, padded)
+  batch = tokenizer(*columns, length=padded)
+  scores = np.array(forward.run(batch, 'choice') if len(endings) > 1 else [0.0])
+  chosen = int(scores.argmax())
+  batch = {name: array[chosen : chosen + 1] for name, array in batch.items()}
+  count = int(batch['segment_ids'].sum())
+  words = _words(predictor, texts[chosen])
+  targets = _targets(predictor, batch, words)
+  if len(scores) > 1:
+    others = float(jax.nn.logsumexp(np.delete(scores, chosen)))
+    targets.append(_Target('choice', f'ending: {endings[chosen]}', (0, 0), others))
   out = jax.device_get(_capture(forward.params, batch, config=forward.config))
   attention = out['attention'][:, 0, :, :count, :count]
   return Explanation(
-    [tokenizer.vocab[i] for i in batch['input_ids'][0, :count]], attention, rollout(attention),
-    [layer[:count] for layer in _lens(predictor, out['all_hidden'][:, 0])],
-    [(name, values[:count]) for name, values in _attributions(predictor, batch)],
+    [tokenizer.vocab[i] for i in batch['input_ids'][0, :count]], words, attention,
+    rollout(attention), [layer[:count] for layer in _lens(predictor, out['all_hidden'][:, 0])],
+    [_attribute(predictor, batch, target) for target in targets],
   )  # fmt: skip
+
+
+def _words(predictor: Predictor, texts) -> list[tuple[str, int, int]]:
+  """(text, first token, end) of the words and special tokens of a row."""
+  tokenizer = predictor.tokenizer
+  words = [(tokenizer.vocab[tokenizer.cls_id], 0, 1)]
+  for text in texts:
+    start = words[-1][2]
+    [ids], [offsets] = tokenizer.encode_offsets([text])
+    for first, end in masks.words_of(tokenizer, ids) if ids else ():
+      words.append((text[offsets[first][0] : offsets[end - 1][1]], start + first, start + end))
+    words.append((tokenizer.vocab[tokenizer.sep_id], start + len(ids), start + len(ids) + 1))
+  return words
 
 
 @functools.partial(jax.jit, static_argnames='config')
@@ -81,7 +143,7 @@ def rollout(attention: np.ndarray) -> np.ndarray:
 
 
 def _lens(predictor: Predictor, hidden: np.ndarray) -> list:
-  """The best pieces if the masked-LM head read the states [N+1, L, D] of each layer."""
+  """The best tokens if the masked-LM head read the states [N+1, L, D] of each layer."""
   params = predictor.forward.params
   if 'mlm' not in params:
     return []
@@ -99,59 +161,162 @@ def _lens(predictor: Predictor, hidden: np.ndarray) -> list:
   ]
 
 
-def _attributions(predictor: Predictor, batch: dict) -> list[tuple[str, np.ndarray]]:
-  """Gradient times input of the best outputs, by their names."""
-  forward, vocab = predictor.forward, predictor.tokenizer.vocab
-  head = next((name for name in ('classification', 'mlm') if name in forward.params), '')
-  if not head:
-    return []
-  logits = np.asarray(forward.logits(forward.params, batch, head)[0])
-  if head == 'classification':
-    best = np.argsort(-logits, kind='stable')[:_TARGETS]
-    targets = {predictor.labels[i]: (i,) for i in best}
-  else:
-    places = np.flatnonzero(batch['input_ids'][0] == predictor.tokenizer.mask_id)[:_TARGETS]
-    best = [(place, logits[place, : forward.pieces].argmax()) for place in places]
-    targets = {f'{vocab[i]} at token {place}': (place, i) for place, i in best}
-  options = {'config': forward.config, 'head': head, 'labels': forward.num_labels.get(head, 2)}
+class _Target(NamedTuple):
+  """An output to attribute: its head, name, place among the logits, and competitors elsewhere."""
+
+  head: str
+  name: str
+  index: tuple[int, int]  # (0, class), (token, class), or (first, last) token of an answer
+  others: float = 0.0  # of a choice: log-sum-exp of the other endings' logits
+
+
+def _targets(predictor: Predictor, batch: dict, words) -> list[_Target]:
+  """The predicted outputs of every head but 'choice' that the row [1, L] has the inputs for."""
+  forward, tokenizer, found = predictor.forward, predictor.tokenizer, []
+  heads, ids = forward.params, batch['input_ids'][0]
+  paired = bool(batch['token_type_ids'].any())
+  if 'classification' in heads:
+    [logits] = forward.run(batch, 'classification')
+    many = predictor.problem_type == 'regression' or predictor.multi_label
+    shown = _TARGETS if many else 1 if len(logits) == 2 else _CLASSES  # two are opposites
+    best = np.argsort(-logits, kind='stable')[:shown]
+    found += [_Target('classification', predictor.labels[i], (0, int(i))) for i in best]
+  if 'tagging' in heads:
+    found += _tagged(predictor, batch, words)
+  if 'span' in heads and paired:
+    [logits] = forward.run(batch, 'span')
+    found.append(_answer(logits, batch, words))
+  if 'mlm' in heads and not predictor.config.causal:
+    places = np.flatnonzero(ids == tokenizer.mask_id)[:_TARGETS]
+    if len(places):
+      padded = np.pad(places, (0, _TARGETS - len(places)))[None].astype(np.int32)
+      asked = batch | {'masked_lm_positions': padded, 'masked_lm_ids': padded * 0}
+      [(_, _, best)] = forward.run(asked, 'mlm')
+      for place, token in zip(places.tolist(), best[:, 0].tolist(), strict=False):
+        found.append(_Target('mlm', f'{tokenizer.vocab[token]} at token {place}', (place, token)))
+  if 'nsp' in heads and paired:
+    best = int(forward.run(batch, 'nsp')[0].argmax())
+    name = ('the second text follows', 'the second text does not follow')[best]
+    found.append(_Target('nsp', name, (0, best)))
+  return found
+
+
+def _tagged(predictor: Predictor, batch: dict, words) -> list[_Target]:
+  """The first words with a tag; without any, the word whose 'O' is the least probable."""
+  ids, special = batch['input_ids'][0], (predictor.tokenizer.cls_id, predictor.tokenizer.sep_id)
+  inner = [word for word in words if ids[word[1]] not in special]
+  labels = np.full(batch['input_ids'].shape, -1, np.int32)
+  labels[0, [first for _, first, _ in inner]] = 0
+  [(logits, tags)] = predictor.forward.run(batch | {'labels': labels}, 'tagging')
+  margins = np.sort(logits, -1)[:, -1] - jax.nn.logsumexp(logits, -1)
+  tagged = [word for word in inner if predictor.labels[tags[word[1]]] != 'O']
+  tagged = tagged or sorted(inner, key=lambda word: margins[word[1]])[:1]
   return [
-    (name, np.asarray(_gradient_times_input(forward.params, batch, target, **options)))
-    for name, target in targets.items()
+    _Target('tagging', f'{word}: {predictor.labels[tags[first]]}', (first, int(tags[first])))
+    for word, first, _ in tagged[:_TARGETS]
   ]
 
 
-@functools.partial(jax.jit, static_argnames=('config', 'head', 'labels'))
-def _gradient_times_input(params, batch, target, *, config, head, labels) -> jax.Array:
-  """Each token's gradient times word embedding [L], for one logit of a head by its index.
+def _answer(logits: np.ndarray, batch: dict, words) -> _Target:
+  """The best answer among the tokens of the second text, by start and end logits [l, 2]."""
+  count = len(logits)
+  inside = batch['token_type_ids'][0, :count] == 1
+  inside[-1] = False  # [SEP]
+  starts, ends = np.where(inside[:, None], logits, -np.inf).T
+  scores = starts[:, None] + ends[None]
+  far = np.subtract.outer(np.arange(count), np.arange(count))  # start - end
+  scores[(far > 0) | (far <= -_MAX_ANSWER)] = -np.inf
+  start, end = map(int, np.unravel_index(scores.argmax(), scores.shape))
+  text = ' '.join(word for word, first, stop in words if first <= end and stop > start)
+  return _Target('span', f'answer: {text}', (start, end))
 
-  To differentiate by places and not by pieces, each place gets a row of its own behind the word
-  table, a copy of its piece's.
+
+def _attribute(predictor: Predictor, batch: dict, target: _Target) -> Attribution:
+  forward, tokenizer = predictor.forward, predictor.tokenizer
+  ids = batch['input_ids']
+  kept = (ids == tokenizer.cls_id) | (ids == tokenizer.sep_id) | (batch['segment_ids'] == 0)
+  linear = predictor.problem_type == 'regression' or predictor.multi_label
+  values, logits, baseline = jax.device_get(_integrated_gradients(
+    forward.params, batch, np.where(kept, ids, tokenizer.mask_id), target.index, target.others,
+    config=forward.config, head=target.head, labels=forward.num_labels.get(target.head, 2),
+    size=forward.pieces, linear=linear and target.head == 'classification',
+  ))  # fmt: skip
+  regression = linear and predictor.problem_type == 'regression'
+  probability = None if regression else float(np.prod(1 / (1 + np.exp(-logits.astype(float)))))
+  count = int(batch['segment_ids'].sum())
+  return Attribution(
+    target.name, probability, float(logits.sum()), float(baseline.sum()), values[:count]
+  )
+
+
+@functools.partial(jax.jit, static_argnames=('config', 'head', 'labels', 'size', 'linear'))
+def _integrated_gradients(
+  params, batch, masked_ids, index, others, *, config, head, labels, size, linear
+):  # fmt: skip
+  """Integrated gradients of one output, summed over the width of the word embeddings.
+
+  Args:
+    params: of the model.
+    batch: a row, [1, L] each.
+    masked_ids: the baseline [1, L].
+    index: of the output, see `_Target`; traced, so that all outputs of a head share a program.
+    others: see `_Target`.
+    config: of the encoder.
+    head: of the output.
+    labels: classes of the head.
+    size: V, entries of the vocabulary.
+    linear: the output is the logit itself (regression, several labels).
+
+  Returns:
+    values [L]; the log-odds of the text and of the baseline [1], of an answer's start and end [2].
   """
-  ids, size = batch['input_ids'][0], config.vocab_size
-  config = dataclasses.replace(config, vocab_size=size + len(ids))
   bert = Bert(config, heads=(head,), pooler=head in POOLED_HEADS, num_labels=labels)
-  tree = jax.tree.map(lambda x: x, params)  # new dicts, the same arrays
-  word = tree['encoder']['embeddings']['word']
-  table, own = word['embedding'], word['embedding'][ids]
-  if 'mlm' in tree:
-    tree['mlm']['bias'] = jnp.pad(tree['mlm']['bias'], (0, len(ids)))
-  rows = batch | {'input_ids': size + jnp.arange(len(ids))[None]}
+  table = params['encoder']['embeddings']['word']['embedding']
+  text, baseline = table[batch['input_ids']], table[masked_ids]
+  rows = {name: batch[name] for name in ('token_type_ids', 'segment_ids')}
+  if head == 'mlm':
+    rows['masked_lm_positions'] = jnp.reshape(index[0], (1, 1))
 
-  def logit(own):
-    word['embedding'] = jnp.concatenate([table, own])
-    return bert.apply({'params': tree}, rows)[f'{head}_logits'][0][target]
+  def log_odds(embeddings):
+    out = bert.apply({'params': params}, rows | {'input_embeddings': embeddings})
+    logits = out[f'{head}_logits'][0]
+    if head == 'span':
+      real = jnp.where(batch['segment_ids'][0, :, None] > 0, logits, -jnp.inf).T
+      return jnp.stack([_log_odds(real[i], index[i]) for i in range(2)])
+    if head == 'choice':
+      return (logits - others)[None]
+    logits = logits[0, :size] if head == 'mlm' else logits
+    logits = logits[index[0]] if head == 'tagging' else logits
+    return (logits[index[1]] if linear else _log_odds(logits, index[1]))[None]
 
-  return (jax.grad(logit)(own) * own).sum(-1)
+  def step(total, point):
+    where, weight = point
+    gradient = jax.grad(lambda x: log_odds(x).sum())(baseline + where * (text - baseline))
+    return total + weight * gradient, None
+
+  points, weights = np.polynomial.legendre.leggauss(STEPS)
+  points = np.stack([(points + 1) / 2, weights / 2], 1).astype(np.float32)
+  total, _ = jax.lax.scan(step, jnp.zeros_like(text), points)
+  return ((text - baseline) * total).sum(-1)[0], log_odds(text), log_odds(baseline)
+
+
+def _log_odds(logits: jax.Array, index: jax.Array) -> jax.Array:
+  """log p - log(1 - p) of an index under the softmax of logits [C]."""
+  others = jnp.where(jnp.arange(len(logits)) == index, -jnp.inf, logits)
+  return logits[index] - jax.nn.logsumexp(others)
 
 
 def to_html(explanation: Explanation, title: str) -> str:
   """One page with all of it, which loads nothing from elsewhere."""
   attention = (explanation.attention * 255).round().astype(np.uint8)
+  attributions = [
+    dataclasses.asdict(a) | {'values': a.values.round(4).tolist()} for a in explanation.attributions
+  ]
   data = {
     'title': title, 'tokens': explanation.tokens, 'shape': attention.shape[:2],
     'attention': base64.b64encode(attention.tobytes()).decode(),
     'rollout': explanation.rollout.round(4).tolist(), 'layers': explanation.layers,
-    'attributions': [[name, values.tolist()] for name, values in explanation.attributions],
+    'words': explanation.words, 'attributions': attributions,
   }  # fmt: skip
   page = (pathlib.Path(__file__).parent / 'explain.html').read_text(encoding='utf-8')
   return page.replace('DATA', json.dumps(data).replace('<', '\\u003c'), 1)

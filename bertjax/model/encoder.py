@@ -152,8 +152,12 @@ class Embeddings(nn.Module):
   config: EncoderConfig
 
   @nn.compact
-  def __call__(self, input_ids, token_type_ids, position_ids, train: bool):
+  def __call__(
+    self, input_ids, token_type_ids, position_ids, train: bool, input_embeddings=None
+  ):  # fmt: skip
     """Maps ids [B, L] to states [B, L, D]; also returns the word table [V, D] for the tied head.
+
+    `input_embeddings` [B, L, D] replace the look-up of words; `input_ids` is not read then.
 
     Only words, and positions that are given (packed rows), are looked up. The gradient of a look-up
     adds rows one by one, that of a product or a slice is a sum, which costs less for few rows.
@@ -169,7 +173,7 @@ class Embeddings(nn.Module):
     word = table(config.vocab_size, 'word')
     position = table(config.max_positions, 'position')
     token_type = table(config.type_vocab_size, 'token_type').embedding.astype(config.dtype)
-    x = word(input_ids)
+    x = word(input_ids) if input_embeddings is None else input_embeddings.astype(config.dtype)
     if position_ids is None:
       x += position.embedding[: x.shape[1]].astype(x.dtype)
     else:
@@ -243,8 +247,14 @@ class Encoder(nn.Module):
   config: EncoderConfig
 
   @nn.compact
-  def __call__(self, input_ids, token_type_ids, segment_ids, position_ids, train, capture=()):
+  def __call__(
+    self, input_ids, token_type_ids, segment_ids, position_ids, train, capture=(),
+    input_embeddings=None,
+  ):  # fmt: skip
     """Encodes a batch of ids, int32 [B, L] each; position_ids may be None for 0..L-1.
+
+    `input_embeddings` [B, L, D] are word embeddings in place of those of `input_ids`, which may be
+    None then; positions and token types are still added.
 
     Returns:
       `out` with 'hidden' [B, L, D]; and for each name in `capture`: 'hidden' adds 'all_hidden'
@@ -253,7 +263,7 @@ class Encoder(nn.Module):
     """
     config = self.config
     x, word_table = Embeddings(config, name='embeddings')(
-      input_ids, token_type_ids, position_ids, train
+      input_ids, token_type_ids, position_ids, train, input_embeddings
     )
     block = Block
     if config.remat != 'none':

@@ -18,7 +18,7 @@ from bertjax.model.encoder import ACTIVATION, Encoder, LayerNorm, dense
 BATCH_KEYS = (
   'input_ids', 'token_type_ids', 'segment_ids', 'position_ids', 'cls_positions',
   'masked_lm_positions', 'masked_lm_ids', 'masked_lm_weights', 'next_sentence_labels',
-  'labels', 'example_weights', 'example_ids',
+  'labels', 'example_weights', 'example_ids', 'input_embeddings',
 )  # fmt: skip
 
 # What other libraries call our keys, for the error message.
@@ -159,8 +159,9 @@ class Bert(nn.Module):
     """Runs the model on a batch.
 
     Args:
-      batch: `input_ids` int32 [B, L]; optional `token_type_ids` (default 0), `segment_ids`
-        (default 1; 0 is padding), `position_ids` (default 0..L-1), all [B, L];
+      batch: `input_ids` int32 [B, L], or `input_embeddings` [B, L, D], word embeddings in place of
+        the table's rows (attributions, soft prompts); optional `token_type_ids` (default 0),
+        `segment_ids` (default 1; 0 is padding), `position_ids` (default 0..L-1), all [B, L];
         `masked_lm_positions` [B, P]; `cls_positions` [B, S] where rows hold S packed sequences.
         Labels and weights may be present and are not read.
       train: dropout on; apply with `rngs={'dropout': key}`.
@@ -179,16 +180,18 @@ class Bert(nn.Module):
       ValueError: for an unknown key, head or capture, or a row longer than the position table.
     """
     self._check(batch, capture)
-    ids = batch['input_ids']
+    ids, embeddings = batch.get('input_ids'), batch.get('input_embeddings')
+    shape = (ids if embeddings is None else embeddings).shape[:2]
     config = self.config
     reading = capture if config.features == 'last' else (*capture, 'hidden')
     out, word_table = Encoder(config, name='encoder')(
       ids,
-      batch.get('token_type_ids', jnp.zeros_like(ids)),
-      batch.get('segment_ids', jnp.ones_like(ids)),
+      batch.get('token_type_ids', jnp.zeros(shape, jnp.int32)),
+      batch.get('segment_ids', jnp.ones(shape, jnp.int32)),
       batch.get('position_ids'),
       train and not config.frozen,
       reading,
+      embeddings,
     )
     if config.frozen:
       out, word_table = jax.lax.stop_gradient((out, word_table))
@@ -226,9 +229,18 @@ class Bert(nn.Module):
       if key not in BATCH_KEYS:
         hint = f'; use {_ALIASES[key]}' if key in _ALIASES else f'; known keys are {BATCH_KEYS}'
         raise ValueError(f'unknown batch key {key!r}{hint}.')
-    if 'input_ids' not in batch:
-      raise ValueError(f"a batch needs 'input_ids' [B, L], got the keys {tuple(batch)}.")
-    length = batch['input_ids'].shape[1]
+    if ('input_ids' in batch) == ('input_embeddings' in batch):
+      raise ValueError(
+        "a batch needs 'input_ids' [B, L] or 'input_embeddings' [B, L, D], and not both; got the "
+        f'keys {tuple(batch)}.'
+      )
+    given = batch.get('input_ids', batch.get('input_embeddings'))
+    if 'input_embeddings' in batch and given.shape[2:] != (self.config.hidden_size,):
+      raise ValueError(
+        f"'input_embeddings' must be [B, L, hidden_size={self.config.hidden_size}], got "
+        f'{given.shape}.'
+      )
+    length = given.shape[1]
     if length > self.config.max_positions:
       raise ValueError(
         f'rows may be at most max_positions={self.config.max_positions} tokens long, got {length}.'
