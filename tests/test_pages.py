@@ -1,7 +1,10 @@
 """The pages in a browser, Chromium: the demo of the service, an explanation."""
 
+import contextlib
+import dataclasses
 import shutil
 
+import numpy as np
 import pytest
 
 from bertjax.inference import attributions
@@ -25,8 +28,12 @@ def browser():
 def page(browser):
   """A page that must not report an error and must not ask another host."""
   page, problems = browser.new_page(), []
+  page.set_default_timeout(120_000)  # a first answer compiles
   page.on('pageerror', lambda error: problems.append(str(error)))
-  page.on('requestfailed', lambda request: problems.append(request.url))
+  page.on(
+    'requestfailed',
+    lambda request: request.failure == 'net::ERR_ABORTED' or problems.append(request.url),
+  )  # an answer that nobody waits for is given up
   near = ('http://127.0.0.1', 'file:', 'about:')
   page.on('request', lambda request: request.url.startswith(near) or problems.append(request.url))
   yield page
@@ -89,10 +96,44 @@ def test_the_demo_shows_the_predictors_answers(page, url, predictor):
   ask(page, 'answer', 'the name?', 'the name of a class')
   assert predictor.answer('the name?', 'the name of a class').text in bars(page)
 
-  ask(page, 'attention', 'the name', '')
+  ask(page, 'explain', 'the name', '')
   inside = page.frame_locator('iframe')
   inside.locator('canvas').first.wait_for()
   assert inside.locator('canvas').count() == 4 * 2  # layers, heads
+
+
+def test_a_late_answer_is_not_shown_under_another_tab(page, url):
+  held = []
+
+  def hold(route):
+    held.append(route) if '"classify"' in route.request.post_data else route.continue_()
+
+  def late(route, name):
+    with contextlib.suppress(sync_api.Error):  # given up
+      route.fulfill(json={'results': [{'labels': [name], 'scores': {name: 1.0}}]})
+
+  page.goto(url)
+  page.wait_for_selector('nav button')
+  page.route('**/predict', hold)
+  page.click('nav button[value=classify]')
+  page.click('#go')
+  page.wait_for_timeout(200)
+  page.click('nav button[value=fill_mask]')
+  late(held.pop(), 'tardy')
+  page.wait_for_timeout(300)
+  assert page.locator('#result').is_hidden() and 'tardy' not in page.content()
+  ask(page, 'fill_mask', 'the [MASK]')
+  assert 'tardy' not in page.content() and '[MASK] 1' in page.inner_text('#result')
+
+  page.click('nav button[value=classify]')
+  for _ in range(2):  # asked twice: the second answer stays, though the first comes after it
+    page.click('#go')
+    page.wait_for_timeout(200)
+  late(held[1], 'second')
+  page.wait_for_selector('.bar')
+  late(held[0], 'first')
+  page.wait_for_timeout(300)
+  assert bars(page) == {'second': 1.0}
 
 
 def test_the_demo_shows_what_is_wrong_with_a_text(page, url):
@@ -112,6 +153,19 @@ def test_an_explanation_can_be_looked_through(page, predictor, tmp_path):
   cells = page.locator('#lens tbody tr').last.locator('td').all_inner_texts()
   assert cells == [best[0][0] for best in found.layers[-1]]
 
+  boxes = page.locator('.output').all()
+  assert len(boxes) == len(found.attributions) > 1
+  for box, attribution in zip(boxes, found.attributions, strict=True):
+    told, change = box.inner_text(), attribution.values.sum()
+    assert attribution.name in told and f'probability {attribution.probability:#.3g}' in told
+    assert f'The words add {change:+.2f}'.replace('-', '−') in told
+    words = [attribution.values[a:b].sum() for _, a, b in found.words]
+    shown = [float(n.replace('−', '-')) if n else 0 for n in box.locator('small').all_inner_texts()]
+    assert shown == pytest.approx(words, abs=0.0051)
+    assert f'±{max(map(abs, words)):.2f}' in told  # the scale of the colours
+    strongest = box.locator('.words span').nth(int(np.abs(words).argmax()))
+    assert '0.75)' in strongest.get_attribute('style')  # full colour
+
   lines = page.locator('svg line')
   before = lines.evaluate_all('all => all.map(line => line.getAttribute("stroke"))')
   page.locator('canvas').nth(5).click()
@@ -125,3 +179,15 @@ def test_an_explanation_can_be_looked_through(page, predictor, tmp_path):
   page.locator('#rollout span').nth(2).click()
   title = page.locator('#rollout span').nth(1).get_attribute('title')
   assert float(title) == pytest.approx(found.rollout[2][1], abs=1e-4)
+
+
+@pytest.mark.parametrize('width', [375, 1280])
+def test_an_explanation_fits_the_screen(browser, predictor, tmp_path, width):
+  found = attributions.explain(predictor, 'the name of a class ' * 4, 'or None')
+  wide = np.repeat(found.attention, 8, 1)  # 16 heads
+  file = tmp_path / 'page.html'
+  file.write_text(attributions.to_html(dataclasses.replace(found, attention=wide), 'tiny'))
+  page = browser.new_page(viewport={'width': width, 'height': 800})
+  page.goto(file.as_uri())
+  assert page.evaluate('document.documentElement.scrollWidth') <= width
+  page.close()
