@@ -47,7 +47,7 @@ from bertjax.model.config import HEADS
 _log = logging.getLogger(__name__)
 
 FLAGS = {
-  'model': ('', 'a model directory, a folder of another library, or a hub name'),
+  'model': ('', "a model directory, a run's workdir, a folder of another library, or a hub name"),
   'to': ('', 'the folder to write'),
   'format': ('savedmodel', "'savedmodel' or 'stablehlo'"),
   'output': (

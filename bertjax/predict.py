@@ -30,13 +30,13 @@ _log = logging.getLogger(__name__)
 
 ARGUMENT = 'text'
 FLAGS = {
-  'model': ('', 'a model directory, a folder of another library, or a hub name'),
-  'do': ('', 'what to predict: ' + ', '.join(calls.CALLS)),
-  'text': ('', 'the text to predict, or the first of'),
-  'pair': ('', 'two; or'),
-  'input': ('', 'a file of them'),
-  'columns': ('text', 'the columns of its texts, joined by commas'),
-  'output': ('', 'the .jsonl file to write'),
+  'model': ('', "a model directory, a run's workdir, a folder of another library, or a hub name"),
+  'do': ('', f"what to predict: {', '.join(calls.CALLS)}; '' = what the model's only head does"),
+  'text': ('', 'a text; of a pair the first'),
+  'pair': ('', 'second text of a pair'),
+  'input': ('', 'a file of texts, in place of --text'),
+  'columns': ('text', 'columns of the texts in --input, joined by commas'),
+  'output': ('', 'the .jsonl file to write, with --input'),
   'corpus': ('', "nearest: a file with the texts to search, in columns[0] or a line each"),
   'top_k': (0, 'how many proposals, answers or hits; 0 = the default'),
   'sentences': (0, 'summarise: how many; 0 = 3'),
@@ -50,7 +50,7 @@ FLAGS = {
 
 
 def run(
-  *, model: str, do: str, text: str = '', pair: str = '', input: str = '', output: str = '',
+  *, model: str, do: str = '', text: str = '', pair: str = '', input: str = '', output: str = '',
   columns: str = 'text', corpus: str = '', long: str = 'refuse', batch_size: int = 32, **options,
 ) -> None:  # fmt: skip
   """Predicts; prints the answer to `text`, or writes those to a file.
@@ -59,13 +59,18 @@ def run(
     ValueError: if the flags, the model or the files do not fit one another.
   """
   asked = tuple(map(bool, (text or pair, input, output)))
-  if not (model and do) or asked not in ((True, False, False), (False, True, True)):
+  if not model or asked not in ((True, False, False), (False, True, True)):
     raise ValueError(
-      'predict needs --model=DIR, --do=WHAT, and --text=TEXT or --input=FILE with --output=FILE.'
+      'predict needs --model=DIR, and --text=TEXT or --input=FILE with --output=FILE.'
     )
+  if do and do not in calls.CALLS:
+    raise ValueError(f'there is no {do!r}; choose from {", ".join(calls.CALLS)}.')
   if (do == 'nearest') != bool(corpus):
     raise ValueError('nearest, and only nearest, needs --corpus=FILE.')
   predictor = Predictor.from_dir(model, long=long, batch_size=batch_size)
+  if not do:
+    do = calls.default(predictor)
+    _log.info('--do=%s, by the only head of %s', do, model)
   options = {name: value for name, value in options.items() if value}
   names = columns.split(',')
   given = options | ({'corpus': corpus} if corpus else {})

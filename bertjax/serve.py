@@ -44,7 +44,7 @@ except ModuleNotFoundError as error:
 _log = logging.getLogger(__name__)
 
 FLAGS = {
-  'model': ('', 'a model directory, a folder of another library, or a hub name'),
+  'model': ('', "a model directory, a run's workdir, a folder of another library, or a hub name"),
   'host': ('127.0.0.1', 'address to listen on; 0.0.0.0 = all of this machine'),
   'port': (8000, 'port; 0 = any that is free'),
   'batch_size': (32, 'rows of a batch'),

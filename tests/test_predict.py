@@ -160,7 +160,8 @@ def test_a_txt_file_has_one_column(tmp_path):
 @pytest.mark.parametrize(
   ('arguments', 'message'),
   [
-    ([], 'predict needs --model=DIR, --do=WHAT'),
+    ([], 'predict needs --model=DIR, and --text'),
+    (['--do=tags'], 'predict needs --model=DIR, and --text'),
     (['--do=tag', '--text=a'], 'needs a model with a tagging head; this one has the heads class'),
     (['--do=tags', '--text=a'], "there is no 'tags'; choose from fill_mask"),
     (['--do=answer', '--text=a'], 'needs a model with a span head'),

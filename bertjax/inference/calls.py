@@ -26,6 +26,19 @@ CALLS = {
 }
 
 
+def default(predictor: Predictor) -> str:
+  """Returns the call for the model's only head, 'embed' without one.
+
+  Raises:
+    ValueError: for a model of several heads.
+  """
+  heads = sorted(set(predictor.forward.params) - {'encoder', 'pooler'})
+  fitting = [do for do, (head, *_) in CALLS.items() if head in (heads or [''])]
+  if len(heads) > 1:
+    raise ValueError(f'the model has the heads {", ".join(heads)}; choose {", ".join(fitting)}.')
+  return fitting[0]
+
+
 def check(predictor: Predictor, do: str, count: int, options: dict) -> None:
   """Raises ValueError if a call cannot be made with items of `count` texts and these options."""
   if do not in CALLS:
