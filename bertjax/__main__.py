@@ -17,6 +17,7 @@ import os
 import pathlib
 import re
 import sys
+import traceback
 
 from absl import flags
 from ml_collections import config_flags
@@ -37,6 +38,63 @@ VERBS = {
   'convert': "turn a model into Hugging Face's or Google's files",
   'export': 'a model as a program: SavedModel with the tokenizer inside, or StableHLO',
   'compile': 'compile a recipe for a TPU slice that is not there: does it fit, how fast is it',
+}
+
+# The kind of recipe that a verb needs; the others with a config take both kinds.
+_RECIPES_OF = {
+  'pretrain': 'pretrain', 'finetune': 'finetune', 'compile': 'pretrain', 'quickstart': 'pretrain'
+}  # fmt: skip
+
+# What transformers and google-research/bert call our flags and fields: `run` names ours.
+ALIASES = {
+  'adam_beta1': ('optimizer.b1',),
+  'adam_beta2': ('optimizer.b2',),
+  'adam_epsilon': ('optimizer.eps',),
+  'bf16': ('model.dtype',),
+  'dataset_name': ('data.source', 'data.input'),
+  'do_lower_case': ('data.lowercase', 'case'),
+  'dupe_factor': ('data.passes',),
+  'eval_steps': ('eval_every',),
+  'evaluation_strategy': ('eval_every',),
+  'fp16': ('model.dtype',),
+  'gradient_accumulation_steps': ('accumulation',),
+  'gradient_checkpointing': ('model.remat',),
+  'init_checkpoint': ('init_from', 'model'),
+  'input_file': ('data.input', 'input'),
+  'label_column_name': ('data.options',),
+  'logging_steps': ('log_every',),
+  'lr': ('learning_rate',),
+  'lr_scheduler_type': ('schedule',),
+  'masked_lm_prob': ('masking.rate',),
+  'max_grad_norm': ('optimizer.clip_norm',),
+  'max_predictions_per_seq': ('masking.max_predictions',),
+  'max_seq_length': ('data.length',),
+  'max_steps': ('steps',),
+  'max_train_samples': ('data.max_train',),
+  'mlm_probability': ('masking.rate',),
+  'model_name_or_path': ('init_from', 'model', 'from'),
+  'num_labels': ('data.options',),
+  'num_train_epochs': ('epochs', 'steps'),
+  'num_train_steps': ('steps',),
+  'num_warmup_steps': ('warmup_steps', 'warmup_share'),
+  'optim': ('optimizer.name',),
+  'out': ('to', 'output', 'workdir'),
+  'output': ('out', 'to', 'workdir'),
+  'output_dir': ('workdir', 'out', 'to', 'output'),
+  'output_file': ('out', 'to', 'output'),
+  'per_device_eval_batch_size': ('batch_size',),
+  'per_device_train_batch_size': ('batch_size',),
+  'save_steps': ('save_every',),
+  'save_total_limit': ('keep',),
+  'task_name': ('task', 'do'),
+  'to': ('out', 'output', 'workdir'),
+  'tokenizer_name': ('data.vocab',),
+  'train_batch_size': ('batch_size',),
+  'train_file': ('data.files', 'data.input'),
+  'validation_file': ('data.files',),
+  'vocab_file': ('data.vocab', 'vocab'),
+  'warmup_ratio': ('warmup_share', 'warmup_steps'),
+  'warmup_steps': ('warmup_share',),
 }
 
 
@@ -72,7 +130,7 @@ def main(argv: list[str] | None = None) -> int:
     error = _out_of_memory(verb, error) or error
     if not _is_users(error):
       raise
-    print(f'bertjax {verb}: {error}', file=sys.stderr)
+    print(f'bertjax {verb}: {_sentence(error)}', file=sys.stderr)
     return getattr(error, 'exit_code', 2)
   except KeyboardInterrupt as error:
     print(f'bertjax {verb}: {str(error) or "interrupted."}', file=sys.stderr)
@@ -122,10 +180,11 @@ def parse(program, arguments: list[str]) -> dict:
     default, text = program.FLAGS[name]
     define = flags.DEFINE_integer if isinstance(default, int) else flags.DEFINE_string
     define(name, default, text, flag_values=values)
-  fields = {}
-  spec, arguments = _take_recipe(program.FLAGS.get('config', ('',))[0], arguments)
+  fields, spec = {}, ''
+  if 'config' in program.FLAGS:
+    spec, arguments = _take_recipe(program.FLAGS['config'][0], arguments)
   if spec:
-    config = load_recipe(spec)
+    config = recipe_for(program.__name__.rpartition('.')[2], spec)
     fields = {f'config.{name}': value for name, value in _flat(config).items()}
     _check_fields(arguments, fields)
     config_flags.DEFINE_config_dict(
@@ -134,14 +193,16 @@ def parse(program, arguments: list[str]) -> dict:
   try:
     left = values(['bertjax', *arguments])
   except flags.UnrecognizedFlagError as error:
-    near = _nearest(error.flagname, program.FLAGS)
+    near = _suggest(error.flagname, program.FLAGS, fields)
     raise ValueError(
       f'unknown flag --{error.flagname}{near}; known are --{", --".join(program.FLAGS)}.'
     ) from error
   except flags.Error as error:
-    bad = re.search(r'--(config\.[\w.]+)', str(error))
-    like = f'; it takes {type(fields[bad[1]]).__name__}, as in {fields[bad[1]]!r}' if bad else ''
-    raise ValueError(f'{error}{like}.') from error
+    if not (bad := re.match(r'flag --([\w.]+)=(.*?): ', str(error), re.S)):
+      raise ValueError(f'{str(error).rstrip(".")}.') from error
+    like = fields[bad[1]] if bad[1] in fields else program.FLAGS[bad[1]][0]
+    kind = type(like).__name__
+    raise ValueError(f'--{bad[1]} takes {kind}, as in {like!r}; got {bad[2]!r}.') from error
   if len(left) == 2 and hasattr(program, 'ARGUMENT'):
     values[program.ARGUMENT].value = left.pop()
   if len(left) > 1:
@@ -181,20 +242,87 @@ def load_recipe(spec: str):
     found = {p.stem: p for p in sorted(_recipes().glob('*/*.py')) if p.stem != '__init__'}
     if path.stem not in found:
       raise ValueError(
-        f'no recipe {name}{_nearest(path.stem, found)}: give a file, or one of {", ".join(found)}.'
+        f'no recipe {name!r}{_nearest(path.stem, found)}: give a file, or one of '
+        f'{", ".join(found)}.'
       )
     path = found[path.stem]
+  if path.suffix != '.py':
+    raise ValueError(f'{path} is no recipe: a recipe is a Python file, *.py, with get_config.')
   _recipes_read.add(path.resolve())
   loader = importlib.util.spec_from_file_location(f'bertjax_recipe_{path.stem}', path)
   module = importlib.util.module_from_spec(loader)
-  loader.loader.exec_module(module)
-  return module.get_config(arg)
+  try:
+    loader.loader.exec_module(module)
+    config = module.get_config(arg)
+    if not hasattr(config, 'to_dict'):
+      raise TypeError('get_config returned no config; it starts from default_config()')
+    defaults = importlib.import_module(f'bertjax.{_kind(config)}').default_config()
+  except (AttributeError, KeyError, NameError, SyntaxError, TypeError) as error:
+    raise ValueError(f'{path}{_where(error, path)}: {_reason(error)}.') from error
+  known, given = _flat(defaults), _flat(config)
+  for name in [*given, *known]:
+    if name not in known:
+      raise ValueError(f'{path}: the config has no field {name!r}{_suggest(name, (), known)}.')
+    if type(given.get(name)) is not type(known[name]):
+      raise ValueError(
+        f'{path}: {name} takes {type(known[name]).__name__}, as in {known[name]!r}; got '
+        f'{given.get(name)!r}.'
+      )
+  return config
+
+
+def recipe_for(verb: str, spec: str):
+  """Loads a recipe; raises ValueError unless it is of the kind that the verb runs."""
+  config = load_recipe(spec)
+  kind = _kind(config)
+  if kind != _RECIPES_OF.get(verb, kind):
+    raise ValueError(
+      f'{spec} is a recipe for {kind}; {verb} takes '
+      f'{", ".join(_names(_RECIPES_OF[verb]))}, or a file like these.'
+    )
+  return config
+
+
+def _kind(config) -> str:
+  return 'finetune' if 'task' in config else 'pretrain'
+
+
+def _where(error: BaseException, path: pathlib.Path) -> str:
+  """', line N' of the recipe, where an error passed through it."""
+  if isinstance(error, SyntaxError):
+    return f', line {error.lineno}'
+  lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
+           if frame.filename == str(path)]  # fmt: skip
+  return f', line {lines[-1]}' if lines else ''
+
+
+def _reason(error: BaseException) -> str:
+  """The sentence for a recipe's error; ml_collections' own lists every field of the config."""
+  while error.args and isinstance(error.args[0], Exception):
+    error = error.args[0]
+  text = str(error.args[0] if error.args else error)
+  if missing := re.match(r'Key "([\w.]+)"', text) or re.match(r"'(\w+)'(\n|$)", text):
+    fields = {
+      name: '' for kind in ('pretrain', 'finetune')
+      for name in _flat(importlib.import_module(f'bertjax.{kind}').default_config())
+    }  # fmt: skip
+    return f'the config has no field {missing[1]!r}{_suggest(missing[1], (), fields)}'
+  if kind := re.match(r"Could not override field '([\w.]+)' \(reference\)\. (.*)", text, re.S):
+    wanted = re.findall(r"<class '([\w.]+)'>", kind[2])
+    value = kind[2].partition(' is of original type')[0]
+    return f'{kind[1]} takes {wanted[-1].rpartition(".")[2]}, got {wanted[0]} {value}'
+  return f'{type(error).__name__}: {text.rstrip(".")}'
 
 
 def _recipes() -> pathlib.Path:
   """configs/ as installed (bertjax.configs), or beside the package in a checkout."""
   installed = pathlib.Path(__file__).parent / 'configs'
   return installed if installed.is_dir() else pathlib.Path(__file__).parent.parent / 'configs'
+
+
+def _names(kind: str) -> list[str]:
+  """Names of the recipes of a kind."""
+  return sorted(p.stem for p in _recipes().glob(f'{kind}/*.py') if p.stem != '__init__')
 
 
 def _take_recipe(default: str, arguments: list[str]) -> tuple[str, list[str]]:
@@ -204,6 +332,8 @@ def _take_recipe(default: str, arguments: list[str]) -> tuple[str, list[str]]:
     name, equals, value = item.partition('=')
     if name in ('--config', '-config'):
       spec = value if equals else next(items, '')
+      if not spec:
+        raise ValueError('--config needs a recipe: a file, or the name of one in configs/.')
     else:
       rest.append(item)
   return spec, rest
@@ -215,7 +345,7 @@ def _check_fields(arguments: list[str], fields) -> None:
     name = item.lstrip('-').partition('=')[0].removeprefix('no')
     if item.startswith('-') and name.startswith('config.') and name not in fields:
       raise ValueError(
-        f'the config has no field {name.removeprefix("config.")!r}{_nearest(name, fields)}; '
+        f'the config has no field {name.removeprefix("config.")!r}{_suggest(name, (), fields)}; '
         '--help lists all of them.'
       )
 
@@ -227,8 +357,36 @@ def _flat(config) -> dict:
 
 
 def _nearest(name: str, known) -> str:
-  close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+  close = difflib.get_close_matches(name, list(known), n=1)
   return f', did you mean {close[0]!r}' if close else ''
+
+
+def _suggest(name: str, flag_names, fields) -> str:
+  """', did you mean --flag' for an unknown flag or field: by another library's name, then ours.
+
+  Args:
+    name: as it was given, without dashes.
+    flag_names: of the program.
+    fields: the config's, as 'config.data.length', or as 'data.length' in a recipe.
+  """
+  known = {flag: f'--{flag}' for flag in flag_names}
+  for field in fields:
+    ours = f'--{field}' if field.startswith('config.') else field
+    known.setdefault(field.removeprefix('config.'), ours)
+  for path in list(known):  # 'length' too stands for the first field of this name
+    known.setdefault(path.rpartition('.')[2], known[path])
+  leaf = name.rpartition('.')[2]
+  close = difflib.get_close_matches(leaf, list(known), n=1, cutoff=0.7)
+  for ours in (*ALIASES.get(leaf, ()), name.removeprefix('config.'), leaf, *close):
+    if ours in known:
+      return f', did you mean {known[ours]}'
+  return ''
+
+
+def _sentence(error: BaseException) -> str:
+  if isinstance(error, FileExistsError | NotADirectoryError) and error.filename:
+    return f'{error.filename} cannot be made: there is a file where a folder is needed.'
+  return str(error)
 
 
 def _is_users(error: BaseException) -> bool:
@@ -266,11 +424,10 @@ def _help(verb: str, program, arguments: list[str]) -> str:
     )
     told |= _comments(owner.default_config)
     parts += ['', f'Fields of the config {spec}, with its values:']
-    for name, value in _flat(load_recipe(spec)).items():
+    for name, value in _flat(recipe_for(program.__name__.rpartition('.')[2], spec)).items():
       parts.append(_field(f'--config.{name}', value, told.get(name, '')))
     folder = owner.__name__.rpartition('.')[2]
-    recipes = sorted(p.stem for p in _recipes().glob(f'{folder}/*.py') if p.stem != '__init__')
-    parts += ['', f'Recipes: {", ".join(recipes)}']
+    parts += ['', f'Recipes: {", ".join(_names(folder))}']
     if hasattr(owner, 'vary'):
       parts += ['', inspect.getdoc(owner.vary)]
   return '\n'.join(parts)

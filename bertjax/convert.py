@@ -37,6 +37,8 @@ def run(*, to: str, format: str = 'hf', heads: str = '', gelu='erf', case='', **
     raise ValueError(
       f"--format is 'hf' or 'google', --case 'lower' or 'keep', got {format!r}, {case!r}."
     )
+  if gelu not in ('erf', 'tanh'):
+    raise ValueError(f"--gelu is 'erf' or 'tanh', got {gelu!r}.")
   names = tuple(heads.split(',')) if heads else None
   config, params = directory.load_weights(source, heads=names, gelu=gelu)
   tokenizer = directory.load_tokenizer(source, {'lower': True, 'keep': False}.get(case))

@@ -12,10 +12,12 @@ would give.
 """
 
 import json
+import logging
 
 import jax
 import numpy as np
 from etils import epath
+from flax.traverse_util import flatten_dict
 
 from bertjax import finetune, pretrain
 from bertjax.data import batches as batches_lib
@@ -28,6 +30,8 @@ from bertjax.model import encoder, heads, losses
 from bertjax.training import checkpoint, distributed, loop
 from bertjax.training import mesh as mesh_lib
 from bertjax.training import run as run_lib
+
+_log = logging.getLogger(__name__)
 
 FLAGS = {
   'workdir': ('', 'folder of a pre-training run; it has its own config'),
@@ -140,7 +144,10 @@ def run_config(workdir: str):
     raise ValueError(f'{workdir} holds no run: it has no run.json.')
   before = json.loads(path.read_text())['config']
   config = finetune.default_config() if 'task' in before else pretrain.default_config()
-  config.update(before)
+  fields, known = (flatten_dict(tree, sep='.') for tree in (before, config.to_dict()))
+  if unknown := sorted(fields.keys() - known.keys()):
+    _log.warning('%s: fields of another version are ignored: %s', path, ', '.join(unknown))
+  config.update_from_flattened_dict({k: v for k, v in fields.items() if k in known})
   return config
 
 

@@ -110,7 +110,7 @@ def default_config(task: str = 'sst2') -> ml_collections.ConfigDict:
     'eval_every': 0,  # steps between evaluations; 0 = after each epoch
     'save_every': 0,  # steps between checkpoints besides those of evaluations
     'keep': 1,  # newest checkpoints kept; the best one stays besides
-  })  # fmt: skip
+  }).lock()  # fmt: skip
 
 
 def run(config, *, workdir: str, **peers) -> dict[str, float]:

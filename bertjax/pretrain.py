@@ -141,7 +141,7 @@ def default_config(preset: str = 'base') -> ml_collections.ConfigDict:
     'check_replicas': False,  # compare the parameters of all replicas before each save
     'stall_seconds': 3600.0,  # a step that takes longer ends the process, code 75; 0.0 = never
     'keep': 2,  # newest checkpoints kept; the best one stays besides
-  })  # fmt: skip
+  }).lock()  # fmt: skip
 
 
 def vary(config, arg: str, smoke: dict):

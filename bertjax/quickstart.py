@@ -11,7 +11,7 @@ import logging
 import time
 
 from bertjax import evaluate, pretrain, vocab
-from bertjax.__main__ import load_recipe
+from bertjax.__main__ import recipe_for
 from bertjax.inference.predictor import Predictor
 from bertjax.training import checkpoint
 
@@ -33,11 +33,12 @@ SENTENCES = (
 def run(*, workdir: str, recipe: str = 'quickstart', seed: int = 0) -> dict[str, float]:
   """Runs it all; returns the evaluation."""
   begin = time.perf_counter()
-  folder = checkpoint.check_path(workdir)
+  if not workdir:
+    raise ValueError('quickstart needs --workdir=DIR, the folder to write.')
+  folder, config = checkpoint.check_path(workdir), recipe_for('quickstart', recipe)
   vocabulary = folder / 'vocab.txt'
   if not vocabulary.exists():
     vocab.run(input='embedded', out=str(vocabulary), size=4096)
-  config = load_recipe(recipe)
   config.seed, config.data.vocab = seed, str(vocabulary)
   pretrain.run(config, workdir=workdir)
   print('\nHeld-out documents:')

@@ -1,7 +1,14 @@
 """The command: one sentence for each mistake, the flags of every verb, what a model may be."""
 
+import importlib
+import json
+import re
+
 import pytest
 
+from bertjax import finetune, pretrain
+from bertjax.__main__ import ALIASES, VERBS, _flat, main
+from bertjax.inference.predictor import Predictor
 from bertjax.interop import directory
 from tests.test_predictor import model
 
@@ -27,3 +34,128 @@ def test_a_workdir_is_a_model(run, tmp_path):
   (tmp_path / 'run.json').write_text('{}')
   with pytest.raises(ValueError, match='has not written its model/ yet'):
     directory.load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    (
+      'finetune --config=bert_base',
+      r'bert_base is a recipe for pretrain; finetune takes choice, ',
+    ),
+    ('pretrain --config=glue', r'glue is a recipe for finetune; pretrain takes bert_base'),
+    ('compile --config=glue --topology=v5e:2x2', r'glue is a recipe for finetune; compile takes'),
+    ('finetune --help --config=bert_base', r'bert_base is a recipe for pretrain'),
+    ('quickstart --recipe=glue', r'glue is a recipe for finetune; quickstart takes bert_base'),
+    ('pretrain --config=setup.cfg', r'setup.cfg is no recipe: a recipe is a Python file'),
+    ('quickstart --workdir=', r'quickstart needs --workdir'),
+    ('quickstart --workdir=setup.cfg', r'setup.cfg.* there is a file where a folder is needed'),
+    ('pretrain --workdir=w --processes=2', r'--processes=2 and --process=-1 need --coordinator'),
+    ('prepare --config=table --out=p', r'no model is named'),
+    ('explain --model=m --to= text', r"--to must be a local file, got ''"),
+    ('predict --config=glue --model=m a', r'unknown flag --config; known are --model'),
+    ('export --config.batch_size=3', r'unknown flag --config.batch_size; known are --model'),
+    ('vocab --config bert_base', r'unknown flag --config; known'),
+    ('pretrain --learning_rate=1', r'--learning_rate, did you mean --config.learning_rate; known'),
+    ('finetune --num_train_epochs=3', r'did you mean --config.epochs;'),
+    ('pretrain --num_train_epochs=3', r'did you mean --config.steps;'),
+    ('finetune --per_device_train_batch_size 8', r'did you mean --config.batch_size;'),
+    ('finetune --max_seq_length=64', r'did you mean --config.data.length;'),
+    ('finetune --output_dir=x', r'did you mean --workdir;'),
+    ('export --output_dir=x', r'did you mean --to;'),
+    ('vocab --output_file=x', r'did you mean --out;'),
+    ('finetune --model_name_or_path=x', r'did you mean --config.init_from;'),
+    ('predict --model_name_or_path=x', r'did you mean --model;'),
+    ('convert --model_name_or_path=x', r'did you mean --from;'),
+    (
+      'finetune --config.num_train_epochs=3',
+      r"no field 'num_train_epochs', did you mean --config",
+    ),
+    ('finetune --config.max_seq_length=3', r'did you mean --config.data.length'),
+    ('pretrain --config.lenght=3', r'did you mean --config.data.length'),
+    ('pretrain --config.data.lenght=3', r'did you mean --config.data.length'),
+    ('pretrain --config.steps=many', r"--config.steps takes int, as in 40000; got 'many'"),
+    ('pretrain --config.steps', r'[Mm]issing value for .*--config.steps'),
+    ('pretrain --config', r'--config needs a recipe'),
+    ('predict --batch_size=x', r"--batch_size takes int, as in 32; got 'x'"),
+    ('convert --from=m --to=c --gelu=x', r"--gelu is 'erf' or 'tanh', got 'x'"),
+    ('predict --model', r'[Mm]issing value for flag --model'),
+  ],
+)
+def test_a_wrong_flag_gets_one_sentence(arguments, message, capsys):
+  assert main(arguments.split()) == 2
+  [line] = capsys.readouterr().err.splitlines()
+  assert re.search(message, line), line
+
+
+def test_every_alias_is_a_flag_or_a_field_somewhere():
+  known = {'lr'}
+  for verb in VERBS:
+    known |= set(importlib.import_module(f'bertjax.{verb}').FLAGS)
+  for kind in (pretrain, finetune):
+    known |= set(_flat(kind.default_config()))
+  assert {ours for names in ALIASES.values() for ours in names} <= known
+
+
+@pytest.mark.parametrize(
+  ('body', 'message'),
+  [
+    (
+      'config.data.lenght = 64',
+      r"line 4: the config has no field 'lenght', did you mean data.length",
+    ),
+    ('config.num_train_epochs = 2', r"no field 'num_train_epochs', did you mean epochs"),
+    ('print(config.data.lenght)', r"line 4: the config has no field 'lenght', did you mean data.l"),
+    ("config.update_from_flattened_dict({'data.lenght': 64})", r'did you mean data.length'),
+    ("config.update_from_flattened_dict({'dat.length': 64})", r"'dat.length', did you mean data.l"),
+    ("config.update({'data': {'lenght': 64}})", r'did you mean data.length'),
+    ("config['lenght'] = 64", r"no field 'lenght', did you mean data.length"),
+    ("config.batch_size = '32'", r'line 4: batch_size takes int, got str 32'),
+    ('config.batch_size = 32.0', r'line 4: batch_size takes int, got float 32.0'),
+    ("config.update_from_flattened_dict({'data.length': 'x'})", r'length takes int, got str x'),
+    ('config.data = 3', r'data takes ConfigDict, got int 3'),
+    ('config.batch_size = None', r'batch_size takes int, as in 32; got None'),
+    ('config.batch_size = True', r'batch_size takes int, as in 32; got True'),
+    ('config.unlock().data.extra = 1', r"has no field 'data.extra'"),
+    ('return {}', r'get_config returned no config'),
+    ('return None', r'get_config returned no config'),
+    ('config.epochs = epochz', r"line 4: NameError: name 'epochz' is not defined"),
+    ('config.epochs = = 3', r'line 4: SyntaxError: invalid syntax'),
+    ("raise ValueError('say why')", r'say why'),
+  ],
+)
+def test_a_mistake_in_a_recipe_gets_one_sentence(body, message, tmp_path, capsys):
+  recipe = tmp_path / 'mine.py'
+  recipe.write_text(
+    'from bertjax import finetune\n'
+    "def get_config(arg=''):\n"
+    '  config = finetune.default_config()\n'
+    f'  {body}\n'
+    '  return config\n'
+  )
+  assert main(['finetune', f'--config={recipe}', f'--workdir={tmp_path}/run']) == 2
+  [line] = capsys.readouterr().err.splitlines()
+  assert re.search(message, line), line
+  assert not (tmp_path / 'run').exists()
+
+
+def test_a_recipe_without_get_config_is_named(tmp_path, capsys):
+  (tmp_path / 'mine.py').write_text('x = 1\n')
+  assert main(['pretrain', f'--config={tmp_path}/mine.py']) == 2
+  assert 'get_config' in capsys.readouterr().err
+
+
+def test_predict_takes_a_workdir_and_the_task_of_its_only_head(
+  run, vocab, tmp_path, capsys, caplog
+):  # fmt: skip
+  assert main(['predict', f'--model={run}', '--text=the name']) == 0
+  printed = capsys.readouterr().out
+  expected = Predictor.from_dir(run / 'model').classify('the name')
+  assert json.loads(printed)['scores'] == pytest.approx(expected.scores, abs=1e-5)
+  assert f'--do=classify, by the only head of {run}' in caplog.messages
+  directory.save_model(tmp_path / 'bare', *model(vocab))
+  assert main(['predict', f'--model={tmp_path}/bare', '--text=the name']) == 0
+  assert len(json.loads(capsys.readouterr().out)) == 32  # a vector
+  directory.save_model(tmp_path / 'two', *model(vocab, 'mlm', 'nsp'))
+  assert main(['predict', f'--model={tmp_path}/two', '--text=the [MASK]']) == 2
+  assert 'has the heads mlm, nsp; choose fill_mask, infill' in capsys.readouterr().err

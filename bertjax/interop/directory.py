@@ -29,8 +29,10 @@ def find_model(source):
   a workdir where it accepts a model.
 
   Raises:
-    ValueError: if the run has not written its model yet.
+    ValueError: if the name is empty, or the run has not written its model yet.
   """
+  if not str(source):
+    raise ValueError("no model is named: give a folder, a run's workdir or a hub name.")
   folder = epath.Path(source)
   if not (folder / 'run.json').is_file() or (folder / 'config.json').is_file():
     return source

@@ -53,6 +53,11 @@ def start(coordinator: str = '', processes: int = 0, process: int = -1) -> None:
         f'--processes={processes} --process={process}.'
       )
     local = None
+  elif (processes, process) != (0, -1):
+    raise ValueError(
+      f'--processes={processes} and --process={process} need --coordinator=HOST:PORT; without it '
+      'TPU metadata or SLURM say how many there are.'
+    )
   elif _in_cluster():
     coordinator, processes, process, local = ClusterEnv.auto_detect_unset_distributed_params(
       None, None, None, None, None, START_SECONDS
