@@ -10,13 +10,15 @@ Google's TF1 checkpoints, and says which it found. Weights stay bit for bit.
 
 import logging
 
+from etils import epath
+
 from bertjax.interop import directory, google, huggingface
 
 _log = logging.getLogger(__name__)
 
 FLAGS = {
   'from': ('', "a folder, a hub name (NAME@REVISION), or the prefix of a checkpoint of Google's"),
-  'to': ('', 'the folder to write'),
+  'to': ('', 'the folder to write, which must not exist or be empty'),
   'format': ('hf', "'hf' (a model directory) or 'google' (bert_config.json, bert_model.ckpt.*)"),
   'heads': ('', 'heads to take, joined by commas; empty takes all there are'),
   'gelu': ('erf', "what 'gelu' in a bert_config.json stands for: 'erf' or 'tanh'"),
@@ -28,7 +30,7 @@ def run(*, to: str, format: str = 'hf', heads: str = '', gelu='erf', case='', **
   """Converts a model; `from` is among the flags because it is a word of Python's.
 
   Raises:
-    ValueError: if the source cannot be read, or `to` holds something else.
+    ValueError: if the source cannot be read, or `to` exists and is not empty.
   """
   source = flags.pop('from', '')
   if not source or not to:
@@ -39,6 +41,9 @@ def run(*, to: str, format: str = 'hf', heads: str = '', gelu='erf', case='', **
     )
   if gelu not in ('erf', 'tanh'):
     raise ValueError(f"--gelu is 'erf' or 'tanh', got {gelu!r}.")
+  target = epath.Path(to)
+  if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+    raise ValueError(f'{target} exists already; remove it or choose another --to.')
   names = tuple(heads.split(',')) if heads else None
   config, params = directory.load_weights(source, heads=names, gelu=gelu)
   tokenizer = directory.load_tokenizer(source, {'lower': True, 'keep': False}.get(case))

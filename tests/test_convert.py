@@ -88,7 +88,10 @@ def test_the_gelu_and_the_case_of_googles_files_can_be_set(model, tmp_path):
     (['--from={tmp}/none', '--to={tmp}/b'], 'none'),
     (['--from={tmp}/a', '--to={tmp}/mine'], 'mine'),
     (['--from={tmp}/a', '--to={tmp}/mine', '--format=google'], 'mine'),
-    (['--from={tmp}/a', '--to={tmp}/a', '--format=google'], 'bert_model.ckpt.index'),
+    (['--from={tmp}/a', '--to={tmp}/g'], 'g exists already'),
+    (['--from={tmp}/a', '--to={tmp}/g', '--format=google'], 'g exists already'),
+    (['--from={tmp}/a', '--to={tmp}/a'], 'a exists already'),
+    (['--from={tmp}/a', '--to={tmp}/mine/thesis.txt'], 'thesis.txt exists already'),
     (['--from={tmp}/g', '--to={tmp}/b', '--gelu=exact'], 'exact'),
   ],
 )

@@ -1,6 +1,7 @@
 """Files of other libraries: every format read, bad ones refused by name, nothing half-written."""
 
 import dataclasses
+import http.server
 import json
 import logging
 import os
@@ -9,6 +10,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import threading
 import types
 
 import flax.serialization
@@ -490,6 +492,46 @@ def test_a_hub_name_is_read_from_the_cache_by_revision(saved, folder, tmp_path):
     out = run_python(code, HF_HOME=str(tmp_path), HF_HUB_OFFLINE=offline, HF_ENDPOINT=endpoint)
     assert 'read 1e-12 1e-05 1e-05' in out, out
     assert 'someone/other-bert is no folder with a config.json' in out, out
+
+
+def test_an_error_of_the_hub_is_whole_and_says_what_to_do(tmp_path):
+  answers = {
+    'none': (404, 'RepoNotFound', 'Repository Not Found for url: ', 'check the name'),
+    'gated': (403, 'GatedRepo', 'Cannot access gated repo for url ', 'ask for access'),
+    'revision': (404, 'RevisionNotFound', 'Revision Not Found for url: ', 'check the revision'),
+    'broken': (500, '', "Server error '500 Internal Server Error'", 'check the connection'),
+  }
+
+  class Hub(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+      name = next((name for name in answers if f'/someone/{name}/' in self.path), 'broken')
+      code, kind, *_ = answers[name]
+      self.send_response(code)
+      self.send_header('X-Error-Code', kind)
+      self.send_header('X-Request-Id', 'abc')
+      self.end_headers()
+
+    def log_message(self, *words):
+      pass
+
+  server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Hub)
+  threading.Thread(target=server.serve_forever, daemon=True).start()
+  address = f'http://127.0.0.1:{server.server_port}'
+  code = (
+    'from bertjax.interop import huggingface\n'
+    f'for name in {list(answers)}:\n'
+    '  try:\n'
+    "    huggingface.find_directory(f'someone/{name}')\n"
+    '  except ValueError as error:\n'
+    '    print(error)\n'
+  )
+  out = run_python(code, HF_HOME=str(tmp_path), HF_HUB_OFFLINE='0', HF_ENDPOINT=address)
+  server.shutdown()
+  lines = [line for line in out.splitlines() if line.startswith('someone/')]
+  for line, (name, (_, _, says, advice)) in zip(lines, answers.items(), strict=True):
+    assert line.startswith(f'someone/{name} is no folder with a config.json'), line
+    assert f'The hub says: {says}' in line.replace('Got: HfHubHTTPError: ', ''), line
+    assert advice in line and f'someone/{name}' in line.split('The hub says')[1], line
 
 
 @pytest.mark.parametrize('name', ['no/such/folder', 'gs-no//x', '../x'])

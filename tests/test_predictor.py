@@ -289,6 +289,20 @@ def test_a_text_given_as_words_keeps_them(vocab):
   assert {span.label for span in types.tag(LONG)} <= {'X', 'Y'}
 
 
+def test_one_text_among_lists_is_refused_not_read_as_letters(vocab):
+  predictor = Predictor(*model(vocab, 'classification', labels=2), batch_size=4)
+  assert predictor.classify('the', 'name').scores == predictor.classify(['the'], ['name'])[0].scores
+  for call in (
+    lambda: predictor.classify(['the', 'a'], 'ab'), lambda: predictor.classify('the', ['a']),
+    lambda: predictor.nearest('the', corpus='a file'), lambda: predictor.index('a file'),
+  ):  # fmt: skip
+    with pytest.raises(ValueError, match='one text'):
+      call()
+  choosing = Predictor(*model(vocab, 'choice'), batch_size=4)
+  with pytest.raises(ValueError, match='one text'):
+    choosing.choose('the', 'ab')
+
+
 def test_embeddings_pool_as_they_say(vocab):
   predictor = Predictor(*model(vocab), batch_size=4)
   apply = applied(predictor.config, capture=('hidden',))

@@ -130,6 +130,17 @@ def test_a_call_makes_a_padded_batch_of_pairs(tiny):
   assert {array.dtype for array in batch.values()} == {np.dtype(np.int32)}
 
 
+def test_one_text_as_a_string_is_one_row(tiny):
+  one, many = tiny('hello worlds', 'a'), tiny(['hello worlds'], ['a'])
+  assert one['input_ids'].tolist() == many['input_ids'].tolist() == [[2, 5, 6, 7, 3, 8, 3]]
+  assert tiny('hello')['input_ids'].tolist() == [[2, 5, 3]]
+  assert tiny.encode('hello a') == [[5, 8]]
+  assert tiny.encode_offsets('hello a') == ([[5, 8]], [[(0, 5), (6, 7)]])
+  assert tiny.encode_flat('hello a')[1].tolist() == [2]
+  with pytest.raises(ValueError, match='got 2 and 1'):
+    tiny(['a', 'b'], 'cd')
+
+
 def test_a_call_pads_to_the_longest_row_and_refuses_a_smaller_length(tiny):
   batch = tiny(['a', 'a a a'])
   assert batch['input_ids'].tolist() == [[2, 8, 3, 0, 0], [2, 8, 8, 8, 3]]

@@ -193,17 +193,17 @@ class Tokenizer:
     content = json.dumps(self._engine.identity)
     return hashlib.sha256(content.encode('utf-8', 'surrogatepass')).hexdigest()[:16]
 
-  def encode(self, texts: Sequence[str]) -> list[list[int]]:
-    """Maps texts to ids, without [CLS] and [SEP]."""
+  def encode(self, texts: Sequence[str] | str) -> list[list[int]]:
+    """Maps texts to ids, without [CLS] and [SEP]; one text as a string is a list of one."""
     return self._engine.encode(self.replace_surrogates(texts))
 
-  def encode_flat(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+  def encode_flat(self, texts: Sequence[str] | str) -> tuple[np.ndarray, np.ndarray]:
     """Maps texts to their ids end to end, int32, and to how many each has, int64."""
     ids = self.encode(texts)
     lengths = np.fromiter(map(len, ids), np.int64, len(ids))
     return np.fromiter(itertools.chain.from_iterable(ids), np.int32, lengths.sum()), lengths
 
-  def encode_offsets(self, texts: Sequence[str]):
+  def encode_offsets(self, texts: Sequence[str] | str):
     """Maps texts to (ids, offsets): for each piece its (start, end) in the text's characters."""
     return self._engine.encode_offsets(self.replace_surrogates(texts))
 
@@ -211,10 +211,10 @@ class Tokenizer:
     """Joins pieces to text; special tokens are kept."""
     return self._engine.decode(list(ids))
 
-  def replace_surrogates(self, texts: Sequence[str]) -> list[str]:
+  def replace_surrogates(self, texts: Sequence[str] | str) -> list[str]:
     """Puts U+FFFD, which the rules drop, for each lone surrogate, and adds to `surrogates`."""
     clean = []
-    for text in texts:
+    for text in [texts] if isinstance(texts, str) else texts:
       if not text.isascii():
         text, count = re.subn('[\ud800-\udfff]', '\ufffd', text)
         self.surrogates += count
@@ -222,13 +222,16 @@ class Tokenizer:
     return clean
 
   def __call__(
-    self, texts: Sequence[str], pairs: Sequence[str] | None = None, length: int | None = None
+    self,
+    texts: Sequence[str] | str,
+    pairs: Sequence[str] | str | None = None,
+    length: int | None = None,
   ) -> dict[str, np.ndarray]:
     """Makes a batch: [CLS] text [SEP], or [CLS] text [SEP] pair [SEP], padded with [PAD].
 
     Args:
-      texts: B texts.
-      pairs: B second texts, or None.
+      texts: B texts, or one as a string.
+      pairs: B second texts, or one as a string, or None.
       length: L; default: the longest row's.
 
     Returns:
@@ -238,6 +241,7 @@ class Tokenizer:
     Raises:
       ValueError: if the numbers differ, or a row does not fit: nothing is cut silently.
     """
+    texts, pairs = ([x] if isinstance(x, str) else x for x in (texts, pairs))
     if pairs is not None and len(pairs) != len(texts):
       raise ValueError(f'texts and pairs must be as many, got {len(texts)} and {len(pairs)}.')
     first = [[self.cls_id, *ids, self.sep_id] for ids in self.encode(texts)]

@@ -62,6 +62,11 @@ def _each(count: int):
     @functools.wraps(method)
     def call(self, *arguments, **options):
       if not isinstance(arguments[0], str):
+        if any(isinstance(item, str) for item in arguments[1:count]):
+          raise ValueError(
+            f'{method.__name__} takes one text with one, or a list with a list of as many; got a '
+            'list and one text.'
+          )
         return method(self, *arguments, **options) if len(arguments[0]) else []
       items = [None if item is None else [item] for item in arguments[:count]]
       return method(self, *items, *arguments[count:], **options)[0]
@@ -216,6 +221,8 @@ class Predictor:
 
   def index(self, texts: Sequence[str], pooling: str = '') -> Index:
     """Embeds texts, questions of an FAQ for instance, to be searched by `nearest`."""
+    if isinstance(texts, str):
+      raise ValueError('a corpus is a list of texts, got one text.')
     return Index(texts, self.embed(list(texts), pooling, normalise=True))
 
   @_each(1)
@@ -238,6 +245,8 @@ class Predictor:
   def choose(self, prompts, endings, /) -> list[Choice]:
     """Which of its endings (a list of texts) goes with each prompt."""
     self.forward.need('choice')
+    if any(isinstance(options, str) for options in endings):
+      raise ValueError('the endings of a prompt are a list of texts, got one text.')
     counts = [len(options) for options in endings]
     if 0 in counts:
       raise TextError(f'question {counts.index(0)} has no endings.')
@@ -338,6 +347,8 @@ class Predictor:
     """
     limit = min(limit or self.config.max_positions, self.config.max_positions)
     columns = [list(texts)] if pairs is None else [list(texts), list(pairs)]
+    if not all(isinstance(text, str) for column in columns for text in column):
+      raise ValueError('texts are strings; the second of one text is one text, not a list.')
     if len({len(column) for column in columns}) > 1:
       raise ValueError(f'texts and pairs must be as many, got {[len(c) for c in columns]}.')
     items = list(zip(*map(self.tokenizer.encode, columns), strict=True))

@@ -165,21 +165,39 @@ def find_root(path_or_name, revision: str = '') -> epath.Path:
       raise ValueError(f'no folder {path_or_name}: a model directory has a config.json.')
     return directory
   import huggingface_hub
-  from huggingface_hub import errors
 
   for weights in _HUB_WEIGHTS:
     try:
       path = huggingface_hub.snapshot_download(
         name, revision=revision or pinned or None, allow_patterns=[*_TEXT_FILES, *weights]
       )
-    except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
-      raise ValueError(
-        f'{path_or_name} is no folder with a config.json, and no model of that name could be had '
-        f'from huggingface.co or its cache: {" ".join(str(error).split())[:200]}'
-      ) from error
+    except Exception as error:  # httpx's transport errors come as they are
+      raise ValueError(_hub_message(path_or_name, error)) from error
     if any((epath.Path(path) / file).exists() for file in weights):
       return epath.Path(path)
   raise ValueError(f'{path_or_name} on huggingface.co has no weights in a format known here.')
+
+
+def _hub_message(name, error: Exception) -> str:
+  """What the hub's library says in its first line that is a sentence, and what to do."""
+  from huggingface_hub import errors
+
+  lines = re.sub(r' *\(Request ID[^)]*\)', '', str(error)).splitlines()
+  lines = [line for line in lines if line and not re.fullmatch(r'\d+ Client Error\.', line)]
+  advice = 'check the connection, or name a local folder'
+  for kind, text in (
+    (errors.GatedRepoError, 'ask for access on its page and log in with `hf auth login`'),
+    (errors.RepositoryNotFoundError, 'check the name; a private model needs `hf auth login`'),
+    (errors.RevisionNotFoundError, 'check the revision after the @'),
+    (errors.HFValidationError, 'check the name'),
+  ):
+    if isinstance(error, kind):
+      advice = text
+      break
+  return (
+    f'{name} is no folder with a config.json, and no model of that name could be had from '
+    f'huggingface.co or its cache; {advice}. The hub says: {lines[0] if lines else repr(error)}'
+  )
 
 
 def check_vocabulary(config: EncoderConfig, tokenizer: Tokenizer, source) -> None:
