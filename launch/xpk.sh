@@ -7,6 +7,7 @@
 #   CLUSTER  the GKE cluster, needed        NAME    of the workload, default bertjax
 #   TYPE     default v5litepod-16           SLICES  default 1; more add data parallelism
 #   ZONE     default us-central1-a          PROJECT default gcloud's
+#   GRACE    seconds from SIGTERM to SIGKILL, in which a checkpoint is saved, default 600
 set -euo pipefail
 
 name=${NAME:-bertjax}
@@ -32,13 +33,17 @@ case $verb in
       --tpu-type="${TYPE:-v5litepod-16}" --num-slices="${SLICES:-1}" \
       --base-docker-image=python:3.12 --script-dir="$(cd "$(dirname "$0")/.." && pwd)" \
       --max-restarts=100 --restart-on-exit-codes=1,75 \
+      --termination-grace-period-seconds="${GRACE:-600}" \
       --command="pip install -q -e '.[tpu]' && exec bertjax$flags"
     ;;
   list) call xpk workload list "${cluster[@]}" ;;
-  logs) call kubectl logs -f --prefix --tail=50 -l "jobset.sigs.k8s.io/jobset-name=$name" ;;
+  logs) # of every pod; without a limit of its own kubectl follows five and refuses more
+    call kubectl logs -f --prefix --tail=50 --max-log-requests=10000 \
+      -l "jobset.sigs.k8s.io/jobset-name=$name"
+    ;;
   stop) call xpk workload delete "${cluster[@]}" --workload="$name" ;;
   *)
-    sed -n '2,9s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,10s/^# \{0,1\}//p' "$0" >&2
     exit 2
     ;;
 esac

@@ -142,6 +142,45 @@ def test_gke_gets_the_command_and_the_exit_code_to_restart_on(machine):
   )
 
 
+def test_gke_follows_the_logs_of_any_number_of_pods(machine):
+  """The stand-in refuses as kubectl does: at most five pods, unless --max-log-requests allows."""
+  machine.stand_in(
+    'kubectl',
+    'most=5; for word; do case $word in --max-log-requests=*) most=${word#*=};; esac; done\n'
+    '[[ $most -ge 512 ]] || { echo "you are attempting to follow 512 log streams" >&2; exit 1; }',
+  )
+  done = machine.run('xpk.sh', 'logs', CLUSTER='pods')
+  assert done.returncode == 0, done.stderr
+  (logs,) = machine.called()
+  assert logs[:3] == ['kubectl', 'logs', '-f']
+  assert logs[-2:] == ['-l', 'jobset.sigs.k8s.io/jobset-name=bertjax']
+
+
+def seconds(words, flag):
+  [value] = [word.partition('=')[2] for word in words if word.startswith(flag)]
+  return int(value.rpartition('@')[2])
+
+
+def test_a_save_to_a_bucket_has_ten_minutes_before_a_kill(machine):
+  machine.run('xpk.sh', 'run', *TRAIN, CLUSTER='pods')
+  machine.run('xpk.sh', 'run', *TRAIN, CLUSTER='pods', GRACE='1800')
+  given = [seconds(words, '--termination-grace-period-seconds=') for words in machine.called()]
+  assert given == [600, 1800]
+  lines = (LAUNCH / 'slurm.sbatch').read_text().splitlines()
+  directives = [line.removeprefix('#SBATCH ') for line in lines if line.startswith('#SBATCH')]
+  assert seconds(directives, '--signal=TERM@') == 600
+  machine.run('slurm.sbatch', *TRAIN, SLURM_JOB_ID='42')
+  srun = machine.called()[-1]
+  assert seconds(srun, '--wait=') == 600 and '--kill-on-bad-exit=0' in srun
+
+
+@pytest.mark.parametrize(('given', 'cores'), [({}, 8), ({'SLURM_CPUS_PER_TASK': '16'}, 16)])
+def test_srun_gives_each_process_the_cores_of_the_job(machine, given, cores):
+  machine.run('slurm.sbatch', *TRAIN, SLURM_JOB_ID='42', **given)
+  assert seconds(machine.called()[0], '--cpus-per-task=') == cores
+  assert f'#SBATCH --cpus-per-task={8}\n' in (LAUNCH / 'slurm.sbatch').read_text()
+
+
 def test_gke_needs_a_cluster(machine):
   done = machine.run('xpk.sh', 'list')
   assert done.returncode != 0 and 'CLUSTER' in done.stderr
