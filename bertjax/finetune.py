@@ -254,9 +254,11 @@ def finish(setup: Setup, workdir, predict, params, chosen: dict, history) -> dic
   log.write_json(workdir / 'metrics.json', scores)
   facts = {'task': task.name, 'from': config.init_from, **chosen,
            'training examples': setup.examples_to_train, 'steps': setup.steps}  # fmt: skip
+  notes = report.remarks(task, config.data.dev, setup.examples, predictions, scores)
   page = report.page(
-    task, setup.examples, predictions, logits, scores, log.read_metrics(workdir), facts, table
-  )
+    task, setup.examples, predictions, logits, scores, log.read_metrics(workdir), facts, table,
+    notes,
+  )  # fmt: skip
   store.write_text(workdir / 'report.html', page)
   _log.info('best: step %d, %s %.4f', chosen['step'], task.metric, scores[task.metric])
   return scores
@@ -270,7 +272,7 @@ def predict_test(setup: Setup, predict, params, threshold: float) -> list[tuple]
   try:
     examples = task.read(split)
   except (ValueError, OSError) as error:
-    _log.info('no predictions for %s: %s', split, error)
+    _log.warning('no predictions for %s: %s', split, error)
     return []
   encoded = rows.encode(task, examples, setup.tokenizer, config.data.length, split)
   logits, _ = predict(params, encoded)
@@ -284,8 +286,7 @@ def trials_table(setup: Setup, history) -> dict:
   metric = np.array([[scores[task.metric] for scores in e['scores']] for e in history])
   floor = -np.inf
   if task.kind == 'class':
-    constant = np.bincount([e.label for e in examples]).argmax()
-    floor = task.score(examples, np.full(len(examples), constant))[task.metric]
+    floor = report.majority_score(task, examples)[1]
 
   def failed(trial, last):
     loss = history[last]['scores'][trial]['loss']

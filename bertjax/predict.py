@@ -7,8 +7,8 @@
 
 Files end in .txt (a text a line), .csv, .tsv, .jsonl or .parquet. The output has a JSON line for
 each row, in order: {"result": ...}, or {"error": ...} where a row cannot be answered (an empty
-text, or one beyond the model's limit unless --long=window). Started again after a kill, the command
-goes on.
+text, null, a number, a missing column, or a text beyond the model's limit unless --long=window).
+Started again after a kill, the command resumes, also where rows of the input were mended.
 
   fill_mask, infill   proposals for each [MASK]; all of them filled one after another
   score, correct      pseudo-log-likelihood; likelier words in the place of unlikely ones
@@ -35,7 +35,11 @@ FLAGS = {
   'text': ('', 'a text; of a pair the first'),
   'pair': ('', 'second text of a pair'),
   'input': ('', 'a file of texts, in place of --text'),
-  'columns': ('text', 'columns of the texts in --input, joined by commas'),
+  'columns': ('text', 'columns of the texts in --input, joined by commas; numbers, from 0, in a '
+                      'file without a header'),
+  'delimiter': ('', 'delimiter between the columns of --input and --corpus: a character, or tab, '
+                    "comma, semicolon, pipe, space; '' = by the file's ending"),
+  'encoding': ('utf-8', 'encoding of --input and --corpus, by the name that Python gives it'),
   'output': ('', 'the .jsonl file to write, with --input'),
   'corpus': ('', "nearest: a file with the texts to search, in columns[0] or a line each"),
   'top_k': (0, 'how many proposals, answers or hits; 0 = the default'),
@@ -51,7 +55,8 @@ FLAGS = {
 
 def run(
   *, model: str, do: str = '', text: str = '', pair: str = '', input: str = '', output: str = '',
-  columns: str = 'text', corpus: str = '', long: str = 'refuse', batch_size: int = 32, **options,
+  columns: str = 'text', corpus: str = '', delimiter: str = '', encoding: str = 'utf-8',
+  long: str = 'refuse', batch_size: int = 32, **options,
 ) -> None:  # fmt: skip
   """Predicts; prints the answer to `text`, or writes those to a file.
 
@@ -76,8 +81,9 @@ def run(
   given = options | ({'corpus': corpus} if corpus else {})
   item = (text, pair) if pair else (text,)
   calls.check(predictor, do, len(names) if input else len(item), given)
+  reading = {'delimiter': delimiter, 'encoding': encoding}
   if corpus:
-    found = [texts[0] for texts in streams.read_items(corpus, names)]
+    found = _corpus(corpus, names, reading)
     options['corpus'] = predictor.index(found, options.get('pooling', ''))
   if not input:
     [answer] = calls.call(predictor, do, [item], options)
@@ -87,6 +93,17 @@ def run(
   settings = given | {'model': model, 'do': do, 'columns': names, 'long': long,
                       'batch_size': batch_size, 'files': files}  # fmt: skip
   count = streams.answer_file(
-    lambda items: calls.call_each(predictor, do, items, options), input, output, names, settings
-  )
+    lambda items: calls.call_each(predictor, do, items, options), input, output, names, settings,
+    **reading,
+  )  # fmt: skip
   _log.info('%s: %s lines', output, f'{count:,}')
+
+
+def _corpus(path: str, columns: list[str], reading: dict) -> list[str]:
+  """The texts to search: the first column of a table."""
+  texts = []
+  for item, error in streams.read_items(path, columns[:1], **reading):
+    if error:
+      raise ValueError(error)
+    texts.append(item[0])
+  return texts

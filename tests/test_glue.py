@@ -101,8 +101,9 @@ def test_broken_rows_of_qqp_are_left_out_and_told(tmp_path, caplog):
   write(tmp_path, 'train.tsv', header, *rows)
   items = TASKS['qqp'](str(tmp_path)).read('train')
   assert [(item.texts, item.label) for item in items] == [(('a?', 'b?'), 1), (('e?', 'f?'), 0)]
-  assert 'train.tsv:3: 4 fields, left out' in caplog.text
-  assert 'train.tsv:4: no text, left out' in caplog.text
+  assert 'train: 2 of 4 rows skipped: ' in caplog.text
+  assert 'train.tsv:3: 4 fields, the first row has 6; ' in caplog.text
+  assert "train.tsv:4: column 'question1' holds no text." in caplog.text
   write(tmp_path, 'test.tsv', 'id\tquestion1\tquestion2', '0\ta?\t', '1\tb?\tc?')
   items = TASKS['qqp'](str(tmp_path)).read('test')  # each counts on the leaderboard
   assert [(item.id, item.texts) for item in items] == [('0', ('a?', '')), ('1', ('b?', 'c?'))]

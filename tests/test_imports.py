@@ -64,7 +64,7 @@ def test_a_folder_imports_only_what_the_plan_allows(folder):
       allowed |= {'tensorflow', 'tensorflow_text'}
     if f'{folder}/{path.name}' == 'data/tfrecords.py':
       allowed |= {'tensorflow'}
-    if f'{folder}/{path.name}' in ('data/sources.py', 'tasks/files.py'):
+    if f'{folder}/{path.name}' in ('data/sources.py', 'data/tables.py'):
       allowed |= {'tensorflow', 'tensorflow_datasets', 'pyarrow'}
     if f'{folder}/{path.name}' == 'interop/files.py':
       allowed |= {'torch'}

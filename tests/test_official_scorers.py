@@ -18,7 +18,8 @@ from scipy import stats
 from bertjax import TASKS, Tokenizer
 from bertjax.data.tokenizer import SPECIAL_TOKENS
 from bertjax.finetuning.scoring import decode_and_score
-from bertjax.tasks import report
+from bertjax.tasks import report, squad
+from bertjax.tasks.task import Example
 
 TOKENIZER = Tokenizer([*SPECIAL_TOKENS, *'abcdefghij', 'ada', 'lyon', 'the', ',', '.'])
 COUNT = 40
@@ -302,6 +303,47 @@ def find_best_threshold(content, best, null_odds, measure):
     if current > most:
       most, threshold = current, null_odds[name]
   return most / len(found), threshold
+
+
+def test_a_model_that_says_always_the_same_is_remarked_on(caplog):
+  table = TASKS['table'](files={}, text='text', labels=('ham', 'spam'))
+  items = [Example(str(i), ('a',), int(i > 2)) for i in range(5)]  # 3 ham, 2 spam
+
+  def remarks(task, items, predictions):
+    scores = task.score(items, predictions) if items[0].label is not None else {}
+    return report.remarks(task, 'dev', items, predictions, scores)
+
+  assert remarks(table, items, np.zeros(5, int)) == [
+    "dev: all 5 predictions are 'ham'",
+    "dev: accuracy 0.6000 is not above 0.6000, that of always predicting 'ham', the most frequent "
+    'class',
+  ]
+  assert 'the model may not have learnt the task' in caplog.text
+  [note] = remarks(table, items, np.array([0, 0, 1, 0, 1]) ^ np.array([1, 0, 0, 0, 0]))
+  assert note.startswith('dev: accuracy 0.4000 is not above 0.6000')
+  assert remarks(table, items, np.array([0, 0, 0, 1, 0])) == []
+  unlabelled = [item._replace(label=None) for item in items]
+  assert remarks(table, unlabelled, np.ones(5, int)) == ["dev: all 5 predictions are 'spam'"]
+  words = [Example('0', ('a', 'b'), ('B-PER', 'O'))] * 2
+  conll = TASKS['conll'](files={}, types=('PER',))
+  assert remarks(conll, words, [['O', 'O']] * 2) == [
+    'dev: no entity is predicted in 2 sentences (f1 0.0000)'
+  ]
+  assert remarks(conll, words, [['O', 'O'], ['B-PER', 'O']]) == []
+  several = TASKS['table'](files={}, text='text', labels=('x', 'y'), kind='multilabel')
+  sets = [Example('0', ('a',), (0,)), Example('1', ('a',), (1,))]
+  assert remarks(several, sets, np.zeros((2, 2), bool)) == [
+    'dev: no label is predicted for any of 2 examples (micro_f1 0.0000)'
+  ]
+  numbers = TASKS['table'](files={}, text='text', kind='regression')
+  assert remarks(numbers, [Example('0', ('a',), 1.0), Example('1', ('a',), 2.0)], [3.0, 3.0]) == [
+    "dev: all 2 predictions are '3.0' (spearman 0.0000)"
+  ]
+  questions = [Example('0', ('q', 'c'), (('c', 0),)), Example('1', ('q', 'c'), ())]
+  nothing = [squad.Answer('', 'c', 1.0, [])] * 2
+  assert remarks(TASKS['squad2'](), questions, nothing)[0].startswith(
+    "dev: all 2 predictions are ''"
+  )
 
 
 def test_the_report_lists_no_tags_that_the_metric_counts_as_right(tmp_path):

@@ -128,15 +128,87 @@ def test_the_reader_holds_no_more_than_a_chunk(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
   ('name', 'content', 'message'),
   [
-    ('a.xlsx', b'', r'files of texts end in .txt, .csv'),
-    ('a.csv', b'id,body\n1,x\n', r"a.csv, row 1: no column 'text'; it has \['body', 'id'\]"),
-    ('a.jsonl', b'{"text": "x"}\n{"text": 3}\n', r"row 2: column 'text' holds no text: 3"),
-    ('a.jsonl', b'{"text": "x"}\n{', r'a.jsonl, behind row 1: '),
-    ('a.jsonl', b'[1]', r'a line must hold a JSON object'),
-    ('a.txt', b'fine\n\xff\xfe\n', r'a.txt, behind row 0: .*decode byte 0xff'),
-    ('a.parquet', b'none', r'a.parquet is no Parquet file'),
-    ('a.csv', b'text,label\nHello, world,1\n', r'a.csv, row 1 has more cells than the header'),
-    ('a.csv', b'text\n"open', r'a.csv, behind row 0: unexpected end of data'),
+    ('null.jsonl', '{"text": "one"}\n{"text": "two"}\n{"text": null}\n{"text": "four"}\n',
+     ":3: column 'text' holds no text but null."),
+    ('number.jsonl', '{"text": "one"}\n{"text": "two"}\n{"text": 3}\n{"text": "four"}\n',
+     ":3: column 'text' holds no text but 3."),
+    ('missing.jsonl', '{"text": "one"}\n{"text": "two"}\n{"body": "x"}\n{"text": "four"}\n',
+     ":3: no column 'text'; it has ['body']."),
+    ('short.csv', 'id,text\n1,one\n2,two\n3\n4,four\n', ':4: 1 fields, the first row has 2.'),
+    ('long.csv', 'id,text\n1,one\n2,two\n3,a,b\n4,four\n', ':4: 3 fields, the first row has 2.'),
+  ],
+)  # fmt: skip
+def test_a_row_without_its_text_is_an_error_line_and_a_mended_one_resumes(
+  tmp_path, monkeypatch, caplog, name, content, message
+):
+  monkeypatch.setattr(streams, 'CHUNK', 2)
+  path, out, seen = tmp_path / name, tmp_path / 'out.jsonl', []
+  path.write_text(content)
+
+  def answer(items):
+    seen.append([text for (text,) in items])
+    return [{'result': text} for (text,) in items]
+
+  assert streams.answer_file(answer, path, out, ['text'], {}) == 4
+  one, two, three, four = lines(out)
+  assert [one, two, four] == [{'result': 'one'}, {'result': 'two'}, {'result': 'four'}]
+  assert three == {'error': f'{path}{message}'}
+  assert 'out.jsonl: 1 of 4 lines are errors' in caplog.text
+  assert seen == [['one', 'two'], ['four']]
+
+  more = content + content.splitlines(True)[-1] * 3  # now a run that dies at its third chunk
+
+  def die(items):
+    if len(seen) == 2:
+      raise KeyboardInterrupt
+    return answer(items)
+
+  path.write_text(more)
+  out.unlink()
+  seen.clear()
+  with pytest.raises(KeyboardInterrupt):
+    streams.answer_file(die, path, out, ['text'], {})
+  assert len(seen) == 2
+  broken, right = content.splitlines(True)[-2], content.splitlines(True)[-3]
+  path.write_text(more.replace(broken, right.replace('two', 'mended')))
+  seen.clear()
+  assert streams.answer_file(answer, path, out, ['text'], {}) == 7
+  assert seen == [['mended', 'four'], ['four', 'four'], ['four']]  # the first chunk is kept
+  expected = ['one', 'two', 'mended', 'four', 'four', 'four', 'four']
+  assert [line['result'] for line in lines(out)] == expected
+  assert sorted(p.name for p in tmp_path.iterdir()) == sorted([name, 'out.jsonl'])
+
+
+def test_a_run_killed_before_it_has_caught_up_loses_nothing(tmp_path, monkeypatch):
+  monkeypatch.setattr(streams, 'CHUNK', 1)
+  path, out, seen = tmp_path / 'a.txt', tmp_path / 'out.jsonl', []
+
+  def run(text, stop):
+    def answer(items):
+      if items[0][0] == stop:
+        raise KeyboardInterrupt
+      seen.append(items[0][0])
+      return [{'result': items[0][0]}]
+
+    path.write_text(text)
+    return streams.answer_file(answer, path, out, ['text'], {})
+
+  for text, stop in (('a\nb\nc\nd\n', 'd'), ('a\nB\nc\nd\n', 'B')):
+    with pytest.raises(KeyboardInterrupt):
+      run(text, stop)
+  assert run('a\nB\nc\nd\n', '') == 4
+  assert seen == ['a', 'b', 'c', 'B', 'd']
+  assert [line['result'] for line in lines(out)] == ['a', 'B', 'c', 'd']
+
+
+@pytest.mark.parametrize(
+  ('name', 'content', 'message'),
+  [
+    ('a.xlsx', b'', r'tables end in .csv, .tsv, .txt'),
+    ('a.csv', b'id,body\n1,x\n', r"a.csv has no column 'text'; it has \['body', 'id'\]"),
+    ('a.txt', b'fine\n\xff\xfe\n', r'a.txt:2: not UTF-8 text'),
+    ('a.parquet', b'none', r'a.parquet is no complete Parquet file'),
+    ('a.csv', b'text\n"open', r'a.csv:2: no CSV \(unexpected end of data'),
   ],
 )
 def test_broken_files_are_named_with_the_row(tmp_path, name, content, message):
@@ -145,16 +217,13 @@ def test_broken_files_are_named_with_the_row(tmp_path, name, content, message):
     list(streams.read_items(tmp_path / name, ['text']))
 
 
-def test_a_blank_line_is_an_empty_text_where_there_is_but_one_column(tmp_path):
-  (tmp_path / 'a.csv').write_text('text\nx\n\ny\n')
-  assert list(streams.read_items(tmp_path / 'a.csv', ['text'])) == [('x',), ('',), ('y',)]
-  (tmp_path / 'b.csv').write_text('text,more\nx,1\n\ny,2\n')
-  assert list(streams.read_items(tmp_path / 'b.csv', ['text'])) == [('x',), ('y',)]
-
-
-def test_a_txt_file_has_one_column(tmp_path):
-  with pytest.raises(ValueError, match=r'a .txt file has one text a line'):
-    list(streams.read_items(tmp_path / 'a.txt', ['a', 'b']))
+def test_files_without_a_header_and_other_delimiters_are_answered(folder, tmp_path):
+  (tmp_path / 'a.txt').write_text('1;the name\n2;of a class\n', encoding='utf-16')
+  (tmp_path / 'b.txt').write_text('the name\nof a class\n')
+  flags = ['--columns=1', '--delimiter=semicolon', '--encoding=utf-16']
+  assert predict(folder, tmp_path / 'a.txt', tmp_path / 'a.jsonl', *flags) == 0
+  assert predict(folder, tmp_path / 'b.txt', tmp_path / 'b.jsonl') == 0
+  assert (tmp_path / 'a.jsonl').read_bytes() == (tmp_path / 'b.jsonl').read_bytes()
 
 
 @pytest.mark.parametrize(

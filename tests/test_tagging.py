@@ -155,11 +155,10 @@ def test_other_files_find_their_types_and_columns(tmp_path):
 @pytest.mark.parametrize(
   'text, message',
   [
-    ('a O\nb\n', r'f.txt:2: 1 columns, needed are 2'),
-    ('a X O\nb O\n', r'f.txt:2: 2 columns, needed are 3'),
+    ('a O\nb\n', r'f.txt:2: 1 columns, the first line of words has 2'),
+    ('a X O\nb O\n', r'f.txt:2: 2 columns, the first line of words has 3'),
     ('a\n', r'f.txt:1: a word without a tag'),
     ('a O\nb PER\n', r"f.txt:2: 'PER' is no tag; tags are O, B-X"),
-    ('a\tO\n\tO\n', r'f.txt:2: the word is empty'),
     (
       'a O\n\nb B-PER\nc B-X\n',
       r"f.txt:3: the sentence has the unknown type 'X'; the types",
@@ -172,6 +171,79 @@ def test_bad_tags_are_named_by_file_and_line(tmp_path, text, message):
   (tmp_path / 'f.txt').write_text(text)
   with pytest.raises(ValueError, match=message):
     TASKS['conll'](str(tmp_path), files={'train': 'f.txt'}, types=['PER']).read('train')
+
+
+def read(folder, text, split='dev', **options):
+  """[(words, tags, document)] of a file's sentences."""
+  (folder / 'f').write_text(text)
+  options = {'types': ('PER', 'LOC', 'GPE')} | options
+  task = TASKS['conll'](files={split: str(folder / 'f')}, **options)
+  return [(item.texts, item.label, item.document) for item in task.read(split)]
+
+
+def test_comment_lines_are_skipped_and_words_with_a_hash_are_kept(tmp_path, caplog):
+  caplog.set_level('INFO')
+  text = '#\tsource of 01.01.2005\n1\tAda\tB-PER\tO\n2\t#ada\tO\tO\n# text\n3\t#\tO\tO\n'
+  assert read(tmp_path, text, word=1, tag=2) == [(('Ada', '#ada', '#'), ('B-PER', 'O', 'O'), 0)]
+  assert '2 comment lines, the first in line 1' in caplog.text
+  text = '# sent_id = 1\n#ada O\n# O\n#lyon B-LOC\n'
+  assert read(tmp_path, text) == [(('#ada', '#', '#lyon'), ('O', 'O', 'B-LOC'), 0)]
+  assert read(tmp_path, '# text = a b\n#a\nb\n', 'test') == [(('#a', 'b'), None, 0)]
+
+
+def test_marks_of_documents_are_no_words(tmp_path):
+  text = ('#begin document (x)\nx 0 0 In IN - O\nx 0 1 Lyon NNP - B-GPE\n#end document\n'
+          '#begin document (y)\ny 0 0 Ada NNP - B-PER\n\n#end document\n')  # fmt: skip
+  assert read(tmp_path, text, word=3) == [
+    (('In', 'Lyon'), ('O', 'B-GPE'), 1), (('Ada',), ('B-PER',), 2)
+  ]  # fmt: skip
+
+
+def test_an_empty_word_between_tabs_is_a_word(tmp_path):
+  text = 'Ada\tB-PER\nsmiles\tO\n\tO\n\nBye\tO\n'
+  items = read(tmp_path, text)
+  assert items == [(('Ada', 'smiles', ''), ('B-PER', 'O', 'O'), 0), (('Bye',), ('O',), 0)]
+  task = TASKS['conll'](files={'dev': str(tmp_path / 'f')}, types=['PER'])
+  found = task.read('dev')
+  encoded = task.encode(found, TOKENIZER, 8)
+  assert encoded.columns['input_ids'][0, 3] == TOKENIZER.unk_id
+  [path] = task.write(tmp_path, 'dev', found, [item.label for item in found])
+  assert [item.texts for _, item in tagging.read_conll(path)] == [item.texts for item in found]
+
+
+@pytest.mark.parametrize(
+  'scheme', ['B-A L-A U-A U-B O U-A', 'B-A E-A S-A S-B O S-A', 'B-A I-A U-A U-B O B-A']
+)
+def test_the_tags_of_bilou_and_bmes_are_spans(tmp_path, scheme):
+  text = ''.join(f'w {tag}\n' for tag in scheme.split())
+  [(_, tags, _)] = read(tmp_path, text, types=('A', 'B'))
+  assert ' '.join(tags) == 'B-A I-A B-A B-B O B-A'
+  assert read(tmp_path, 'a B-PER\nb M-PER\nc M-PER\nd E-PER\ne S-PER\n')[0][1] == (
+    'B-PER', 'I-PER', 'I-PER', 'I-PER', 'B-PER'
+  )  # fmt: skip
+  assert metrics.entities(['U-PER', 'U-PER', 'B-PER', 'M-PER', 'L-PER', 'I-PER']) == [
+    ('PER', 0, 1), ('PER', 1, 2), ('PER', 2, 5), ('PER', 5, 6)
+  ]  # fmt: skip
+
+
+def test_a_test_split_may_have_placeholders_and_other_types(tmp_path):
+  text = 'a _\nb _\n\nc B-FAC\n'
+  assert read(tmp_path, text, 'test') == [(('a', 'b'), None, 0), (('c',), ('B-FAC',), 0)]
+  with pytest.raises(ValueError, match=r"f:1: '_' is no tag"):
+    read(tmp_path, text)
+
+
+def test_columns_that_are_not_there_are_named(tmp_path):
+  with pytest.raises(ValueError, match=r'f:1: 2 columns, so there is no tag=5 \(from 0\)'):
+    read(tmp_path, 'a O\n', tag=5)
+  with pytest.raises(ValueError, match=r'f:1: 2 columns, so there is no word=2 \(from 0\)'):
+    read(tmp_path, 'a O\n', word=2)
+
+
+def test_other_encodings_are_read(tmp_path):
+  (tmp_path / 'f').write_bytes('里昂 B-LOC\n。 O\n'.encode('gb18030'))
+  task = TASKS['conll'](files={'dev': str(tmp_path / 'f')}, types=['LOC'], encoding='gb18030')
+  assert task.read('dev')[0].texts == ('里昂', '。')
 
 
 def test_types_need_a_training_split_or_names():

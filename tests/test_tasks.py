@@ -9,7 +9,7 @@ from bertjax import TASKS, Tokenizer
 from bertjax.data import store
 from bertjax.data.tokenizer import SPECIAL_TOKENS
 from bertjax.model.heads import BATCH_KEYS
-from bertjax.tasks import files, task
+from bertjax.tasks import rows, task
 
 WORDS = ['a', 'b', 'c', 'd', 'e', 'f', '##x', 'good', 'bad', 'film', '.']
 
@@ -133,6 +133,17 @@ def test_a_test_split_may_lack_labels_and_is_then_not_scored(tmp_path, tokenizer
     ('text,label\na,x\n" ",y\n', r"t.csv:3: column 'text' holds no text", {}),
     ('text,label\na,x\nb,\n', r't.csv:3: the label is missing', {}),
     (
+      '{"text": 3, "label": "x"}\n',
+      r"t.jsonl:1: column 'text' holds no text but 3",
+      {'name': 't.jsonl', 'labels': 'xy'},
+    ),
+    (
+      '{"label": "x"}\n',
+      r"t.jsonl:1: no column 'text'; it has \['label'\]",
+      {'name': 't.jsonl', 'labels': 'xy'},
+    ),
+    ('text,label\na,x\n', r"on_bad_row must be 'stop' or 'skip', got 'no'", {'on_bad_row': 'no'}),
+    (
       '{"text": "a", "label": null}\n',
       r't.jsonl:1: the label is missing',
       {'name': 't.jsonl', 'labels': 'xy'},
@@ -158,6 +169,87 @@ def test_bad_tables_are_named_by_file_and_line(tmp_path, train, message, options
     make(tmp_path, train, **{'name': 't.csv'} | options).read('train')
 
 
+def labels_of(items, table):
+  return [table.labels[item.label] for item in items]
+
+
+def test_bad_rows_are_skipped_and_counted_where_an_option_says_so(tmp_path, caplog):
+  lines = ['{"text": "a", "label": "x"}', '{"text": null, "label": "x"}', '{"text": "b"}',
+           '{"text": 3, "label": "y"}', 'no', '{"text": "c", "label": null}',
+           '{"text": " ", "label": "x"}', '{"text": "d", "label": "y"}']  # fmt: skip
+  table = make(tmp_path, '\n'.join(lines), name='t.jsonl', on_bad_row='skip')
+  items = table.read('train')
+  assert [(item.id, item.texts) for item in items] == [('0', ('a',)), ('7', ('d',))]
+  assert 'train: 6 of 8 rows skipped: ' in caplog.text
+  assert "t.jsonl:2: column 'text' holds no text but null; " in caplog.text
+  table = make(tmp_path, 'text,label\na,x\nb\nc,y\n', 'text,label\n,x\nb,z\n', on_bad_row='skip')
+  assert labels_of(table.read('train'), table) == ['x', 'y']
+  with pytest.raises(ValueError, match=r"dev-train.csv:3: unknown label 'z'"):  # a blank is kept
+    table.read('dev')
+
+
+@pytest.mark.parametrize('name, kind', [('t.csv', 'class'), ('t.jsonl', 'class'),
+                                        ('t.jsonl', 'multilabel')])  # fmt: skip
+def test_blanks_around_labels_do_not_count(tmp_path, name, kind):
+  labels = [' ham', 'ham', 'spam', 'ham ']
+  if name == 't.csv':
+    text = 'text,label\n' + ''.join(f'a,{x}\n' for x in labels)
+  else:
+    values = [[x] for x in labels] if kind == 'multilabel' else labels
+    text = '\n'.join(json.dumps({'text': 'a', 'label': x}) for x in values)
+  table = make(tmp_path, text, name=name, kind=kind)
+  assert table.labels == ('ham', 'spam')
+  items = table.read('train')
+  assert rows.describe_labels(table, items) == 'ham 3  spam 1'
+  given = make(tmp_path, text, name=name, kind=kind, labels=(' spam', 'ham '))
+  assert rows.describe_labels(given, given.read('train')) == 'ham 3  spam 1'
+
+
+def test_suspicious_names_of_labels_are_warned_about(tmp_path, caplog):
+  labels = ['NaN', 'None', 'null', 'N/A', 'Bad', 'bad', 'good']
+  make(tmp_path, 'text,label\n' + ''.join(f'a,{x}\n' for x in labels))
+  for name in labels[:4]:
+    assert f'{name!r} is taken for a label; is it a missing value?' in caplog.text
+  assert "'Bad' and 'bad' differ by case only and are two labels" in caplog.text
+  assert len(caplog.records) == 5
+
+
+@pytest.mark.parametrize('placeholder', ['-1', '?', 'unknown', ''])
+def test_a_test_split_with_placeholders_is_predicted(tmp_path, placeholder, caplog):
+  write(tmp_path, 'test.csv', f'text,label\na,{placeholder}\nb,{placeholder}\n')
+  options = {'text': 'text', 'labels': ('0', '1')}
+  table = TASKS['table'](str(tmp_path), files={'test': 'test.csv', 'dev': 'test.csv'}, **options)
+  assert [item.label for item in table.read('test')] == [None, None]
+  assert f'2 of 2 examples have no label of the task (the first has {placeholder!r})' in caplog.text
+  with pytest.raises(ValueError, match=r'test.csv:2: (unknown label|the label is missing)'):
+    table.read('dev')
+  numbers = TASKS['table'](str(tmp_path), files={'test': 'test.csv'}, text='text',
+                           kind='regression')  # fmt: skip
+  assert [item.label for item in numbers.read('test')] == [None, None]
+
+
+def test_labels_of_every_kind_are_counted(tmp_path):
+  words = task.Example('0', ('a', 'b'), ('B-PER', 'O'))
+  tagging = TASKS['conll'](files={'dev': ''}, types=['PER'])
+  assert rows.describe_labels(tagging, [words, words._replace(label=None)]) == (
+    'PER spans 1  (none) 1'
+  )
+  answers = [task.Example('0', ('q', 'c'), label) for label in ((('c', 0),), (), ())]
+  assert rows.describe_labels(TASKS['squad2'](), answers) == 'no answer 2  answer 1'
+  numbers = [task.Example('0', ('a', 'b'), label) for label in (1.0, 4.0)]
+  assert rows.describe_labels(TASKS['stsb'](), numbers) == 'from 1 to 4, mean 2.5'
+
+
+def test_files_without_a_header_have_columns_by_number(tmp_path):
+  text = 'ham\tsee you at noon\nspam\twin money now\nham\tok\n'
+  for name, delimiter in (('t.tsv', ''), ('t.txt', 'tab')):
+    table = make(tmp_path, text, name=name, delimiter=delimiter, **{'text': '1', 'label': '0'})
+    items = table.read('train')
+    assert items[0].texts == ('see you at noon',) and labels_of(items, table) == [
+      'ham', 'spam', 'ham'
+    ]  # fmt: skip
+
+
 def test_half_characters_are_replaced_as_they_are_read(tmp_path):
   table = make(tmp_path, '{"text": "a \\ud83d", "label": 1.0}\n', name='t.jsonl', kind='regression')
   assert table.read('train')[0].texts == ('a \ufffd',)
@@ -169,24 +261,6 @@ def test_a_label_that_training_lacks_is_found_in_dev(tmp_path):
     table.read('dev')
   with pytest.raises(ValueError, match=r"there is no split 'test'; there are \('train', 'dev'\)"):
     table.read('test')
-
-
-@pytest.mark.parametrize(
-  'name, data, message',
-  [
-    ('none.tsv', None, 'none.tsv cannot be read: No such file'),
-    ('t.txt', b'a', "t.txt: data files end in .tsv, .csv or .jsonl, got '.txt'"),
-    ('t.tsv', b'a\tb\n\xff\tc\n', 't.tsv:2: not UTF-8'),
-    ('t.jsonl', b'{"a": 1}\n{"a"', 't.jsonl:2: no JSON'),
-    ('t.jsonl', b'{"a": 1}\n[1]', r't.jsonl:2: a line must hold a JSON object'),
-    ('t.jsonl', b'{"a": 1}\n{"b": 1}', r"t.jsonl:2 has no column 'a'; it has \['b'\]"),
-  ],
-)
-def test_unreadable_files_are_named(tmp_path, name, data, message):
-  if data is not None:
-    (tmp_path / name).write_bytes(data)
-  with pytest.raises(ValueError, match=message):
-    list(files.read_table(tmp_path / name, ['a']))
 
 
 def test_a_row_too_short_for_its_special_tokens_is_refused(tokenizer):

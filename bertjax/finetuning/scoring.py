@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from bertjax.finetuning.setup import check_labels
 from bertjax.interop import directory
 from bertjax.model import crf, heads, losses
-from bertjax.tasks import batches, rows
+from bertjax.tasks import batches, report, rows
 from bertjax.training import loop, trials
 from bertjax.training import mesh as mesh_lib
 
@@ -112,11 +112,12 @@ def evaluate(config, model: str, split: str = '', out: str = '') -> dict[str, fl
   params = mesh_lib.replicate({name: params[name] for name in names}, mesh)
   predict = make_predict(config, bert, task, mesh)
   threshold = None if split == config.data.dev else tuned_threshold(model)
-  if examples[0].label is None and out:
+  if out and any(example.label is None for example in examples):
     logits, _ = predict(params, encoded)
     predictions, scores = task.decode(examples, encoded, logits[0], threshold or 0.0), {}
   else:
     predictions, scores, _ = score(task, examples, encoded, predict, params, threshold)
+  report.remarks(task, split, examples, predictions, scores)
   if out and jax.process_index() == 0:
     paths = task.write(out, split, examples, predictions)
     _log.info('predictions written to %s', ', '.join(map(str, paths)))

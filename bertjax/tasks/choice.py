@@ -18,28 +18,33 @@ def choice(
   source: str = '', *, files: Mapping[str, str], prompt: str | int,
   endings: Sequence[str | int],
   label: str | int = 'label', start: str | int = '', unlabelled: Sequence[str] = ('test',),
-  name: str = 'choice',
+  name: str = 'choice', delimiter: str = '', encoding: str = 'utf-8', on_bad_row: str = 'stop',
 ) -> Task:  # fmt: skip
   """Questions with a fixed number of endings, of which one is right.
 
   Args:
     source: folder of the files.
-    files: split -> .csv, .tsv or .jsonl.
-    prompt: column of the beginning; a number in files without header.
+    files: split -> a table that `data.tables.read_table` reads.
+    prompt: column of the beginning; a number, from 0, in files without a header.
     endings: columns of the endings.
     label: column of the right ending, counted from 0.
     start: column of how every ending starts, put before it (SWAG's sent2).
     unlabelled: splits that may lack the label.
     name: of the task.
+    delimiter: between columns, see `texts.table`.
+    encoding: of the files.
+    on_bad_row: 'stop' or 'skip', see `texts.table`.
   """
+  reading = texts.Reading(delimiter, encoding, on_bad_row).check()
   columns = (prompt, *([] if start == '' else [start]), *endings)
   layouts = {s: Layout(f, columns, label, s in unlabelled) for s, f in files.items()}
   numbers = tuple(str(i) for i in range(len(endings)))
 
   def read(split):
     found = texts.read_texts(
-      split, source=source, layouts=layouts, kind='class', labels=numbers, every_class=False
-    )
+      split, source=source, layouts=layouts, kind='class', labels=numbers, every_class=False,
+      reading=reading,
+    )  # fmt: skip
     return [_pairs(item, len(endings)) for item in found]
 
   return Task(

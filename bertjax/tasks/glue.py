@@ -66,7 +66,7 @@ def glue(name: str, source: str = '', *, files: Mapping[str, str] | None = None)
   kind = 'class' if spec.labels else 'regression'
   read = functools.partial(
     texts.read_texts, source=source, layouts=layouts, kind=kind, labels=spec.labels,
-    skip_broken=name == 'qqp',  # its train.tsv has such rows
+    reading=texts.Reading(on_bad_row='skip' if name == 'qqp' else 'stop'),  # its train.tsv has some
   )  # fmt: skip
   write = functools.partial(_write, spec)
   task = texts.text_task(name, kind, spec.metrics, spec.labels, read, layouts, write)

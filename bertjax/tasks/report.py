@@ -2,6 +2,7 @@
 
 import html
 import io
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,6 +10,8 @@ import scipy.special
 
 from bertjax.tasks import metrics
 from bertjax.tasks.task import Example, Task
+
+_log = logging.getLogger(__name__)
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 62rem; padding: 0 1rem;
@@ -23,7 +26,7 @@ _MISTAKES = 20
 
 def page(
   task: Task, items: Sequence[Example], predictions, logits: np.ndarray, scores: dict[str, float],
-  rows: list[dict], facts: dict, trials: dict,
+  rows: list[dict], facts: dict, trials: dict, notes: Sequence[str] = (),
 ) -> str:  # fmt: skip
   """A self-contained HTML page.
 
@@ -36,9 +39,11 @@ def page(
     rows: logged lines, {'kind': 'train' or 'eval', 'step': ..., metric: value}.
     facts: what else to tell of the run.
     trials: the content of trials.json, {} for one run.
+    notes: sentences for the top of the page, see `remarks`.
   """
   parts = [
     f'<h1>{html.escape(task.name)}: {task.metric} {scores[task.metric]:.4f}</h1>',
+    *(f'<p><strong>{html.escape(note)}.</strong></p>' for note in notes),
     _table((name, _text(value)) for name, value in facts.items()),
     '<h2>Scores</h2>', _table((name, f'{value:.4f}') for name, value in scores.items()),
     '<h2>Curves</h2>', _curves(task, rows),
@@ -54,6 +59,51 @@ def page(
     f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
     f'<style>{_STYLE}</style><body>{"".join(parts)}</body></html>\n'
   )
+
+
+def majority_score(task: Task, items: Sequence[Example]) -> tuple[str, float]:
+  """The most frequent class of examples, and the main metric of always predicting it."""
+  number = int(np.bincount([item.label for item in items]).argmax())
+  name = task.labels[number] if task.labels else str(number)
+  return name, task.score(items, np.full(len(items), number))[task.metric]
+
+
+def remarks(task: Task, split: str, items: Sequence[Example], predictions, scores) -> list[str]:
+  """What a low score may hide: all predictions alike, none at all, or no better than one class.
+
+  Args:
+    task: the task.
+    split: name of the examples' split.
+    items: examples, with labels if there are `scores`.
+    predictions: one for each.
+    scores: as from `task.score`; {} if the examples have no labels.
+  """
+  count, found = len(items), []
+  if task.kind == 'tags':
+    if not any(metrics.entities(tags) for tags in predictions):
+      found.append(f'{split}: no entity is predicted in {count:,} sentences')
+  elif task.kind == 'multilabel':
+    if not np.any(predictions):
+      found.append(f'{split}: no label is predicted for any of {count:,} examples')
+  else:
+    values = [p.text if task.kind == 'span' else p for p in predictions]
+    if count > 1 and len(set(values)) == 1:
+      value = values[0]
+      if task.kind in ('class', 'choice'):
+        value = task.labels[value] if task.labels else value
+      found.append(f'{split}: all {count:,} predictions are {str(value)!r}')
+  if scores and task.kind == 'class' and len({item.label for item in items}) > 1:
+    name, floor = majority_score(task, items)
+    if scores[task.metric] <= floor:
+      found.append(
+        f'{split}: {task.metric} {scores[task.metric]:.4f} is not above {floor:.4f}, that of '
+        f'always predicting {name!r}, the most frequent class'
+      )
+  elif scores and found:
+    found[0] += f' ({task.metric} {scores[task.metric]:.4f})'
+  for sentence in found:
+    _log.warning('%s; the model may not have learnt the task.', sentence)
+  return found
 
 
 def _text(value) -> str:

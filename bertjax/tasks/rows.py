@@ -1,12 +1,13 @@
 """From a config's task and data to encoded rows, made at the start of a run or prepared before."""
 
+import collections
 import inspect
 import logging
 
 import numpy as np
 
 from bertjax.data import store
-from bertjax.tasks import TASKS, squad
+from bertjax.tasks import TASKS, metrics, squad
 from bertjax.tasks.task import Encoded, Task, columns, golds
 
 _log = logging.getLogger(__name__)
@@ -77,12 +78,32 @@ def sample(examples: list, most: int, seed: int) -> list:
 
 
 def encode(task: Task, examples, tokenizer, length: int, split: str) -> Encoded:
-  """Encodes examples and tells what was cut."""
+  """Encodes examples; logs their labels and what was cut."""
+  _log.info('%s: labels  %s', split, describe_labels(task, examples))
   encoded = task.encode(examples, tokenizer, length)
   told = '  '.join(f'{name} {count:,}' for name, count in encoded.counts.items())
   _log.info('%s: examples %s  rows %s  %s', split, f'{len(examples):,}',
             f'{len(encoded.columns["input_ids"]):,}', told)  # fmt: skip
   return encoded
+
+
+def describe_labels(task: Task, examples) -> str:
+  """The labels of examples with their counts, the most frequent first; numbers by their range."""
+  labels = [e.label for e in examples if e.label is not None]
+  counts = {'(none)': len(examples) - len(labels)} if len(labels) < len(examples) else {}
+  if task.kind == 'regression' and labels:
+    return '  '.join([f'from {min(labels):g} to {max(labels):g}, mean {np.mean(labels):g}',
+                      *(f'{name} {count:,}' for name, count in counts.items())])  # fmt: skip
+  if task.kind == 'span':
+    names = ['answer' if label else 'no answer' for label in labels]
+  elif task.kind == 'tags':
+    names = [f'{name} spans' for label in labels for name, _, _ in metrics.entities(label)]
+  else:
+    numbers = [n for label in labels for n in (label if task.kind == 'multilabel' else [label])]
+    names = [task.labels[n] if task.labels else str(n) for n in numbers]
+  found = collections.Counter(names).most_common()
+  shown = [f'{name} {count:,}' for name, count in [*found[:30], *counts.items()]]
+  return '  '.join([*shown, *([f'and {len(found) - 30} more'] if len(found) > 30 else [])])
 
 
 def training_columns(config, task: Task, tokenizer) -> dict[str, np.ndarray]:

@@ -16,8 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 
-from bertjax.data import store
-from bertjax.tasks import files as files_lib
+from bertjax.data import store, tables
 from bertjax.tasks import metrics
 from bertjax.tasks.task import Encoded, Example, Task, golds, known_split, lay_out
 
@@ -95,7 +94,7 @@ def squad(
 
 def _from_json(path) -> Iterator[tuple[str, dict]]:
   """Yields (where, question) of an official file, with the context put in."""
-  content = files_lib.read_json(path)
+  content = tables.read_json(path)
   try:
     for article in content['data']:
       for paragraph in article['paragraphs']:
@@ -108,7 +107,7 @@ def _from_json(path) -> Iterator[tuple[str, dict]]:
 
 
 def _from_tfds(name: str, split: str) -> Iterator[tuple[str, dict]]:
-  for where, row in files_lib.read_tfds(name, split, ('id', 'question', 'context', 'answers')):
+  for where, row, _ in tables.read_tfds(name, split, ('id', 'question', 'context', 'answers')):
     answers = row['answers']
     pairs = zip(answers['text'], answers['answer_start'], strict=True)
     yield where, row | {'answers': [{'text': t, 'answer_start': start} for t, start in pairs]}

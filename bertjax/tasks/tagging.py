@@ -1,11 +1,12 @@
 """Tags of words: CoNLL-2003 and every file in its format (Devlin et al. 2018, section 5.3).
 
 Each word is tokenised by itself; the tag stands at its first piece, all else is left out of the
-loss. IOB1, IOB2 and IOBES are read alike and become BIO.
+loss. IOB1, IOB2, IOBES, BILOU and BMES are read alike and become BIO.
 """
 
 import functools
 import itertools
+import logging
 import pathlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,27 +14,31 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from etils import epath
 
-from bertjax.data import store
-from bertjax.tasks import files as files_lib
+from bertjax.data import store, tables
 from bertjax.tasks import metrics
 from bertjax.tasks.task import Encoded, Example, Task, golds, known_split, lay_out, text_room
+
+_log = logging.getLogger(__name__)
 
 _CONLL2003 = {'train': 'eng.train', 'dev': 'eng.testa', 'test': 'eng.testb'}
 
 
 def conll(
   source: str = '', *, files: Mapping[str, str], types: Sequence[str] = (), word: int = 0,
-  tag: int = -1, context: bool = False, name: str = 'conll',
+  tag: int = -1, context: bool = False, encoding: str = 'utf-8', name: str = 'conll',
 ) -> Task:  # fmt: skip
   """Tagging from files of a word a line, columns by blanks or tabs, blank lines between sentences.
 
   Args:
     source: folder of the files; or 'tfds:NAME', with 'tokens' and 'ner'.
-    files: split -> file; 'test' may have words only. Lines '-DOCSTART-' part documents.
+    files: split -> file; 'test' may have words only, or what is no tag. Lines '-DOCSTART-' and
+      '#begin document' part documents; other lines that begin with '#' and are not of the file's
+      columns are comments.
     types: of the spans, 'PER', 'LOC', ...; default: those of the training split, sorted.
     word: column of the word.
     tag: column of the tag; -1 is the last.
     context: fill each row with what stands around the sentence in its document.
+    encoding: of the files.
     name: of the task.
 
   Raises:
@@ -44,7 +49,8 @@ def conll(
     file = known_split(split, files)
     if source.startswith('tfds:'):
       return _from_tfds(source.removeprefix('tfds:'), file)
-    return read_conll(epath.Path(source) / file, word, tag, labelled=split != 'test')
+    path = epath.Path(source) / file
+    return read_conll(path, word, tag, labelled=split != 'test', encoding=encoding)
 
   if not types:
     if 'train' not in files:
@@ -58,7 +64,7 @@ def conll(
       raise ValueError(f'{files[split]} holds no sentences.')
     for where, item in found:
       unknown = next((t for t in _types(item.label) if t not in types), None)
-      if unknown is not None:
+      if unknown is not None and split != 'test':  # of test all that is not predicted is a miss
         raise ValueError(
           f'{where}: the sentence has the unknown type {unknown!r}; the types are {list(types)}.'
         )
@@ -93,7 +99,7 @@ def _types(tags: Sequence[str] | None) -> list[str]:
 
 
 def to_bio(tags: Sequence[str]) -> tuple[str, ...]:
-  """Tags in IOB1, IOB2 or IOBES as BIO (IOB2)."""
+  """Tags in IOB1, IOB2, IOBES, BILOU or BMES as BIO (IOB2)."""
   result = ['O'] * len(tags)
   for name, first, last in metrics.entities(tags):
     result[first:last] = [f'B-{name}'] + [f'I-{name}'] * (last - first - 1)
@@ -101,52 +107,82 @@ def to_bio(tags: Sequence[str]) -> tuple[str, ...]:
 
 
 def read_conll(
-  path, word: int = 0, tag: int = -1, *, labelled: bool = True
+  path, word: int = 0, tag: int = -1, *, labelled: bool = True, encoding: str = 'utf-8'
 ) -> Iterator[tuple[str, Example]]:
   """Yields the sentences of a file, each with the place where it starts.
 
   Args:
     path: the file.
-    word: column of the word.
+    word: column of the word; it may be empty where columns are divided by tabs.
     tag: column of the tag.
-    labelled: whether there must be tags; if not, lines may have one column.
+    labelled: whether there must be tags; if not, lines may have one column, and a sentence with
+      what is no tag has no label.
+    encoding: of the file.
 
   Raises:
     ValueError: if a line has another number of columns than the first, or a tag is none.
   """
-  document, lines, width = 0, [], 0
-  for number, line in enumerate([*files_lib.read_text(path).split('\n'), ''], 1):
-    fields = line.strip('\r').split('\t') if '\t' in line else re.split(' +', line.strip('\r '))
-    docstart = fields[0] == '-DOCSTART-'
-    if not docstart and any(fields):
-      width = width or len(fields)
-      if len(fields) != width or not -width <= tag < width or not -width <= word < width:
-        raise ValueError(f'{path}:{number}: {len(fields)} columns, needed are {width} with '
-                         f'the word in {word} and the tag in {tag}.')  # fmt: skip
-      if width == 1 and labelled:
-        raise ValueError(f'{path}:{number}: a word without a tag.')
-      lines.append((number, fields[word], fields[tag] if width > 1 else None))
-    elif lines:
-      yield _sentence(path, lines, document)
-      lines = []
-    document += docstart
+  lines = [
+    (n, line.split('\t') if '\t' in line else re.split(' +', line.strip(' ')))
+    for n, line in enumerate(
+      [*(x.rstrip('\r\n') for x in tables.read_lines(path, encoding)), ''], 1
+    )
+  ]
+  shaped = [f for _, f in lines if any(f) and f[0] != '-DOCSTART-']
+  words = min(shaped, key=lambda f: (f[0].startswith('#'), f[0] == '#'), default=[])  # the first
+  width = len(words)  # lines that begin with '#' may be comments
+  document, rows, comments = 0, [], []
+  for number, fields in lines:
+    border = fields[:1] == ['-DOCSTART-'] or fields[:2] in (['#begin', 'document'],
+                                                            ['#end', 'document'])  # fmt: skip
+    if border or not any(fields):
+      if rows:
+        yield _sentence(path, rows, document, labelled)
+      rows, document = [], document + (border and fields[0] != '#end')
+    elif fields[0].startswith('#') and not _is_row(fields, width, tag):
+      comments.append(number)
+    else:
+      _check_columns(f'{path}:{number}', fields, width, word, tag, labelled)
+      rows.append((number, fields[word], fields[tag].strip() if width > 1 else None))
+  if comments:
+    _log.info('%s: %d comment lines, the first in line %d', path, len(comments), comments[0])
 
 
-def _sentence(path, lines, document: int) -> tuple[str, Example]:
-  numbers, words, tags = zip(*lines, strict=True)
-  for number, word, tag in lines:
-    if not word:
-      raise ValueError(f'{path}:{number}: the word is empty.')
-    if tag is not None and not re.fullmatch('O|[BIES]-.+', tag):
-      raise ValueError(f'{path}:{number}: {tag!r} is no tag; tags are O, B-X, I-X, E-X or S-X.')
-  label = None if tags[0] is None else to_bio(tags)
+_TAG = re.compile('O|[BIESLUM]-.+')
+
+
+def _is_row(fields: list[str], width: int, tag: int) -> bool:
+  """Whether a line that begins with '#' has the columns of the others, and a tag among them."""
+  fits = len(fields) == width and -width <= tag < width
+  return fits and (width == 1 or bool(_TAG.fullmatch(fields[tag].strip())))
+
+
+def _check_columns(where, fields, width: int, word: int, tag: int, labelled: bool) -> None:
+  if len(fields) != width:
+    raise ValueError(f'{where}: {len(fields)} columns, the first line of words has {width}.')
+  for name, column in (('word', word), ('tag', tag)):
+    if not -width <= column < width:
+      raise ValueError(f'{where}: {width} columns, so there is no {name}={column} (from 0).')
+  if width == 1 and labelled:
+    raise ValueError(f'{where}: a word without a tag.')
+
+
+def _sentence(path, rows, document: int, labelled: bool) -> tuple[str, Example]:
+  numbers, words, tags = zip(*rows, strict=True)
+  wrong = [(n, tag) for n, _, tag in rows if tag is None or not _TAG.fullmatch(tag)]
+  if wrong and labelled:
+    raise ValueError(
+      f'{path}:{wrong[0][0]}: {wrong[0][1]!r} is no tag; tags are O, B-X, I-X, E-X and S-X (or '
+      'L-X, U-X and M-X).'
+    )
+  label = None if wrong else to_bio(tags)
   return f'{path}:{numbers[0]}', Example(str(numbers[0]), words, label, document)
 
 
 def _from_tfds(name: str, split: str) -> Iterator[tuple[str, Example]]:
   """Sentences of a TFDS set, each its own document: TFDS does not keep the documents."""
-  rows = files_lib.read_tfds(name, split, ('tokens', 'ner'), label='ner')
-  for number, (where, row) in enumerate(rows):
+  rows = tables.read_tfds(name, split, ('tokens', 'ner'), label='ner')
+  for number, (where, row, _) in enumerate(rows):
     if len(row['tokens']) != len(row['ner']):
       raise ValueError(f'{where}: {len(row["tokens"])} words and {len(row["ner"])} tags.')
     yield where, Example(str(number), tuple(row['tokens']), to_bio(row['ner']), number)
@@ -227,7 +263,8 @@ def score(items: Sequence[Example], predictions) -> dict[str, float]:
 
 def write(folder, split: str, items: Sequence[Example], predictions) -> list[pathlib.Path]:
   """Writes FOLDER/SPLIT.conll for conlleval: word, gold tag if there is one, predicted tag."""
-  blank = '\t' if any(' ' in word for item in items for word in item.texts) else ' '
+  odd = any(' ' in word or not word for item in items for word in item.texts)
+  blank = '\t' if odd else ' '
   blocks = []
   for item, tags in zip(items, predictions, strict=True):
     columns = (item.texts, *([] if item.label is None else [item.label]), tags)

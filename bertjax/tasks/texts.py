@@ -1,6 +1,6 @@
 """Single texts and pairs: classes, numbers, several labels at once; from tables or plain documents.
 
-GLUE is built on this, and so is your own data: a TSV, CSV or JSONL file with named columns.
+GLUE is built on this, and so is your own data: any table that `data.tables` reads.
 """
 
 import functools
@@ -12,9 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 
-from bertjax.data import sources
+from bertjax.data import sources, tables
 from bertjax.data.order import EXAMPLES, mix
-from bertjax.tasks import files as files_lib
 from bertjax.tasks import metrics
 from bertjax.tasks.task import Encoded, Example, Task, golds, known_split, lay_out, truncate
 from bertjax.tasks.task import write_predictions as write_lines
@@ -25,6 +24,7 @@ _CLASS_METRICS = {
   'accuracy': metrics.accuracy, 'f1': metrics.binary_f1, 'macro_f1': metrics.macro_f1,
   'matthews': metrics.matthews,
 }  # fmt: skip
+_NULLS = ('nan', 'none', 'null', 'nil', 'n/a', 'na', '<na>', '#n/a', '-', '?')
 METRICS = {  # of own data, the main one first
   'class': ('accuracy', 'macro_f1', 'matthews'),
   'regression': ('spearman', 'pearson'),
@@ -42,42 +42,80 @@ class Layout(NamedTuple):
   named: bool = True  # whether classes of TFDS are known by name; otherwise by number
 
 
+class Reading(NamedTuple):
+  """How files are read; see `data.tables.read_table`."""
+
+  delimiter: str = ''
+  encoding: str = 'utf-8'
+  on_bad_row: str = 'stop'  # at rows without the texts or the label; 'skip' leaves them out
+
+  def check(self) -> 'Reading':
+    if self.on_bad_row not in ('stop', 'skip'):
+      raise ValueError(f"on_bad_row must be 'stop' or 'skip', got {self.on_bad_row!r}.")
+    return self
+
+
 def table(
   source: str = '', *, files: Mapping[str, str], text: str, pair: str = '', label: str = 'label',
-  kind: str = 'class', labels: Sequence[str] = (), separator: str = '|',
+  kind: str = 'class', labels: Sequence[str] = (), separator: str = '|', delimiter: str = '',
+  encoding: str = 'utf-8', on_bad_row: str = 'stop',
 ) -> Task:  # fmt: skip
   """Your own texts or pairs, `files={'train': 'a.csv', 'dev': 'b.jsonl'}` by column names.
 
   Args:
     source: folder of the files, or 'tfds:NAME' and the files are its splits.
-    files: split -> .tsv, .csv or .jsonl; 'test' may lack the label.
-    text: column of the text.
+    files: split -> a table that `data.tables.read_table` reads; 'test' may lack the label, or have
+      one that is none of `labels`.
+    text: column of the text; a number, from 0, in a file without a header.
     pair: column of the second text.
     label: column of the label; 'multilabel': a list in JSONL, elsewhere joined by `separator`.
     kind: 'class', 'regression' or 'multilabel'.
     labels: their names; default: those of the training split, sorted.
     separator: between several labels.
+    delimiter: between columns: a character, or tab, comma, semicolon, pipe or space.
+    encoding: of the files.
+    on_bad_row: 'stop' at a row without the text or the label (null, a number, a missing key,
+      another number of fields), or 'skip' and count such rows.
 
   Raises:
     ValueError: for an unknown kind, or labels to be found and no training split.
   """
   if kind not in METRICS:
     raise ValueError(f'kind must be one of {tuple(METRICS)}, got {kind!r}.')
+  reading = Reading(delimiter, encoding, on_bad_row).check()
   texts = (text, pair) if pair else (text,)
   layouts = {name: Layout(file, texts, label, name == 'test') for name, file in files.items()}
+  labels = [name.strip() for name in labels]
   if not labels and kind != 'regression':
     if 'train' not in layouts:
       raise ValueError("labels are found in the 'train' split; name its file, or give `labels`.")
-    rows = read_rows(source, layouts['train'])
-    found = {n for where, row in rows for n in _names(row[label], kind, separator, where)}
-    labels = sorted(found)
-    if kind == 'class' and len(labels) < 2:
-      raise ValueError(f'{files["train"]}: classes must be two or more, found {labels}.')
+    labels = _find_labels(source, layouts['train'], reading, kind, separator)
   read = functools.partial(
     read_texts, source=source, layouts=layouts, kind=kind, labels=tuple(labels),
-    separator=separator,
+    separator=separator, reading=reading,
   )  # fmt: skip
   return text_task('table', kind, METRICS[kind], labels, read, layouts, separator=separator)
+
+
+def _find_labels(source, layout: Layout, reading: Reading, kind: str, separator: str) -> list[str]:
+  """The labels of a split, sorted; warns about names that hardly are classes of their own."""
+  found = set()
+  for row in read_rows(source, layout, reading):
+    names = [None] if row.error else _names(row.values[layout.label], kind, separator)
+    if None not in names:
+      found.update(names)
+    elif reading.on_bad_row == 'stop':
+      raise ValueError(f'{row.where}: {row.error or "the label is missing"}.')
+  if kind == 'class' and len(found) < 2:
+    raise ValueError(f'{layout.file}: classes must be two or more, found {sorted(found)}.')
+  for name in sorted(found):
+    alike = [other for other in found if other < name and other.casefold() == name.casefold()]
+    if name.casefold() in _NULLS:
+      _log.warning('%s: %r is taken for a label; is it a missing value?', layout.file, name)
+    for other in alike:
+      note = '%s: %r and %r differ by case only and are two labels.'
+      _log.warning(note, layout.file, other, name)
+  return sorted(found)
 
 
 def text_task(
@@ -96,24 +134,25 @@ def text_task(
   )  # fmt: skip
 
 
-def read_rows(source: str, layout: Layout, skip_broken: bool = False) -> Iterator[files_lib.Row]:
+def read_rows(source: str, layout: Layout, reading: Reading) -> Iterator[tables.Row]:
   """The rows of a split of a source: a folder, '' or 'tfds:NAME'."""
-  unlabelled = layout.label == '' or layout.optional
-  needed = [*layout.texts, *([] if unlabelled else [layout.label])]
+  needed, optional = list(layout.texts), []
+  if layout.label != '':
+    (optional if layout.optional else needed).append(layout.label)
   if source.startswith('tfds:'):
     named = str(layout.label) if layout.named else ''
-    return files_lib.read_tfds(source.removeprefix('tfds:'), layout.file, needed, label=named)
-  return files_lib.read_table(
-    epath.Path(source) / layout.file, needed, header=isinstance(needed[0], str),
-    skip_broken=skip_broken,
+    return tables.read_tfds(source.removeprefix('tfds:'), layout.file, needed, label=named)
+  return tables.read_table(
+    epath.Path(source) / layout.file, needed, optional=optional, delimiter=reading.delimiter,
+    encoding=reading.encoding,
   )  # fmt: skip
 
 
 def read_texts(
   split: str, *, source: str, layouts: Mapping[str, Layout], kind: str, labels: Sequence[str],
-  separator: str = '|', skip_broken: bool = False, every_class: bool = True,
+  separator: str = '|', reading: Reading | None = None, every_class: bool = True,
 ) -> list[Example]:  # fmt: skip
-  """The examples of a split.
+  """The examples of a split; their ids count its rows.
 
   Args:
     split: its name.
@@ -122,25 +161,35 @@ def read_texts(
     kind: of label.
     labels: their names.
     separator: between several labels.
-    skip_broken: leave rows without text out of 'train' and broken ones out of every split with
-      labels, and tell each. A split without labels keeps all, for its predictions are counted.
+    reading: how the files are read. With `on_bad_row='skip'`, blank texts are skipped in 'train'
+      only, and nothing is skipped in a split without labels, whose predictions are counted.
     every_class: the training split must have examples of every class; others cannot be learnt.
   """
-  layout, found = known_split(split, layouts), []
-  learnt = split == 'train'
-  for where, row in read_rows(source, layout, skip_broken and layout.label != ''):
-    empty = [c for c in layout.texts if not (isinstance(row[c], str) and row[c].strip())]
-    if empty and not skip_broken:
-      raise ValueError(f'{where}: column {empty[0]!r} holds no text.')
-    if empty and learnt:
-      _log.warning('%s: no text, left out.', where)
-      continue
-    label = row.get(layout.label)
-    if layout.label != '' and not (layout.optional and label is None):
-      label = _label(label, where, kind, labels, separator)
-    found.append(Example(str(len(found)), tuple(row[c] for c in layout.texts), label))
+  layout, found, reading = known_split(split, layouts), [], reading or Reading()
+  learnt, skip = split == 'train', reading.on_bad_row == 'skip' and layout.label != ''
+  blank = reading.on_bad_row == 'skip' and not learnt
+  skipped, others, number = [], [], -1
+  for number, row in enumerate(read_rows(source, layout, reading)):
+    error = row.error or tables.text_problem(row.values, layout.texts, blank)
+    label = None
+    if not error and layout.label != '':
+      label, error = _label(row.values.get(layout.label), kind, labels, separator)
+      if error and layout.optional:  # a placeholder: predicted, not scored
+        others.append(row.values.get(layout.label))
+        error = ''
+    if error and not (skip and not error.startswith('unknown')):
+      raise ValueError(f'{row.where}: {error}.')
+    if error:
+      skipped.append(f'{row.where}: {error}')
+    else:
+      found.append(Example(str(number), tuple(row.values[c] for c in layout.texts), label))
+  if skipped:
+    _log.warning('%s: %d of %d rows skipped: %s.', split, len(skipped), number + 1,
+                 '; '.join(skipped[:10] + ['...'] * (len(skipped) > 10)))  # fmt: skip
   if not found:
     raise ValueError(f'{layout.file} holds no examples.')
+  if layout.optional:
+    found = _drop_placeholders(split, found, others, kind)
   if learnt and every_class and kind != 'regression':
     seen = {n for item in found for n in (item.label if kind == 'multilabel' else [item.label])}
     absent = [name for number, name in enumerate(labels) if number not in seen]
@@ -149,32 +198,46 @@ def read_texts(
   return found
 
 
-def _names(value, kind: str, separator: str, where: str) -> list[str]:
-  """The names of labels in a field."""
+def _drop_placeholders(split: str, items: list[Example], others: list, kind: str) -> list[Example]:
+  """The examples of a split that may lack labels; logs what stood in their place."""
+  values = [value for value in others if value is not None]
+  numbers = {item.label for item in items}
+  if kind == 'regression' and len(numbers) == 1 and len(items) > 1 and numbers != {None}:
+    values, items = [*numbers], [item._replace(label=None) for item in items]
+  if values:
+    count = sum(item.label is None for item in items)
+    _log.warning('%s: %d of %d examples have no label of the task (the first has %r); they are '
+                 'predicted and not scored.', split, count, len(items), values[0])  # fmt: skip
+  return items
+
+
+def _names(value, kind: str, separator: str) -> list[str | None]:
+  """The names of labels in a field, None for a missing one; blanks around them do not count."""
   names = value if isinstance(value, list) and kind == 'multilabel' else [value]
   if kind == 'multilabel' and isinstance(value, str):
-    names = [part.strip() for part in value.split(separator) if part.strip()]
-  if any(name is None or name == '' or name != name for name in names):  # NaN is not itself
-    raise ValueError(f'{where}: the label is missing.')
-  return [str(name) for name in names]
+    names = [part for part in value.split(separator) if part.strip()]
+  names = [None if name is None or name != name else str(name).strip() for name in names]  # NaN
+  return [name or None for name in names]
 
 
-def _label(value, where: str, kind: str, labels: Sequence[str], separator: str):
-  """A field as a label, checked."""
+def _label(value, kind: str, labels: Sequence[str], separator: str) -> tuple:
+  """(a field as a label, '') or (None, why it is none)."""
   if kind == 'regression':
     try:
       number = float(value)
     except (TypeError, ValueError):
       number = math.nan
     if not math.isfinite(number):
-      raise ValueError(f'{where}: the label must be a finite number, got {value!r}.')
-    return number
-  names = _names(value, kind, separator, where)
+      return None, f'the label must be a finite number, got {value!r}'
+    return number, ''
+  names = _names(value, kind, separator)
+  if None in names:
+    return None, 'the label is missing'
   unknown = next((name for name in names if name not in labels), None)
   if unknown is not None:
-    raise ValueError(f'{where}: unknown label {unknown!r}; the labels are {list(labels)}.')
+    return None, f'unknown label {unknown!r}; the labels are {list(labels)}'
   numbers = tuple(labels.index(name) for name in names)
-  return numbers if kind == 'multilabel' else numbers[0]
+  return (numbers if kind == 'multilabel' else numbers[0]), ''
 
 
 def encode(items: Sequence[Example], tokenizer, length: int, *, kind: str, classes: int) -> Encoded:

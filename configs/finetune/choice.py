@@ -4,7 +4,8 @@
 
 The paper: 3 epochs, batches of 16 questions, 2e-5. `choice:choice` reads any such table: its
 `--config.data.options=` are prompt, endings (joined by |), label (the right one, counted from 0)
-and start (of every ending), columns by name, or by number in files without a header.
+and start (of every ending), columns by name, or by number in files without a header; and
+delimiter, encoding and on_bad_row as in `table`.
 """
 
 from bertjax import finetune

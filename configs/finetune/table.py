@@ -1,11 +1,14 @@
-"""Your own texts or pairs: a TSV, CSV or JSONL file a split, columns by name.
+"""Your own texts or pairs: a table a split (.csv, .tsv, .jsonl, .parquet, .txt), columns by name.
 
   bertjax finetune --config=table --workdir=DIR --config.init_from=MODEL \\
       --config.data.source=FOLDER --config.data.files=train=a.csv,dev=b.csv \\
       --config.data.options=text=review,label=stars
 
 Options: text, pair (the second text's column), label, kind (class, regression or multilabel),
-labels (their names, joined by |; else found in the training split), separator (of several labels).
+labels (their names, joined by |; else found in the training split), separator (of several labels),
+delimiter (between columns: a character, or tab, comma, semicolon, pipe, space), encoding,
+on_bad_row (stop or skip, where a row has no text or no label). Without a header, columns are
+numbers from 0.
 
 `table:sentence_order` and `table:next_sentence` make pairs of neighbouring sentences out of plain
 text, half of them swapped, or with a second sentence from elsewhere; the files are text then.

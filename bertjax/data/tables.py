@@ -1,0 +1,286 @@
+"""Tables: rows of CSV, TSV, JSON Lines, Parquet and text files, and of TensorFlow Datasets.
+
+Fine-tuning and prediction stream through this one reader. A row that cannot be used keeps its place
+and says why (`Row.error`): fine-tuning refuses or skips it, prediction writes an error line.
+"""
+
+import csv
+import glob
+import itertools
+import json
+import re
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from etils import epath
+
+from bertjax.data import sources
+
+KINDS = ('.csv', '.tsv', '.txt', '.jsonl', '.parquet')
+DELIMITERS = {'tab': '\t', 'comma': ',', 'semicolon': ';', 'pipe': '|', 'space': ' '}
+_COMPRESSED = ('.gz', '.bz2', '.xz', '.zst')
+
+csv.field_size_limit(2**31 - 1)  # contexts may be longer than csv's 128 KiB
+
+
+class Row(NamedTuple):
+  """A row of a table.
+
+  Attributes:
+    where: 'FILE:LINE', for messages about it.
+    values: {column: value} of the columns asked for; {} if there is an error.
+    error: why the row cannot be used, a sentence without its end; '' if it can.
+  """
+
+  where: str
+  values: dict
+  error: str = ''
+
+
+def read_table(
+  path, columns: Sequence, *, optional: Sequence = (), delimiter: str = '',
+  encoding: str = 'utf-8',
+) -> Iterator[Row]:  # fmt: skip
+  """Yields the rows of a file, of a folder of files, or of all that match a glob.
+
+  Args:
+    path: .csv, .tsv (as in GLUE, a quote is a character like any other), .jsonl, .parquet or .txt
+      (a text a line, or with a delimiter); text files may be compressed (.gz, .bz2, .xz, .zst).
+    columns: needed columns; by number, from 0, in a file without a header.
+    optional: columns that are read if they are there.
+    delimiter: between columns; a character, or one of `DELIMITERS`; '' = by the file's ending.
+    encoding: of text files, by Python's name.
+
+  Raises:
+    ValueError: for another ending, a missing or doubled column, or what is not in the file's
+      format, with the file and the line.
+  """
+  delimiter = DELIMITERS.get(delimiter, delimiter)
+  if len(delimiter) > 1:
+    raise ValueError(
+      f'the delimiter must be a character or one of {tuple(DELIMITERS)}, got {delimiter!r}.'
+    )
+  for file in _files(path):
+    kind = _kind(file)
+    if kind == '.parquet':
+      yield from _parquet(file, columns, optional)
+    elif kind == '.jsonl':
+      yield from _jsonl(file, columns, optional, encoding)
+    elif kind == '.txt' and not delimiter:
+      if len(columns) > 1:
+        raise ValueError(
+          f'{file}: a .txt file has one text a line; for {list(columns)} name the delimiter '
+          'between columns (delimiter=tab).'
+        )
+      lines = enumerate(read_lines(file, encoding), 1)
+      yield from (Row(f'{file}:{n}', {columns[0]: line.rstrip('\r\n')}) for n, line in lines)
+    else:
+      yield from _delimited(file, kind, columns, optional, delimiter, encoding)
+
+
+def text_problem(values: dict, columns: Sequence, blank: bool = False) -> str:
+  """Why columns of a row are no texts, as in `Row.error`; '' if they are, or may be `blank`."""
+  for column in columns:
+    value = values[column]
+    if not isinstance(value, str):
+      return f'column {column!r} holds no text but {json.dumps(value, default=str)[:40]}'
+    if not (blank or value.strip()):
+      return f'column {column!r} holds no text'
+  return ''
+
+
+def _files(path) -> list[epath.Path]:
+  path = epath.Path(path)
+  if path.is_file():
+    return [path]
+  if not (path.is_dir() or glob.has_magic(str(path))):
+    raise ValueError(f'{path} cannot be read: there is no such file.')
+  return sources.list_files(str(path))
+
+
+def _kind(path: epath.Path) -> str:
+  """The file's ending in lower case, without that of a compression."""
+  endings = [suffix.lower() for suffix in path.suffixes]
+  kind = next((e for e in reversed(endings) if e not in _COMPRESSED), '')
+  if kind not in KINDS:
+    raise ValueError(f'{path}: tables end in {", ".join(KINDS)}, got {kind!r}.')
+  return kind
+
+
+def read_lines(path, encoding: str) -> Iterator[str]:
+  """The lines of a text file, with their ends and without a byte order mark."""
+  path = epath.Path(path)
+  sources.check_encoding(encoding)
+  try:
+    with sources.open_bytes(path) as stream:
+      head = stream.peek(8192)[:8192]
+    invalid = re.compile('[\udc80-\udcff]' if encoding.lower() in ('utf-8', 'utf8') else '\ufffd')
+    with sources.open_text(path, encoding, head) as stream:
+      for number, line in enumerate(stream, 1):
+        if not line.isascii() and invalid.search(line):
+          raise ValueError(_no_text(path, number, encoding, line))
+        yield line
+  except OSError as error:
+    raise ValueError(f'{path} cannot be read: {error.strerror or error}.') from error
+
+
+def _no_text(path, number: int, encoding: str, line: str) -> str:
+  guess = sources.guess_encoding(line.encode(encoding, 'surrogateescape'))
+  like = f'; it looks like {guess}' if guess else ''
+  return (
+    f'{path}:{number}: not {encoding.upper()} text{like}. Name the encoding of the file '
+    f'(encoding={guess or "NAME"}).'
+  )
+
+
+def _place(names: list[str], columns: Sequence, optional: Sequence, where: str, hint: str) -> dict:
+  """{column: its position} for the columns of a row with these names."""
+  twice = [column for column in (*columns, *optional) if names.count(column) > 1]
+  if twice:
+    raise ValueError(f'{where} has the column {twice[0]!r} twice.')
+  missing = [column for column in columns if column not in names]
+  if missing:
+    raise ValueError(f'{where} has no column {missing[0]!r}; it has {sorted(names)}{hint}.')
+  return {column: names.index(column) for column in (*columns, *optional) if column in names}
+
+
+def _delimited(path, kind, columns, optional, delimiter, encoding) -> Iterator[Row]:
+  delimiter = delimiter or {'.csv': ',', '.tsv': '\t'}[kind]
+  if kind == '.csv' or delimiter != '\t':
+    rows = _csv(path, delimiter, encoding)
+  else:
+    lines = enumerate(read_lines(path, encoding), 1)
+    rows = ((n, line.rstrip('\r\n').split(delimiter) if line.strip('\r\n') else [])
+            for n, line in lines)  # fmt: skip
+  number, first = next(((n, fields) for n, fields in rows if fields), (0, []))
+  if not number:
+    raise ValueError(f'{path} is empty.')
+  names, asked = [name.strip() for name in first], (*columns, *optional)
+  positions = [str(n) for n in range(len(first))]
+  by_number = all(str(column).isdecimal() for column in columns)
+  named = names == positions  # as pandas writes columns without names
+  named |= set(columns) <= set(names) and any(str(c) not in positions for c in columns)
+  if by_number and not named:  # no header
+    rows = itertools.chain([(number, first)], rows)
+    names = positions
+    wanted = {str(column): column for column in asked}
+    hint = ' (counted from 0)'
+  else:
+    wanted = {column: column for column in asked}
+    hint = '; columns of a file without a header are given by number, from 0, and another delimiter'
+    hint += ' by its name (delimiter=semicolon)'
+  places = _place(names, [str(c) for c in columns], [str(c) for c in optional], str(path), hint)
+  for number, fields in rows:
+    if not fields and len(names) > 1:
+      continue
+    fields = fields or ['']  # where there is but one column, a blank line is an empty cell
+    if len(fields) == len(names):
+      values = {wanted[name]: fields[place] for name, place in places.items()}
+      yield Row(f'{path}:{number}', values)
+    else:
+      yield Row(f'{path}:{number}', {}, f'{len(fields)} fields, the first row has {len(names)}')
+
+
+def _csv(path, delimiter: str, encoding: str) -> Iterator[tuple[int, list[str]]]:
+  reader = csv.reader(read_lines(path, encoding), strict=True, delimiter=delimiter)
+  number = 1
+  try:
+    for fields in reader:
+      yield number, fields
+      number = reader.line_num + 1
+  except csv.Error as error:
+    raise ValueError(f'{path}:{number}: no CSV ({error}).') from error
+
+
+def _jsonl(path, columns, optional, encoding) -> Iterator[Row]:
+  for number, line in enumerate(read_lines(path, encoding), 1):
+    if not line.strip():
+      continue
+    where = f'{path}:{number}'
+    try:
+      row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+      yield Row(where, {}, f'no JSON ({error})')
+      continue
+    missing = [c for c in columns if c not in row] if isinstance(row, dict) else []
+    if not isinstance(row, dict):
+      yield Row(where, {}, f'a line must hold a JSON object, got {line.strip()[:40]!r}')
+    elif missing:
+      yield Row(where, {}, f'no column {missing[0]!r}; it has {sorted(row)}')
+    else:
+      values = {column: plain(row[column]) for column in (*columns, *optional) if column in row}
+      yield Row(where, values)
+
+
+def _parquet(path, columns, optional) -> Iterator[Row]:
+  import pyarrow as pa
+  from pyarrow import parquet
+
+  with path.open('rb') as file:
+    try:
+      table = parquet.ParquetFile(file)
+      places = _place(table.schema_arrow.names, columns, optional, str(path), '')
+      numbers = itertools.count(1)
+      for batch in table.iter_batches(1024, columns=list(places)):
+        for values in batch.to_pylist():
+          yield Row(f'{path}:{next(numbers)}', plain(values))
+    except pa.ArrowInvalid as error:
+      raise ValueError(f'{path} is no complete Parquet file: {error}.') from error
+
+
+def read_text(path, encoding: str = 'utf-8') -> str:
+  """The text of a file, without a byte order mark.
+
+  Raises:
+    ValueError: if it cannot be read or is not in the encoding, with the line.
+  """
+  return ''.join(read_lines(path, encoding))
+
+
+def read_json(path):
+  """The content of a JSON file."""
+  try:
+    return plain(json.loads(read_text(path)))
+  except (json.JSONDecodeError, RecursionError) as error:
+    raise ValueError(f'{path} holds no JSON: {error}.') from error
+
+
+def read_tfds(name: str, split: str, columns: Sequence, *, label: str = '') -> Iterator[Row]:
+  """Yields the examples of a TensorFlow Datasets split, or of a folder that TFDS wrote.
+
+  Args:
+    name: 'glue/sst2', with ':VERSION' if need be, or a folder.
+    split: one of the data set's.
+    columns: features that must be there.
+    label: a feature whose classes are given by name, not by number; -1 becomes None.
+  """
+  import tensorflow_datasets as tfds
+
+  builder, data = sources.open_tfds(name, split)
+  _place([*builder.info.features], columns, (), f'tfds:{name}', '')
+  feature = dict(builder.info.features).get(label)
+  names = getattr(getattr(feature, 'feature', feature), 'names', None)
+  for number, example in enumerate(tfds.as_numpy(data)):
+    values = plain(example)
+    if names:
+      values[label] = _named(values[label], names)
+    yield Row(f'tfds:{name}, {split} example {number}', values)
+
+
+def plain(value):
+  """Strings, numbers, lists and dicts instead of bytes and arrays; U+FFFD for lone surrogates."""
+  if isinstance(value, dict):
+    return {key: plain(item) for key, item in value.items()}
+  if hasattr(value, 'tolist'):
+    value = value.tolist()
+  if isinstance(value, list):
+    return [plain(item) for item in value]
+  if isinstance(value, str) and not value.isascii():
+    return re.sub('[\ud800-\udfff]', '\ufffd', value)
+  return value.decode('utf-8', 'replace') if isinstance(value, bytes) else value
+
+
+def _named(value, names):
+  if isinstance(value, list):
+    return [_named(item, names) for item in value]
+  return None if value < 0 else names[value]
