@@ -208,9 +208,7 @@ def _export(program, predictor: Predictor, *leading) -> jax_export.Exported:
 
 def save_savedmodel(folder, predictor: Predictor, output: str) -> None:
   """Writes a SavedModel from texts to outputs."""
-  import tensorflow as tf
-
-  from bertjax.data.graph_tokenizer import GraphTokenizer
+  from bertjax.data.graph_tokenizer import GraphTokenizer, tf
 
   params = jax.device_get(predictor.forward.params)
   shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), params)

@@ -35,8 +35,11 @@ def pytest_unconfigure(config):
 
 
 # Files of a minute and more begin first: of two workers none waits for one of them at the end.
-LONG = {f'test_{name}' for name in ('benchmarks', 'compile', 'distributed', 'finetune', 'notebooks',
-                                    'pretrain', 'quickstart', 'readme', 'tpu', 'ways')}  # fmt: skip
+LONG = {f'test_{name}' for name in ('compile', 'finetune', 'notebooks', 'pretrain', 'quickstart')}
+# Whole files that run with --full only; others mark single tests. What remains has a test of every
+# module, and takes ten minutes at most on two cores.
+FULL = {f'test_{name}' for name in ('benchmarks', 'distributed', 'readme', 'recovery', 'tpu',
+                                    'two_lengths', 'ways')}  # fmt: skip
 
 
 def pytest_configure(config):
@@ -44,15 +47,20 @@ def pytest_configure(config):
 
 
 def pytest_addoption(parser):
-  parser.addoption('--slow', action='store_true', help='also run the proofs that take minutes')
+  parser.addoption('--full', action='store_true', help='run all but the proofs that take minutes')
+  parser.addoption('--slow', action='store_true', help='run the proofs that take minutes, too')
 
 
 def pytest_collection_modifyitems(config, items):
-  if not config.getoption('--slow'):
-    for item in items:
-      if 'slow' in item.keywords:
-        item.add_marker(pytest.mark.skip(reason='takes minutes; run with --slow'))
-  items.sort(key=lambda item: item.path.stem not in LONG)
+  full = config.getoption('--full') or config.getoption('--slow')
+  for item in items:
+    if item.path.stem in FULL:
+      item.add_marker('full')
+    if 'slow' in item.keywords and not config.getoption('--slow'):
+      item.add_marker(pytest.mark.skip(reason='takes minutes; run with --slow'))
+    elif 'full' in item.keywords and not full:
+      item.add_marker(pytest.mark.skip(reason='an end-to-end run; run with --full'))
+  items.sort(key=lambda item: item.path.stem not in LONG | FULL)
 
 
 @pytest.fixture(scope='session')

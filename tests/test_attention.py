@@ -1,6 +1,7 @@
 """Attention kernels, dropout, products and the cross-entropy against plain forms of themselves."""
 
 import logging
+import types
 
 import jax
 import jax.numpy as jnp
@@ -87,6 +88,29 @@ def test_auto_chooses_by_backend_length_and_dropout_and_tells_why(
     except RuntimeError as error:
       assert chosen == 'cudnn', error
   assert f'chose {chosen!r} on backend {backend!r}' in caplog.text and why in caplog.text
+
+
+@pytest.mark.parametrize(('capability', 'flash'), [('7.5', False), ('8.0', True), ('12.0', True)])
+def test_a_gpu_older_than_compute_capability_8_has_no_flash_attention(
+  monkeypatch, caplog, capability, flash
+):
+  attention_lib._log_choice.cache_clear()
+  gpu = types.SimpleNamespace(compute_capability=capability)
+  monkeypatch.setattr(attention_lib, '_backend', lambda: 'gpu')
+  monkeypatch.setattr(jax, 'local_devices', lambda: [gpu])
+  monkeypatch.setattr(jax.nn, 'dot_product_attention', lambda q, *_, **__: q)
+  x = jnp.ones((1, 512, 1, 8), jnp.bfloat16)
+  segments = jnp.ones((1, 512), jnp.int32)
+  with caplog.at_level(logging.INFO, logger='bertjax.model.attention'):
+    attention(x, x, x, segments)
+  assert f'chose {"cudnn" if flash else "xla"!r}' in caplog.text
+  if flash:
+    attention(x, x, x, segments, impl='cudnn')
+    return
+  words = 'needs a GPU of compute capability 8.0 or more, got 7.5'
+  assert words in caplog.text
+  with pytest.raises(ValueError, match=words):
+    attention(x, x, x, segments, impl='cudnn')
 
 
 def test_dropout_drops_its_share_and_keeps_the_mean():

@@ -125,6 +125,7 @@ def report(slice_of_8):
   return report_of(slice_of_8)
 
 
+@pytest.mark.full
 def test_the_step_for_an_absent_slice_does_the_models_products_and_fits(report):
   assert report['devices'] == 8 and report['device'] == 'TPU v5 lite'
   assert report['product_flops'] == pytest.approx(report['model_flops'], rel=1e-3)
@@ -135,6 +136,7 @@ def test_the_step_for_an_absent_slice_does_the_models_products_and_fits(report):
   assert 0 < report['mfu'] < 1 and report['step_seconds'] == max(report['bound_seconds'].values())
 
 
+@pytest.mark.full
 def test_a_scan_costs_what_the_unrolled_layers_cost(slice_of_8, report):
   unrolled = report_of(slice_of_8, **{'model.unroll': 2})
   assert report['product_flops'] == pytest.approx(unrolled['product_flops'], rel=1e-3)
@@ -144,6 +146,7 @@ def test_a_scan_costs_what_the_unrolled_layers_cost(slice_of_8, report):
 MESH = {'mesh.data': 2, 'mesh.fsdp': 2, 'mesh.tensor': 2}
 
 
+@pytest.mark.full
 def test_the_rules_rematerialize_nothing_and_a_bad_one_is_counted(slice_of_8, monkeypatch):
   report = report_of(slice_of_8, **MESH)
   assert report['rematerialized'] == 0 and 'all-gather' in report['collectives']
@@ -152,6 +155,7 @@ def test_the_rules_rematerialize_nothing_and_a_bad_one_is_counted(slice_of_8, mo
   assert report_of(slice_of_8, **MESH)['rematerialized'] > 0
 
 
+@pytest.mark.full
 def test_several_slices_share_the_data_axis(slice_of_8):
   mesh = mesh_lib.make_mesh(-1, 2, 1, devices=compile_lib.slice_devices('2*v5e:2x4'))
   where = [{device.slice_index for device in row.flat} for row in mesh.devices]

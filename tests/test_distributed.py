@@ -242,10 +242,13 @@ def test_a_process_with_other_flags_is_named_to_all(monkeypatch):
     assert '--config.seed=7' in str(error)
 
 
-def test_slurm_tells_who_is_there():
+@pytest.mark.parametrize('blocked', ['', 'jax._src.clusters', 'jax._src.distributed'])
+def test_slurm_tells_who_is_there(blocked):
+  """Also with a jax that has moved the private names of its detection and its store."""
   code = (
-    'import jax; from bertjax.training import distributed as d; d.start(); '
-    'd.agree("x", 1); print(jax.process_index(), jax.process_count(), d.all_true(True), '
+    f'import jax, sys; sys.modules[{blocked!r}] = None; '
+    'from bertjax.training import distributed as d; d.start(); d.agree("x", 1); d.Watch(0.0); '
+    'print(jax.process_index(), jax.process_count(), d.all_true(True), '
     'd.all_true(jax.process_index() == 0))'
   )
   job = {'SLURM_JOB_ID': str(free_port()), 'SLURM_STEP_NODELIST': 'localhost', 'SLURM_NTASKS': '2'}

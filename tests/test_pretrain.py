@@ -84,7 +84,11 @@ def test_the_loss_falls(uninterrupted):
 
 @pytest.mark.parametrize(
   ('kill', 'code'),
-  [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 75), (signal.SIGINT, 130)],
+  [
+    pytest.param(signal.SIGKILL, -signal.SIGKILL, marks=pytest.mark.full),
+    (signal.SIGTERM, 75),
+    pytest.param(signal.SIGINT, 130, marks=pytest.mark.full),
+  ],
 )
 def test_a_killed_and_resumed_run_is_bitwise_the_uninterrupted_one(
   kill, code, uninterrupted, tiny_rows, tmp_path
@@ -173,6 +177,7 @@ def test_a_relative_workdir_will_do(tiny_rows, tmp_path, monkeypatch):
   assert (tmp_path / 'runs' / 'here' / 'model' / 'config.json').exists()
 
 
+@pytest.mark.full
 def test_more_steps_go_on_from_the_last(finished, tiny_rows, tmp_path):
   shutil.copytree(finished, tmp_path / 'run')
   assert main(arguments(tiny_rows, tmp_path / 'run', '--config.steps=30')) == 0
@@ -249,6 +254,7 @@ def test_fill_mask_says_what_is_wrong_with_a_text(finished, text, words):
     Predictor.from_dir(finished / 'model').fill_mask(text)
 
 
+@pytest.mark.full
 def test_a_new_run_starts_from_a_model_directory(finished, tiny_rows, tmp_path, capsys):
   more = [f'--config.init_from={finished}/model', '--config.warmup_steps=20']
   assert main(arguments(tiny_rows, tmp_path / 'run', *more)) == 0
@@ -258,6 +264,7 @@ def test_a_new_run_starts_from_a_model_directory(finished, tiny_rows, tmp_path, 
   check_refused(arguments(tiny_rows, tmp_path / 'run', more[1]), capsys, 'init_from', 'another')
 
 
+@pytest.mark.full
 @pytest.mark.parametrize('words', ['no_nsp', 'ltr', 'mask_0_100', 'size_1_64_2'])
 def test_every_ablation_trains(words, corpus, vocab, tmp_path, monkeypatch):
   monkeypatch.setenv('BERTJAX_CACHE', str(tmp_path / 'cache'))
@@ -425,6 +432,7 @@ def test_a_workdir_of_another_run_is_refused_and_the_fields_are_listed(finished,
   assert weights(finished) == before
 
 
+@pytest.mark.full
 def test_a_kernel_and_a_remat_policy_may_change_on_resumption(finished, tiny_rows, tmp_path):
   shutil.copytree(finished, tmp_path / 'run')
   more = ['--config.model.remat=dots', '--config.model.unroll=2', '--config.steps=24']

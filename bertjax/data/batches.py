@@ -141,11 +141,14 @@ def expand(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def choose_loader(name: str) -> str:
   """'tfdata' where TensorFlow is installed, else 'threads'; the batches are the same."""
+  tensorflow = importlib.util.find_spec('tensorflow')
+  if name == 'tfdata' and not tensorflow:
+    raise ValueError("data.loader='tfdata' needs tensorflow; 'threads' makes the same batches.")
   if name in ('tfdata', 'threads'):
     return name
   if name != 'auto':
     raise ValueError(f"data.loader must be 'auto', 'tfdata' or 'threads', got {name!r}.")
-  name = 'tfdata' if importlib.util.find_spec('tensorflow') else 'threads'
+  name = 'tfdata' if tensorflow else 'threads'
   _log.info('data.loader: auto chose %r', name)
   return name
 

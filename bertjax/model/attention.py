@@ -48,9 +48,10 @@ def attention(
     dropout_rng: key of the dropout bits; needed when dropout_rate > 0.
     dropout_bits: who makes them, see `model.dropout`.
     impl: 'xla' (any backend, has dropout and probabilities), 'cudnn' (flash attention on NVIDIA
-      GPUs, bfloat16, without dropout), 'splash' (flash attention on TPUs, lengths in multiples of
-      128, without dropout) or 'auto', which takes a flash kernel where it can from 384 tokens on,
-      else 'xla', and logs its choice. The flash kernels leave the context of padding undefined.
+      GPUs of compute capability 8.0 on, bfloat16, without dropout), 'splash' (flash attention on
+      TPUs, lengths in multiples of 128, without dropout) or 'auto', which takes a flash kernel
+      where it can from 384 tokens on, else 'xla', and logs its choice. The flash kernels leave the
+      context of padding undefined.
     return_probs: also return the probabilities [B, H, L, L] before dropout ('xla' only).
 
   Returns:
@@ -158,6 +159,11 @@ def _backend() -> str:
   return device.platform if device else jax.default_backend()
 
 
+def _compute_capability() -> float:
+  """That of this machine's GPU, 7.5 for a T4; infinite without one, where nothing is executed."""
+  return float(getattr(jax.local_devices()[0], 'compute_capability', None) or 'inf')
+
+
 def _hindrance(impl, backend, mesh, q, dropout_rate, return_probs) -> str:
   """What a flash kernel needs and has not got; '' if nothing is in its way."""
   if backend != {'cudnn': 'gpu', 'splash': 'tpu'}[impl]:
@@ -168,6 +174,8 @@ def _hindrance(impl, backend, mesh, q, dropout_rate, return_probs) -> str:
     return 'no capture of probabilities, which it never forms'
   if impl == 'cudnn' and q.dtype not in (jnp.bfloat16, jnp.float16):
     return f"dtype='bfloat16', got {q.dtype}"
+  if impl == 'cudnn' and _compute_capability() < 8:
+    return f'a GPU of compute capability 8.0 or more, got {_compute_capability()}'
   if impl == 'cudnn' and (q.shape[3] % 8 or q.shape[3] > 128 or q.shape[1] % 2):
     return f'heads of 8, 16, .. 128 and an even length, got {q.shape[3]} and {q.shape[1]}'
   if impl == 'splash' and q.shape[1] % _TILE:

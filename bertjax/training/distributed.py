@@ -20,12 +20,20 @@ import zlib
 
 import jax
 import numpy as np
-from jax._src import distributed as jax_distributed  # the store that the processes share
-from jax._src.clusters import ClusterEnv  # the detection inside jax.distributed.initialize
 from jax.experimental import multihost_utils
 
 from bertjax.training.loop import STOPPED_EXIT_CODE
 from bertjax.training.mesh import path_name
+
+# The only private names of jax in the package. A release may move them; without them processes
+# start without the roll call, and a stalled one is reported without the others' notes.
+try:
+  from jax._src.clusters import ClusterEnv  # the detection inside jax.distributed.initialize
+  from jax._src.distributed import global_state  # has the store that the processes share
+
+  _detect = ClusterEnv.auto_detect_unset_distributed_params
+except (ImportError, AttributeError):
+  _detect = global_state = None
 
 _log = logging.getLogger(__name__)
 
@@ -58,10 +66,13 @@ def start(coordinator: str = '', processes: int = 0, process: int = -1) -> None:
       f'--processes={processes} and --process={process} need --coordinator=HOST:PORT; without it '
       'TPU metadata or SLURM say how many there are.'
     )
+  elif _in_cluster() and _detect is None:
+    _log.warning('jax %s hides its cluster detection: no check of the flags.', jax.__version__)
+    jax.distributed.initialize()
+    _quiet()
+    return
   elif _in_cluster():
-    coordinator, processes, process, local = ClusterEnv.auto_detect_unset_distributed_params(
-      None, None, None, None, None, START_SECONDS
-    )
+    coordinator, processes, process, local = _detect(None, None, None, None, None, START_SECONDS)
   if not coordinator or processes == 1:
     return
   try:
@@ -70,9 +81,13 @@ def start(coordinator: str = '', processes: int = 0, process: int = -1) -> None:
     _log.error('%s', error)
     raise SystemExit(STOPPED_EXIT_CODE) from error
   jax.distributed.initialize(coordinator, processes, process, local_device_ids=local)
-  if process:
-    logging.getLogger('bertjax').setLevel(logging.WARNING)  # process 0 tells for all
-  _log.info('%d processes, %d devices', processes, jax.device_count())
+  _quiet()
+
+
+def _quiet() -> None:
+  if jax.process_index():
+    logging.getLogger('bertjax').setLevel(logging.WARNING)  # process 0 logs for all
+  _log.info('%d processes, %d devices', jax.process_count(), jax.device_count())
 
 
 def _in_cluster() -> bool:
@@ -218,8 +233,7 @@ class Watch:
     self._seconds = seconds
     self._now = (0, 'starting', time.monotonic())
     self._done = threading.Event()
-    state = jax_distributed.global_state
-    self._client, self._process = state.client, jax.process_index()
+    self._client, self._process = getattr(global_state, 'client', None), jax.process_index()
 
   def at(self, step: int, doing: str) -> None:
     """Notes what this process begins to do for a step."""

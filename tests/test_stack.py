@@ -1,0 +1,70 @@
+"""The supported stacks: bounds, private names of jax, and machines without TensorFlow."""
+
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+from setuptools.config.setupcfg import read_configuration
+
+ROOT = pathlib.Path(__file__).parent.parent
+OPTIONS = read_configuration(ROOT / 'setup.cfg', ignore_option_errors=True)['options']
+
+
+def test_lower_bounds_are_the_versions_that_the_gate_tests():
+  lines = (ROOT / '.ci' / 'constraints-oldest.txt').read_text().splitlines()
+  tested = dict(line.split('==') for line in lines if not line.startswith('#'))
+  needed = [*OPTIONS['install_requires'], *OPTIONS['extras_require']['serve']]
+  for requirement in needed:
+    name, bound = re.match(r'([\w-]+)(?:\[\w+\])? ?>= ?([\w.]+)', requirement).groups()
+    assert tested[name] == bound, requirement
+
+
+def test_tensorflow_is_asked_for_where_it_has_wheels():
+  names = [r for r in OPTIONS['install_requires'] if r.startswith(('tensorflow', 'importlib'))]
+  assert len(names) == 4 and all('; python_version < "3.14"' in r for r in names)
+
+
+def test_private_names_of_jax_are_in_one_guarded_place():
+  used = [p.name for p in ROOT.glob('bertjax/**/*.py') if 'jax._src' in p.read_text()]
+  assert used == ['distributed.py']
+  text = (ROOT / 'bertjax' / 'training' / 'distributed.py').read_text()
+  assert re.search(r'\ntry:\n(  .*\n|\n)+except \(ImportError', text)
+  assert text.count('jax._src') == 2
+
+
+WITHOUT = """
+import sys
+for name in ('tensorflow', 'tensorflow_text', 'tensorflow_datasets'):
+  sys.modules[name] = None
+from bertjax.data import batches
+assert batches.choose_loader('auto') == 'threads'
+"""
+
+
+@pytest.mark.parametrize(
+  ('code', 'words'),
+  [
+    ('batches.choose_loader("tfdata")', "needs tensorflow; 'threads' makes the same batches"),
+    ('import bertjax.data.graph_tokenizer', 'are for Python 3.11 to 3.13'),
+    (
+      'from bertjax import export; export.save_savedmodel(None, None, "")',
+      '--format=stablehlo to export',
+    ),
+  ],
+)
+def test_what_needs_tensorflow_says_so(code, words):
+  done = subprocess.run([sys.executable, '-c', WITHOUT + code], capture_output=True, text=True)
+  assert words in done.stderr.splitlines()[-1]
+
+
+def test_everything_is_imported_without_tensorflow():
+  needs = ('graph_tokenizer', 'pipeline', '__main__')
+  modules = [
+    '.'.join(p.relative_to(ROOT).with_suffix('').parts)
+    for p in ROOT.glob('bertjax/**/*.py') if p.stem not in needs
+  ]  # fmt: skip
+  code = WITHOUT + 'import importlib\n' + f'for m in {modules!r}: importlib.import_module(m)'
+  done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
