@@ -188,7 +188,7 @@ def _directory_params(config, model, tokenizer, mesh):
   if own.fingerprint != tokenizer.fingerprint:
     raise ValueError(
       f'{model} has another vocabulary than the prepared rows; prepare the text with '
-      f'--config.data.vocab={directory.find_model(model)}/vocab.txt '
+      f'--config.data.vocab={directory.find_model(model)} '
       f'--config.data.lowercase={own.lowercase}.'
     )
   terms = pretrain.loss_terms(config)

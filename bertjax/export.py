@@ -181,7 +181,7 @@ def save_stablehlo(folder, predictor: Predictor, output: str) -> None:
   program, params = make_program(predictor, output), predictor.forward.params
   exported = _export(lambda *arrays: program(params, *arrays), predictor)
   (folder / 'model.stablehlo').write_bytes(exported.serialize())
-  predictor.tokenizer.save(folder)
+  predictor.tokenizer.save(folder, max_length=predictor.config.max_positions)
   signature = {'inputs': _INPUTS, 'output': output, 'labels': predictor.labels,
                'max_length': predictor.config.max_positions, 'platforms': _PLATFORMS,
                'jax': jax.__version__, 'date': f'{datetime.date.today()}'}  # fmt: skip

@@ -105,6 +105,36 @@ def test_encode_and_decode_keep_special_tokens_whole(tokenizer):
   )
 
 
+@pytest.mark.parametrize(
+  ('files', 'message'),
+  [
+    (
+      {'tokenizer_config': {'tokenizer_class': 'T5Tokenizer'}},
+      'T5Tokenizer is not',
+    ),
+    ({'added_tokens': {'[P1]': 300}}, r"besides ALBERT's .* got \['\[P1\]'\]"),
+    ({'tokenizer_config': {'additional_special_tokens': ['[P1]']}}, r"got \['\[P1\]'\]"),
+    ({'tokenizer_config': {'mask_token': '<mask>'}}, r"got \['<mask>'\]"),
+    ({'special_tokens_map': {'mask_token': {'content': '[SEP]'}}}, "besides ALBERT's"),
+    ({'tokenizer_config': {'remove_space': False}}, 'remove_space=false is not'),
+    ({'tokenizer_config': {'keep_accents': True}}, 'accents must be dropped if and only if'),
+    (
+      {'tokenizer': {'model': {'type': 'Unigram', 'vocab': [['a', 0.0]]}}},
+      'different vocabularies',
+    ),
+  ],
+)
+def test_files_that_a_sentencepiece_model_cannot_follow_are_refused(
+  tokenizer, tmp_path, files, message
+):
+  (tmp_path / 'spiece.model').write_bytes(tokenizer.model)
+  assert Tokenizer.from_dir(tmp_path).vocab == tokenizer.vocab
+  for name, content in files.items():
+    (tmp_path / f'{name}.json').write_text(json.dumps(content))
+  with pytest.raises(ValueError, match=message):
+    Tokenizer.from_dir(tmp_path)
+
+
 def test_case_and_accents_fold_as_albert_s(documents):
   model = train_sentencepiece(documents, 300)
   lower, keep = Tokenizer(model), Tokenizer(model, lowercase=False)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from bertjax.data import folding
+from bertjax.data import encode, folding
 from bertjax.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 WORDS = ['hello', 'world', '##s', 'a', '##a', '##b', ',', '!', "'", 'ubung', 'Hello', '字']
@@ -388,6 +388,17 @@ def test_a_tokenizer_with_its_own_rules_is_no_graph(tmp_path):
   assert not tokenizer.standard and Tokenizer(TINY).standard
   with pytest.raises(ValueError, match='added tokens or rules'):
     graph.GraphTokenizer(tokenizer)
+
+
+def test_added_tokens_reach_the_rows_that_worker_processes_encode(tmp_path):
+  folder = write_tokenizer(tmp_path / 'found', **VARIANTS['added words that are normalised'])
+  tokenizer = Tokenizer.from_file(folder)
+  tokenizer.save(tmp_path / 'rows')
+  run = encode.encoder(str(tmp_path / 'rows'), 'prose', 0.0, 1, (('train', 0),))
+  [(ids, *_)] = run(['hello newtok brca1']).values()
+  assert ids.tolist() == tokenizer.encode('hello newtok brca1')[0] == [5, 18, 17]
+  with pytest.raises(ValueError, match=r'--config\.data\.lowercase=True'):
+    Tokenizer.from_file(folder, lowercase=False)
 
 
 def test_settings_of_the_source_are_kept_and_the_length_is_the_models_at_most(tmp_path):

@@ -160,9 +160,16 @@ def _add_template(fast: tokenizers.Tokenizer, special) -> None:
 
 def rules_of(fast: tokenizers.Tokenizer) -> dict:
   """All of a tokenizer.json that decides the ids, but for the vocabulary."""
-  content = json.loads(fast.to_str())
-  del content['model']['vocab']
-  return {name: content[name] for name in ('normalizer', 'pre_tokenizer', 'added_tokens', 'model')}
+  model, parts = fast.model, {'normalizer': fast.normalizer, 'pre_tokenizer': fast.pre_tokenizer}
+  rules = {name: part and json.loads(part.__getstate__()) for name, part in parts.items()}
+  rules['model'] = [
+    model.unk_token, model.continuing_subword_prefix, model.max_input_chars_per_word
+  ]  # fmt: skip
+  rules['added_tokens'] = [
+    [i, token.content, *(getattr(token, flag) for flag in _FLAGS)]
+    for i, token in sorted(fast.get_added_tokens_decoder().items())
+  ]
+  return rules
 
 
 def read_json(path) -> dict:
@@ -340,16 +347,19 @@ def _check_bert_rules(path, content: dict, special, rules: str, options: dict) -
         '%s: %s=%s of the normaliser is overridden by %s in tokenizer_config.json, as in '
         'transformers', path, name, normalizer.get(name), value,
       )  # fmt: skip
-  if content.get('post_processor'):
-    _load_json(path, content, special)
+  if content.get('post_processor'):  # looked at with the special tokens alone, which is quick
+    ids = model['vocab'] | {token['content']: token['id'] for token in content['added_tokens']}
+    few = {token: i for token, i in ids.items() if token in special}
+    model = model | {'vocab': few, 'unk_token': special[1]}
+    _load_json(path, content | {'model': model, 'added_tokens': []}, special)
 
 
 def _check_same_vocab(directory, lines: list[str], content: dict, settings: dict) -> None:
   """Raises ValueError if vocab.txt has other tokens than tokenizer.json, added ones aside."""
   ids = content['model']['vocab']
-  added = {token['content']: i for i, token in settings['added_tokens_decoder'].items()}
+  known = ids | {token['content']: i for i, token in settings['added_tokens_decoder'].items()}
   found = {token: i for i, token in enumerate(lines) if token}
-  wrong = [token for token, i in found.items() if (ids | added).get(token) != i]
+  wrong = [token for token, i in found.items() if known.get(token) != i]
   wrong += [token for token in ids if token and token not in found]
   if wrong:
     token = wrong[0]

@@ -61,7 +61,7 @@ def fill(forward: Forward, tokenizer: Tokenizer, texts, top_k: int) -> list[list
     _check_length(forward, ids)
     places = _masks(ids, tokenizer)
     if not places:
-      raise TextError(f'the text has no [MASK]: {text!r}')
+      raise TextError(f'the text has no {tokenizer.vocab[tokenizer.mask_id]}: {text!r}')
     questions += _questions(ids, places)
   answers = _ask(forward, tokenizer, questions, _PLACES, top_k)
   found = iter([(v, i) for _, values, best in answers for v, i in zip(values, best, strict=True)])
