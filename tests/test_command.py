@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from bertjax import finetune, pretrain
+from bertjax import evaluate, finetune, pretrain
 from bertjax.__main__ import ALIASES, VERBS, _flat, main
 from bertjax.inference.predictor import Predictor
 from bertjax.interop import directory
@@ -159,3 +159,12 @@ def test_predict_takes_a_workdir_and_the_task_of_its_only_head(
   directory.save_model(tmp_path / 'two', *model(vocab, 'mlm', 'nsp'))
   assert main(['predict', f'--model={tmp_path}/two', '--text=the [MASK]']) == 2
   assert 'has the heads mlm, nsp; choose fill_mask, infill' in capsys.readouterr().err
+
+
+def test_a_run_of_another_version_is_read_and_unknown_fields_are_named(tmp_path, caplog):
+  fields = pretrain.default_config().to_dict() | {'steps': 7, 'gone': 1}
+  fields['data'] |= {'lenght': 3}
+  (tmp_path / 'run.json').write_text(json.dumps({'config': fields}))
+  config = evaluate.run_config(str(tmp_path))
+  assert config.steps == 7 and config.to_dict().keys() == pretrain.default_config().to_dict().keys()
+  assert 'fields of another version are ignored: data.lenght, gone' in caplog.text

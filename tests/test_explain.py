@@ -30,6 +30,13 @@ def mlm(vocab):
 
 
 @pytest.fixture(scope='module')
+def many(vocab):
+  """A model of several heads."""
+  heads = ('mlm', 'nsp', 'classification', 'tagging', 'span')
+  return Predictor(*model(vocab, *heads, labels=3), labels=['x', 'O', 'B-z'], batch_size=4)
+
+
+@pytest.fixture(scope='module')
 def explanation(mlm):
   return attributions.explain(mlm, TEXT, 'or None')
 
@@ -113,10 +120,9 @@ def test_attributions_equal_pytorchs(tmp_path, vocab, head):
     assert attribution.logit == pytest.approx(float(score(embedded).detach()), abs=1e-4)
 
 
-def test_attributions_add_up_to_the_change_of_the_log_odds(vocab):
+def test_attributions_add_up_to_the_change_of_the_log_odds(many):
   """The probabilities are the Predictor's, of the text and of a text of [MASK]."""
-  heads = ('mlm', 'nsp', 'classification', 'tagging', 'span')
-  predictor = Predictor(*model(vocab, *heads, labels=3), labels=['x', 'O', 'B-z'], batch_size=4)
+  predictor = many
   texts = 'the [MASK] of a class', 'or None'
   blank = [' '.join(['[MASK]'] * len(predictor.tokenizer.encode([text])[0])) for text in texts]
 
@@ -138,6 +144,19 @@ def test_attributions_add_up_to_the_change_of_the_log_odds(vocab):
     change = attribution.logit - attribution.baseline
     assert attribution.values.sum() == pytest.approx(change, rel=0.01, abs=1e-3)
     assert 0 < attribution.probability < 1
+
+
+@pytest.mark.parametrize('text', ['\u200b', '😀', '\ud800 the', 'x' * 300, '<b>', '[SEP] a [CLS]'])
+def test_odd_texts_are_explained(many, text):
+  found = attributions.explain(many, text, '\u200b')
+  page = attributions.to_html(found, 'tiny')
+  assert 'NaN' not in page and '<b>' not in page.replace('<b></b>', '')
+  assert [end for _, _, end in found.words[:-1]] == [first for _, first, _ in found.words[1:]]
+  assert found.words[-1][2] == len(found.tokens)
+  assert not any(a.name.startswith(('answer', 'the second')) for a in found.attributions)
+  for attribution in found.attributions:
+    change = attribution.logit - attribution.baseline
+    assert attribution.values.sum() == pytest.approx(change, rel=0.01, abs=1e-3)
 
 
 def test_regressions_labels_and_choices_are_explained(vocab):

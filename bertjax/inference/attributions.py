@@ -174,7 +174,7 @@ def _targets(predictor: Predictor, batch: dict, words) -> list[_Target]:
   """The predicted outputs of every head but 'choice' that the row [1, L] has the inputs for."""
   forward, tokenizer, found = predictor.forward, predictor.tokenizer, []
   heads, ids = forward.params, batch['input_ids'][0]
-  paired = bool(batch['token_type_ids'].any())
+  paired = batch['token_type_ids'].sum() > 1  # a second text, and not its [SEP] alone
   if 'classification' in heads:
     [logits] = forward.run(batch, 'classification')
     many = predictor.problem_type == 'regression' or predictor.multi_label
