@@ -200,16 +200,17 @@ def test_a_crf_explains_the_tags_that_it_chooses(vocab):
 def test_words_are_the_tokenizers_in_the_texts_own_letters(tmp_path, vocab):
   entries = [*vocab.read_text().splitlines()[:104], *'我们喜欢这个地方', 'film', '##s']
   (tmp_path / 'vocab.txt').write_text('\n'.join(dict.fromkeys(entries)) + '\n')
-  config, params, tokenizer = model(tmp_path / 'vocab.txt', 'classification')
-  predictor = Predictor(config, params, tokenizer, labels=['a', 'b'])
-  found = attributions.explain(predictor, '我们喜欢这个地方', 'Films')
-  assert [word for word, _, _ in found.words] == [
-    '[CLS]', *'我们喜欢这个地方', '[SEP]', 'Films', '[SEP]'
-  ]  # fmt: skip
-  assert found.words[-2] == ('Films', 10, 12) and found.tokens[10:12] == ['film', '##s']
-  [attribution] = found.attributions
-  assert (attribution.values[1:9] != 0).all()
-  assert attribution.values[[0, 9, 12]].tolist() == [0, 0, 0]  # the special tokens
+  parts = model(tmp_path / 'vocab.txt', 'classification', 'span')
+  predictor = Predictor(*parts, labels=['a', 'b'])
+  context = '我们喜欢这个地方'
+  found = attributions.explain(predictor, 'Films', context)
+  assert [w for w, _, _ in found.words] == ['[CLS]', 'Films', '[SEP]', *context, '[SEP]']
+  assert found.words[1] == ('Films', 1, 3) and found.tokens[1:3] == ['film', '##s']
+  classes, answer = found.attributions
+  assert (classes.values[4:12] != 0).all()
+  assert classes.values[[0, 3, 12]].tolist() == [0, 0, 0]  # the special tokens
+  text = answer.name.removeprefix('answer: ')
+  assert text == predictor.answer('Films', context).text  # with no blanks between characters
 
 
 @pytest.fixture(scope='module')

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bertjax.data.tokenizer import Tokenizer
 from bertjax.inference import masks
 from bertjax.inference.predictor import Predictor
 from bertjax.model.config import POOLED_HEADS
@@ -88,9 +89,8 @@ def explain(predictor: Predictor, text: str, pair: str = '') -> Explanation:
   tokenizer, forward = predictor.tokenizer, predictor.forward
   if not text.strip():
     raise ValueError('there is no text to explain, it is empty.')
-  endings = (
-    [line for line in pair.split('\n') if line.strip()] if 'choice' in forward.params else []
-  )
+  lines = pair.split('\n') if 'choice' in forward.params else []
+  endings = [line for line in lines if line.strip()]
   texts = [[text, ending] for ending in endings] or [[text, pair] if pair else [text]]
   columns = [list(column) for column in zip(*texts, strict=True)]
   count = tokenizer(*columns)['input_ids'].shape[1]
@@ -104,7 +104,7 @@ def explain(predictor: Predictor, text: str, pair: str = '') -> Explanation:
   batch = {name: array[chosen : chosen + 1] for name, array in batch.items()}
   count = int(batch['segment_ids'].sum())
   words = _words(predictor, texts[chosen])
-  targets = _targets(predictor, batch, words)
+  targets = _targets(predictor, batch, words, texts[chosen][-1])
   if len(scores) > 1:
     others = float(jax.nn.logsumexp(np.delete(scores, chosen)))
     targets.append(_Target('choice', f'ending: {endings[chosen]}', (0, 0), others))
@@ -170,7 +170,7 @@ class _Target(NamedTuple):
   others: float = 0.0  # of a choice: log-sum-exp of the other endings' logits
 
 
-def _targets(predictor: Predictor, batch: dict, words) -> list[_Target]:
+def _targets(predictor: Predictor, batch: dict, words, last: str) -> list[_Target]:
   """The predicted outputs of every head but 'choice' that the row [1, L] has the inputs for."""
   forward, tokenizer, found = predictor.forward, predictor.tokenizer, []
   heads, ids = forward.params, batch['input_ids'][0]
@@ -178,14 +178,14 @@ def _targets(predictor: Predictor, batch: dict, words) -> list[_Target]:
   if 'classification' in heads:
     [logits] = forward.run(batch, 'classification')
     many = predictor.problem_type == 'regression' or predictor.multi_label
-    shown = _TARGETS if many else 1 if len(logits) == 2 else _CLASSES  # two are opposites
+    shown = _TARGETS if many else {1: 0, 2: 1}.get(len(logits), _CLASSES)  # two are opposites
     best = np.argsort(-logits, kind='stable')[:shown]
     found += [_Target('classification', predictor.labels[i], (0, int(i))) for i in best]
   if 'tagging' in heads:
     found += _tagged(predictor, batch, words)
   if 'span' in heads and paired:
     [logits] = forward.run(batch, 'span')
-    found.append(_answer(logits, batch, words))
+    found.append(_answer(logits, tokenizer, last))
   if 'mlm' in heads and not predictor.config.causal:
     places = np.flatnonzero(ids == tokenizer.mask_id)[:_TARGETS]
     if len(places):
@@ -217,31 +217,28 @@ def _tagged(predictor: Predictor, batch: dict, words) -> list[_Target]:
   ]
 
 
-def _answer(logits: np.ndarray, batch: dict, words) -> _Target:
-  """The best answer among the tokens of the second text, by start and end logits [l, 2]."""
-  count = len(logits)
-  inside = batch['token_type_ids'][0, :count] == 1
-  inside[-1] = False  # [SEP]
-  starts, ends = np.where(inside[:, None], logits, -np.inf).T
-  scores = starts[:, None] + ends[None]
-  far = np.subtract.outer(np.arange(count), np.arange(count))  # start - end
-  scores[(far > 0) | (far <= -_MAX_ANSWER)] = -np.inf
-  start, end = map(int, np.unravel_index(scores.argmax(), scores.shape))
-  text = ' '.join(word for word, first, stop in words if first <= end and stop > start)
-  return _Target('span', f'answer: {text}', (start, end))
+def _answer(logits: np.ndarray, tokenizer: Tokenizer, context: str) -> _Target:
+  """The best answer in the context, the second text, by start and end logits [l, 2]."""
+  _, [offsets] = tokenizer.encode_offsets([context])
+  size, before = len(offsets), len(logits) - 1 - len(offsets)  # [SEP] follows
+  scores = logits[before:-1, 0, None] + logits[None, before:-1, 1]
+  inside = np.tri(size, k=_MAX_ANSWER - 1, dtype=bool) & ~np.tri(size, k=-1, dtype=bool)
+  start, end = divmod(int(np.where(inside, scores, -np.inf).argmax()), size)
+  text = context[offsets[start][0] : offsets[end][1]]
+  return _Target('span', f'answer: {text}', (before + start, before + end))
 
 
 def _attribute(predictor: Predictor, batch: dict, target: _Target) -> Attribution:
   forward, tokenizer = predictor.forward, predictor.tokenizer
   ids = batch['input_ids']
   kept = (ids == tokenizer.cls_id) | (ids == tokenizer.sep_id) | (batch['segment_ids'] == 0)
-  linear = predictor.problem_type == 'regression' or predictor.multi_label
+  classes = target.head == 'classification'
+  regression = classes and predictor.problem_type == 'regression'
   values, logits, baseline = jax.device_get(_integrated_gradients(
     forward.params, batch, np.where(kept, ids, tokenizer.mask_id), target.index, target.others,
     config=forward.config, head=target.head, labels=forward.num_labels.get(target.head, 2),
-    size=forward.pieces, linear=linear and target.head == 'classification',
+    size=forward.pieces, linear=regression or (classes and predictor.multi_label),
   ))  # fmt: skip
-  regression = linear and predictor.problem_type == 'regression'
   probability = None if regression else float(np.prod(1 / (1 + np.exp(-logits.astype(float)))))
   count = int(batch['segment_ids'].sum())
   return Attribution(
