@@ -23,7 +23,8 @@ from etils import epath
 
 from bertjax.data import examples, sources, store
 from bertjax.data.batches import Batches
-from bertjax.data.masking import Masking
+from bertjax.data.corpus import count_cased
+from bertjax.data.masking import Masking, predictions
 from bertjax.data.shards import Settings, log_report, prepare
 from bertjax.data.tokenizer import Tokenizer
 
@@ -76,6 +77,8 @@ def run(
   if format not in ('rows', 'google'):
     raise ValueError(f"--format must be 'rows' or 'google', got {format!r}.")
   if format == 'google':  # before the long work
+    config = config.copy_and_resolve_references()
+    config.masking.max_predictions = predictions(config.masking, config.data.length)
     Masking(**config.masking)
     if not config.nsp or config.data.sequences > 1:
       raise ValueError(
@@ -87,10 +90,11 @@ def run(
       raise ValueError(f'--shard writes rows into a folder that all machines mount, got {out}.')
     key = _key(config, out if remote else str(pathlib.Path(out).resolve()))
     folder = cache_folder(config.data.cache_dir) / f'for-{key}'
-  manifest = prepare(
-    config.data.input, load_vocab(config), settings_of(config), folder, workers=workers, part=part
-  )
+  tokenizer = load_vocab(config.data)
+  settings = settings_of(config)
+  manifest = prepare(config.data.input, tokenizer, settings, folder, workers=workers, part=part)
   if manifest:
+    warn_of_case(tokenizer)
     log_report(manifest.get('report') or {}, config.data.length)
   if format == 'google':
     _write_tfrecords(config, folder, epath.Path(out))
@@ -126,16 +130,29 @@ def _write_tfrecords(config, folder, out) -> None:
   partial.rename(out)
 
 
-def load_vocab(config) -> Tokenizer:
-  """The tokenizer a config names by `data.vocab` and `data.lowercase`."""
-  if not config.data.vocab:
+def load_vocab(data) -> Tokenizer:
+  """The tokenizer that a config's data section names by `vocab`, `lowercase` and `rules`."""
+  if not data.vocab:
     raise ValueError(
       'data.vocab is empty: name a vocab.txt (--config.data.vocab=PATH); '
       '`bertjax vocab --input=TEXTS --out=vocab.txt` trains one.'
     )
-  return Tokenizer.from_file(
-    config.data.vocab, lowercase=config.data.lowercase, rules=config.data.rules
-  )
+  return Tokenizer.from_file(data.vocab, lowercase=data.lowercase, rules=data.rules)
+
+
+def warn_of_case(tokenizer: Tokenizer) -> None:
+  """Logs a warning if a vocabulary does not go with the tokenizer's case."""
+  cased, entries = count_cased(tokenizer)
+  if tokenizer.lowercase and cased > 0.01 * entries:
+    _log.warning(
+      '%d of %d vocabulary entries have capitals and are never used with data.lowercase=True; is '
+      'this a cased vocabulary (--config.data.lowercase=False)?', cased, entries,
+    )  # fmt: skip
+  elif not tokenizer.lowercase and entries and not cased:
+    _log.warning(
+      'no vocabulary entry has capitals, and data.lowercase=False keeps those of the text: they '
+      'become [UNK]; is this an uncased vocabulary (--config.data.lowercase=True)?'
+    )
 
 
 def cache_folder(cache_dir: str = '') -> epath.Path:
@@ -155,7 +172,7 @@ def _key(config, *more) -> str:
   if the text is its own)."""
   key = json.dumps([
     store.VERSION, config.data.input, sources.list_source(config.data.input),
-    dataclasses.asdict(settings_of(config)), load_vocab(config).fingerprint, *more,
+    dataclasses.asdict(settings_of(config)), load_vocab(config.data).fingerprint, *more,
   ])  # fmt: skip
   return hashlib.sha256(key.encode()).hexdigest()[:16]
 
@@ -165,13 +182,15 @@ def cached(config, cache_dir='') -> epath.Path:
 
   The cache is `data.cache_dir`, `$BERTJAX_CACHE` or ~/.cache/bertjax.
   """
-  folder = cache_folder(cache_dir) / _key(config)
+  folder, tokenizer = cache_folder(cache_dir) / _key(config), load_vocab(config.data)
   if (folder / 'manifest.json').exists():
     _log.info('prepared rows: found in %s', folder)
+    manifest = store.read_manifest(folder)
   else:
     _log.info('preparing %s into %s', config.data.input or 'nothing', folder)
-    manifest = prepare(config.data.input, load_vocab(config), settings_of(config), folder)
+    manifest = prepare(config.data.input, tokenizer, settings_of(config), folder)
     counts = manifest['counts']
     _log.info('prepared: %s', '  '.join(f'{name} {value:,}' for name, value in counts.items()))
-  log_report(store.read_manifest(folder).get('report') or {}, config.data.length)
+  warn_of_case(tokenizer)
+  log_report(manifest.get('report') or {}, config.data.length)
   return folder

@@ -26,8 +26,9 @@ from etils import epath
 
 from bertjax import prepare
 from bertjax.data import batches as batches_lib
-from bertjax.data import examples, store
+from bertjax.data import examples, masking, store
 from bertjax.data.masking import Masking
+from bertjax.data.shards import log_report
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.interop import directory
 from bertjax.model import config as model_config
@@ -112,7 +113,7 @@ def default_config(preset: str = 'base') -> ml_collections.ConfigDict:
     }),
     'masking': c({
       'rate': 0.15,  # share of a row's tokens to predict
-      'max_predictions': 20,  # most predictions in a row: 20 at length 128, 76 at 512
+      'max_predictions': 20,  # most predictions in a row: 20 at length 128, 76 at 512; -1 = by rate
       'mask_share': 0.8,  # of the chosen tokens: replaced by [MASK]
       'random_share': 0.1,  # replaced by a random token; the rest is kept
       'unit': 'subword',  # what is chosen: 'subword', 'whole_word' or 'span' (n-grams of words)
@@ -121,7 +122,7 @@ def default_config(preset: str = 'base') -> ml_collections.ConfigDict:
     'long': c({  # longer rows for the end of the run; optimizer, step and schedule go on
       'share': 0.0,  # of the steps; the paper's is 0.1
       'length': 512,  # tokens a row
-      'max_predictions': 76,  # in place of masking.max_predictions
+      'max_predictions': 76,  # in place of masking.max_predictions; -1 = by masking.rate
       'batch_size': 256,  # in place of batch_size
       'prepared': '',  # in place of data.prepared
     }),
@@ -212,6 +213,7 @@ def run(config, *, workdir: str, **peers) -> dict[str, float]:
   if config.compile_cache:
     jax.config.update('jax_compilation_cache_dir', config.compile_cache)
   setup = set_up(config)
+  config = setup.config
   run_lib.check_same(workdir, setup.identity)
   distributed.agree('configuration', [setup.identity, config.to_dict()])
   workdir.mkdir(parents=True, exist_ok=True)
@@ -273,6 +275,7 @@ class Setup(NamedTuple):
 def set_up(config) -> Setup:
   """Checks a config, prepares its text if need be, and makes what a run needs."""
   check_intervals(config)
+  config = config.copy_and_resolve_references()
   mesh = mesh_lib.make_mesh(**config.mesh)
   phases = make_phases(config)
   for phase in phases:
@@ -296,6 +299,7 @@ def make_phases(config) -> list[Phase]:
   if not 0 <= long.share < 1:
     raise ValueError(f'long.share must be at least 0 and below 1, got {long.share}.')
   switch = config.steps - round(long.share * config.steps)
+  derive_predictions(config)
   if switch == config.steps:
     return [Phase(0, config.steps, config)]
   if bool(config.data.prepared) != bool(long.prepared):
@@ -306,7 +310,17 @@ def make_phases(config) -> list[Phase]:
   later = ml_collections.ConfigDict(config.to_dict())
   later.batch_size, later.masking.max_predictions = long.batch_size, long.max_predictions
   later.data.update(length=long.length, prepared=long.prepared)
+  derive_predictions(later)
+  long.max_predictions = later.masking.max_predictions
   return [Phase(0, switch, config), Phase(switch, config.steps, later)]
+
+
+def derive_predictions(config) -> None:
+  """Puts in what `masking.max_predictions=-1` stands for."""
+  if config.objective == 'mlm' or config.masking.max_predictions == -1:
+    config.masking.max_predictions = masking.predictions(
+      config.masking, config.data.length, config.data.sequences
+    )
 
 
 def train(setup, phase, state, train_step, eval_step, checkpoints, skipped: list, run_log):
@@ -405,10 +419,13 @@ def prepared_folder(config) -> epath.Path:
       )
     return prepare.cached(config, data.cache_dir)
   folder = store.local(data.prepared, prepare.cache_folder(data.cache_dir))
-  found = store.read_manifest(folder)['settings']
+  manifest = store.read_manifest(folder)
+  found = manifest['settings']
   if 'kind' not in found:
     raise ValueError(f'{folder} holds the rows of a task, not of pre-training; see `finetune`.')
   wanted = prepare.settings_of(config)
+  if 'report' in manifest:
+    log_report(manifest['report'], wanted.length)
   for name in ('kind', 'length'):
     if found[name] != getattr(wanted, name):
       pairs = f' --config.nsp={found["kind"] in examples.PAIR_KINDS}' if name == 'kind' else ''
@@ -417,13 +434,33 @@ def prepared_folder(config) -> epath.Path:
         f'{getattr(wanted, name)!r}; pass --config.data.{name}={found[name]}{pairs}, or prepare '
         'again.'
       )
-  other = {k: v for k, v in dataclasses.asdict(wanted).items() if found.get(k, v) != v}
-  if other:
-    _log.info(
-      'data.prepared: %s was prepared with %s; what the config says of these (%s) is not used.',
-      folder, ', '.join(f'{k}={found[k]!r}' for k in other), ', '.join(map(str, other.values())),
-    )  # fmt: skip
+  check_prepared_tokenizer(folder, manifest, data)
+  for name, value in dataclasses.asdict(wanted).items():
+    if name in data and found.get(name, value) != value:
+      _log.warning(
+        '%s was prepared with data.%s=%r; the value of the config, %r, is replaced by it.',
+        folder, name, found[name], value,
+      )  # fmt: skip
+      data[name] = found[name]
   return folder
+
+
+def check_prepared_tokenizer(folder, manifest: dict, data) -> None:
+  """Raises ValueError if the config's vocabulary, case or rules are not those of prepared rows."""
+  tokenizer = Tokenizer.from_dir(folder)
+  for name in ('lowercase', 'rules'):
+    if data[name] != getattr(tokenizer, name):
+      value = getattr(tokenizer, name)
+      raise ValueError(
+        f'{folder} was prepared with data.{name}={value}, this run wants {data[name]}; pass '
+        f'--config.data.{name}={value}, or prepare again.'
+      )
+  if data.vocab and prepare.load_vocab(data).fingerprint != manifest['tokenizer']:
+    raise ValueError(
+      f'{folder} was prepared with another vocabulary than data.vocab={data.vocab}; prepare again, '
+      'or leave data.vocab empty to use the one in the folder.'
+    )
+  prepare.warn_of_case(tokenizer)
 
 
 def make_model(config, vocab_size: int) -> heads.Bert:

@@ -156,8 +156,7 @@ def _shares(histogram: list[int]) -> str:
 
 def _misfits(unknown: float, tokenizer: Tokenizer) -> list[str]:
   """What a case other than the vocabulary's does: [UNK] for capitals, or entries never used."""
-  lines, own = [], [entry for entry in tokenizer.vocab if not entry.startswith(('[', '<'))]
-  cased = sum(entry != entry.lower() for entry in own)
+  lines, cased = [], corpus.count_cased(tokenizer)[0]
   if tokenizer.lowercase and cased:
     lines.append(
       f'case        {cased:,} entries have capitals and are never used with --case=lower: '

@@ -1,12 +1,15 @@
 """Masks: Google's rates and counts, and nothing but (seed, epoch, row) decides them."""
 
 import collections
+import re
+import types
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bertjax.data import masking as masking_lib
 from bertjax.data.masking import UNITS, Masking, _unit_starts, mask_tokens, next_token_targets
 from bertjax.data.order import mix
 
@@ -274,3 +277,24 @@ def test_next_token_targets_stay_within_their_sequence():
 def test_wrong_rates_are_refused(rates, message):
   with pytest.raises(ValueError, match=message):
     Masking(**rates)
+
+
+@pytest.mark.parametrize(
+  'rate, length, most, sequences, expected, warned',
+  [
+    (0.15, 128, 20, 1, 20, None),
+    (0.15, 512, 76, 1, 76, None),  # Google's, 1% below 76.8
+    (0.15, 512, 20, 1, 20, 'asks for 76.8 predictions in a row of 512 tokens.* at 3.9%.*-1.*77'),
+    (0.4, 128, 20, 1, 20, 'masking.rate=0.4 asks for 51.2 .* max_predictions=20 .*15.6%.*51'),
+    (0.15, 128, -1, 1, 19, None),
+    (0.4, 512, -1, 1, 205, None),
+    (0.15, 128, -1, 4, 21, None),
+    (0.01, 16, -1, 1, 1, None),
+  ],
+)
+def test_predictions_are_derived_from_the_rate_or_a_cap_is_warned_about(
+  rate, length, most, sequences, expected, warned, caplog
+):
+  config = types.SimpleNamespace(rate=rate, max_predictions=most)
+  assert masking_lib.predictions(config, length, sequences) == expected
+  assert re.search(warned, caplog.text) if warned else not caplog.records

@@ -5,6 +5,7 @@ import dataclasses
 import importlib.util
 import json
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -414,6 +415,21 @@ def test_run_writes_what_the_config_names_and_refuses_an_existing_folder(tmp_pat
   with pytest.raises(ValueError, match=f'{folder} exists already'):
     prepare.run(config, out=str(folder))
   assert contents(folder) == before
+
+
+@pytest.mark.parametrize(
+  'entries, lowercase, message',
+  [
+    (['Word', 'Text', 'ok'], True, '2 of 3 vocabulary entries have capitals .*lowercase=False'),
+    (['word', 'text', '字'], False, 'no vocabulary entry has capitals, .*lowercase=True'),
+    (['Word', 'text'], False, None),
+    (['word', '字'], True, None),
+    (['字', '1'], False, None),
+  ],
+)
+def test_a_vocabulary_of_the_other_case_is_warned_about(entries, lowercase, message, caplog):
+  prepare.warn_of_case(Tokenizer([*SPECIAL_TOKENS, *entries], lowercase=lowercase))
+  assert re.search(message, caplog.text) if message else not caplog.records
 
 
 def test_the_cache_is_found_again_without_preparing(config, monkeypatch):

@@ -20,6 +20,7 @@ import pytest
 from bertjax import predict, prepare, pretrain
 from bertjax.__main__ import _flat, load_recipe, main, parse
 from bertjax.data import store
+from bertjax.data.tokenizer import SPECIAL_TOKENS
 from bertjax.inference.predictor import Predictor
 from bertjax.training.log import read_metrics
 
@@ -208,6 +209,17 @@ def test_evaluate_takes_a_run_or_a_model_with_a_config(flags, capsys):
   check_refused(['evaluate', *flags], capsys, '--workdir=DIR', '--config=RECIPE')
 
 
+def test_what_prepared_rows_decide_is_recorded_as_it_is(tiny_rows, vocab, caplog):
+  config = load_recipe('bert_mini:smoke')
+  config.data.update(prepared=str(tiny_rows), passes=3, heldout=0.5, vocab=str(vocab))
+  config.masking.update(max_predictions=-1, rate=0.3)
+  setup = pretrain.set_up(config)
+  assert (setup.config.data.passes, setup.config.data.heldout) == (1, 0.2)
+  assert setup.config.masking.max_predictions == 19  # of 64 tokens
+  assert (config.data.passes, config.masking.max_predictions) == (3, -1)  # the caller's stay
+  assert 'was prepared with data.passes=1; the value of the config, 3, is replaced' in caplog.text
+
+
 def test_evaluate_of_a_folder_without_a_run_says_so(tmp_path, capsys):
   check_refused(['evaluate', f'--workdir={tmp_path}'], capsys, tmp_path, 'run.json')
 
@@ -349,12 +361,17 @@ def check_refused(args, capsys, *words):
     (['extra'], ['extra']),
     (['--config.data.prepared='], ['--config.data.input=PATH']),
     (['--config.data.prepared=nowhere'], ['nowhere', 'manifest.json']),
+    (['--config.data.lowercase=False'], ['prepared with data.lowercase=True', 'wants False']),
+    (['--config.data.rules=google'], ['prepared with data.rules=huggingface', 'wants google']),
+    (['--config.data.vocab=OTHER'], ['another vocabulary than data.vocab=', 'leave data.vocab']),
   ],
 )
 def test_a_mistake_gets_one_sentence_before_anything_is_written(
   flags, words, tiny_rows, tmp_path, capsys
 ):
-  workdir = tmp_path / 'run'
+  workdir, other = tmp_path / 'run', tmp_path / 'other.txt'
+  other.write_text('\n'.join([*SPECIAL_TOKENS, 'a', 'b']))
+  flags = [flag.replace('OTHER', str(other)) for flag in flags]
   check_refused(arguments(tiny_rows, workdir, *flags), capsys, *words)
   assert not (workdir / 'logs').exists() and not list(workdir.glob('checkpoints/*'))
 

@@ -155,3 +155,10 @@ def _token_counts(seen: Iterable[str], vocab: str, lowercase: bool) -> tuple[dic
       if tokenizer.unk_id in ids:
         unknown[chunk] = ids.count(tokenizer.unk_id)
   return tokens, unknown
+
+
+def count_cased(tokenizer: Tokenizer) -> tuple[int, int]:
+  """How many entries of a vocabulary have capitals, and how many have letters with a case."""
+  own = [entry for entry in tokenizer.vocab if not entry.startswith(('[', '<'))]
+  cased = sum(entry != entry.lower() for entry in own)
+  return cased, cased + sum(entry != entry.upper() for entry in own if entry == entry.lower())

@@ -6,10 +6,13 @@ any batch size. Epoch 0 holds evaluation's frozen masks. NumPy on whole batches,
 """
 
 import dataclasses
+import logging
 
 import numpy as np
 
 from bertjax.data.order import ACTION, MASK, REPLACEMENT, SPAN, mix
+
+_log = logging.getLogger(__name__)
 
 UNITS = ('subword', 'whole_word', 'span')
 
@@ -47,13 +50,38 @@ class Masking:
     if not 0 < self.rate <= 1:
       raise ValueError(f'masking.rate must be in (0, 1], got {self.rate}.')
     if self.max_predictions < 1:
-      raise ValueError(f'masking.max_predictions must be at least 1, got {self.max_predictions}.')
+      raise ValueError(
+        f'masking.max_predictions must be at least 1, got {self.max_predictions}; in a config, -1 '
+        'stands for what rate and length need.'
+      )
     shares = (self.mask_share, self.random_share)
     if not (min(shares) >= 0 and sum(shares) <= 1):
       raise ValueError(
         'masking.mask_share and masking.random_share must be at least 0 and at most 1 together, '
         f'got {self.mask_share} and {self.random_share}.'
       )
+
+
+def predictions(masking, length: int, sequences: int = 1):
+  """The `max_predictions` of a config's masking section: -1 becomes what rows of `length` tokens
+  need, and a number that caps `rate` is warned about.
+
+  A row of one sequence needs round(rate * length); each of several rounds by itself.
+  """
+  if not 0 < masking.rate <= 1:  # `Masking` refuses it
+    return masking.max_predictions
+  full = masking.rate * length
+  wanted = max(1, round(full) + sequences // 2)
+  if masking.max_predictions == -1:
+    return wanted
+  if 0 < masking.max_predictions < 0.95 * full:  # Google's 76 at length 512 is 1% below
+    _log.warning(
+      'masking.rate=%g asks for %.1f predictions in a row of %d tokens, but max_predictions=%d '
+      'caps them at %.1f%% of the tokens; max_predictions=-1 derives it (%d).',
+      masking.rate, full, length, masking.max_predictions,
+      100 * masking.max_predictions / length, wanted,
+    )  # fmt: skip
+  return masking.max_predictions
 
 
 def unmasked(rows: dict) -> np.ndarray:
