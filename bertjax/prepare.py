@@ -70,6 +70,8 @@ def run(
     manifest = rows.prepare(config, rows.make_task(config), tokenizer, out)
     print(f'prepared {out}: {manifest["counts"]}')
     return manifest
+  if workers < -1:
+    raise ValueError(f'--workers must be at least -1, got {workers}.')
   match = re.fullmatch(r'(\d+)/(\d+)', shard)
   if not match or int(match[1]) >= int(match[2]):
     raise ValueError(f'--shard must be i/n with i in 0..n-1, got {shard!r}.')

@@ -53,6 +53,8 @@ def run(
     ValueError: if the input cannot be read, the size does not fit the text, or `out` exists.
   """
   _check(out, vocab, kind, case, report, max_words, size)
+  if workers < 0:
+    raise ValueError(f'--workers must be at least 0, got {workers}.')
   workers, lowercase = workers or os.cpu_count() or 1, case == 'lower'
   found = []  # what each reading of the text met; the same each time
 

@@ -52,6 +52,8 @@ def test_a_workdir_is_a_model(run, tmp_path):
     ('quickstart --workdir=setup.cfg', r'setup.cfg.* there is a file where a folder is needed'),
     ('pretrain --workdir=w --processes=2', r'--processes=2 and --process=-1 need --coordinator'),
     ('prepare --config=table --out=p', r'no model is named'),
+    ('prepare --out=p --workers=-7', r'--workers must be at least -1, got -7'),
+    ('vocab --input=x --out=v.txt --workers=-3', r'--workers must be at least 0, got -3'),
     ('explain --model=m --to= text', r"--to must be a local file, got ''"),
     ('predict --config=glue --model=m a', r'unknown flag --config; known are --model'),
     ('export --config.batch_size=3', r'unknown flag --config.batch_size; known are --model'),
