@@ -368,3 +368,13 @@ def test_the_report_lists_the_answers_that_the_metric_counts_as_wrong(tmp_path):
   assert [p.text for p in predictions] == [''] * 4
   assert task.score(items, predictions)['exact'] == 0.5
   assert '<p>2 of 4 examples differ' in report._mistakes(task, items, predictions)
+
+
+def test_remarks_stand_on_the_page_of_the_report():
+  table = TASKS['table'](files={}, text='text', labels=('ham', 'spam'))
+  items = [Example(str(i), ('a',), int(i > 2)) for i in range(5)]
+  predictions, logits = np.zeros(5, int), np.eye(2)[np.zeros(5, int)]
+  scores = table.score(items, predictions)
+  notes = report.remarks(table, 'dev', items, predictions, scores)
+  page = report.page(table, items, predictions, logits, scores, [], {}, {}, notes)
+  assert '<p><strong>dev: all 5 predictions are &#x27;ham&#x27;.</strong></p>' in page

@@ -263,9 +263,11 @@ def read_questions(folder, *answers, context=TOWER, split='dev', name='squad1', 
     ('1890', 27, ('1890', -1)),
   ],
 )
-def test_an_answer_beside_its_start_is_found_as_in_run_squad(tmp_path, text, start, found):
+def test_an_answer_beside_its_start_is_found_as_in_run_squad(tmp_path, caplog, text, start, found):
   [item] = read_questions(tmp_path, (text, start))
   assert item.label == (found,)
+  told = 'f.json: answers of 1 questions were found beside their answer_start' in caplog.text
+  assert told == (found[1] not in (start, -1))
   assert found[1] < 0 or TOWER[found[1] :].startswith(found[0])
 
 

@@ -77,9 +77,15 @@ def squad(
       raw = _from_tfds(source.removeprefix('tfds:'), file)
     else:
       raw = _from_json(epath.Path(source) / file)
-    found = [_example(*entry, version_2, split == 'test') for entry in raw]
+    found, moved = [], 0
+    for where, entry in raw:
+      found.append(_example(where, entry, version_2, split == 'test'))
+      pairs = zip(found[-1].label or (), entry.get('answers') or (), strict=False)
+      moved += any(0 <= start != answer.get('answer_start') for (_, start), answer in pairs)
     if not found:
       raise ValueError(f'{file} holds no questions.')
+    if moved:
+      _log.warning('%s: answers of %d questions were found beside their answer_start.', file, moved)
     _warn_about_ids(found, file)
     return found
 
