@@ -197,3 +197,22 @@ def test_every_type_that_is_gold_or_predicted_has_an_f1():
   scores = metrics.span_scores([['B-A', 'O', 'B-C']], [['B-A', 'B-B', 'O']])
   by_type = {name: value for name, value in scores.items() if name.startswith('f1_')}
   assert by_type == {'f1_A': 1, 'f1_B': 0, 'f1_C': 0} and scores['f1'] == 0.5
+
+
+@pytest.mark.parametrize(
+  'predicted, gold, exact, f1',
+  [  # of cmrc2018_evaluate.py by hand: the longest common run of segments
+    ('《北京》。', '北京', 1, 1),
+    ('在北京大学', '北京大学', 0, 8 / 9),
+    ('北京的大学', '北京大学', 0, 4 / 9),  # 'AB' of 'ABxCD': not four characters, two in a run
+    ('1999年', '1999年9月', 0, 4 / 6),
+    ('iPhone 手机', 'iphone手机', 0, 1),
+    ('the cat', 'cat', 0, 2 / 3),  # articles count
+    ('3.5米', '3.5 米', 0, 1),
+    ('', '北京', 0, 0),
+    ('上海', '北京', 0, 0),
+  ],
+)
+def test_answers_in_chinese_are_scored_by_characters_as_in_cmrc_2018(predicted, gold, exact, f1):
+  assert metrics.cmrc_exact(predicted, gold) == exact
+  assert metrics.cmrc_f1(predicted, gold) == pytest.approx(f1)

@@ -11,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bertjax import TASKS, Tokenizer
+from bertjax.data.sentencepiece import train_sentencepiece
 from bertjax.data.tokenizer import SPECIAL_TOKENS
 from bertjax.tasks import squad
 from bertjax.tasks.task import Example
+from tests import chinese
 
 WORDS = [f'w{i}' for i in range(40)]
 TOKENIZER = Tokenizer([*SPECIAL_TOKENS, 'q', *WORDS, '##1', '-', ',', '1895', '1943', '(', ')'])
@@ -384,3 +386,34 @@ def pieces_of_words(tokenizer, context):
   pieces = tokenizer.encode(words)
   tokens = [token for word in pieces for token in word]
   return (np.cumsum(begins) - 1).tolist(), tokens, np.cumsum([0, *map(len, pieces)]).tolist()
+
+
+def test_chinese_answers_are_found_in_unsegmented_text_and_scored_by_characters(tmp_path):
+  (tmp_path / 'dev.json').write_text(json.dumps(chinese.questions(30)), encoding='utf-8')
+  files = {'dev': 'dev.json'}
+  task = TASKS['squad1'](str(tmp_path), files=files, scorer='cmrc2018')
+  items = task.read('dev')
+  letters = sorted({c for item in items for text in item.texts for c in text})
+  spiece = train_sentencepiece([text for item in items for text in item.texts], 150)
+  for tokenizer, least in ((Tokenizer([*SPECIAL_TOKENS, *letters]), 1), (Tokenizer(spiece), 0.8)):
+    encoded = task.encode(items, tokenizer, 96)
+    assert encoded.counts['answers_outside'] == 0
+    found = task.decode(items, encoded, gold_logits(encoded))
+    for item, prediction in zip(items, found, strict=True):
+      assert item.label[0][0] in prediction.text and prediction.text in item.texts[1]
+    scores = task.score(items, found)
+    assert scores['f1'] >= scores['exact'] and scores['f1'] >= least
+  almost = [prediction._replace(text=f'《{prediction.text}》。') for prediction in found]
+  assert task.score(items, almost) == scores
+  words = TASKS['squad1'](str(tmp_path), files=files)
+  assert words.score(items, almost)['f1'] == 0  # a clause is one word there
+  with pytest.raises(ValueError, match=r"scorer must be one of \('squad', 'cmrc2018'\), got 'f1'"):
+    TASKS['squad1'](str(tmp_path), scorer='f1')
+
+
+def test_no_answer_is_right_under_cmrc_scoring_too():
+  items = [ask('w1 w2', 'w1'), ask('w1 w2', '')]
+  scores = squad.score(
+    items, [answer('w1', -3), answer('。', 1)], version_2=True, scorer='cmrc2018'
+  )
+  assert scores['exact'] == scores['f1'] == 1

@@ -1,10 +1,12 @@
 """The official metrics of the tasks, all as shares (0.91, not 91).
 
 They follow the official scorers where cases are odd: scikit-learn's and SciPy's functions for GLUE,
-conlleval.pl for spans of tags, evaluate-v1.1.py and evaluate-v2.0.py for SQuAD.
+conlleval.pl for spans of tags, evaluate-v1.1.py and evaluate-v2.0.py for SQuAD,
+cmrc2018_evaluate.py for answers in Chinese.
 """
 
 import collections
+import difflib
 import re
 import string
 from collections.abc import Callable, Iterable, Sequence
@@ -154,20 +156,51 @@ def answer_f1(predicted: str, gold: str) -> float:
   return 2 * common / (len(a) + len(b)) if common else 0.0
 
 
+_CMRC_PUNCTUATION = str.maketrans('', '', '-:_*^/\\~`+=，。：？！“”；’《》·、「」（）－～『』')
+
+
+def normalize_cmrc(text: str) -> str:
+  """Lower case, without the punctuation that cmrc2018_evaluate.py removes; blanks stay."""
+  return text.lower().strip().translate(_CMRC_PUNCTUATION)
+
+
+def cmrc_exact(predicted: str, gold: str) -> float:
+  """Exact match of CMRC 2018."""
+  return float(normalize_cmrc(predicted) == normalize_cmrc(gold))
+
+
+def cmrc_f1(predicted: str, gold: str) -> float:
+  """F1 of CMRC 2018: the longest common run of segments against the segments of either side.
+
+  A segment is a Han character (U+4E00 to U+9FA5) or a word; between Han characters the official
+  script calls NLTK, here words are letters and digits with '.', ',' or an apostrophe inside, and
+  other marks.
+  """
+  a, b = (_CMRC_SEGMENT.findall(normalize_cmrc(text)) for text in (predicted, gold))
+  common = difflib.SequenceMatcher(None, a, b, autojunk=False).find_longest_match().size
+  return 2 * common / (len(a) + len(b)) if common else 0.0
+
+
+_CMRC_SEGMENT = re.compile(r"[一-龥]|[^\W一-龥]+(?:[.,'][^\W一-龥]+)*|[^\w\s]")
+
+
 def best_answer(measure: Callable[[str, str], float], predicted: str, golds: Sequence[str]):
   """The best of a measure over all gold answers of SQuAD 1.1."""
   return max(measure(predicted, gold) for gold in golds)
 
 
-def best_answer_v2(measure: Callable[[str, str], float], predicted: str, golds: Sequence[str]):
+def best_answer_v2(
+  measure: Callable[[str, str], float], predicted: str, golds: Sequence[str],
+  normalize: Callable[[str], str] = normalize_answer,
+):  # fmt: skip
   """The same by the rules of SQuAD 2.0: with nothing on one side, nothing is wanted on the other.
 
   Gold answers that normalise to nothing do not count; without any, '' is right.
   """
-  golds = [gold for gold in golds if normalize_answer(gold)] or ['']
-  if normalize_answer(predicted) and golds != ['']:
+  golds = [gold for gold in golds if normalize(gold)] or ['']
+  if normalize(predicted) and golds != ['']:
     return best_answer(measure, predicted, golds)
-  return float(not normalize_answer(predicted) and golds == [''])
+  return float(not normalize(predicted) and golds == [''])
 
 
 def best_threshold(scores, null_odds, answerable) -> tuple[float, float]:

@@ -28,6 +28,11 @@ _TFDS = {'train': 'train', 'dev': 'validation'}
 
 _log = logging.getLogger(__name__)
 
+SCORERS = {  # (exact match, F1, what an empty answer is empty after)
+  'squad': (metrics.answer_exact, metrics.answer_f1, metrics.normalize_answer),
+  'cmrc2018': (metrics.cmrc_exact, metrics.cmrc_f1, metrics.normalize_cmrc),
+}
+
 
 class Window(NamedTuple):
   """What a row shows of a context."""
@@ -56,7 +61,7 @@ class Answer(NamedTuple):
 
 def squad(
   source: str = '', *, version_2: bool, files: Mapping[str, str] | None = None, stride: int = 128,
-  max_query: int = 64, nbest: int = 20, max_answer: int = 30,
+  max_query: int = 64, nbest: int = 20, max_answer: int = 30, scorer: str = 'squad',
 ) -> Task:  # fmt: skip
   """SQuAD from JSON files, or from 'tfds:squad/v1.1' and 'tfds:squad/v2.0'.
 
@@ -68,7 +73,10 @@ def squad(
     max_query: tokens of a question that are kept.
     nbest: candidates kept.
     max_answer: tokens of the longest answer.
+    scorer: 'squad', words without articles, or 'cmrc2018', characters, for Chinese.
   """
+  if scorer not in SCORERS:
+    raise ValueError(f'scorer must be one of {tuple(SCORERS)}, got {scorer!r}.')
   known = (_TFDS if source.startswith('tfds:') else _FILES[version_2]) | dict(files or {})
 
   def read(split):
@@ -93,7 +101,7 @@ def squad(
     'squad2' if version_2 else 'squad1', 'span', 'best_f1' if version_2 else 'f1', read,
     encode=functools.partial(encode, stride=stride, max_query=max_query),
     decode=functools.partial(decode, version_2=version_2, size=nbest, max_answer=max_answer),
-    score=functools.partial(score, version_2=version_2),
+    score=functools.partial(score, version_2=version_2, scorer=scorer),
     write=functools.partial(write, version_2=version_2), splits=tuple(known),
   )  # fmt: skip
 
@@ -331,9 +339,9 @@ def _answer(context, found, null, size, version_2: bool, threshold: float) -> An
 
 
 def score(
-  items: Sequence[Example], predictions: Sequence[Answer], *, version_2: bool
+  items: Sequence[Example], predictions: Sequence[Answer], *, version_2: bool, scorer: str = 'squad'
 ) -> dict[str, float]:
-  """Exact match and F1 as in the official scripts.
+  """Exact match and F1 as in the official scripts of SQuAD or CMRC 2018.
 
   2.0 also has both for questions with an answer ('has_answer_f1') and without one
   ('no_answer_f1'), the best that any threshold of the null odds gives ('best_f1', 'best_exact'),
@@ -342,8 +350,11 @@ def score(
   by_id = {item.id: p for item, p in zip(items, predictions, strict=True)}
   predictions = [by_id[item.id] for item in items]  # what is written where questions share an id
   labels = [[text for text, _ in label] for label in golds(items)]
-  pick = metrics.best_answer_v2 if version_2 else metrics.best_answer
-  measures = {'exact': metrics.answer_exact, 'f1': metrics.answer_f1}
+  exact, f1, normalize = SCORERS[scorer]
+  pick = metrics.best_answer
+  if version_2:
+    pick = functools.partial(metrics.best_answer_v2, normalize=normalize)
+  measures = {'exact': exact, 'f1': f1}
   answerable = np.array([bool(label) for label in labels])
   scores = {}
   for name, measure in measures.items():
