@@ -3,6 +3,7 @@
 import html
 import io
 import logging
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -134,8 +135,13 @@ def _figure(width: float, height: float):
 
 
 def _svg(figure) -> str:
+  """Text stays text, so that the reader's fonts show labels of any language."""
+  import matplotlib
+
   out = io.StringIO()
-  figure.savefig(out, format='svg')
+  with matplotlib.rc_context({'svg.fonttype': 'none'}), warnings.catch_warnings():
+    warnings.filterwarnings('ignore', 'Glyph .* missing from font')
+    figure.savefig(out, format='svg')
   return out.getvalue().partition('?>')[2].partition('>')[2]  # without the XML head and doctype
 
 
