@@ -191,7 +191,7 @@ def random_batch(config, vocab_size: int) -> dict:
   special = {'pad': 0, 'cls': 2, 'sep': 3, 'mask': 4}
   return Batches(
     Rows(), 1, config.seed, Masking(**config.masking), vocab_size, special,
-    objective=config.objective, word_starts=np.ones(vocab_size, bool),
+    objective=config.objective, word_flags=np.ones(vocab_size, bool),
   ).training(0)  # fmt: skip
 
 

@@ -12,6 +12,7 @@ Started again after a kill, the command resumes, also where rows of the input we
 
   fill_mask, infill   proposals for each [MASK]; all of them filled one after another
   score, correct      pseudo-log-likelihood; likelier words in the place of unlikely ones
+  continue            the text continued, by a left-to-right model
   classify, tag       classes of --columns=TEXT or TEXT,PAIR; typed spans
   answer              out of --columns=QUESTION,CONTEXT, the context of any length
   choose              --columns=PROMPT,ENDING,ENDING,...
@@ -20,11 +21,15 @@ Started again after a kill, the command resumes, also where rows of the input we
   summarise           the sentences that stand for a text
 """
 
+import itertools
 import json
 import logging
 
+from etils import epath
+
 from bertjax.inference import calls, streams
 from bertjax.inference.predictor import Predictor
+from bertjax.inference.search import Index
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +47,12 @@ FLAGS = {
   'encoding': ('utf-8', 'encoding of --input and --corpus, by the name that Python gives it'),
   'output': ('', 'the .jsonl file to write, with --input'),
   'corpus': ('', "nearest: a file with the texts to search, in columns[0] or a line each"),
+  'index': ('', 'nearest: .npz file of the embedded corpus; made from --corpus if it is missing'),
   'top_k': (0, 'how many proposals, answers or hits; 0 = the default'),
+  'words': ('', "tag: what a word is: 'text' (default), 'spaces' or 'tokens'"),
+  'max_new_tokens': (0, 'continue: the most tokens to add; 0 = 32'),
+  'temperature': (0.0, 'continue: divides the log-probabilities sampled from; 0 = 1'),
+  'seed': (0, 'continue: seed of the samples among the --top_k most probable tokens'),
   'sentences': (0, 'summarise: how many; 0 = 3'),
   'pooling': (
     '', "pooling of embeddings: 'mean', 'cls' or 'last_four'; '' = the model's own, else 'mean'"
@@ -55,8 +65,8 @@ FLAGS = {
 
 def run(
   *, model: str, do: str = '', text: str = '', pair: str = '', input: str = '', output: str = '',
-  columns: str = 'text', corpus: str = '', delimiter: str = '', encoding: str = 'utf-8',
-  long: str = 'refuse', batch_size: int = 32, **options,
+  columns: str = 'text', corpus: str = '', index: str = '', delimiter: str = '',
+  encoding: str = 'utf-8', long: str = 'refuse', batch_size: int = 32, **options,
 ) -> None:  # fmt: skip
   """Predicts; prints the answer to `text`, or writes those to a file.
 
@@ -70,26 +80,27 @@ def run(
     )
   if do and do not in calls.CALLS:
     raise ValueError(f'there is no {do!r}; choose from {", ".join(calls.CALLS)}.')
-  if (do == 'nearest') != bool(corpus):
-    raise ValueError('nearest, and only nearest, needs --corpus=FILE.')
+  if (do == 'nearest') != bool(corpus or index):
+    raise ValueError('nearest, and only nearest, needs --corpus=FILE or --index=FILE.')
   predictor = Predictor.from_dir(model, long=long, batch_size=batch_size)
   if not do:
     do = calls.default(predictor)
     _log.info('--do=%s, by the only head of %s', do, model)
   options = {name: value for name, value in options.items() if value}
   names = columns.split(',')
-  given = options | ({'corpus': corpus} if corpus else {})
+  given = options | ({'corpus': corpus or index} if do == 'nearest' else {})
   item = (text, pair) if pair else (text,)
   calls.check(predictor, do, len(names) if input else len(item), given)
   reading = {'delimiter': delimiter, 'encoding': encoding}
-  if corpus:
-    found = _corpus(corpus, names, reading)
-    options['corpus'] = predictor.index(found, options.get('pooling', ''))
+  if do == 'nearest':
+    texts = _corpus(corpus, names, reading) if corpus else None
+    options['corpus'] = _index(predictor, texts, index, options.get('pooling'))
   if not input:
     [answer] = calls.call(predictor, do, [item], options)
     print(json.dumps(answer, ensure_ascii=False, indent=2))
     return
-  files = streams.version(model) + (streams.version(corpus) if corpus else [])
+  used = [model, *filter(None, (corpus, index))]
+  files = list(itertools.chain.from_iterable(map(streams.version, used)))
   settings = given | {'model': model, 'do': do, 'columns': names, 'long': long,
                       'batch_size': batch_size, 'files': files}  # fmt: skip
   count = streams.answer_file(
@@ -107,3 +118,22 @@ def _corpus(path: str, columns: list[str], reading: dict) -> list[str]:
       raise ValueError(error)
     texts.append(item[0])
   return texts
+
+
+def _index(
+  predictor: Predictor, texts: list[str] | None, index: str, pooling: str | None
+) -> Index:
+  """The saved index, or one of the corpus, saved if it has a name."""
+  if texts is None or (index and epath.Path(index).exists()):
+    found = predictor.load_index(index)
+    if texts not in (None, found.texts) or pooling not in (None, found.pooling):
+      raise ValueError(
+        f'{index} has {len(found.texts)} texts, pooling {found.pooling!r}, and is not of this '
+        'corpus and pooling; delete it or name another.'
+      )
+    return found
+  found = predictor.index(texts, pooling or '')
+  if index:
+    found.save(index)
+    _log.info('%s: %s texts', index, f'{len(texts):,}')
+  return found

@@ -121,7 +121,7 @@ def _write_tfrecords(config, folder, out) -> None:
   for split, entries in shards.items():
     made = Batches(
       store.Rows(folder, split), 1024, config.seed, masking, tokenizer.vocab_size,
-      tokenizer.special, tokenizer.word_starts,
+      tokenizer.special, tokenizer.word_flags,
     )  # fmt: skip
     trained = split == 'train'  # evaluation's order is the rows', its masks are epoch 0's
     make = made.shuffled if trained else made.evaluation

@@ -507,7 +507,7 @@ def make_batches(config, folder, split, tokenizer, mesh) -> batches_lib.Batches:
   return batches_lib.Batches(
     store.Rows(folder, split), config.batch_size, config.seed, Masking(**config.masking),
     vocab_size=tokenizer.vocab_size, special=tokenizer.special, objective=config.objective,
-    word_starts=tokenizer.word_starts, local=mesh_lib.local_rows(sharding, config.batch_size),
+    word_flags=tokenizer.word_flags, local=mesh_lib.local_rows(sharding, config.batch_size),
   )  # fmt: skip
 
 

@@ -5,8 +5,9 @@
       -d '{"do": "classify", "inputs": ["A fine film."]}'
 
   POST /predict    {"do": ..., "inputs": [a text, or a list of texts, ...], and options}; the names
-                   are those of `bertjax predict`, but for nearest
+                   are those of `bertjax predict`, but for nearest; of tag, a list is a text's words
   POST /embed      {"inputs": [texts], "pooling": "mean"}
+  POST /nearest    {"inputs": [texts], "top_k": 5}: the nearest texts of --index
   GET  /           a page to try it; /explain?text= shows attention; /docs is the OpenAPI page
   GET  /healthz    the model, and what can be asked of it; /metrics is for Prometheus
 
@@ -27,10 +28,12 @@ from typing import Annotated, Literal
 
 import numpy as np
 
+from bertjax.data import words
 from bertjax.inference import attributions, calls
 from bertjax.inference.batcher import Batcher, BusyError
 from bertjax.inference.forward import TextError
 from bertjax.inference.predictor import Predictor
+from bertjax.inference.search import Index
 
 try:
   import fastapi
@@ -47,6 +50,7 @@ FLAGS = {
   'model': ('', "a model directory, a run's workdir, a folder of another library, or a hub name"),
   'host': ('127.0.0.1', 'address to listen on; 0.0.0.0 = all of this machine'),
   'port': (8000, 'port; 0 = any that is free'),
+  'index': ('', 'index for /nearest, as `bertjax predict --do=nearest --index` writes it'),
   'batch_size': (32, 'rows of a batch'),
   'queue': (1024, 'texts that wait at most; further requests get 503'),
   'wait_ms': (5, 'how long a text waits for others to share its batch'),
@@ -55,6 +59,8 @@ FLAGS = {
   'long': ('refuse', "texts beyond the model's limit: 'refuse', or read in parts, 'window'"),
   'warm_up': (1, '0 = compile when the first texts come, not before'),
 }
+
+UNCOMPILED = {'infill', 'score', 'continue', 'correct', 'nearest', 'summarise'}  # by compile_all
 
 Text = Annotated[str, pydantic.Field(max_length=50_000)]
 
@@ -69,6 +75,10 @@ class Question(pydantic.BaseModel):
   inputs: list[Text | list[Text]] = pydantic.Field(min_length=1, max_length=64)
   top_k: int | None = pydantic.Field(None, ge=1, le=100)
   ratio: float | None = pydantic.Field(None, gt=0)
+  max_new_tokens: int | None = pydantic.Field(None, ge=1, le=512)
+  temperature: float | None = pydantic.Field(None, gt=0, allow_inf_nan=False)
+  seed: int | None = pydantic.Field(None, ge=0)
+  words: Literal['text', 'spaces', 'tokens'] | None = None
   sentences: int | None = pydantic.Field(None, ge=1, le=50)
   pooling: Literal['mean', 'cls', 'last_four'] | None = None
   no_answer: bool | None = None
@@ -83,8 +93,16 @@ class EmbedQuestion(pydantic.BaseModel):
   pooling: Literal['', 'mean', 'cls', 'last_four'] = ''  # '' = the model's own
 
 
+class NearestQuestion(pydantic.BaseModel):
+  """A request to /nearest."""
+
+  model_config = pydantic.ConfigDict(extra='forbid')
+  inputs: list[Text] = pydantic.Field(min_length=1, max_length=64)
+  top_k: int = pydantic.Field(5, ge=1, le=100)
+
+
 def run(
-  *, model: str, host: str = '127.0.0.1', port: int = 8000, batch_size: int = 32,
+  *, model: str, index: str = '', host: str = '127.0.0.1', port: int = 8000, batch_size: int = 32,
   long: str = 'refuse', warm_up: int = 1, **limits,
 ) -> None:  # fmt: skip
   """Serves until SIGTERM or SIGINT.
@@ -98,7 +116,8 @@ def run(
   if not host or not 0 <= port < 65_536:
     raise ValueError(f'--host and a --port of 0..65535 are needed, got {host!r} and {port}.')
   predictor = Predictor.from_dir(model, batch_size=batch_size, long=long)
-  app = make_app(predictor, pathlib.Path(model).name, **limits)
+  corpus = predictor.load_index(index) if index else None
+  app = make_app(predictor, pathlib.Path(model).name, corpus, **limits)
   listening = socket.create_server((host, port))
   if warm_up:
     compile_all(predictor)
@@ -111,18 +130,20 @@ def run(
 
 
 def make_app(
-  predictor: Predictor, name: str, *, queue: int = 1024, wait_ms: int = 5, timeout: float = 30,
-  max_body: int = 262_144,
+  predictor: Predictor, name: str, index: Index | None = None, *, queue: int = 1024,
+  wait_ms: int = 5, timeout: float = 30, max_body: int = 262_144,
 ) -> fastapi.FastAPI:  # fmt: skip
   """The ASGI application; see FLAGS."""
   if queue < 1 or wait_ms < 0 or timeout <= 0 or max_body < 1:
     raise ValueError('--queue, --timeout and --max_body must be above 0, --wait_ms not below.')
-  service = Service(predictor, name, queue, wait_ms / 1000, timeout)
+  service = Service(predictor, name, index, queue, wait_ms / 1000, timeout)
   app = fastapi.FastAPI(title=f'bertjax: {name}', lifespan=service.lifespan)
   app.add_middleware(BodyLimit, most=max_body, seconds=timeout)
   app.middleware('http')(service.watch)
   app.post('/predict')(service.predict)
   app.post('/embed')(service.embed)
+  if index is not None:
+    app.post('/nearest')(service.nearest)
   app.get('/explain', response_class=HTMLResponse)(service.explain)
   app.get('/healthz')(service.healthz)
   app.get('/metrics', response_class=PlainTextResponse)(service.metrics)
@@ -141,13 +162,17 @@ class Service:
   Args:
     predictor: the model.
     name: its name.
+    index: what /nearest searches.
     queue: texts that wait at most.
     wait: seconds for which a text waits for others.
     timeout: seconds until a caller is given up.
   """
 
-  def __init__(self, predictor: Predictor, name: str, queue: int, wait: float, timeout: float):
-    self._predictor, self._name, self._timeout = predictor, name, timeout
+  def __init__(
+    self, predictor: Predictor, name: str, index: Index | None, queue: int, wait: float,
+    timeout: float,
+  ):  # fmt: skip
+    self._predictor, self._name, self._index, self._timeout = predictor, name, index, timeout
     self._registry = registry = prometheus_client.CollectorRegistry()
     self._requests = prometheus_client.Counter(
       'bertjax_requests', 'Requests', ['path', 'status'], registry=registry
@@ -184,8 +209,9 @@ class Service:
   async def predict(self, question: Question):
     """Answers texts."""
     if question.do == 'nearest':
-      raise ValueError('nearest is not served; see `bertjax predict`.')
-    items = [(item,) if isinstance(item, str) else tuple(item) for item in question.inputs]
+      raise ValueError('nearest is not served here; ask /nearest, which needs --index.')
+    one = question.do == 'tag'  # a list is the words of a text
+    items = [(item,) if one or isinstance(item, str) else tuple(item) for item in question.inputs]
     options = question.model_dump(exclude={'do', 'inputs'}, exclude_none=True)
     return {'results': await self._ask(question.do, items, options)}
 
@@ -198,6 +224,11 @@ class Service:
       )
     }
 
+  async def nearest(self, question: NearestQuestion):
+    """The nearest texts of the index."""
+    items = [(text,) for text in question.inputs]
+    return {'results': await self._wait(('nearest', ('top_k', question.top_k)), items)}
+
   async def explain(self, text: str, pair: str = ''):
     """A page on one text: attention, layers, attributions."""
     [page] = await self._wait(('explain',), [(text, pair)])
@@ -205,7 +236,8 @@ class Service:
 
   async def healthz(self):
     """The model, and what can be asked of it."""
-    return {'status': 'ok', 'model': self._name, 'calls': _available(self._predictor)}
+    names = [name for name in calls.available(self._predictor) if name != 'nearest']
+    return {'status': 'ok', 'model': self._name, 'calls': names}
 
   async def metrics(self):
     """Counts and times, for Prometheus."""
@@ -228,7 +260,8 @@ class Service:
     do, *options = key
     if do == 'explain':
       return [self._explain(*item) for item in items]
-    answers = calls.call_each(self._predictor, do, items, dict(options))
+    options = dict(options) | ({'corpus': self._index} if do == 'nearest' else {})
+    answers = calls.call_each(self._predictor, do, items, options)
     return [TextError(a['error']) if 'error' in a else a['result'] for a in answers]
 
   def _explain(self, text: str, pair: str):
@@ -237,13 +270,6 @@ class Service:
       return attributions.to_html(found, self._name)
     except ValueError as error:
       return TextError(str(error))
-
-
-def _available(predictor: Predictor) -> list[str]:
-  heads = {'', *predictor.forward.params}
-  if predictor.config.causal:  # which fills no masks
-    heads -= {'mlm'}
-  return [do for do, (head, *_) in calls.CALLS.items() if head in heads and do != 'nearest']
 
 
 def _handler(status: int):
@@ -265,8 +291,9 @@ def compile_all(predictor: Predictor) -> None:
   """Answers made-up texts of all lengths, so that no real ones wait for a compiler."""
   _log.info('compiling; --warm_up=0 leaves it to the first texts')
   tokenizer = predictor.tokenizer
-  word = tokenizer.vocab[int(np.flatnonzero(tokenizer.word_starts)[-1])].lstrip('\u2581')
-  for do in set(_available(predictor)) - {'infill', 'score', 'correct', 'summarise'}:
+  whole = (tokenizer.word_flags & (words.BEGINS | words.BLANK)) == words.BEGINS
+  word, _ = tokenizer.word_of(tokenizer.vocab[int(np.flatnonzero(whole)[-1])])
+  for do in set(calls.available(predictor)) - UNCOMPILED:
     for length in predictor.forward.lengths:
       text = f'{tokenizer.vocab[tokenizer.mask_id]} ' + f'{word} ' * (length - 8)
       item = (text, *[word] * (calls.CALLS[do][1] - 1))

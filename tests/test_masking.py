@@ -12,9 +12,13 @@ from hypothesis import strategies as st
 from bertjax.data import masking as masking_lib
 from bertjax.data.masking import UNITS, Masking, _unit_starts, mask_tokens, next_token_targets
 from bertjax.data.order import mix
+from bertjax.data.sentencepiece import train_sentencepiece
+from bertjax.data.tokenizer import SPECIAL_TOKENS, Tokenizer
+from bertjax.data.words import BEGINS
+from tests import chinese
 
 PAD, CLS, SEP, MASK_ID, V = 0, 2, 3, 4, 30_000
-STARTS = np.arange(V) < 18_000  # four in ten ids go on with a word
+STARTS = (np.arange(V) < 18_000).astype(np.uint8) * BEGINS  # four in ten ids go on with a word
 PREDICTIONS = ('masked_lm_positions', 'masked_lm_ids', 'masked_lm_weights')
 
 
@@ -57,12 +61,12 @@ def words(ids, segments):
   return found
 
 
-def mask(batch, *, epoch=1, row=None, seed=0, vocab_size=V, word_starts=STARTS, **rates):
+def mask(batch, *, epoch=1, row=None, seed=0, vocab_size=V, word_flags=STARTS, **rates):
   size = len(batch['input_ids'])
   epoch, row = np.full(size, epoch), np.arange(size) if row is None else np.asarray(row)
   fixed = {
     'vocab_size': vocab_size, 'mask_id': MASK_ID, 'never': (PAD, CLS, SEP),
-    'word_starts': word_starts,
+    'word_flags': word_flags,
   }  # fmt: skip
   return mask_tokens(batch, epoch, row, seed, Masking(**rates), **fixed)
 
@@ -198,7 +202,11 @@ def test_each_sequence_gets_its_own_count_of_whole_units_until_the_slots_are_use
       if unit == 'subword':
         parts = [[position] for part in parts for position in part]
       taken = [part for part in parts if chosen & set(part)]
-      assert all(set(part) <= chosen for part in taken)
+      if not all(set(part) <= chosen for part in taken):  # no unit fits: the head of one
+        own = sorted(position for part in parts for position in part if position in chosen)
+        assert own == list(range(own[0], own[0] + budget)) and own[0] in [p[0] for p in parts]
+        assert unit == 'span' or min(map(len, parts)) > budget
+        continue
       used = sum(map(len, taken))
       assert used <= budget
       if unit != 'span':  # one that fits is never left: those that do not are skipped
@@ -225,11 +233,49 @@ def test_a_span_has_one_to_three_whole_words_and_shorter_ones_are_likelier():
     assert within(counts[words_], share, len(sizes))
 
 
+@pytest.fixture(scope='module', params=['sentencepiece', 'wordpiece'])
+def chinese_rows(request):
+  """Chinese prose, which has no white space, in rows of 126 tokens; and the tokenizer."""
+  texts = chinese.documents(150)
+  if request.param == 'wordpiece':
+    tokenizer = Tokenizer([*SPECIAL_TOKENS, *sorted(set(''.join(texts).replace('\n', '')))])
+  else:
+    tokenizer = Tokenizer(train_sentencepiece(texts, 600))
+  flat, _ = tokenizer.encode_flat(texts)
+  rows = flat[: len(flat) // 126 * 126].reshape(-1, 126)
+  ids = np.pad(rows, ((0, 0), (1, 1)), constant_values=tokenizer.cls_id)
+  ids[:, -1] = tokenizer.sep_id
+  return tokenizer, {'input_ids': ids, 'segment_ids': np.ones_like(ids)}
+
+
+@pytest.mark.parametrize('unit', UNITS)
+def test_15_percent_of_chinese_tokens_are_predicted_and_no_row_has_none(chinese_rows, unit):
+  tokenizer, batch = chinese_rows
+  size = len(batch['input_ids'])
+  special = tokenizer.special
+  out = mask_tokens(
+    batch, np.ones(size, int), np.arange(size), 0, Masking(unit=unit),
+    vocab_size=tokenizer.vocab_size, mask_id=special['mask'],
+    never=(special['pad'], special['cls'], special['sep']), word_flags=tokenizer.word_flags,
+  )  # fmt: skip
+  counts = out['masked_lm_weights'].sum(1)
+  assert size > 80 and counts.min() >= 17
+  assert counts.mean() == pytest.approx(19, abs=0.1)  # round(.15 * 128)
+
+
+def test_a_sequence_of_one_long_word_gets_its_first_tokens():
+  ids = np.array([[CLS, 100, *[20_000] * 17, SEP]], np.int32)  # one word of 18 tokens, 3 wanted
+  for unit in ('whole_word', 'span'):
+    out = mask({'input_ids': ids, 'segment_ids': np.ones_like(ids)}, unit=unit)
+    assert out['masked_lm_positions'][0, :4].tolist() == [1, 2, 3, 0]
+    assert out['masked_lm_weights'].sum() == 3
+
+
 def test_spans_put_predictions_side_by_side():
   batch = make_batch(2000, 20, full=True)
 
   def neighbours(**unit):
-    rows, positions = chosen(mask(batch, word_starts=np.ones(V, bool), **unit))
+    rows, positions = chosen(mask(batch, word_flags=np.ones(V, np.uint8), **unit))
     return ((np.diff(rows) == 0) & (np.diff(positions) == 1)).sum()
 
   assert neighbours(unit='span') > 2 * neighbours(unit='whole_word') > 0

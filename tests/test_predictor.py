@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from bertjax.data.tokenizer import Tokenizer
+from bertjax.data.words import BEGINS
 from bertjax.inference import masks
 from bertjax.inference.forward import LENGTHS, Forward
 from bertjax.inference.predictor import Predictor
@@ -104,12 +105,18 @@ def test_many_masks_are_filled_each_by_itself(mlm):
 def test_infill_takes_the_surest_mask_first(mlm):
   text = 'the [MASK] of ' + '[MASK] ' * 9  # more than a row asks about
   ids = mlm.tokenizer.encode([text])[0]
+  masked = [i for i, token in enumerate(ids) if token == mlm.tokenizer.mask_id]
   while mlm.tokenizer.mask_id in ids:
     places = [i for i, token in enumerate(ids) if token == mlm.tokenizer.mask_id]
     logs = [log_probs(mlm, ids, place) for place in places]
     surest = max(range(len(places)), key=lambda i: logs[i].max())
     ids[places[surest]] = int(logs[surest].argmax())
-  assert mlm.infill([text, 'no mask']) == [mlm.tokenizer.decode(ids), 'no mask']
+  expected = 'the [MASK] of ' + '[MASK] ' * 9
+  for place in masked:
+    piece = mlm.tokenizer.vocab[ids[place]]
+    old = ' [MASK]' if piece.startswith('##') else '[MASK]'
+    expected = expected.replace(old, piece.removeprefix('##'), 1)
+  assert mlm.infill([text, 'No  mask']) == [expected, 'No  mask']
 
 
 def tokens(predictor, text):
@@ -258,6 +265,84 @@ def test_masks_are_filled_under_googles_rules_too(mlm, vocab):
   assert google.infill(text) == mlm.infill(text)
 
 
+@pytest.fixture(scope='module')
+def causal(vocab):
+  config, params, tokenizer = model(vocab, 'mlm')
+  causal = dataclasses.replace(config, causal=True)
+  return Predictor(causal, params, tokenizer, batch_size=8, long='window')
+
+
+def next_logs(predictor, ids):
+  """Log-probabilities of what follows [CLS] and each token: [1 + tokens, V]."""
+  row = [predictor.tokenizer.cls_id, *ids]
+  out = applied(predictor.config, ('mlm',))(
+    predictor.forward.params, {'input_ids': np.array([row])}
+  )
+  return np.asarray(jax.nn.log_softmax(out['mlm_logits'][0]))
+
+
+def test_a_left_to_right_model_gives_log_likelihoods(causal):
+  texts = [*TEXTS, *TEXTS, *TEXTS]  # more than a batch: packed
+  for text, score in zip(texts, causal.score(texts), strict=True):
+    ids = tokens(causal, text)
+    expected = next_logs(causal, ids)[np.arange(len(ids)), ids]
+    np.testing.assert_allclose([log for _, log in score.tokens], expected, atol=1e-4)
+    assert score.log_likelihood == pytest.approx(expected.sum(), abs=1e-3)
+  ids, room = tokens(causal, LONG), 46
+  found = causal.score(LONG).tokens
+  assert [piece for piece, _ in found] == [causal.tokenizer.vocab[i] for i in ids]
+  for place in (0, 45, 46, 60, len(ids) - 1):
+    first = 0 if place < room else (place - room) // 23 * 23 + 23
+    expected = next_logs(causal, ids[first : first + room])[place - first, ids[place]]
+    assert found[place][1] == pytest.approx(expected, abs=1e-4)
+  strict = Predictor(causal.config, causal.forward.params, causal.tokenizer)
+  with pytest.raises(ValueError, match='the model takes at most 48'):
+    strict.score(LONG)
+
+
+def test_a_left_to_right_model_continues_texts_token_by_token(causal):
+  special = list(set(causal.tokenizer.special.values()) - {causal.tokenizer.sep_id})
+  ids, expected = tokens(causal, TEXTS[0]), TEXTS[0]
+  for _ in range(4):
+    logs = next_logs(causal, ids)[-1].copy()
+    logs[special] = -np.inf
+    if logs.argmax() == causal.tokenizer.sep_id:
+      break
+    ids.append(int(logs.argmax()))
+    piece = causal.tokenizer.vocab[ids[-1]]
+    expected += piece[2:] if piece.startswith('##') else f' {piece}' if piece.isalnum() else piece
+  assert causal.continue_text(TEXTS, max_new_tokens=4)[0] == expected != TEXTS[0]
+  options = {'max_new_tokens': 6, 'top_k': 20}
+  samples = [causal.continue_text(TEXTS[0], seed=seed, **options) for seed in range(4)]
+  assert len(set(samples)) > 1
+  assert causal.continue_text([TEXTS[1], TEXTS[0]], seed=3, **options)[1] == samples[3]
+
+
+def test_wrong_requests_to_continue_a_text_are_refused(mlm, causal):
+  for call, words in (
+    (lambda: mlm.continue_text('a'), 'this model attends to both sides'),
+    (lambda: causal.continue_text('a', max_new_tokens=46), 'has 49 tokens'),
+    (lambda: causal.continue_text('a', max_new_tokens=0), 'max_new_tokens must be at least 1'),
+    (lambda: causal.continue_text('a', temperature=0.0), 'temperature above 0, got 32 and 0.0'),
+    (lambda: causal.continue_text('a', top_k=0), 'top_k must be in 1'),
+  ):
+    with pytest.raises(ValueError, match=words):
+      call()
+
+
+def test_an_index_is_read_back_and_that_of_another_model_is_refused(mlm, vocab, tmp_path):
+  path = tmp_path / 'faq.npz'
+  mlm.index(TEXTS, 'cls').save(path)
+  index = mlm.load_index(path)
+  assert index.texts == TEXTS and index.pooling == 'cls'
+  assert mlm.nearest(TEXTS[0], index)[0].similarity == pytest.approx(1)  # pooled as the index is
+  with pytest.raises(ValueError, match='was made with another model'):
+    Predictor(*model(vocab, 'mlm', 'nsp', seed=1)).load_index(path)
+  path.write_bytes(b'x')
+  with pytest.raises(ValueError, match=r'faq\.npz is no index of texts'):
+    mlm.load_index(path)
+
+
 def test_choices_are_scored_together(vocab):
   predictor = Predictor(*model(vocab, 'choice'), batch_size=4)
   endings = [['the end', 'a name', 'None'], ['one', 'two']]
@@ -362,12 +447,14 @@ def test_a_crf_chooses_the_tags_of_a_sentence_together(vocab):
   batch = tokenizer([text])
   logits = applied(config, ('tagging',), 3)(params, batch)['tagging_logits']
   [ids] = batch['input_ids']
-  starts = tokenizer.word_starts[ids] & (ids != tokenizer.cls_id) & (ids != tokenizer.sep_id)
+  starts = (
+    (tokenizer.word_flags[ids] & BEGINS > 0) & (ids != tokenizer.cls_id) & (ids != tokenizer.sep_id)
+  )
   [best] = np.asarray(crf.viterbi(head, logits, starts[None]))
   tags = [labels[i] for i in best[starts]]
   assert tags != [labels[i] for i in np.asarray(logits[0].argmax(-1))[starts]]
-  spans = predictor.tag(text)
-  words = predictor._words(text)
+  spans = predictor.tag(text, words='tokens')
+  words = predictor._words(text, 'tokens')
   assert [(s.label, s.start, s.end) for s in spans] == [
     (name, words[a][0], words[b - 1][1]) for name, a, b in metrics.entities(tags)
   ]

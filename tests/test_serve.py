@@ -28,9 +28,9 @@ from bertjax import serve  # noqa: E402
 
 
 @contextlib.contextmanager
-def serving(predictor, **limits):
+def serving(predictor, index=None, **limits):
   """A client of a service in a thread."""
-  app = serve.make_app(predictor, 'tiny', **limits)
+  app = serve.make_app(predictor, 'tiny', index, **limits)
   server = uvicorn.Server(uvicorn.Config(app, log_level='warning'))
   listening = socket.create_server(('127.0.0.1', 0))
   thread = threading.Thread(target=server.run, args=([listening],))
@@ -77,8 +77,25 @@ def test_answers_are_the_predictors(client, predictor):
   ]
   [answer] = ask(client, 'answer', ['the name?', 'the name of a class']).json()['results']
   assert answer['text'] == predictor.answer('the name?', 'the name of a class').text
+  assert client.post('/nearest', json={'inputs': texts}).status_code == 404  # there is no index
   vectors = client.post('/embed', json={'inputs': texts, 'pooling': 'cls'}).json()['embeddings']
   np.testing.assert_allclose(vectors, predictor.embed(texts, pooling='cls'), atol=1e-5)
+
+
+def test_a_saved_index_is_searched_without_embedding_its_texts_again(predictor, tmp_path):
+  corpus = ['the name of a class', 'a value', 'the file is open', 'Returns None.']
+  predictor.index(corpus, 'cls').save(tmp_path / 'faq.npz')
+  index = predictor.load_index(tmp_path / 'faq.npz')
+  expected = predictor.nearest(['the file', 'name'], corpus, top_k=2, pooling='cls')
+  with serving(predictor, index=index, timeout=60) as client:
+    found = client.post('/nearest', json={'inputs': ['the file', 'name'], 'top_k': 2}).json()
+    assert client.post('/nearest', json={'inputs': [' ']}).status_code == 422
+  assert [[hit['text'] for hit in hits] for hits in found['results']] == [
+    [hit.text for hit in hits] for hits in expected
+  ]
+  for hits, others in zip(found['results'], expected, strict=True):
+    for hit, other in zip(hits, others, strict=True):
+      assert hit['similarity'] == pytest.approx(other.similarity, abs=1e-5)
 
 
 def test_pages(client):

@@ -33,7 +33,7 @@ class Batches:
     masking: rates; unused by the next-token objective.
     vocab_size: V, range of random replacements.
     special: {'pad': id, 'cls': id, 'sep': id, 'mask': id}.
-    word_starts: bool [V], the ids that begin a word; for masks of whole words and spans.
+    word_flags: `Tokenizer.word_flags`, uint8 [V]; for masks of whole words and spans.
     objective: 'mlm' or 'next_token' (left-to-right).
     local: which rows of the global batch this process makes (`mesh.local_rows`); None = all.
   """
@@ -44,7 +44,7 @@ class Batches:
   masking: Masking
   vocab_size: int
   special: dict[str, int]
-  word_starts: np.ndarray | None = None
+  word_flags: np.ndarray | None = None
   objective: str = 'mlm'
   local: np.ndarray | None = None
 
@@ -96,7 +96,7 @@ class Batches:
     return mask_tokens(
       batch, epoch, row, self.seed, self.masking, vocab_size=self.vocab_size,
       mask_id=special['mask'], never=(special['pad'], special['cls'], special['sep']),
-      word_starts=self.word_starts,
+      word_flags=self.word_flags,
     )  # fmt: skip
 
 

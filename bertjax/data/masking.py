@@ -10,6 +10,7 @@ import logging
 
 import numpy as np
 
+from bertjax.data import words
 from bertjax.data.order import ACTION, MASK, REPLACEMENT, SPAN, mix
 
 _log = logging.getLogger(__name__)
@@ -28,7 +29,8 @@ class Masking:
     random_share: share replaced by a random token; the rest stays as it is.
     unit: what is chosen: 'subword' tokens, 'whole_word' (all pieces of a word; one that would
       exceed the count is skipped, as in Google's code) or 'span' of up to `max_span` words, its
-      length n drawn with probability proportional to 1/n (ALBERT).
+      length n drawn with probability proportional to 1/n (ALBERT). Where no unit of a sequence
+      fits, the first tokens of one are chosen. What a word is: `data.words`.
     max_span: words in the longest span.
 
   Raises:
@@ -95,7 +97,7 @@ def unmasked(rows: dict) -> np.ndarray:
 
 def mask_tokens(
   batch: dict, epoch: np.ndarray, row: np.ndarray, seed: int, masking: Masking,
-  *, vocab_size: int, mask_id: int, never: tuple[int, ...], word_starts: np.ndarray | None = None,
+  *, vocab_size: int, mask_id: int, never: tuple[int, ...], word_flags: np.ndarray | None = None,
 ) -> dict:  # fmt: skip
   """Chooses and replaces tokens of a batch.
 
@@ -114,7 +116,7 @@ def mask_tokens(
     vocab_size: V.
     mask_id: the id of [MASK].
     never: ids that are never chosen: [CLS], [SEP] (and [PAD]).
-    word_starts: bool [V], the ids that begin a word; not needed for 'subword'.
+    word_flags: `Tokenizer.word_flags`, uint8 [V]; not needed for 'subword'.
 
   Returns:
     The batch with new 'input_ids' and 'masked_lm_positions', 'masked_lm_ids' (int32 [B, P], sorted
@@ -129,7 +131,7 @@ def mask_tokens(
   if masking.unit == 'subword' and segments.max(initial=0) <= 1:
     positions, used = _lowest_ranks(key, maskable, (segments > 0).sum(1), masking.rate, slots)
   else:
-    first = _unit_starts(ids, segments, maskable, word_starts, masking, mix(key, SPAN))
+    first = _unit_starts(ids, segments, maskable, word_flags, masking, mix(key, SPAN))
     chosen = _choose_units(key, segments, maskable, first, masking.rate, slots)
     positions = np.argsort(~chosen, axis=1, kind='stable')[:, :slots]
     used = np.arange(slots) < chosen.sum(1)[:, None]
@@ -169,29 +171,33 @@ def _lowest_ranks(key, maskable, length, rate, slots):
   return np.sort(np.where(used, chosen, maskable.shape[1]), axis=1), used  # unused ones at the end
 
 
-def _unit_starts(ids, segments, maskable, word_starts, masking, key) -> np.ndarray:
+def _unit_starts(ids, segments, maskable, word_flags, masking, key) -> np.ndarray:
   """Where units of tokens that are masked together begin, bool [B, L]; only maskable ones count."""
   first = maskable.copy()
   if masking.unit == 'subword':
     return first
   # A word also begins after what is never masked and at the front of a sequence.
   joined = maskable[:, :-1] & (segments[:, 1:] == segments[:, :-1])
-  first[:, 1:] &= word_starts[ids[:, 1:]] | ~joined
+  first[:, 1:] &= words.firsts(ids, word_flags)[:, 1:] | ~joined
   if masking.unit == 'whole_word' or masking.max_span == 1:
     return first
   share = 1 / np.arange(1, masking.max_span + 1)
   draw = mix(key, np.arange(ids.shape[1])) / np.float64(2**64)
-  words = 1 + np.searchsorted(np.cumsum(share / share.sum())[:-1], draw, side='right')
+  count = 1 + np.searchsorted(np.cumsum(share / share.sum())[:-1], draw, side='right')
   begins, left = np.zeros_like(first), np.zeros(len(ids), np.int64)
   for p in range(ids.shape[1]):
     left = np.where(maskable[:, p], left, 0)  # a span ends at [SEP]
     begins[:, p] = first[:, p] & (left <= 0)
-    left = np.where(begins[:, p], words[:, p], left) - first[:, p]
+    left = np.where(begins[:, p], count[:, p], left) - first[:, p]
   return begins
 
 
 def _choose_units(key, segments, maskable, first, rate, slots) -> np.ndarray:
-  """Takes whole units in random order while they fit in their sequence's count: bool [B, L]."""
+  """Takes whole units in random order while they fit in their sequence's count: bool [B, L].
+
+  A sequence of which no unit fits gives the first tokens of its first unit, so that no row is
+  without predictions.
+  """
   size, position = first.shape, np.arange(first.shape[1])
   sequence = np.arange(1, segments.max(initial=0) + 1)
   length = (segments[:, :, None] == sequence).sum(1)  # [B, S]
@@ -203,16 +209,21 @@ def _choose_units(key, segments, maskable, first, rate, slots) -> np.ndarray:
   rank |= segments.astype(np.uint64) << np.uint64(56)
   rank = np.where(maskable, rank, np.uint64(2**64 - 1))
   order = np.argsort(rank, axis=1, kind='stable')  # units stay together, sequences too
+  rows = np.arange(size[0])
   count = np.zeros(size, np.int64)  # tokens of the unit that starts here
-  np.add.at(count, (np.arange(size[0])[:, None], start), maskable)
+  np.add.at(count, (rows[:, None], start), maskable)
+  fits = np.zeros(budget.shape, bool)  # whether any unit of a sequence does
+  np.logical_or.at(
+    fits, (rows[:, None], segments), first & (count <= budget[rows[:, None], segments])
+  )
   by_rank = [np.take_along_axis(a, order, 1) for a in (segments, maskable, first, count)]
   taken, take = np.zeros(size, bool), np.zeros(size[0], bool)
   used, before = np.zeros(size[0], np.int64), np.zeros(size[0], segments.dtype)
-  rows = np.arange(size[0])
   for p in range(size[1]):
     segment, real, begins, tokens = (a[:, p] for a in by_rank)
     used = np.where(segment == before, used, 0)
-    take = real & np.where(begins, used + tokens <= budget[rows, segment], take)
+    room = budget[rows, segment] - used
+    take = real & np.where(fits[rows, segment], np.where(begins, tokens <= room, take), room > 0)
     used, before = used + take, segment
     taken[:, p] = take
   chosen = np.zeros(size, bool)

@@ -144,6 +144,10 @@ class SentencePiece:
     )
     return ' '.join(itertools.chain.from_iterable(texts))
 
+  def word_of(self, piece):
+    text = piece.removeprefix('\u2581')
+    return text, text == piece and piece not in self._ids
+
   def save(self, directory) -> dict:
     (directory / 'spiece.model').write_bytes(self.model)
     return {'tokenizer_class': 'AlbertTokenizer', 'keep_accents': not self._lowercase}

@@ -18,7 +18,7 @@ import numpy as np
 import tokenizers
 from etils import epath
 
-from bertjax.data import folding, sentencepiece, wordpiece
+from bertjax.data import folding, sentencepiece, wordpiece, words
 from bertjax.data.wordpiece import MAX_CHARS_PER_WORD, SPECIAL_TOKENS
 
 __all__ = ['MAX_CHARS_PER_WORD', 'SPECIAL_TOKENS', 'Tokenizer', 'word_splitter']
@@ -181,11 +181,13 @@ class Tokenizer:
     return self.kind == 'sentencepiece' or self._engine.own is None
 
   @property
-  def word_starts(self) -> np.ndarray:
-    """Which ids begin a word: bool [V]."""
-    if self.kind == 'sentencepiece':
-      return np.array([piece.startswith('\u2581') for piece in self.vocab])
-    return np.array([not piece.startswith('##') for piece in self.vocab])
+  def word_flags(self) -> np.ndarray:
+    """Where words begin and end among tokens: flags of `data.words` by id, uint8 [V]."""
+    return np.array([words.flags(*self.word_of(piece)) for piece in self.vocab], np.uint8)
+
+  def word_of(self, piece: str) -> tuple[str, bool]:
+    """The text of an entry of the vocabulary, and whether it continues the word before it."""
+    return self._engine.word_of(piece)
 
   @property
   def fingerprint(self) -> str:

@@ -64,6 +64,9 @@ class WordPiece:
   def decode(self, ids):
     return self._tokenizer.decode(ids, skip_special_tokens=False)
 
+  def word_of(self, piece):
+    return piece.removeprefix('##') or piece, piece.startswith('##')
+
   def save(self, directory) -> dict:
     fast, entries = self.own, self.vocab
     settings = {'tokenizer_class': 'BertTokenizer', 'strip_accents': None,

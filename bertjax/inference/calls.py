@@ -14,6 +14,7 @@ CALLS = {
   'fill_mask': ('mlm', 1, 1),
   'infill': ('mlm', 1, 1),
   'score': ('mlm', 1, 1),
+  'continue': ('mlm', 1, 1),
   'correct': ('mlm', 1, 1),
   'classify': ('classification', 1, 2),
   'tag': ('tagging', 1, 1),
@@ -33,10 +34,23 @@ def default(predictor: Predictor) -> str:
     ValueError: for a model of several heads.
   """
   heads = sorted(set(predictor.forward.params) - {'encoder', 'pooler'})
-  fitting = [do for do, (head, *_) in CALLS.items() if head in (heads or [''])]
+  fitting = [do for do in available(predictor) if CALLS[do][0] in (heads or [''])]
   if len(heads) > 1:
     raise ValueError(f'the model has the heads {", ".join(heads)}; choose {", ".join(fitting)}.')
   return fitting[0]
+
+
+def available(predictor: Predictor) -> list[str]:
+  """What can be asked of a model without a corpus: it has the head, and reads in the direction."""
+  causal = predictor.config.causal
+  wrong = {'fill_mask', 'infill', 'correct'} if causal else {'continue'}
+  heads = {'', *predictor.forward.params}
+  return [do for do, (head, *_) in CALLS.items() if head in heads and do not in wrong]
+
+
+def _method(do: str):
+  """The method of `Predictor` behind a name."""
+  return getattr(Predictor, 'continue_text' if do == 'continue' else do)
 
 
 def check(predictor: Predictor, do: str, count: int, options: dict) -> None:
@@ -49,7 +63,7 @@ def check(predictor: Predictor, do: str, count: int, options: dict) -> None:
   if not least <= count <= most:
     many = {1: 'one text', 2: 'two texts'}[most] if least == most else f'{least} to {most} texts'
     raise ValueError(f'{do} takes {many} for each item, got {count}.')
-  known = [name for name, parameter in inspect.signature(getattr(Predictor, do)).parameters.items()
+  known = [name for name, parameter in inspect.signature(_method(do)).parameters.items()
            if parameter.kind != parameter.POSITIONAL_ONLY]  # fmt: skip
   unknown = next((name for name in options if name not in known), None)
   if unknown:
@@ -57,7 +71,7 @@ def check(predictor: Predictor, do: str, count: int, options: dict) -> None:
 
 
 def call(predictor: Predictor, do: str, items: Sequence[Sequence[str]], options: dict) -> list:
-  """Results of items, each a text or several, as JSON values.
+  """Results of items, each a text or several (a text of 'tag' may be its words), as JSON values.
 
   Raises:
     TextError: if one cannot be answered.
@@ -66,10 +80,10 @@ def call(predictor: Predictor, do: str, items: Sequence[Sequence[str]], options:
     columns = [[item[0] for item in items], [list(item[1:]) for item in items]]
   else:
     columns = [list(column) for column in zip(*items, strict=True)]
-  blank = next((text for item in items for text in item if not text.strip()), None)
-  if blank is not None:
+  texts = (text for item in items for text in item)
+  if not all(text.strip() if isinstance(text, str) else text for text in texts):
     raise TextError('a text is empty.')
-  return [plain(result) for result in getattr(predictor, do)(*columns, **options)]
+  return [plain(result) for result in _method(do)(predictor, *columns, **options)]
 
 
 def call_each(predictor: Predictor, do: str, items: Sequence, options: dict) -> list[dict]:

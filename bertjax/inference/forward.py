@@ -5,6 +5,8 @@ of programs is compiled, however many texts come: one for each kind of output an
 than one batch comes two. More rows than a batch has are packed, several into one.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -78,7 +80,7 @@ class Forward:
     found, results = [], [None] * len(sizes)
     for padded, places in self._batches(batch, sizes):
       found.append((places, self._apply(self.params, padded, output=output, top_k=top_k)))
-    per_token = output in ('tagging', 'span')
+    per_token = output in ('tagging', 'span', 'next_token')
     for places, values in found:
       values = jax.device_get(values)
       for item, row, slot, start in zip(*places, strict=True):
@@ -149,7 +151,8 @@ class Forward:
       batch: a batch.
       output: a head ('classification', 'span', 'choice', 'nsp') for its logits; 'tagging' for
         (logits [B, L, C], numbers of the tags [B, L]); 'mlm' for (log-probability of
-        'masked_lm_ids' [B, P], the best log-probabilities [B, P, k] and their ids); or one of
+        'masked_lm_ids' [B, P], the best log-probabilities [B, P, k] and their ids); 'next_token'
+        for the log-probability [B, L] that a causal model gives to the token after each; or one of
         `POOLINGS` for vectors [B, D], [B, 4D] for 'last_four'. Of packed rows [B, S] in the place
         of [B].
       top_k: k.
@@ -158,6 +161,9 @@ class Forward:
       model = Bert(self.config, heads=(), pooler=False)
       capture = ('hidden',) if output == 'last_four' else ()
       return pool(model.apply({'params': params}, batch, capture=capture), batch, output)
+    if output == 'next_token':  # few rows at a time: their logits are [b, L, V]
+      one = functools.partial(self._next_token, params)
+      return jax.lax.map(one, batch, batch_size=max(1, 1024 // batch['input_ids'].shape[1]))
     logits = self.logits(params, batch, output)
     if output == 'mlm':
       logs = jax.nn.log_softmax(logits)
@@ -171,6 +177,12 @@ class Forward:
       starts = (batch['labels'] >= 0) & (batch['segment_ids'] > 0)
       return logits, crf.viterbi(params['tagging'], logits, starts)
     return (logits, logits.argmax(-1)) if output == 'tagging' else logits
+
+  def _next_token(self, params, row: dict) -> jax.Array:
+    """Of one row: the log-probability [L] of the token after each."""
+    [logits] = self.logits(params, {name: array[None] for name, array in row.items()}, 'mlm')
+    targets = jnp.roll(row['input_ids'], -1)
+    return jnp.take_along_axis(jax.nn.log_softmax(logits), targets[:, None], -1)[:, 0]
 
   def logits(self, params: dict, batch: dict, head: str) -> jax.Array:
     """The logits of one head, as `Bert` has them."""

@@ -1,4 +1,4 @@
-"""What the masked-LM head answers: fill masks, score texts, propose corrections."""
+"""What the masked-LM head answers: fill masks, score and continue texts, propose corrections."""
 
 import dataclasses
 import itertools
@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bertjax.data import words
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.inference.forward import Forward, TextError, rows
 from bertjax.tasks import task
@@ -26,7 +27,7 @@ class Fill:
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-  """A text's pseudo-log-likelihood."""
+  """A text's log-likelihood, or pseudo-log-likelihood of a model that attends to both sides."""
 
   log_likelihood: float  # the sum over its tokens, in nats
   perplexity: float  # exp of minus their mean
@@ -56,7 +57,8 @@ def fill(forward: Forward, tokenizer: Tokenizer, texts, top_k: int) -> list[list
   """See `Predictor.fill_mask`."""
   _need(forward)
   _check_top_k(forward, top_k)
-  known, questions = _encode(tokenizer, texts), []
+  split = [text.split(tokenizer.vocab[tokenizer.mask_id]) for text in texts]
+  known, questions = _encode(tokenizer, split), []
   for text, ids in zip(texts, known, strict=True):
     _check_length(forward, ids)
     places = _masks(ids, tokenizer)
@@ -67,23 +69,48 @@ def fill(forward: Forward, tokenizer: Tokenizer, texts, top_k: int) -> list[list
   found = iter([(v, i) for _, values, best in answers for v, i in zip(values, best, strict=True)])
   return [
     [
-      [_fill(tokenizer, ids, place, token, p) for p, token in zip(*next(found), strict=True)]
-      for place in _masks(ids, tokenizer)
+      [_fill(tokenizer, parts, i, token, p) for p, token in zip(*next(found), strict=True)]
+      for i in range(len(parts) - 1)
     ]
-    for ids in known
+    for parts in split
   ]
 
 
-def _fill(tokenizer, ids, place, token, log_probability) -> Fill:
-  filled = [*ids[:place], int(token), *ids[place + 1 :]]
-  probability = float(np.exp(log_probability))
-  return Fill(tokenizer.vocab[token], probability, tokenizer.decode(filled))
+def _fill(tokenizer, parts, number, token, log_probability) -> Fill:
+  """The fill of one mask, the others left as they are."""
+  pieces = [tokenizer.vocab[tokenizer.mask_id]] * (len(parts) - 1)
+  pieces[number] = tokenizer.vocab[token]
+  return Fill(pieces[number], float(np.exp(log_probability)), _put(tokenizer, parts, pieces))
+
+
+def _put(tokenizer: Tokenizer, parts: list[str], pieces: list[str]) -> str:
+  """The text whose masks stood between `parts`, with pieces in their places, as it is otherwise.
+
+  White space before letters that continue a word is dropped; a blank is put between two words that
+  would become one; neither in scripts without spaces.
+  """
+  text = parts[0]
+  for piece, part in zip(pieces, parts[1:], strict=True):
+    word, continues = tokenizer.word_of(piece)
+    text = text.rstrip() + word if continues and _is_spaced(word[0]) else _join(text, word)
+    text = _join(text, part)
+  return text
+
+
+def _join(first: str, second: str) -> str:
+  return first + ' ' * (_is_spaced(first[-1:]) and _is_spaced(second[:1])) + second
+
+
+def _is_spaced(character: str) -> bool:
+  return character.isalnum() and not words.is_unspaced(character)
 
 
 def infill(forward: Forward, tokenizer: Tokenizer, texts) -> list[str]:
   """See `Predictor.infill`."""
   _need(forward)
-  known = _encode(tokenizer, texts)
+  split = [text.split(tokenizer.vocab[tokenizer.mask_id]) for text in texts]
+  known = _encode(tokenizer, split)
+  places = [_masks(ids, tokenizer) for ids in known]
   for ids in known:
     _check_length(forward, ids)
   while open_texts := [ids for ids in known if tokenizer.mask_id in ids]:
@@ -99,26 +126,96 @@ def infill(forward: Forward, tokenizer: Tokenizer, texts) -> list[str]:
       if token == tokenizer.mask_id:
         raise ValueError('the model fills a mask with [MASK]; it was not trained for this.')
       ids[place] = token
-  return [tokenizer.decode(ids) for ids in known]
+  return [
+    _put(tokenizer, parts, [tokenizer.vocab[ids[place]] for place in masks])
+    for parts, ids, masks in zip(split, known, places, strict=True)
+  ]
 
 
 def score(forward: Forward, tokenizer: Tokenizer, texts, *, window: bool) -> list[Score]:
   """See `Predictor.score`."""
-  _need(forward)
+  forward.need('mlm')
   known = tokenizer.encode(texts)
   for text, ids in zip(texts, known, strict=True):
     if not ids:
       raise TextError(f'the text has no tokens to score: {text!r}')
     _check_length(forward, ids, window)
-  pairs = ((ids, place) for ids in known for place in range(len(ids)))
-  questions = (_shown(forward, _Question(ids, [place], [ids[place]])) for ids, place in pairs)
-  logs = (float(target[0]) for target, _, _ in _ask(forward, tokenizer, questions, 1))
+  if forward.config.causal:
+    logs = _left_to_right(forward, tokenizer, known)
+  else:
+    pairs = ((ids, place) for ids in known for place in range(len(ids)))
+    questions = (_shown(forward, _Question(ids, [place], [ids[place]])) for ids, place in pairs)
+    logs = (float(target[0]) for target, _, _ in _ask(forward, tokenizer, questions, 1))
   scores = []
   for ids in known:
     tokens = [(tokenizer.vocab[token], next(logs)) for token in ids]
     total = sum(log for _, log in tokens)
     scores.append(Score(total, float(np.exp(-total / len(tokens))), tokens))
   return scores
+
+
+def _left_to_right(forward: Forward, tokenizer: Tokenizer, known) -> Iterator[float]:
+  """Yields each token's log-probability after the tokens before it, one pass through the model; in
+  a text beyond the limit, after at least half of the tokens that fit."""
+  room = forward.config.max_positions - 2
+  parts, skips = [], []
+  for ids in known:
+    starts = range(0, max(1, len(ids) - room // 2), room // 2)
+    parts += [(ids[start : start + room],) for start in starts]
+    skips += [0 if start == 0 else room - room // 2 for start in starts]
+  found = forward.run(lay_out(forward, tokenizer, parts), 'next_token')
+  for (part,), skip, logs in zip(parts, skips, found, strict=True):
+    yield from map(float, logs[skip : len(part)])  # at [CLS] stands the first token's
+
+
+def continue_text(
+  forward: Forward, tokenizer: Tokenizer, texts, max_new_tokens: int, top_k: int,
+  temperature: float, seed: int,
+) -> list[str]:  # fmt: skip
+  """See `Predictor.continue_text`."""
+  forward.need('mlm')
+  if not forward.config.causal:
+    raise ValueError('this model attends to both sides; a left-to-right one continues texts.')
+  _check_top_k(forward, top_k)
+  if max_new_tokens < 1 or not 0 < temperature < np.inf:
+    raise ValueError(
+      'max_new_tokens must be at least 1 and temperature above 0, got '
+      f'{max_new_tokens} and {temperature}.'
+    )
+  known = tokenizer.encode(texts)
+  for ids in known:
+    forward.check_length(len(ids) + max_new_tokens + 2)
+  special = set(tokenizer.special.values()) - {tokenizer.sep_id}
+  draws = [np.random.default_rng(seed) for _ in texts]
+  going, results = list(range(len(texts))), list(texts)
+  for _ in range(max_new_tokens):
+    batch = lay_out(forward, tokenizer, [(known[i],) for i in going])
+    last = np.array([[len(known[i])] for i in going], np.int32)
+    batch |= {'masked_lm_positions': last, 'masked_lm_ids': np.zeros_like(last)}
+    answers = forward.run(batch, 'mlm', min(top_k + len(special), forward.pieces))
+    ended = set()
+    for i, (_, [logs], [ids]) in zip(going, answers, strict=True):
+      kept = [n for n, token in enumerate(ids) if token not in special][:top_k]
+      weights = np.exp((logs[kept] - logs[kept].max()) / temperature).astype(np.float64)
+      token = int(ids[draws[i].choice(kept, p=weights / weights.sum())])
+      if token == tokenizer.sep_id:
+        ended.add(i)
+      else:
+        known[i] = [*known[i], token]
+        results[i] = _append(results[i], *tokenizer.word_of(tokenizer.vocab[token]))
+    going = [i for i in going if i not in ended]
+    if not going:
+      break
+  return results
+
+
+def _append(text: str, word: str, continues: bool) -> str:
+  """The text and a piece, with a blank where one belongs."""
+  if continues or not text or text[-1].isspace():
+    return text + word
+  edges = text[-1] + (word[:1] or ' ')
+  tight = any(map(words.is_unspaced, edges)) or edges[0] in '([{' or edges[1] in '.,;:!?)]}%'
+  return text + ' ' * (not tight) + word
 
 
 def correct(
@@ -136,14 +233,15 @@ def correct(
   plans = []
   for text, ids, offsets in zip(texts, *tokenizer.encode_offsets(texts), strict=True):
     _check_length(forward, ids, window)
-    words = [w for w in words_of(tokenizer, ids) if text[offsets[w[0]][0]].isalpha()]
-    plans.append((text, ids, offsets, words))
-  questions = (q for _, ids, _, words in plans for word in words for q in _two(forward, ids, *word))
+    at = words_of(tokenizer, ids)
+    at = [(a, b) for a, b in at if text[offsets[a][0] : offsets[b - 1][1]][:1].isalpha()]
+    plans.append((text, ids, offsets, at))
+  questions = (q for _, ids, _, at in plans for word in at for q in _two(forward, ids, *word))
   answers, word_at = _ask(forward, tokenizer, questions, _PLACES, top_k), _word(tokenizer)
   results = []
-  for text, _, offsets, words in plans:
+  for text, _, offsets, at in plans:
     found = []
-    for first, end in words:
+    for first, end in at:
       (target, _, _), (_, values, best) = next(answers), next(answers)
       start, stop, own = offsets[first][0], offsets[end - 1][1], float(np.exp(target.sum()))
       likely = [
@@ -168,20 +266,19 @@ def _two(forward: Forward, ids, first: int, end: int) -> tuple[_Question, _Quest
 
 def _word(tokenizer):
   """Id -> the word that a piece is by itself, or ''."""
-  starts = tokenizer.word_starts
+  flags = tokenizer.word_flags
 
   def word(token):
-    piece = tokenizer.vocab[token].removeprefix('\u2581')
-    return piece if starts[token] and piece.isalpha() else ''
+    piece, _ = tokenizer.word_of(tokenizer.vocab[token])
+    return piece if flags[token] & words.BEGINS and piece.isalpha() else ''
 
   return word
 
 
 def words_of(tokenizer: Tokenizer, ids) -> list[tuple[int, int]]:
   """First piece and end of each word."""
-  starts = tokenizer.word_starts
-  firsts = [i for i, token in enumerate(ids) if starts[token] or i == 0]
-  return list(itertools.pairwise([*firsts, len(ids)]))
+  firsts = np.flatnonzero(words.firsts(np.array(ids, int), tokenizer.word_flags))
+  return list(itertools.pairwise([*firsts.tolist(), len(ids)]))
 
 
 def lay_out(forward: Forward, tokenizer: Tokenizer, items) -> dict[str, np.ndarray]:
@@ -207,14 +304,10 @@ def _check_length(forward: Forward, ids, window: bool = False) -> None:
     forward.check_length(len(ids) + 2)
 
 
-def _encode(tokenizer: Tokenizer, texts) -> list[list[int]]:
-  """Ids of texts, a [MASK] in them as one piece; Google's rules would part it."""
-  if tokenizer.rules != 'google':
-    return tokenizer.encode(texts)
-  mask = tokenizer.vocab[tokenizer.mask_id]
-  parts = [text.split(mask) for text in texts]
-  ids = iter(tokenizer.encode(list(itertools.chain.from_iterable(parts))))
-  joined = ([[tokenizer.mask_id, *next(ids)] for _ in text] for text in parts)
+def _encode(tokenizer: Tokenizer, split: list[list[str]]) -> list[list[int]]:
+  """Ids of texts, with [MASK] between the parts of each."""
+  ids = iter(tokenizer.encode(list(itertools.chain.from_iterable(split))))
+  joined = ([[tokenizer.mask_id, *next(ids)] for _ in parts] for parts in split)
   return [list(itertools.chain.from_iterable(text))[1:] for text in joined]
 
 

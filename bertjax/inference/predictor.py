@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from bertjax.data import words as words_lib
 from bertjax.data.sentences import split_prose
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.inference import masks
@@ -156,9 +157,28 @@ class Predictor:
   def score(self, texts, /) -> list[masks.Score]:
     """Pseudo-log-likelihoods, natural logarithm: each token masked by itself (Salazar et al. 2020).
 
-    In a text beyond the limit, a token is scored amid the tokens nearest to it (`long='window'`).
+    Of a left-to-right model, log-likelihoods: each token given those before it, in one pass. In a
+    text beyond the limit, a token is scored amid the tokens nearest to it (`long='window'`).
     """
     return masks.score(self.forward, self.tokenizer, texts, window=self.long == 'window')
+
+  @_each(1)
+  def continue_text(
+    self, texts, /, *, max_new_tokens: int = 32, top_k: int = 1, temperature: float = 1.0,
+    seed: int = 0,
+  ) -> list[str]:  # fmt: skip
+    """Texts continued by a left-to-right model until it ends them with [SEP].
+
+    Args:
+      texts: N texts.
+      max_new_tokens: tokens added at most; they and the text must fit in the model.
+      top_k: the most probable tokens that are sampled from; 1 is greedy.
+      temperature: divides the log-probabilities that are sampled from.
+      seed: of the samples; a text's do not depend on the others.
+    """
+    return masks.continue_text(
+      self.forward, self.tokenizer, texts, max_new_tokens, top_k, temperature, seed
+    )
 
   @_each(1)
   def correct(self, texts, /, top_k: int = 5, ratio: float = 100.0) -> list[list[masks.Correction]]:
@@ -223,14 +243,28 @@ class Predictor:
     """Embeds texts, questions of an FAQ for instance, to be searched by `nearest`."""
     if isinstance(texts, str):
       raise ValueError('a corpus is a list of texts, got one text.')
-    return Index(texts, self.embed(list(texts), pooling, normalise=True))
+    return Index(texts, self.embed(list(texts), pooling, normalise=True), pooling)
+
+  def load_index(self, path) -> Index:
+    """Reads an index that `Index.save` wrote.
+
+    Raises:
+      ValueError: if it is none, or another model's: its first text has another embedding here.
+    """
+    index = Index.load(path)
+    if index.texts:
+      vector = self.embed(index.texts[0], index.pooling, normalise=True)
+      if vector.shape != index.vectors[0].shape or not vector @ index.vectors[0] > 0.99:
+        raise ValueError(f'{path} was made with another model; delete it and make it again.')
+    return index
 
   @_each(1)
   def nearest(self, texts, /, corpus, top_k: int = 5, pooling: str = '') -> list[list]:
-    """The `search.Hit`s of each text in a corpus: an `index`, or a list of texts."""
+    """The `search.Hit`s of each text in a corpus: a list of texts, or an `index`, whose pooling is
+    used."""
     if not isinstance(corpus, Index):
       corpus = self.index(corpus, pooling)
-    return corpus.nearest(self.embed(texts, pooling, normalise=True), top_k)
+    return corpus.nearest(self.embed(texts, corpus.pooling, normalise=True), top_k)
 
   @_each(1)
   def summarise(self, texts, /, sentences: int = 3, pooling: str = '') -> list[list[str]]:
@@ -293,15 +327,23 @@ class Predictor:
     )
 
   @_each(1)
-  def tag(self, texts, /) -> list[list[Span]]:
+  def tag(self, texts, /, *, words: str = 'text') -> list[list[Span]]:
     """Typed spans of texts, in characters.
 
-    Words are those of the tokenizer, which parts them at punctuation; a text given as a list of
-    words keeps these, and its spans count characters of the words joined by blanks. A word's
-    probability is the softmax of its logits, also where a CRF has chosen among them.
+    A word's probability is the softmax of its logits, also where a CRF has chosen among them.
+
+    Args:
+      texts: N texts. A text given as a list of words keeps these, and its spans count characters of
+        the words joined by blanks.
+      words: what a word of another text is; it should be what it was in training. 'text' suits
+        files like CoNLL's: white space separates words, punctuation around a word is apart, 'U.S.'
+        stays, and each character of Chinese, Japanese or Thai is a word. 'spaces': white space
+        alone separates words. 'tokens': the tokenizer's words, which end at every punctuation mark.
     """
     self.forward.need('tagging')
-    places = [self._words(text) for text in texts]
+    if words not in words_lib.RULES:
+      raise ValueError(f'words must be one of {words_lib.RULES}, got {words!r}.')
+    places = [self._words(text, words) for text in texts]
     texts = [text if isinstance(text, str) else ' '.join(text) for text in texts]
     items = [
       Example('', tuple(text[a:b] for a, b in words))
@@ -320,21 +362,21 @@ class Predictor:
         tags[owner][place[i]] = self.labels[chosen[i]], probability
     return [self._spans(*item) for item in zip(texts, places, tags, strict=True)]
 
-  def _words(self, text) -> list[tuple[int, int]]:
+  def _words(self, text, rule: str) -> list[tuple[int, int]]:
     """First character and end of each word."""
     if not isinstance(text, str):
       ends = np.cumsum([len(word) + 1 for word in text]).tolist()
       return [(end - len(word) - 1, end - 1) for word, end in zip(text, ends, strict=True)]
+    if rule != 'tokens':
+      return words_lib.split(text, rule)
     [ids], [offsets] = self.tokenizer.encode_offsets([text])
     words = masks.words_of(self.tokenizer, ids)
-    return [(offsets[first][0], offsets[end - 1][1]) for first, end in words]
+    spans = [(offsets[first][0], offsets[end - 1][1]) for first, end in words]
+    return [(start, end) for start, end in spans if start < end]
 
   def _spans(self, text, words, tags) -> list[Span]:
-    names = [tag for tag, _ in tags]
-    if not all(label == 'O' or label[1:2] == '-' for label in self.labels):
-      names = [name if name == 'O' else f'I-{name}' for name in names]  # types, not BIO tags
     spans = []
-    for label, first, last in metrics.entities(names):
+    for label, first, last in metrics.entities([tagging.to_tag(tag) for tag, _ in tags]):
       start, end = words[first][0], words[last - 1][1]
       probability = float(np.mean([p for _, p in tags[first:last]]))
       spans.append(Span(label, text[start:end], start, end, probability))

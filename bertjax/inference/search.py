@@ -1,9 +1,12 @@
 """`Index`: texts by their embeddings, for look-ups and extracts."""
 
 import dataclasses
+import json
+import zipfile
 from collections.abc import Sequence
 
 import numpy as np
+from etils import epath
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,10 +24,35 @@ class Index:
   Args:
     texts: its N texts.
     vectors: their embeddings [N, D], of length 1.
+    pooling: how they were embedded, '' as the model's own; queries must be, too.
   """
 
-  def __init__(self, texts: Sequence[str], vectors: np.ndarray):
-    self.texts, self.vectors = list(texts), vectors
+  def __init__(self, texts: Sequence[str], vectors: np.ndarray, pooling: str = ''):
+    self.texts, self.vectors, self.pooling = list(texts), vectors, pooling
+
+  def save(self, path) -> None:
+    """Writes an .npz file: texts (JSON), vectors and pooling."""
+    content = json.dumps({'texts': self.texts, 'pooling': self.pooling}).encode()
+    path, partial = epath.Path(path), epath.Path(f'{path}.incomplete')
+    with partial.open('wb') as file:
+      np.savez(file, vectors=self.vectors, content=np.frombuffer(content, np.uint8))
+    partial.replace(path)
+
+  @classmethod
+  def load(cls, path) -> 'Index':
+    """Reads what `save` wrote; see also `Predictor.load_index`.
+
+    Raises:
+      ValueError: if there is no such file, or it is no index.
+    """
+    path = epath.Path(path)
+    if not path.is_file():
+      raise ValueError(f'no index {path}; `bertjax predict --do=nearest --corpus=FILE` writes it.')
+    try:
+      with path.open('rb') as file, np.load(file) as arrays:
+        return cls(**json.loads(arrays['content'].tobytes()), vectors=arrays['vectors'])
+    except (zipfile.BadZipFile, ValueError, KeyError, TypeError, EOFError) as error:
+      raise ValueError(f'{path} is no index of texts: {error}.') from error
 
   def nearest(self, queries: np.ndarray, top_k: int) -> list[list[Hit]]:
     """The texts most similar to each query [Q, D] of length 1, the nearest first."""

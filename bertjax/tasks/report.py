@@ -260,8 +260,7 @@ def _readable(task: Task, item: Example, prediction) -> tuple[str, str]:
   """Gold and predicted label in words, equal where the metric counts the prediction as right."""
   if task.kind == 'span':
     answers = [text for text, _ in item.label]
-    pick = metrics.best_answer if task.metric == 'f1' else metrics.best_answer_v2
-    right = pick(metrics.answer_exact, prediction.text, answers)
+    right = task.score([item], [prediction])['exact']
     gold = answers[0] if answers else '(no answer)'
     return gold, gold if right else prediction.text or '(no answer)'
   if task.kind == 'tags':

@@ -106,6 +106,13 @@ def to_bio(tags: Sequence[str]) -> tuple[str, ...]:
   return tuple(result)
 
 
+def to_tag(label: str) -> str:
+  """The tag that a model's label stands for: itself, 'O' for a special token, else a bare type."""
+  if label == 'O' or re.fullmatch('[BIESULM]-.+', label):
+    return label
+  return 'O' if re.fullmatch(r'\[\w+\]|<\w+>', label) else f'I-{label}'
+
+
 def read_conll(
   path, word: int = 0, tag: int = -1, *, labelled: bool = True, encoding: str = 'utf-8'
 ) -> Iterator[tuple[str, Example]]:
