@@ -51,7 +51,6 @@ FLAGS = {
   'top_k': (0, 'how many proposals, answers or hits; 0 = the default'),
   'words': ('', "tag: what a word is: 'text' (default), 'spaces' or 'tokens'"),
   'max_new_tokens': (0, 'continue: the most tokens to add; 0 = 32'),
-  'temperature': (0.0, 'continue: divides the log-probabilities sampled from; 0 = 1'),
   'seed': (0, 'continue: seed of the samples among the --top_k most probable tokens'),
   'sentences': (0, 'summarise: how many; 0 = 3'),
   'pooling': (

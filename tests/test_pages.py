@@ -9,6 +9,7 @@ import pytest
 
 from bertjax.inference import attributions
 from bertjax.inference.predictor import Predictor
+from bertjax.tasks import report
 from tests.test_predictor import model
 
 sync_api = pytest.importorskip('playwright.sync_api')
@@ -191,3 +192,16 @@ def test_an_explanation_fits_the_screen(browser, predictor, tmp_path, width):
   page.goto(file.as_uri())
   assert page.evaluate('document.documentElement.scrollWidth') <= width
   page.close()
+
+
+def test_labels_in_any_script_are_text_in_the_figures_of_a_report(page, recwarn):
+  names = ['好评', '差评', 'нейтрально', 'محايد']
+  svg = report._confusion(np.diag([5, 3, 2, 1]), names)
+  assert not recwarn.list  # of glyphs that matplotlib's own font lacks
+  page.set_content(f'<!doctype html><meta charset="utf-8">{svg}')
+  texts = page.locator('svg text')
+  shown = texts.all_text_contents()
+  assert [shown.count(name) for name in names] == [2] * 4
+  for place in [i for i, text in enumerate(shown) if text in names]:
+    box = texts.nth(place).bounding_box()
+    assert box['width'] > 10 and box['height'] > 5

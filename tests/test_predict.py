@@ -1,5 +1,6 @@
 """`bertjax predict`: files in order, in bounded memory, resumable; mistakes end in a sentence."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -270,11 +271,13 @@ def test_every_call_is_answered_in_plain_json(vocab):
   heads = ('mlm', 'nsp', 'classification', 'span', 'choice')
   full = Predictor(*model(vocab, *heads), batch_size=4)
   tagger = Predictor(*model(vocab, 'tagging'), batch_size=4)
+  config, params, _ = model(vocab, 'mlm')
+  causal = Predictor(dataclasses.replace(config, causal=True), params, tokenizer)
   assert full.tokenizer.vocab == tokenizer.vocab
   for do in calls.CALLS:
     item = items.get(do, ('the name of a class.',))
-    options = {'corpus': ['a', 'b']} if do == 'nearest' else {}
-    predictor = tagger if do == 'tag' else full
+    options = {'nearest': {'corpus': ['a', 'b']}, 'continue': {'max_new_tokens': 3}}.get(do, {})
+    predictor = {'tag': tagger, 'continue': causal}.get(do, full)
     calls.check(predictor, do, len(item), options)
     [one] = calls.call(predictor, do, [item], options)
     assert json.loads(json.dumps(one, allow_nan=False)) == one, do

@@ -3,7 +3,8 @@
   bertjax finetune --config=squad --workdir=DIR --config.init_from=MODEL --config.data.source=SQUAD
 
 Windows of 384 tokens every 128 tokens, as run_squad.py. `--config.data.options=` stride=128,
-max_query=64 (tokens of a question), nbest=20 and max_answer=30 are its other numbers. The paper
+max_query=64 (tokens of a question), nbest=20 and max_answer=30 are its other numbers;
+scorer=cmrc2018 scores answers in Chinese by characters, as CMRC 2018 does. The paper
 trained 3 epochs of batches of 32 at 5e-5 for version 1.1, 2 epochs of 48 at 5e-5 for version 2.0.
 """
 
