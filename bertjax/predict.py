@@ -119,9 +119,7 @@ def _corpus(path: str, columns: list[str], reading: dict) -> list[str]:
   return texts
 
 
-def _index(
-  predictor: Predictor, texts: list[str] | None, index: str, pooling: str | None
-) -> Index:
+def _index(predictor: Predictor, texts: list[str] | None, index: str, pooling: str | None) -> Index:
   """The saved index, or one of the corpus, saved if it has a name."""
   if texts is None or (index and epath.Path(index).exists()):
     found = predictor.load_index(index)
