@@ -3,21 +3,28 @@
   bertjax convert --from=uncased_L-12_H-768_A-12 --to=DIR
   bertjax convert --from=bert-base-uncased --to=DIR --format=google
 
-The first turns Google's files into Hugging Face's, the second goes back. Reads Hugging Face's
-folders and hub names (model.safetensors, pytorch_model.bin, former Flax's flax_model.msgpack) and
-Google's TF1 checkpoints, and says which it found. Weights stay bit for bit.
+  bertjax convert --from=WORKDIR --step=30000 --to=DIR
+
+The first turns Google's files into Hugging Face's, the second goes back, the third makes a model of
+a checkpoint of a run. Reads Hugging Face's folders and hub names (model.safetensors,
+pytorch_model.bin, former Flax's flax_model.msgpack) and Google's TF1 checkpoints, and says which it
+found. Weights stay bit for bit.
 """
 
 import logging
 
 from etils import epath
 
-from bertjax.interop import directory, google, huggingface
+from bertjax.interop import checkpoints, directory, google, huggingface
 
 _log = logging.getLogger(__name__)
 
 FLAGS = {
-  'from': ('', "a folder, a hub name (NAME@REVISION), or the prefix of a checkpoint of Google's"),
+  'from': (
+    '',
+    "a folder, a run's workdir, a hub name (NAME@REVISION), or the prefix of a TF1 checkpoint",
+  ),
+  'step': (-1, "a checkpoint's step, with --from=WORKDIR; -1 = model/, or the newest checkpoint"),
   'to': ('', 'the folder to write, which must not exist or be empty'),
   'format': ('hf', "'hf' (a model directory) or 'google' (bert_config.json, bert_model.ckpt.*)"),
   'heads': ('', 'heads to take, joined by commas; empty takes all there are'),
@@ -26,7 +33,9 @@ FLAGS = {
 }
 
 
-def run(*, to: str, format: str = 'hf', heads: str = '', gelu='erf', case='', **flags) -> None:
+def run(
+  *, to: str, format: str = 'hf', heads: str = '', gelu='erf', case='', step: int = -1, **flags
+) -> None:  # fmt: skip
   """Converts a model; `from` is among the flags because it is a word of Python's.
 
   Raises:
@@ -44,6 +53,8 @@ def run(*, to: str, format: str = 'hf', heads: str = '', gelu='erf', case='', **
   target = epath.Path(to)
   if target.exists() and not (target.is_dir() and not any(target.iterdir())):
     raise ValueError(f'{target} exists already; remove it or choose another --to.')
+  if step >= 0:
+    source = checkpoints.find_checkpoint(source, step)
   names = tuple(heads.split(',')) if heads else None
   config, params = directory.load_weights(source, heads=names, gelu=gelu)
   tokenizer = directory.load_tokenizer(source, {'lower': True, 'keep': False}.get(case))

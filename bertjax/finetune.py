@@ -110,6 +110,7 @@ def default_config(task: str = 'sst2') -> ml_collections.ConfigDict:
     'eval_every': 0,  # steps between evaluations; 0 = after each epoch
     'save_every': 0,  # steps between checkpoints besides those of evaluations
     'keep': 1,  # newest checkpoints kept; the best one stays besides
+    'save_model': 'best',  # the step that model/ is of: 'best' by the task's metric, or 'last'
   }).lock()  # fmt: skip
 
 
@@ -139,6 +140,7 @@ def run(config, *, workdir: str, **peers) -> dict[str, float]:
   )
   if jax.process_index() == 0:
     log.write_run(workdir / 'run.json', config.to_dict(), identity=identity)
+    setup.tokenizer.save(workdir / 'tokenizer', max_length=setup.bert.config.max_positions)
   history = meta.get('evaluations', [])  # {'step', 'scores' of each trial}
   predict = make_predict(config, setup.bert, setup.task, setup.mesh, many=setup.many)
   try:
@@ -187,7 +189,11 @@ def train(
     if scores:
       history[-1]['step'] = step
     meta = {'identity': identity, 'config': config.to_dict(), 'next_batch': step,
-            'evaluations': history}  # fmt: skip
+            'evaluations': history,
+            'model': run_lib.model_facts(
+              setup.bert.config, labels=task.labels, problem_type=PROBLEMS.get(task.kind, ''),
+              trials=len(setup.trials),
+            )}  # fmt: skip
     checkpoints.save(step, state, meta, scores)
 
   start = int(np.ravel(state.step)[0])
@@ -218,10 +224,10 @@ def metric_values(task, history) -> list[list[float]]:
 
 
 def best(setup: Setup, checkpoints, history) -> tuple[dict, dict]:
-  """The parameters and scores of the best evaluation, of its best trial."""
+  """The parameters and step of the best evaluation, or the last, of its best trial."""
   checkpoints.wait()
   abstract, _ = run_lib.abstract_state(state_maker(setup), setup.shard)
-  step = checkpoints.best_step()
+  step = checkpoints.best_step() if setup.config.save_model == 'best' else checkpoints.steps()[-1]
   state, _ = checkpoints.restore(step, abstract)
   if not setup.many:
     return state.params, {'step': step}
@@ -260,7 +266,9 @@ def finish(setup: Setup, workdir, predict, params, chosen: dict, history) -> dic
     notes,
   )  # fmt: skip
   store.write_text(workdir / 'report.html', page)
-  _log.info('best: step %d, %s %.4f', chosen['step'], task.metric, scores[task.metric])
+  _log.info(
+    '%s: step %d, %s %.4f', config.save_model, chosen['step'], task.metric, scores[task.metric]
+  )
   return scores
 
 

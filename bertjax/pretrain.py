@@ -33,7 +33,7 @@ from bertjax.data.tokenizer import Tokenizer
 from bertjax.interop import directory
 from bertjax.model import config as model_config
 from bertjax.model import encoder, flops, heads, losses
-from bertjax.training import checkpoint, distributed, log, loop, optimizer
+from bertjax.training import checkpoint, distributed, log, loop, optimizer, trials
 from bertjax.training import mesh as mesh_lib
 from bertjax.training import run as run_lib
 
@@ -133,6 +133,7 @@ def default_config(preset: str = 'base') -> ml_collections.ConfigDict:
     }),
     'log_every': 100,  # steps between log lines
     'eval_every': 10_000,  # steps between evaluations on held-out rows; 0 = at the end only
+    'patience': 0,  # evaluations without a lower held-out loss after which the run ends; 0 = never
     'eval_rows': 10_000,  # rows an evaluation reads at most
     'save_every': 1_000,  # steps between checkpoints
     'on_divergence': 'stop',  # or 'skip': back to the last checkpoint, its batches since left out
@@ -142,6 +143,7 @@ def default_config(preset: str = 'base') -> ml_collections.ConfigDict:
     'check_replicas': False,  # compare the parameters of all replicas before each save
     'stall_seconds': 3600.0,  # a step that takes longer ends the process, code 75; 0.0 = never
     'keep': 2,  # newest checkpoints kept; the best one stays besides
+    'save_model': 'last',  # the step that model/ is of: 'last', or 'best' (lowest held-out loss)
   }).lock()  # fmt: skip
 
 
@@ -221,6 +223,7 @@ def run(config, *, workdir: str, **peers) -> dict[str, float]:
   state, shardings, meta = start(setup, checkpoints)
   if jax.process_index() == 0:
     log.write_run(workdir / 'run.json', config.to_dict(), identity=setup.identity)
+    setup.tokenizer.save(workdir / 'tokenizer', max_length=setup.bert.config.max_positions)
   loss = losses.pretraining_loss(setup.bert)
   train_step = loop.make_train_step(
     *loss, setup.transform, setup.schedule, mesh=setup.mesh, state_shardings=shardings,
@@ -231,19 +234,22 @@ def run(config, *, workdir: str, **peers) -> dict[str, float]:
     workdir, steps=config.steps, start=int(state.step), active=jax.process_index() == 0
   )
   skipped = meta.get('skipped', [])  # batches that are left out, see `on_divergence`
+  history = meta.get('evaluations', [])  # {'step', 'loss'}
   scores, stopped = {}, 0
   try:
     for phase in setup.phases:
       if not stopped and int(state.step) < phase.stop:
         state, scores, stopped = train(
-          setup, phase, state, train_step, eval_step, checkpoints, skipped, run_log
+          setup, phase, state, train_step, eval_step, checkpoints, skipped, history, run_log
         )
+    if config.save_model == 'best' and not (stopped and state.step < config.steps):
+      state, scores, stopped = best(setup, state, checkpoints), {}, 0
   finally:
     checkpoints.close()  # first: it waits for what is still being written
     run_log.close()
   if state.step < config.steps:
     run_lib.exit_if_stopped(stopped, int(state.step))
-  if not scores:  # a run that had already ended
+  if not scores:  # a run that had already ended, or its best step
     scores = evaluator(setup, setup.phases[-1], eval_step)(state.params)
   finish(workdir, setup.bert.config, state.params, setup.tokenizer, scores)
   return scores
@@ -323,8 +329,11 @@ def derive_predictions(config) -> None:
     )
 
 
-def train(setup, phase, state, train_step, eval_step, checkpoints, skipped: list, run_log):
-  """Trains to the end of a phase; returns what `loop.fit` does. `skipped` grows at divergences."""
+def train(
+  setup, phase, state, train_step, eval_step, checkpoints, skipped: list, history: list, run_log
+):
+  """Trains to the end of a phase; returns what `loop.fit` does. `skipped` grows at divergences,
+  `history` at evaluations."""
   config, mesh = setup.config, setup.mesh
   size, length = phase.config.batch_size, phase.config.data.length
   run_log.tokens_per_step = size * length
@@ -337,12 +346,20 @@ def train(setup, phase, state, train_step, eval_step, checkpoints, skipped: list
   def save(state, step, scores):
     if config.check_replicas:
       distributed.check_replicas(state.params)
+    if scores:
+      history.append({'step': step, 'loss': scores['loss']})
     meta = {'identity': setup.identity, 'config': config.to_dict(), 'next_batch': step,
-            'skipped': skipped}  # fmt: skip
+            'skipped': skipped, 'evaluations': history,
+            'model': run_lib.model_facts(setup.bert.config)}  # fmt: skip
     last = step > setup.phases[-1].start  # losses on rows of two lengths cannot be compared
     checkpoints.save(step, state, meta, scores if last else None)
 
+  def finished():
+    losses = [[-e['loss']] for e in history if e['step'] > setup.phases[-1].start]
+    return not trials.running(losses, config.patience, 1)[0]
+
   def fit(state):
+    history[:] = [e for e in history if e['step'] <= int(state.step)]  # after a divergence
     left_out = sum(s['batches'] for s in skipped if s['step'] >= phase.start)
     next_batch = max(int(state.step), phase.start) - phase.start + left_out
     with (
@@ -355,13 +372,23 @@ def train(setup, phase, state, train_step, eval_step, checkpoints, skipped: list
         state, train_step, loop.to_device(run_log.watched(stream), mesh), steps=phase.stop,
         log=run_log, log_every=config.log_every, evaluate_fn=evaluate,
         eval_every=config.eval_every, save=save, save_every=config.save_every, watch=watch.at,
-        spike=config.spike, one_program=config.one_program,
+        spike=config.spike, one_program=config.one_program, finished=finished,
       )  # fmt: skip
 
   skip = config.on_divergence == 'skip'
   return run_lib.recovering(
     fit, state, checkpoints, skipped if skip else None, run_log, phase.start
   )
+
+
+def best(setup, state, checkpoints):
+  """The state of the best evaluation on rows of the last phase's length."""
+  checkpoints.wait()
+  step = checkpoints.best_step()
+  if step == int(state.step):
+    return state
+  _log.info('save_model=best: step %d', step)
+  return checkpoints.restore(step, run_lib.abstract_of(state))[0]
 
 
 def evaluator(setup, phase, eval_step):
@@ -387,7 +414,8 @@ def check_intervals(config) -> None:
   """Raises ValueError for counts that are out of range."""
   run_lib.check_integers(config)
   run_lib.check_least(config, 1, ('steps', 'log_every', 'eval_rows', 'keep'))
-  run_lib.check_least(config, 0, ('eval_every', 'save_every', 'stall_seconds', 'spike'))
+  run_lib.check_save_model(config)
+  run_lib.check_least(config, 0, ('patience', 'eval_every', 'save_every', 'stall_seconds', 'spike'))
   optimizer.check_rate('learning_rate', config.learning_rate)
   if config.on_divergence not in ('stop', 'skip'):
     raise ValueError(f"on_divergence must be 'stop' or 'skip', got {config.on_divergence!r}.")

@@ -13,7 +13,7 @@ from bertjax import finetune, prepare
 from bertjax.__main__ import load_recipe, main
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.finetuning import scoring
-from bertjax.interop import directory, google
+from bertjax.interop import checkpoints, directory, google
 from bertjax.model.config import EncoderConfig
 from bertjax.model.heads import Bert, init_params
 from bertjax.tasks.batches import TaskBatches
@@ -147,6 +147,25 @@ def test_a_sentence_task_is_learnt_scored_written_and_saved(make, tmp_path):
     config.init_from, config.fresh_head = trained, False
     with pytest.raises(ValueError, match=message):
       finetune.set_up(config)
+
+
+def test_the_last_step_or_any_other_becomes_the_model(make, tmp_path):
+  config, run = make('sst2'), tmp_path / 'run'
+  config.epochs, config.keep, config.save_model, config.data.test = 2.0, 5, 'last', ''
+  finetune.run(config, workdir=str(run))
+  _, last = directory.load_weights(run / 'model')
+  folders = [checkpoints.find_checkpoint(run, step) for step in (15, 30)]
+  for folder, same in zip(folders, (False, True), strict=True):
+    _, params, tokenizer = directory.load_model(folder)
+    arrays = zip(jax.tree.leaves(params), jax.tree.leaves(last), strict=True)
+    assert all(np.array_equal(a, b) for a, b in arrays) == same
+    assert directory.read_labels(folder) == (['0', '1'], 'single_label_classification')
+    assert tokenizer.fingerprint == directory.load_tokenizer(run).fingerprint
+  with pytest.raises(ValueError, match=r'no checkpoint of step 7; those kept are \[15, 30\]'):
+    checkpoints.find_checkpoint(run, 7)
+  config.save_model = 'first'
+  with pytest.raises(ValueError, match=r"save_model must be 'last' or 'best', got 'first'"):
+    finetune.set_up(config)
 
 
 @pytest.mark.full

@@ -18,7 +18,7 @@ ALLOWED = {
   },
   'data': {'numpy', 'etils', 'tokenizers', 'sentencepiece'},
   'interop': {
-    'numpy', 'ml_dtypes', 'etils', 'flax', 'safetensors', 'huggingface_hub',
+    'numpy', 'ml_dtypes', 'etils', 'flax', 'orbax', 'safetensors', 'huggingface_hub',
     'bertjax.model.config', 'bertjax.data.tokenizer',
   },
   'inference': {

@@ -22,6 +22,7 @@ from bertjax.__main__ import _flat, load_recipe, main, parse
 from bertjax.data import store
 from bertjax.data.tokenizer import SPECIAL_TOKENS
 from bertjax.inference.predictor import Predictor
+from bertjax.interop import directory
 from bertjax.training.log import read_metrics
 
 QUIET = ['--config.log_every=1', '--config.eval_every=0', '--config.save_every=20']
@@ -157,7 +158,9 @@ def finished(tiny_rows, tmp_path_factory):
 
 def test_a_run_leaves_what_the_manual_says(finished):
   names = {path.name for path in finished.iterdir()}
-  assert names == {'checkpoints', 'logs', 'loss.png', 'run.json', 'metrics.json', 'model'}
+  assert names == {
+    'checkpoints', 'logs', 'loss.png', 'run.json', 'metrics.json', 'model', 'tokenizer'
+  }  # fmt: skip
   info = json.loads((finished / 'run.json').read_text())
   assert {'command', 'versions', 'commit', 'config', 'identity', 'devices'} <= set(info)
   assert list((finished / 'logs').glob('tensorboard-*/events*'))
@@ -218,6 +221,63 @@ def test_what_prepared_rows_decide_is_recorded_as_it_is(tiny_rows, vocab, caplog
   assert setup.config.masking.max_predictions == 19  # of 64 tokens
   assert (config.data.passes, config.masking.max_predictions) == (3, -1)  # the caller's stay
   assert 'was prepared with data.passes=1; the value of the config, 3, is replaced' in caplog.text
+
+
+def test_any_step_of_a_run_becomes_a_model(finished, tiny_rows, tmp_path, capsys):
+  for step in (10, 20):
+    assert main(['convert', f'--from={finished}', f'--step={step}', f'--to={tmp_path}/{step}']) == 0
+  newest, model = tmp_path / '20', finished / 'model'
+  for path in model.iterdir():
+    assert path.read_bytes() == (newest / path.name).read_bytes(), path.name
+  capsys.readouterr()
+  assert main(['evaluate', f'--workdir={finished}', '--which=10']) == 0
+  expected = json.loads(capsys.readouterr().out)['mlm_loss']
+  args = ['--config=bert_mini:smoke', f'--config.data.prepared={tiny_rows}']
+  assert main(['evaluate', *args, f'--model={tmp_path}/10']) == 0
+  assert json.loads(capsys.readouterr().out)['mlm_loss'] == pytest.approx(expected, rel=1e-6)
+  check_refused(
+    ['convert', f'--from={finished}', '--step=15', f'--to={tmp_path}/15'], capsys, 'step 15',
+    '[10, 20]',
+  )  # fmt: skip
+
+
+def test_a_run_without_a_model_yet_is_its_newest_checkpoint(finished, tmp_path, caplog):
+  run = tmp_path / 'run'
+  shutil.copytree(finished, run, ignore=shutil.ignore_patterns('model'))
+  config, params, tokenizer = directory.load_model(run)
+  expected = directory.load_model(finished)
+  assert config == expected[0] and tokenizer.fingerprint == expected[2].fingerprint
+  jax.tree.map(np.testing.assert_array_equal, params, expected[1])
+  assert directory.load_weights(run, heads=('mlm',))[1].keys() == {'encoder', 'pooler', 'mlm'}
+  assert f'taking {run}/checkpoints/20' in caplog.text
+  with pytest.raises(ValueError, match=r"no \['tagging'\] head"):
+    directory.load_weights(run, heads=('tagging',))
+  for path in (run / 'checkpoints/20/state/ocdbt.process_0/d').iterdir():
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+  with pytest.raises(ValueError, match=r'checkpoints/20 (is corrupt|cannot be read)'):
+    directory.load_model(run)
+
+
+def test_patience_ends_a_run_and_the_best_step_becomes_the_model(tiny_rows, tmp_path, capsys):
+  args = arguments(
+    tiny_rows, tmp_path, '--config.learning_rate=0.2', '--config.warmup_steps=1',
+    '--config.eval_every=2', '--config.patience=2', '--config.save_model=best',
+  )  # fmt: skip
+  assert main(args) == 0
+
+  def found():
+    losses = {r['step']: r['loss'] for r in read_metrics(tmp_path) if r['kind'] == 'eval'}
+    return losses, json.loads((tmp_path / 'metrics.json').read_text())['loss'], weights(tmp_path)
+
+  losses, score, model = found()
+  best = min(losses, key=losses.get)
+  assert max(losses) == best + 4 < 20  # two evaluations without a better one
+  assert score == pytest.approx(losses[best], rel=1e-6)
+  assert main(args) == 0 and found() == (losses, score, model)  # it has ended
+  capsys.readouterr()
+  check_refused([*args, '--config.save_model=first'], capsys, 'save_model', 'first')
 
 
 def test_evaluate_of_a_folder_without_a_run_says_so(tmp_path, capsys):

@@ -59,6 +59,7 @@ class Setup(NamedTuple):
 def set_up(config) -> Setup:
   """Reads and checks everything that a run needs."""
   run_lib.check_integers(config)
+  run_lib.check_save_model(config)
   run_lib.check_least(config, 1, ('batch_size', 'log_every', 'keep'))
   run_lib.check_least(config, 0, ('patience', 'eval_every', 'save_every'))
   run_lib.check_least(config.data, 0, ('max_train',))

@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 
 from bertjax.data.tokenizer import Tokenizer
-from bertjax.interop import files, google, huggingface, sentences
+from bertjax.interop import checkpoints, files, google, huggingface, sentences
 from bertjax.model.config import HEAD_FIELDS, EncoderConfig
 
 _log = logging.getLogger(__name__)
@@ -23,24 +23,25 @@ _BY_POSITION = ('max_positions', (('encoder', 'embeddings', 'position', 'embeddi
 
 
 def find_model(source):
-  """Returns the model directory of a source: WORKDIR/model for a run's workdir, else the source.
+  """Returns the model of a source: WORKDIR/model of a run's workdir, or its newest checkpoint where
+  that is not written yet; else the source.
 
   `load_model`, `load_weights`, `load_tokenizer` and `read_labels` call it, so every program accepts
-  a workdir where it accepts a model.
+  a workdir, or a checkpoint WORKDIR/checkpoints/STEP, where it accepts a model.
 
   Raises:
-    ValueError: if the name is empty, or the run has not written its model yet.
+    ValueError: if the name is empty, or the run has neither.
   """
   if not str(source):
     raise ValueError("no model is named: give a folder, a run's workdir or a hub name.")
   folder = epath.Path(source)
   if not (folder / 'run.json').is_file() or (folder / 'config.json').is_file():
     return source
-  if not (folder / 'model' / 'config.json').is_file():
-    raise ValueError(
-      f'{folder} is the workdir of a run that has not written its model/ yet; let the run finish.'
-    )
-  return folder / 'model'
+  if (folder / 'model' / 'config.json').is_file():
+    return folder / 'model'
+  found = checkpoints.find_checkpoint(folder)
+  _log.info('%s has not written its model/ yet; taking %s', folder, found)
+  return found
 
 
 def load_model(source, *, heads=None, gelu: str = 'erf') -> tuple[EncoderConfig, dict, Tokenizer]:
@@ -63,6 +64,8 @@ def load_model(source, *, heads=None, gelu: str = 'erf') -> tuple[EncoderConfig,
 def load_weights(source, *, heads=None, gelu: str = 'erf') -> tuple[EncoderConfig, dict]:
   """The config and parameters of a model of any kind."""
   source = find_model(source)
+  if checkpoints.is_checkpoint(source):
+    return checkpoints.load_checkpoint(source, heads=heads)
   if google.is_google(source):
     return google.load_google(source, heads=heads, gelu=gelu)
   return huggingface.load_hf(source, heads=heads)
@@ -71,6 +74,8 @@ def load_weights(source, *, heads=None, gelu: str = 'erf') -> tuple[EncoderConfi
 def load_tokenizer(source, lowercase: bool | None = None) -> Tokenizer:
   """The tokenizer beside the weights; `lowercase` overrides what the files say."""
   source = find_model(source)
+  if checkpoints.is_checkpoint(source):
+    source = epath.Path(source).parent.parent / 'tokenizer'
   if google.is_google(source):
     return google.load_tokenizer(source, lowercase)
   return Tokenizer.from_dir(huggingface.find_directory(source), lowercase=lowercase)
@@ -79,6 +84,9 @@ def load_tokenizer(source, lowercase: bool | None = None) -> Tokenizer:
 def read_labels(source) -> tuple[list[str], str]:
   """The labels by index ([] if not named) and Hugging Face's problem type ('' likewise)."""
   source = find_model(source)
+  if checkpoints.is_checkpoint(source):
+    model = checkpoints.read_model(source)
+    return model['labels'], model['problem_type']
   if google.is_google(source):
     path = google.locate(source)[0] / 'bert_config.json'
   else:
@@ -89,7 +97,9 @@ def read_labels(source) -> tuple[list[str], str]:
 def read_sentence_layers(source) -> sentences.SentenceLayers | None:
   """What sentence-transformers puts after the encoder; None for models of other libraries."""
   source = find_model(source)
-  return None if google.is_google(source) else sentences.read_layers(huggingface.find_root(source))
+  if google.is_google(source) or checkpoints.is_checkpoint(source):
+    return None
+  return sentences.read_layers(huggingface.find_root(source))
 
 
 def load_params(

@@ -270,7 +270,7 @@ def fit(
     save: called with (state, step, metrics of an evaluation at this very step or None) every
       `save_every` steps, after every evaluation, at the end, and on SIGTERM or Ctrl-C.
     save_every: 0 saves at evaluations and at the end only.
-    finished: asked after each evaluation whether the run ends there (early stopping).
+    finished: asked after each evaluation and its save whether the run ends there (early stopping).
     trials: whether metrics are those of several trials; their means are logged, and one that
       diverges does not end the others.
     watch: told what is begun for which step (`distributed.Watch.at`).
@@ -337,10 +337,10 @@ def fit(
         watch(step, 'evaluating')
         scores = last_scores = evaluate_fn(state.params)
         log.evaluation(step, scores)
-        ended = finished()
         last_log = time.perf_counter()
       if save and (scores or step == steps or (save_every and step % save_every == 0)):
         save_now(scores)
+      ended = bool(scores) and finished()
     flush()
     if save and saved != step:
       save_now()

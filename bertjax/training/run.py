@@ -1,5 +1,6 @@
 """Starting a run and going on with it: its identity, its first state, its saves, its end."""
 
+import dataclasses
 import itertools
 import json
 import logging
@@ -23,6 +24,21 @@ def make_state(init: Callable, optimizer, seed: int, learning_rate: float, param
   rng = jax.random.key(seed)
   params = init(jax.random.fold_in(rng, 0)) if params is None else params
   return TrainState.create(params, optimizer, jax.random.fold_in(rng, 1), learning_rate)
+
+
+def model_facts(config, *, labels=(), problem_type: str = '', trials: int = 1) -> dict:
+  """What a checkpoint's meta says of its model, an `EncoderConfig` without the fields that say how
+  to run it; `interop.checkpoints` reads it."""
+  free = ('frozen', 'dtype', 'attention', 'dropout_bits', 'remat', 'unroll')
+  fields = {k: v for k, v in dataclasses.asdict(config).items() if k not in free}
+  return {
+    'config': fields, 'labels': list(labels), 'problem_type': problem_type, 'trials': trials
+  }  # fmt: skip
+
+
+def abstract_of(state):
+  """Shapes and shardings of a state that exists."""
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
 
 
 def abstract_state(make: Callable[[], TrainState], shard: Callable):
@@ -86,9 +102,7 @@ def recovering(fit: Callable, state, checkpoints: Checkpoints, skipped, log, fir
   Raises:
     DivergedError: without `skipped`, without a checkpoint, or at the `MOST_SKIPS`th time.
   """
-  abstract = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
-  )
+  abstract = abstract_of(state)
   for times in itertools.count(1):
     try:
       return fit(state)
@@ -109,6 +123,11 @@ def recovering(fit: Callable, state, checkpoints: Checkpoints, skipped, log, fir
 def flatten(config, names: Iterable[str]) -> dict:
   """Flat {field: value} of the named fields and groups of a config, for a run's identity."""
   return flatten_dict({name: config.to_dict()[name] for name in names}, sep='.')
+
+
+def check_save_model(config) -> None:
+  if config.save_model not in ('last', 'best'):
+    raise ValueError(f"save_model must be 'last' or 'best', got {config.save_model!r}.")
 
 
 def check_least(config, least: float, names: Iterable[str]) -> None:
