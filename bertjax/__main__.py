@@ -143,7 +143,8 @@ _SMALLER = {  # what to change where memory is short
   'without dropout the same result), or set --config.model.remat=full',
   'finetune': 'lower --config.batch_size, --config.data.length or --config.seeds, or set '
   '--config.model.remat=full',
-  'evaluate': 'lower --batch_size',
+  'evaluate': 'evaluate the model directory (--model, --config=RECIPE) with a lower '
+  '--config.batch_size',
   'predict': 'lower --batch_size',
   'serve': 'lower --batch_size',
 }

@@ -613,7 +613,7 @@ def test_flags_reach_the_config():
 @pytest.mark.parametrize(
   ('verb', 'advice'),
   [('pretrain', '--config.accumulation=2'), ('finetune', '--config.model.remat=full'),
-   ('evaluate', '--batch_size'), ('predict', '--batch_size'), ('explain', 'smaller')],
+   ('evaluate', '--config.batch_size'), ('predict', '--batch_size'), ('explain', 'smaller')],
 )  # fmt: skip
 def test_out_of_memory_is_one_sentence_with_what_to_change(verb, advice, monkeypatch, capsys):
   program = importlib.import_module(f'bertjax.{verb}')
