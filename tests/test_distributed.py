@@ -94,6 +94,7 @@ MESHES = [
 ]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(('processes', 'mesh'), MESHES)
 def test_processes_bring_the_same_batches_to_the_same_losses(
   single, tmp_path, tiny_rows, processes, mesh
@@ -129,6 +130,7 @@ def command(words, devices=DEVICES):
   return first
 
 
+@pytest.mark.full
 def test_two_processes_evaluate_as_one_does(single, capsys):
   words = ['evaluate', f'--workdir={single}/run']
   found = json.loads(command(words))
@@ -140,6 +142,7 @@ def checkpoint_steps(folder):
   return sorted(int(p.name) for p in (folder / 'run/checkpoints').iterdir() if p.name.isdigit())
 
 
+@pytest.mark.full
 def test_sigterm_to_one_stops_all_at_one_step_and_fewer_go_on(single, tmp_path, tiny_rows):
   folder = tmp_path / 'run'
   codes, errors = finish(launch(folder, tiny_rows, 2, fault='term 1 9', **SHARDED))
@@ -242,6 +245,7 @@ def test_a_process_with_other_flags_is_named_to_all(monkeypatch):
     assert '--config.seed=7' in str(error)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize('blocked', ['', 'jax._src.clusters', 'jax._src.distributed'])
 def test_slurm_tells_who_is_there(blocked):
   """Also with a jax that has moved the private names of its detection and its store."""
