@@ -3,12 +3,14 @@
   bertjax evaluate --workdir=DIR                      the run's best checkpoint
   bertjax evaluate --workdir=DIR --which=newest       or its newest
   bertjax evaluate --config=... --model=DIR           any model directory, on the config's data
+  bertjax evaluate --config=... --model=DIR --config.data.heldout=1 --unigram=TEXTS
+                                                      on all of a test text
   bertjax evaluate --workdir=DIR --split=test         of a task: its best model, on any split
 
 Of a task it prints the official metrics. Of pre-training it prints masked-LM loss, accuracy and
 perplexity at the frozen masked tokens, next-sentence accuracy, and beside them the unigram
-cross-entropy of the same tokens: what knowing only how often each token occurs in the training rows
-would give.
+cross-entropy of the same tokens: what knowing only how often each token occurs would give, in the
+training rows or in the texts of --unigram.
 """
 
 import json
@@ -21,7 +23,7 @@ from flax.traverse_util import flatten_dict
 
 from bertjax import finetune, pretrain
 from bertjax.data import batches as batches_lib
-from bertjax.data import store
+from bertjax.data import sources, store
 from bertjax.data.masking import unmasked
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.finetuning import scoring
@@ -41,12 +43,16 @@ FLAGS = {
   'split': ('', 'of a task: the split; empty takes data.dev'),
   'out': ('', 'of a task: folder for the predictions in the official format'),
   'rows': (0, "held-out rows to read at most; 0 = the config's eval_rows"),
+  'unigram': (
+    '',
+    'texts to count tokens in for the unigram figure; empty = the training rows',
+  ),
 } | distributed.FLAGS
 
 
 def run(
   config=None, *, workdir: str = '', model: str = '', which: str = 'best', rows: int = 0,
-  split: str = '', out: str = '', **peers,
+  split: str = '', out: str = '', unigram: str = '', **peers,
 ) -> dict[str, float]:  # fmt: skip
   """Evaluates, prints the metrics as JSON and returns them; process 0 prints for all.
 
@@ -59,19 +65,21 @@ def run(
       '--config=RECIPE with its data.'
     )
   distributed.start(**peers)
-  scores = _scores(config, workdir, model, which, rows, split, out)
+  scores = _scores(config, workdir, model, which, rows, split, out, unigram)
   if jax.process_index() == 0:
     print(json.dumps(scores, indent=2))
   return scores
 
 
-def _scores(config, workdir, model, which, rows, split, out) -> dict[str, float]:
+def _scores(config, workdir, model, which, rows, split, out, unigram) -> dict[str, float]:
   if workdir:
     workdir = checkpoint.check_path(workdir)
     config = run_config(workdir)
   if 'task' in config:
-    if rows or which != 'best':
-      raise ValueError('--rows and --which are for pre-training; a task has its best model.')
+    if rows or unigram or which != 'best':
+      raise ValueError(
+        '--rows, --unigram and --which are for pre-training; a task has its best model.'
+      )
     return scoring.evaluate(config, model or str(epath.Path(workdir) / 'model'), split, out)
   if split or out:
     raise ValueError('--split and --out are for tasks; pre-training has held-out rows alone.')
@@ -84,8 +92,7 @@ def _scores(config, workdir, model, which, rows, split, out) -> dict[str, float]
   rows = rows or config.eval_rows
   if rows < 1:
     raise ValueError(f'--rows must be at least 1, got {rows}.')
-  mesh = mesh_lib.make_mesh()  # all devices of this machine, whatever the run had
-  mesh_lib.check_batch_size(mesh, config.batch_size)
+  mesh = mesh_lib.make_evaluation_mesh(config.batch_size)  # whatever the run had
   config.model.attention = 'auto'
   folder = pretrain.prepared_folder(config)
   if workdir:
@@ -104,31 +111,57 @@ def _scores(config, workdir, model, which, rows, split, out) -> dict[str, float]
   never = [tokenizer.pad_id, tokenizer.cls_id]
   if config.objective == 'mlm':
     never.append(tokenizer.sep_id)
-  steps = range(heldout.steps_for(rows))
-  scores['unigram_cross_entropy'] = unigram_cross_entropy(
-    store.Rows(folder, 'train'), map(heldout.evaluation, steps),
-    tokenizer.vocab_size, exclude=never,
+  train = store.Rows(folder, 'train')
+  if unigram:
+    counts = count_text(unigram, tokenizer, config.data)
+  elif len(train):
+    counts = count_rows(train, tokenizer.vocab_size)
+  else:
+    _log.info('no unigram figure: all text is held out; --unigram=TEXTS names texts to count.')
+    return scores
+  batches = map(heldout.evaluation, range(heldout.steps_for(rows)))
+  return scores | {'unigram_cross_entropy': unigram_cross_entropy(counts, batches, exclude=never)}
+
+
+def count_rows(rows: store.Rows, vocab_size: int) -> np.ndarray:
+  """How often each id occurs in prepared rows, int64 [V]."""
+  counts = np.zeros(vocab_size, np.int64)
+  for start in range(0, len(rows), 65_536):
+    part = rows[np.arange(start, min(start + 65_536, len(rows)))]
+    ids = unmasked(part) if 'masked_lm_ids' in part else part['input_ids']
+    counts += np.bincount(ids.ravel(), minlength=vocab_size)[:vocab_size]
+  return counts
+
+
+def count_text(source: str, tokenizer: Tokenizer, data) -> np.ndarray:
+  """How often each id occurs in texts, int64 [V]; `data` is the config's section on reading them.
+
+  Raises:
+    ValueError: if a text cannot be read.
+  """
+  counts = np.zeros(tokenizer.vocab_size, np.int64)
+  texts = sources.read_documents(
+    source, data.format, text_key=data.text_key, binary=data.binary, encoding=data.encoding,
+    on_bad_row=data.on_bad_row,
   )  # fmt: skip
-  return scores
+  for text in texts:
+    ids, _ = tokenizer.encode_flat(sources.split_document(text, data.format))
+    counts += np.bincount(ids, minlength=len(counts))
+  return counts
 
 
-def unigram_cross_entropy(train: store.Rows, heldout, vocab_size: int, *, exclude) -> float:
-  """Nats per masked held-out token under add-one-smoothed token frequencies of the training rows.
+def unigram_cross_entropy(counts: np.ndarray, heldout, *, exclude) -> float:
+  """Nats per masked held-out token under add-one-smoothed token frequencies.
 
   Args:
-    train: training rows.
+    counts: how often each id occurs elsewhere, int64 [V].
     heldout: evaluation batches with 'masked_lm_ids' and 'masked_lm_weights' [B, P], this process's
       rows of them.
-    vocab_size: V.
     exclude: ids that are never predicted.
   """
-  counts = np.zeros(vocab_size, np.int64)
-  for start in range(0, len(train), 65_536):
-    rows = train[np.arange(start, min(start + 65_536, len(train)))]
-    ids = unmasked(rows) if 'masked_lm_ids' in rows else rows['input_ids']
-    counts += np.bincount(ids.ravel(), minlength=vocab_size)[:vocab_size]
+  counts = counts.copy()
   counts[list(exclude)] = 0
-  nats = -np.log((counts + 1) / (counts.sum() + vocab_size))
+  nats = -np.log((counts + 1) / (counts.sum() + len(counts)))
   total = weight = 0.0
   for batch in heldout:
     total += float((nats[batch['masked_lm_ids']] * batch['masked_lm_weights']).sum())

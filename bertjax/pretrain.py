@@ -102,7 +102,7 @@ def default_config(preset: str = 'base') -> ml_collections.ConfigDict:
       'rules': 'huggingface',  # or 'google': where the two tokenizers differ
       'kind': '',  # of rows: nsp, sop, doc_sentences or full_sentences; '' = by the field nsp
       'length': 128,  # tokens a row
-      'heldout': 0.05,  # share of documents kept for evaluation, chosen by a hash of their text
+      'heldout': 0.05,  # fraction of documents for evaluation, by a hash of their text; 1 = all
       'passes': 1,  # passes over the text with other sentence pairs (Google's dupe_factor)
       'short_probability': 0.1,  # share of documents cut to a random shorter length in a pass
       'sequences': 1,  # packed into a row at most; 1 = no packing
@@ -281,6 +281,10 @@ class Setup(NamedTuple):
 def set_up(config) -> Setup:
   """Checks a config, prepares its text if need be, and makes what a run needs."""
   check_intervals(config)
+  if config.data.input and config.data.heldout == 1:
+    raise ValueError(
+      'data.heldout=1 leaves no document to train on; it is for `bertjax evaluate`. Use 0.05.'
+    )
   config = config.copy_and_resolve_references()
   mesh = mesh_lib.make_mesh(**config.mesh)
   phases = make_phases(config)

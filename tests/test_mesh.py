@@ -100,3 +100,8 @@ def test_the_tensor_axis_does_not_split_rows():
   sharding = mesh_lib.batch_sharding(mesh_lib.make_mesh(2, 1, 4))
   placed = mesh_lib.shard_batch({'x': np.arange(4)}, sharding)['x']
   assert {shard.data.shape for shard in placed.addressable_shards} == {(2,)}
+
+
+@pytest.mark.parametrize(('rows', 'devices'), [(8, 8), (16, 8), (12, 6), (7, 7), (1, 1), (11, 1)])
+def test_an_evaluation_uses_the_most_devices_that_divide_its_batches(rows, devices):
+  assert mesh_lib.make_evaluation_mesh(rows).shape == {'data': devices, 'fsdp': 1, 'tensor': 1}

@@ -20,7 +20,7 @@ import pytest
 from bertjax import predict, prepare, pretrain
 from bertjax.__main__ import _flat, load_recipe, main, parse
 from bertjax.data import store
-from bertjax.data.tokenizer import SPECIAL_TOKENS
+from bertjax.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from bertjax.inference.predictor import Predictor
 from bertjax.interop import directory
 from bertjax.training.log import read_metrics
@@ -296,17 +296,50 @@ def test_evaluate_reads_a_model_directory(finished, tiny_rows, capsys):
   assert printed['mlm_loss'] == pytest.approx(written['mlm_loss'], rel=1e-5)
 
 
+def test_evaluate_scores_a_whole_text_with_the_unigram_of_another(
+  finished, corpus, vocab, tmp_path, monkeypatch, capsys
+):  # fmt: skip
+  monkeypatch.setenv('BERTJAX_CACHE', str(tmp_path))
+  args = [
+    'evaluate', '--config=bert_mini:smoke', f'--model={finished}/model', '--rows=100000',
+    f'--config.data.input={corpus}', f'--config.data.vocab={vocab}', '--config.data.heldout=1.0',
+  ]  # fmt: skip
+  assert main([*args, f'--unigram={corpus}/0*.txt']) == 0
+  printed = json.loads(capsys.readouterr().out)
+  [manifest] = [json.loads(path.read_text()) for path in tmp_path.glob('*/manifest.json')]
+  counts = manifest['counts']
+  assert (counts['train_documents'], counts['heldout_documents']) == (0, 40)
+  assert printed['nsp_weight'] == counts['heldout_rows'] > 100
+  assert manifest['report']['documents'] == 40
+  texts = [path.read_text() for path in sorted(corpus.glob('0*.txt'))]
+  ids = Tokenizer.from_file(vocab).encode_flat(texts)[0]
+  nats = np.log((len(ids) + 600) / (np.bincount(ids, minlength=600) + 1))
+  assert nats.min() < printed['unigram_cross_entropy'] < nats.max()
+  # 12 rows do not divide by 8 devices: 6 are used, and the same rows are scored.
+  assert main([*args, '--config.batch_size=12']) == 0
+  again = json.loads(capsys.readouterr().out)
+  assert 'unigram_cross_entropy' not in again
+  for name in ('mlm_loss', 'nsp_loss', 'nsp_weight'):
+    assert again[name] == pytest.approx(printed[name], rel=1e-5)
+  check_refused(
+    ['pretrain', *args[1:2], *args[4:], f'--workdir={tmp_path}/run'], capsys, 'data.heldout=1',
+    'no document to train on',
+  )  # fmt: skip
+
+
 def test_the_unigram_figure_is_the_cross_entropy_of_the_same_tokens(tiny_rows):
   from bertjax import evaluate
 
   train = store.Rows(tiny_rows, 'train')
   ids = train[np.arange(len(train))]['input_ids']
   counts = np.bincount(ids.ravel(), minlength=600).astype(float)
+  assert counts.tolist() == evaluate.count_rows(train, 600).tolist()
+  given = counts.copy()
   counts[[0, 101, 102]] = 0
   tokens = np.array([[150, 160, 0]])
   batch = {'masked_lm_ids': tokens, 'masked_lm_weights': np.array([[1.0, 1.0, 0.0]])}
   expected = -np.log((counts[[150, 160]] + 1) / (counts.sum() + 600)).mean()
-  got = evaluate.unigram_cross_entropy(train, [batch], 600, exclude=(0, 101, 102))
+  got = evaluate.unigram_cross_entropy(given, [batch], exclude=(0, 101, 102))
   assert got == pytest.approx(expected)
 
 

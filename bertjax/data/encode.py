@@ -57,7 +57,7 @@ def draw_heldout(contents: Iterable, share: float) -> tuple[np.ndarray, list[boo
 def _outputs(texts, heldout: float, shards: int) -> list[tuple[str, int]]:
   """Where each text goes, by a hash of it: exact duplicates go together."""
   keys, held = draw_heldout((text.encode('utf-8', 'surrogatepass') for text in texts), heldout)
-  numbers = (mix(keys, SHARD) % np.uint64(shards)).tolist()
+  numbers = (mix(keys, SHARD) % np.uint64(max(shards, 1))).tolist()  # 0 where all are held out
   return [('heldout', 0) if h else ('train', n) for h, n in zip(held, numbers, strict=True)]
 
 

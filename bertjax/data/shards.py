@@ -40,7 +40,7 @@ class Settings:
   text_key: str = 'text'  # field of the text in JSONL and TFDS, column in Parquet
   encoding: str = 'utf-8'  # of text files
   on_bad_row: str = 'stop'  # or 'skip' rows of JSONL and Parquet that hold no text
-  heldout: float = 0.05  # share of documents kept for evaluation
+  heldout: float = 0.05  # fraction of documents kept for evaluation; 1 = all, to score a text
   passes: int = 1  # passes over the documents with other pairs (Google's dupe_factor)
   short_probability: float = 0.1  # share of documents cut to a random shorter length in a pass
   seed: int = 0  # of pairs and lengths
@@ -53,8 +53,8 @@ class Settings:
       raise ValueError(f'kind must be one of {examples.KINDS}, got {self.kind!r}.')
     if not 8 <= self.length < 2**16:
       raise ValueError(f'data.length must be in 8..65535, got {self.length}.')
-    if not 0 < self.heldout < 1:
-      raise ValueError(f'data.heldout must be between 0 and 1, got {self.heldout}.')
+    if not 0 < self.heldout <= 1:
+      raise ValueError(f'data.heldout must be above 0 and at most 1, got {self.heldout}.')
     if not 0 <= self.seed < 2**63:
       raise ValueError(f'seed must be at least 0 and below 2**63, got {self.seed}.')
     if self.passes < 1:
@@ -100,7 +100,7 @@ def prepare(
   incomplete = directory.with_name(directory.name + '.incomplete')
   listing = [(name, size) for name, size, _ in sources.list_source(source)]
   size = sum(size for _, size in listing)
-  shards = settings.shards or 1 + size // _SHARD_BYTES
+  shards = 0 if settings.heldout == 1 else settings.shards or 1 + size // _SHARD_BYTES
   outputs = [('train', number) for number in range(shards)] + [('heldout', 0)]
   mine = outputs[part[0] :: part[1]]
   if not mine:
@@ -144,14 +144,16 @@ MOST_UNKNOWN = 0.01
 
 
 def report(manifest: dict) -> dict:
-  """What became of the text of a prepared folder, from the counts of its training rows.
+  """What became of the text of a prepared folder, from the counts of its training rows, or of its
+  held-out rows where there are no others.
 
   Returns:
     'rows', 'documents', 'tokens', 'sentences_per_document', and shares: 'tokens_used' of the tokens
     are in some row, 'random_labels' of the next-sentence labels are random, 'unknown' of the tokens
     are [UNK]. Empty for rows that were read from TFRecords.
   """
-  counts = {name.removeprefix('train_'): n for name, n in manifest['counts'].items()}
+  split = 'train' if manifest['shards']['train'] else 'heldout'
+  counts = {name.removeprefix(f'{split}_'): n for name, n in manifest['counts'].items()}
   if 'tokens_used' not in counts:
     return {}
   tokens = max(counts['tokens'], 1)
@@ -172,7 +174,7 @@ def log_report(facts: dict, length: int) -> None:
   random = facts.get('random_labels', 0)
   labels = f', {random:.1%} of next-sentence labels random' if 'random_labels' in facts else ''
   _log.info(
-    'training rows: %s from %s documents of %.1f sentences; %.1f%% of %s tokens used%s, %.2f%% '
+    'rows: %s from %s documents of %.1f sentences; %.1f%% of %s tokens used%s, %.2f%% '
     '[UNK]',
     f'{facts["rows"]:,}', f'{facts["documents"]:,}', facts['sentences_per_document'],
     100 * facts['tokens_used'], f'{facts["tokens"]:,}', labels, 100 * facts['unknown'],
@@ -224,7 +226,8 @@ def _from_tfrecords(source, tokenizer, settings, directory) -> dict:
         _held_out(batch, settings.heldout, split == 'heldout')
         for batch in tfrecords.rows_from_tfrecords(source, tokenizer.vocab_size)
       )
-      if not writer.add_shard(split, 0, batches)['rows']:
+      rows = writer.add_shard(split, 0, batches)['rows']
+      if not rows and not (split == 'train' and settings.heldout == 1):
         shutil.rmtree(writer.folder)
         raise ValueError(
           f'no row fell to the {split} side; change data.heldout (now {settings.heldout}).'
@@ -352,7 +355,7 @@ def _check_documents(corpora: dict[tuple[str, int], examples.Corpus], source, se
     )
   least = 2 if settings.kind == 'nsp' else 1
   for split, count in (('train', train), ('held-out', heldout)):
-    if count < least:
+    if count < least and not (split == 'train' and settings.heldout == 1):
       raise ValueError(
         f'of {train + heldout} documents, {count} fell to the {split} side and {least} are needed; '
         f'change data.heldout (now {settings.heldout}) or add documents.'

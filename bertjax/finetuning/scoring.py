@@ -96,8 +96,7 @@ def evaluate(config, model: str, split: str = '', out: str = '') -> dict[str, fl
   with the threshold that the run tuned on dev (SQuAD 2.0), from the metrics.json beside the model.
   """
   task, tokenizer = rows.make_task(config), directory.load_tokenizer(model)
-  mesh = mesh_lib.make_mesh(**config.mesh)
-  mesh_lib.check_batch_size(mesh, config.batch_size)
+  mesh = mesh_lib.make_evaluation_mesh(config.batch_size)
   encoder_config, params = directory.load_weights(model)
   if task.head not in params:
     raise ValueError(f'{model} has no {task.head} head, it has {sorted(params)}.')

@@ -17,6 +17,8 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+_log = logging.getLogger(__name__)
+
 AXES = ('data', 'fsdp', 'tensor')
 
 # Logical axis -> mesh axes, tried together first, then without the last ones where the size does
@@ -110,7 +112,7 @@ def _spec(mesh: Mesh, axes, shape, name: str) -> PartitionSpec:
     while taken and size % math.prod(mesh.shape[a] for a in taken):
       taken = taken[:-1]
     if taken != wanted:
-      logging.getLogger(__name__).info(
+      _log.info(
         '%s: axis %r of size %d is not split over %s, which do not divide it',
         name, axis, size, wanted[len(taken) :],
       )  # fmt: skip
@@ -159,6 +161,28 @@ def check_batch_size(mesh: Mesh, batch_size: int, accumulation: int = 1) -> None
       f'accumulation={accumulation}; '
       f'try {max(1, batch_size // (count * max(accumulation, 1))) * count * max(accumulation, 1)}.'
     )
+
+
+def make_evaluation_mesh(batch_size: int) -> Mesh:
+  """A data-parallel mesh of all devices, or of the most that divide the batch (logged).
+
+  Batches stay those of the run, so that the same rows are scored on any number of devices.
+
+  Raises:
+    ValueError: if several processes have a number of devices that does not divide the batch.
+  """
+  devices = jax.devices()
+  count = max(n for n in range(1, len(devices) + 1) if batch_size % n == 0)
+  if count < len(devices):
+    if jax.process_count() > 1:
+      raise ValueError(
+        f'batches of {batch_size} rows cannot be divided among {len(devices)} devices of '
+        f'{jax.process_count()} processes; evaluate in one process, which uses {count} devices or '
+        'the most of its own that divide the batch.'
+      )
+    _log.info('evaluating on %d of %d devices, which divide batches of %d rows',
+              count, len(devices), batch_size)  # fmt: skip
+  return make_mesh(devices=devices[:count])
 
 
 def local_rows(sharding: NamedSharding, batch_size: int) -> np.ndarray:
