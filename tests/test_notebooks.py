@@ -114,6 +114,8 @@ def test_the_first_cell_takes_the_runtimes_extra_and_replaces_nothing_imported(
   source = ''.join(cell['source']).replace("'/dev'", repr(f'{tmp_path}/dev'))
   code = f"""
 import importlib.util, IPython, numpy, numpy.version
+import google, sys  # as Colab's kernel: protobuf is one of many packages in this name
+assert not any(name.startswith('google.protobuf') for name in sys.modules)
 found, find = iter([None, True]), importlib.util.find_spec
 importlib.util.find_spec = lambda name, *a: next(found) if name == 'bertjax' else find(name, *a)
 shell = IPython.InteractiveShell.instance()
@@ -130,7 +132,7 @@ shell.run_cell({source!r}).raise_error()
   pins = (tmp_path / 'imported.txt').read_text().splitlines()
   assert any(re.fullmatch(r'numpy==2\.\d+\.\d+', pin) for pin in pins)
   assert any(pin.startswith('ipython==') for pin in pins)
-  assert not any(pin.startswith(('jax==', 'tensorflow==')) for pin in pins)
+  assert not any(pin.startswith(('jax==', 'protobuf==', 'tensorflow==')) for pin in pins)
 
 
 def address() -> str:
