@@ -211,6 +211,17 @@ def test_a_tilde_is_the_home_directory(tmp_path, monkeypatch):
     checkpoint.check_path('~nobody-of-this-name/runs')
 
 
+def test_a_save_that_fails_gives_the_reason(tmp_path, monkeypatch):
+  checkpoints = Checkpoints(tmp_path)
+
+  def save(*_, **__):
+    raise ValueError(f'Error writing "a" at "{"/folder" * 60}": No space left on device\nat b.cc')
+
+  monkeypatch.setattr(checkpoints._manager, 'save', save)
+  with pytest.raises(CheckpointError, match=r'Error writing "a" at .*No space left on device\)\.'):
+    checkpoints.save(1, state_at(1), {})
+
+
 @pytest.mark.parametrize('name', ['lr=[1e-4]', 'back\\slash'])
 def test_a_commit_that_cannot_be_read_again_stops_the_run(name, tmp_path, monkeypatch):
   monkeypatch.setattr(checkpoint, 'check_path', lambda path: path)

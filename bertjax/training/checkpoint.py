@@ -250,8 +250,8 @@ class Checkpoints:
     if free < 1.1 * needed:
       raise CheckpointError(
         f'could not save to {self.directory}: a checkpoint takes {needed / 1e6:,.1f} MB and '
-        f'{free / 1e6:,.1f} MB are free. Whole checkpoints there: {self.steps() or "none"}; make '
-        'room and start the same command again.'
+        f'{free / 1e6:,.1f} MB are free. Complete checkpoints there: {self.steps() or "none"}; '
+        'make room and start the same command again.'
       )
 
   def _attempt(self, action):
@@ -259,8 +259,8 @@ class Checkpoints:
       return action()
     except Exception as error:
       failed = CheckpointError(
-        f'could not save to {self.directory} ({_first_line(error)}); is the disk full? '
-        f'Whole checkpoints there: {self.steps() or "none"}.'
+        f'could not save to {self.directory} ({_first_line(error)}). Complete checkpoints there: '
+        f'{self.steps() or "none"}.'
       )
       if self._remote:  # storage may recover: launchers try again
         failed.exit_code = distributed.STOPPED_EXIT_CODE
@@ -268,4 +268,5 @@ class Checkpoints:
 
 
 def _first_line(error: Exception) -> str:
-  return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+  line = (str(error).strip() or type(error).__name__).splitlines()[0]
+  return line if len(line) <= 300 else f'{line[:100]} ... {line[-200:]}'  # the reason is at the end
