@@ -417,7 +417,8 @@ def finish(workdir, config, params, tokenizer, scores) -> None:
 def check_intervals(config) -> None:
   """Raises ValueError for counts that are out of range."""
   run_lib.check_integers(config)
-  run_lib.check_least(config, 1, ('steps', 'log_every', 'eval_rows', 'keep'))
+  counts = ('steps', 'log_every', 'eval_rows', 'keep', 'long.length', 'long.batch_size')
+  run_lib.check_least(config, 1, counts)
   run_lib.check_save_model(config)
   run_lib.check_least(config, 0, ('patience', 'eval_every', 'save_every', 'stall_seconds', 'spike'))
   optimizer.check_rate('learning_rate', config.learning_rate)

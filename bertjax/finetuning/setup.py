@@ -61,8 +61,7 @@ def set_up(config) -> Setup:
   run_lib.check_integers(config)
   run_lib.check_save_model(config)
   run_lib.check_least(config, 1, ('batch_size', 'log_every', 'keep'))
-  run_lib.check_least(config, 0, ('patience', 'eval_every', 'save_every'))
-  run_lib.check_least(config.data, 0, ('max_train',))
+  run_lib.check_least(config, 0, ('patience', 'eval_every', 'save_every', 'data.max_train'))
   optimizer.check_rate('epochs', config.epochs)
   task, runs = rows.make_task(config), trials.list_trials(config)
   one = len(runs) == 1
@@ -128,7 +127,10 @@ def check_labels(source, params: dict, task) -> None:
 
 def make_model(config, task, encoder_config) -> heads.Bert:
   """The model of `init_from` with the task's output layer."""
-  changes = {name: value for name, value in config.model.items() if value != -1.0}
+  changes = {
+    name: value for name, value in config.model.items()
+    if not (name.endswith('dropout') and value == -1.0)
+  }  # fmt: skip
   changes['frozen'] = config.trained_layers == 0
   if len(trials.list_trials(config)) > 1 and config.model.attention == 'auto':
     changes['attention'] = 'xla'  # the mesh splits trials, which no kernel knows of
@@ -138,10 +140,11 @@ def make_model(config, task, encoder_config) -> heads.Bert:
       f'data.length={config.data.length} is longer than the {encoder_config.max_positions} '
       f'positions of {config.init_from}.'
     )
-  for field in ('trained_layers', 'redraw_layers'):
-    if not -(field == 'trained_layers') <= config[field] <= encoder_config.num_layers:
+  for field, least in (('trained_layers', -1), ('redraw_layers', 0)):
+    if not least <= config[field] <= encoder_config.num_layers:
       raise ValueError(
-        f'{field}={config[field]}, but {config.init_from} has {encoder_config.num_layers} layers.'
+        f'{field} must be in {least}..{encoder_config.num_layers}, the layers of '
+        f'{config.init_from}, got {config[field]}.'
       )
   return heads.Bert(
     encoder_config, heads=(task.head,), pooler=task.head in POOLED_HEADS,

@@ -145,7 +145,10 @@ def lay_out(
 def text_room(length: int, special: int) -> int:
   """Tokens of text in a row of `length`, beside its special tokens."""
   if length < special + 2:
-    raise ValueError(f'rows must be longer, got length={length}; BERT uses 128.')
+    raise ValueError(
+      f'data.length must be at least {special + 2}, of which {special} are special tokens, got '
+      f'{length}; BERT uses 128.'
+    )
   return length - special
 
 

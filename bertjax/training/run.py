@@ -131,10 +131,11 @@ def check_save_model(config) -> None:
 
 
 def check_least(config, least: float, names: Iterable[str]) -> None:
-  """Raises ValueError for a field below `least`, or one that is not finite."""
+  """Raises ValueError for a field ('data.length') below `least`, or one that is not finite."""
+  fields = flatten_dict(config.to_dict(), sep='.')
   for name in names:
-    if not least <= config[name] < math.inf:
-      raise ValueError(f'{name} must be at least {least}, got {config[name]}.')
+    if not least <= fields[name] < math.inf:
+      raise ValueError(f'{name} must be at least {least}, got {fields[name]}.')
 
 
 def check_integers(config) -> None:
