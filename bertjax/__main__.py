@@ -219,7 +219,7 @@ def parse(program, arguments: list[str]) -> dict:
   return result
 
 
-_TEXTS = ('text', 'pair')  # flags that hold a text
+_TEXTS = ('text', 'pair', 'delimiter')  # flags that are no path
 
 
 def _expand_home(value: str) -> str:
@@ -232,7 +232,7 @@ def _expand_home(value: str) -> str:
       raise ValueError(f'{value}: this user has no home directory for ~; give a full path.')
     return home
 
-  return re.sub(r'(?<![^=,])~[\w.-]*(?=/|$)', expand, value)
+  return re.sub(r'^~[\w.-]*$|(?<![^=,])~[\w.-]*(?=/)', expand, value)
 
 
 def load_recipe(spec: str):
