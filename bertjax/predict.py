@@ -8,7 +8,8 @@
 Files end in .txt (a text a line), .csv, .tsv, .jsonl or .parquet. The output has a JSON line for
 each row, in order: {"result": ...}, or {"error": ...} where a row cannot be answered (an empty
 text, null, a number, a missing column, or a text beyond the model's limit unless --long=window).
-Started again after a kill, the command resumes, also where rows of the input were mended.
+Run again after a kill, or after rows with errors were corrected, the command keeps finished lines.
+For tag, .jsonl and .parquet may have a list of words in the place of a text.
 
   fill_mask, infill   proposals for each [MASK]; all of them filled one after another
   score, correct      pseudo-log-likelihood; likelier words in the place of unlikely ones
@@ -91,6 +92,8 @@ def run(
   item = (text, pair) if pair else (text,)
   calls.check(predictor, do, len(names) if input else len(item), given)
   reading = {'delimiter': delimiter, 'encoding': encoding}
+  if do == 'tag':
+    _log.info('--words=%s; words should be as in training', options.get('words', 'text'))
   if do == 'nearest':
     texts = _corpus(corpus, names, reading) if corpus else None
     options['corpus'] = _index(predictor, texts, index, options.get('pooling'))
@@ -104,7 +107,7 @@ def run(
                       'batch_size': batch_size, 'files': files}  # fmt: skip
   count = streams.answer_file(
     lambda items: calls.call_each(predictor, do, items, options), input, output, names, settings,
-    **reading,
+    word_lists=do == 'tag', **reading,
   )  # fmt: skip
   _log.info('%s: %s lines', output, f'{count:,}')
 

@@ -14,6 +14,7 @@ from bertjax.inference import calls, streams
 from bertjax.inference.predictor import Predictor
 from bertjax.interop.directory import save_model
 from tests.test_predictor import model
+from tests.test_words import tagger
 
 pa = pytest.importorskip('pyarrow')
 from pyarrow import parquet  # noqa: E402
@@ -111,7 +112,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path, monkeypatch
   assert seen == [10, 10, 7]  # 30..56, in chunks: neither all at once nor anything twice
   assert [line['result'] for line in lines(out)] == [str(i) for i in range(57)]
   assert sorted(p.name for p in tmp_path.iterdir()) == ['in.txt', 'out.jsonl']
-  with pytest.raises(ValueError, match='is there already'):
+  with pytest.raises(ValueError, match='exists already'):
     streams.answer_file(answer, path, out, ['text'], {'do': 'x'})
 
 
@@ -154,30 +155,62 @@ def test_a_row_without_its_text_is_an_error_line_and_a_mended_one_resumes(
   one, two, three, four = lines(out)
   assert [one, two, four] == [{'result': 'one'}, {'result': 'two'}, {'result': 'four'}]
   assert three == {'error': f'{path}{message}'}
-  assert 'out.jsonl: 1 of 4 lines are errors' in caplog.text
+  assert 'out.jsonl: 1 of 4 lines are errors; correct these rows' in caplog.text
   assert seen == [['one', 'two'], ['four']]
 
-  more = content + content.splitlines(True)[-1] * 3  # now a run that dies at its third chunk
+  seen.clear()  # the output is complete, but for its error
+  assert streams.answer_file(answer, path, out, ['text'], {}) == 4
+  assert seen == [] and lines(out) == [one, two, three, four]
+  broken, right = content.splitlines(True)[-2], content.splitlines(True)[-3]
+  path.write_text(content.replace(broken, right.replace('two', 'corrected')))
+  assert streams.answer_file(answer, path, out, ['text'], {}) == 4
+  assert seen == [['corrected', 'four']]  # the first chunk is kept
+  assert lines(out) == [one, two, {'result': 'corrected'}, four]
+  assert sorted(p.name for p in tmp_path.iterdir()) == sorted([name, 'out.jsonl'])
+  with pytest.raises(ValueError, match='exists already'):
+    streams.answer_file(answer, path, out, ['text'], {})
+
+  path.write_text(content + content.splitlines(True)[-1] * 3)
+  out.unlink()
+  seen.clear()
 
   def die(items):
     if len(seen) == 2:
       raise KeyboardInterrupt
     return answer(items)
 
-  path.write_text(more)
-  out.unlink()
-  seen.clear()
   with pytest.raises(KeyboardInterrupt):
     streams.answer_file(die, path, out, ['text'], {})
-  assert len(seen) == 2
-  broken, right = content.splitlines(True)[-2], content.splitlines(True)[-3]
-  path.write_text(more.replace(broken, right.replace('two', 'mended')))
+  path.write_text(path.read_text().replace(broken, right.replace('two', 'corrected')))
   seen.clear()
   assert streams.answer_file(answer, path, out, ['text'], {}) == 7
-  assert seen == [['mended', 'four'], ['four', 'four'], ['four']]  # the first chunk is kept
-  expected = ['one', 'two', 'mended', 'four', 'four', 'four', 'four']
+  assert seen == [['corrected', 'four'], ['four', 'four'], ['four']]
+  expected = ['one', 'two', 'corrected', 'four', 'four', 'four', 'four']
   assert [line['result'] for line in lines(out)] == expected
-  assert sorted(p.name for p in tmp_path.iterdir()) == sorted([name, 'out.jsonl'])
+
+
+@pytest.mark.parametrize('kind', ['jsonl', 'parquet'])
+def test_lists_of_words_are_tagged_from_files(tmp_path, kind):
+  predictor = tagger(['O', 'B-X'])  # every word is a span
+  save_model(
+    tmp_path / 'm', predictor.config, predictor.forward.params, predictor.tokenizer,
+    labels=predictor.labels,
+  )  # fmt: skip
+  words = [['the', 'U.S.', '(or'], [], ['北', '京']]
+  if kind == 'jsonl':
+    more = ['the U.S. (or', ['the', None]]
+    content = ''.join(json.dumps({'text': value}) + '\n' for value in [*words, *more])
+    (tmp_path / 'a.jsonl').write_text(content)
+  else:
+    parquet.write_table(pa.table({'text': words}), tmp_path / 'a.parquet')
+  arguments = [f'--input={tmp_path}/a.{kind}', f'--output={tmp_path}/o.jsonl']
+  assert main(['predict', f'--model={tmp_path}/m', '--do=tag', *arguments]) == 0
+  found = lines(tmp_path / 'o.jsonl')
+  texts = [[span['text'] for span in line.get('result', ())] for line in found]
+  assert texts[:3] == words and found[1] == {'error': 'a text is empty.'}
+  if kind == 'jsonl':
+    assert texts[3] == ['the', 'U.S.', '(', 'or']
+    assert found[4]['error'].endswith('a.jsonl:5: column \'text\' holds no text but ["the", null].')
 
 
 def test_a_run_killed_before_it_has_caught_up_loses_nothing(tmp_path, monkeypatch):

@@ -78,10 +78,15 @@ def read_table(
       yield from _delimited(file, kind, columns, optional, delimiter, encoding)
 
 
-def text_problem(values: dict, columns: Sequence, blank: bool = False) -> str:
-  """Why columns of a row are no texts, as in `Row.error`; '' if they are, or may be `blank`."""
+def text_problem(
+  values: dict, columns: Sequence, blank: bool = False, word_lists: bool = False
+) -> str:  # fmt: skip
+  """Why columns of a row are no texts, as in `Row.error`; '' if they are, or may be `blank`; with
+  `word_lists` a text may also be the list of its words."""
   for column in columns:
     value = values[column]
+    if word_lists and isinstance(value, list) and all(isinstance(word, str) for word in value):
+      continue
     if not isinstance(value, str):
       return f'column {column!r} holds no text but {json.dumps(value, default=str)[:40]}'
     if not (blank or value.strip()):

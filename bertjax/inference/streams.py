@@ -1,7 +1,7 @@
 """Files of texts: read as a stream, answered in order, written so that a killed run resumes.
 
 Memory does not grow with the file: `CHUNK` rows are read, answered and written at a time, with a
-digest of the rows, so that a run also resumes after rows of its input were mended: only their
+digest of the rows, so that a run also resumes after rows of its input were corrected: only their
 chunks are answered again.
 """
 
@@ -22,14 +22,17 @@ CHUNK = 1024  # rows; the more, the better they fall into batches of a length
 _log = logging.getLogger(__name__)
 
 
-def read_items(path, columns: Sequence[str], **reading) -> Iterator[tuple[tuple[str, ...], str]]:
-  """Yields (texts, '') of each row of a table, or ((), why there are none).
+def read_items(
+  path, columns: Sequence[str], word_lists: bool = False, **reading
+) -> Iterator[tuple[tuple, str]]:
+  """Yields (texts, '') of each row of a table, or ((), why there are none); with `word_lists` a
+  text may also be the list of its words, in .jsonl and .parquet.
 
   Raises:
     ValueError: see `data.tables.read_table`, which also has the options of `reading`.
   """
   for row in tables.read_table(path, columns, **reading):
-    error = row.error or tables.text_problem(row.values, columns, blank=True)
+    error = row.error or tables.text_problem(row.values, columns, blank=True, word_lists=word_lists)
     if error:
       yield (), f'{row.where}: {error}.'
     else:
@@ -42,12 +45,12 @@ def answer_file(
   """Writes a JSON line for each row of a file; returns how many.
 
   A row without its texts gets the line {"error": ...}. Lines are kept in `OUTPUT.part` until the
-  end; started again with the same settings, a run resumes.
+  end, and as long as there are errors; a run that is started again with the same settings resumes.
 
   Args:
     answer: tuples of texts -> a JSON value for each.
     path: see `read_items`.
-    output: a .jsonl file that is not there yet.
+    output: a .jsonl file that does not exist, or has an `OUTPUT.part`.
     columns: of the texts.
     settings: whatever decides the answers, as JSON values.
     **reading: options of `read_items`.
@@ -55,12 +58,12 @@ def answer_file(
   if pathlib.Path(output).suffix != '.jsonl' or '://' in str(output):
     raise ValueError(f'the output must be a local file that ends in .jsonl, got {output}.')
   output, path = pathlib.Path(output), epath.Path(path)
-  if output.exists():
-    raise ValueError(f'{output} is there already; delete it or name another.')
+  part, fresh = (output.with_name(output.name + end) for end in ('.part', '.part.new'))
+  if output.exists() and not part.exists():
+    raise ValueError(f'{output} exists already; delete it or choose another --output.')
   if not path.is_file():
     raise ValueError(f'no file {path}.')
   output.parent.mkdir(parents=True, exist_ok=True)
-  part, fresh = (output.with_name(output.name + end) for end in ('.part', '.part.new'))
   settings = settings | reading | {'input': str(path)}
   earlier, items = _earlier(part, settings), read_items(path, columns, **reading)
   done = errors = 0
@@ -82,9 +85,13 @@ def answer_file(
   with part.open('rb') as file, fresh.open('wb') as out:
     out.writelines(line for line in itertools.islice(file, 1, None) if not line.startswith(b'#'))
   fresh.replace(output)
-  part.unlink()
   if errors:
-    _log.warning('%s: %d of %d lines are errors', output, errors, done)
+    _log.warning(
+      '%s: %d of %d lines are errors; correct these rows of %s and run the same command again: it '
+      'keeps the other lines, which are in %s', output, errors, done, path, part,
+    )  # fmt: skip
+  else:
+    part.unlink()
   return done
 
 
@@ -102,7 +109,7 @@ def _earlier(part: pathlib.Path, settings: dict) -> Iterator[tuple[str, list[byt
     differ = [name for name in names if settings.get(name) != before.get(name)]
     if differ:
       raise ValueError(
-        f'{part} was begun with other settings ({", ".join(differ)}); delete it to start afresh.'
+        f'{part} was begun with other settings ({", ".join(differ)}); delete it to start over.'
       )
     lines = []
     for line in file:
