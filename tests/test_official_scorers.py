@@ -357,6 +357,13 @@ def test_the_report_lists_no_tags_that_the_metric_counts_as_right(tmp_path):
   assert '<td>a [PER]</td><td>a b [PER]</td>' in page and 'LOC' not in page
 
 
+def test_the_report_shows_chinese_words_without_blanks(tmp_path):
+  (tmp_path / 'f').write_text('他 O\n在 O\n北 B-LOC\n京 I-LOC\n。 O\n', encoding='utf-8')
+  task = TASKS['conll'](files={'dev': str(tmp_path / 'f')}, types=('LOC',))
+  page = report._mistakes(task, task.read('dev'), [['O'] * 5])
+  assert '<td>他在北京。</td><td>北京 [LOC]</td><td>(none)</td>' in page
+
+
 def test_the_report_lists_the_answers_that_the_metric_counts_as_wrong(tmp_path):
   (tmp_path / 'dev-v2.0.json').write_text(json.dumps(squad_file(True, 4)))
   task = TASKS['squad2'](str(tmp_path))

@@ -454,7 +454,7 @@ def test_a_crf_chooses_the_tags_of_a_sentence_together(vocab):
   tags = [labels[i] for i in best[starts]]
   assert tags != [labels[i] for i in np.asarray(logits[0].argmax(-1))[starts]]
   spans = predictor.tag(text, words='tokens')
-  words = predictor._words(text, 'tokens')
+  _, words = predictor._words(text, 'tokens')
   assert [(s.label, s.start, s.end) for s in spans] == [
     (name, words[a][0], words[b - 1][1]) for name, a, b in metrics.entities(tags)
   ]

@@ -198,6 +198,24 @@ def test_the_word_rule_of_tag_is_an_option():
     predictor.tag(text, words='word')
   assert [s.text for s in predictor.tag('我在北京。')] == list('我在北京。')
   assert [s.text for s in predictor.tag([['U.S.', '北京', 'a b']])[0]] == ['U.S.', '北京', 'a b']
+  assert predictor.tag([[*'我在北京。']]) == predictor.tag(['我在北京。'])
+
+
+@pytest.mark.parametrize(
+  ('parts', 'text'),
+  [
+    (['EU', 'rejects', '.'], 'EU rejects .'),
+    ([*'我在北京，', '2008', '年', '。'], '我在北京，2008年。'),
+    (['我', '用', 'deep', 'learning', '写'], '我用deep learning写'),
+    (['ฉัน', 'รัก'], 'ฉันรัก'),
+    (['나는', '간다'], '나는 간다'),
+    (['', 'a', ''], ' a '),
+    ([], ''),
+  ],
+)
+def test_words_are_joined_as_their_script_does(parts, text):
+  found, spans = words.join(parts)
+  assert found == text and [found[a:b] for a, b in spans] == parts
 
 
 @pytest.mark.parametrize('stray', ['[PAD]', 'X', '[CLS]', '<pad>'])

@@ -8,7 +8,7 @@ table by id, so that rows of ids can be masked without their text.
 
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -25,6 +25,7 @@ _UNSPACED = (
 )
 _WIDE = '\u3000-\u3004\u3008-\u3020\u3030\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65'
 _unspaced = re.compile(f'[{_UNSPACED}]').match
+_tight = re.compile(f'[{_UNSPACED}{_WIDE}]').search
 _MARKS = ''.join(chr(c) for c in range(0x300, 0xFE30) if unicodedata.category(chr(c))[0] == 'M')
 _parts = re.compile(f'[{_UNSPACED}{_WIDE}][{_MARKS}]*|[^{_UNSPACED}{_WIDE}]+').finditer
 # Marks that stay with a word, or together: U.S. J. 's +44 .500 US$ -- ...
@@ -77,6 +78,20 @@ def split(text: str, rule: str = 'text') -> list[tuple[int, int]]:
   if rule == 'spaces':
     return runs
   return [span for a, b in runs for part in _parts(text, a, b) for span in _word(text, part.span())]
+
+
+def join(words: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
+  """Words as a text, and first character and end of each.
+
+  A blank separates two words, unless one has a character of an unspaced script, or its punctuation,
+  beside the other.
+  """
+  text, spans = '', []
+  for word in words:
+    text += ' ' * (bool(spans) and not _tight(text[-1:] + word[:1]))
+    spans.append((len(text), len(text) + len(word)))
+    text += word
+  return text, spans
 
 
 def _word(text: str, span: tuple[int, int]) -> Iterator[tuple[int, int]]:

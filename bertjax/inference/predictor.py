@@ -334,7 +334,7 @@ class Predictor:
 
     Args:
       texts: N texts. A text given as a list of words keeps these, and its spans count characters of
-        the words joined by blanks.
+        the words joined by blanks, or by nothing in scripts without spaces.
       words: what a word of another text is; it should be what it was in training. 'text' suits
         files like CoNLL's: white space separates words, punctuation around a word is apart, 'U.S.'
         stays, and each character of Chinese, Japanese or Thai is a word. 'spaces': white space
@@ -343,8 +343,7 @@ class Predictor:
     self.forward.need('tagging')
     if words not in words_lib.RULES:
       raise ValueError(f'words must be one of {words_lib.RULES}, got {words!r}.')
-    places = [self._words(text, words) for text in texts]
-    texts = [text if isinstance(text, str) else ' '.join(text) for text in texts]
+    texts, places = zip(*(self._words(text, words) for text in texts), strict=True)
     items = [
       Example('', tuple(text[a:b] for a, b in words))
       for text, words in zip(texts, places, strict=True)
@@ -362,17 +361,16 @@ class Predictor:
         tags[owner][place[i]] = self.labels[chosen[i]], probability
     return [self._spans(*item) for item in zip(texts, places, tags, strict=True)]
 
-  def _words(self, text, rule: str) -> list[tuple[int, int]]:
-    """First character and end of each word."""
+  def _words(self, text, rule: str) -> tuple[str, list[tuple[int, int]]]:
+    """A text, or words joined to one, and first character and end of each word."""
     if not isinstance(text, str):
-      ends = np.cumsum([len(word) + 1 for word in text]).tolist()
-      return [(end - len(word) - 1, end - 1) for word, end in zip(text, ends, strict=True)]
+      return words_lib.join(text)
     if rule != 'tokens':
-      return words_lib.split(text, rule)
+      return text, words_lib.split(text, rule)
     [ids], [offsets] = self.tokenizer.encode_offsets([text])
     words = masks.words_of(self.tokenizer, ids)
     spans = [(offsets[first][0], offsets[end - 1][1]) for first, end in words]
-    return [(start, end) for start, end in spans if start < end]
+    return text, [(start, end) for start, end in spans if start < end]
 
   def _spans(self, text, words, tags) -> list[Span]:
     spans = []

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import scipy.special
 
+from bertjax.data import words
 from bertjax.tasks import metrics
 from bertjax.tasks.task import Example, Task
 
@@ -249,7 +250,7 @@ def _mistakes(task: Task, items, predictions) -> str:
 
 
 def _shown(task: Task, item: Example) -> Sequence[str]:
-  return [' '.join(item.texts)] if task.kind == 'tags' else item.texts
+  return [words.join(item.texts)[0]] if task.kind == 'tags' else item.texts
 
 
 def _shorten(text: str, most: int = 240) -> str:
@@ -266,7 +267,7 @@ def _readable(task: Task, item: Example, prediction) -> tuple[str, str]:
   if task.kind == 'tags':
     gold, said = (set(metrics.entities(tags)) for tags in (item.label, prediction))
     return tuple(
-      ', '.join(f'{" ".join(item.texts[first:last])} [{name}]'
+      ', '.join(f'{words.join(item.texts[first:last])[0]} [{name}]'
                 for name, first, last in sorted(spans, key=lambda span: span[1:])) or '(none)'
       for spans in (gold - said, said - gold)
     )  # fmt: skip
