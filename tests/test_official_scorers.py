@@ -377,6 +377,18 @@ def test_the_report_lists_the_answers_that_the_metric_counts_as_wrong(tmp_path):
   assert '<p>2 of 4 examples differ' in report._mistakes(task, items, predictions)
 
 
+def test_odd_labels_are_text_in_the_figures_of_the_report():
+  labels = ('$5 to $10', r'$\foo$', '<script>')
+  table = TASKS['table'](files={}, text='text', labels=labels)
+  items = [Example(str(i), ('a',), i) for i in range(3)]
+  scores = table.score(items, np.arange(3))
+  page = report.page(table, items, np.arange(3), np.eye(3), scores, [], {}, {})
+  for label in labels[:2]:
+    assert page.count(f'>{label}</text>') == 2  # of the confusion matrix
+    assert f'>{label} (mean 1.000)</text>' in page
+  assert '<script' not in page and page.count('>&lt;script&gt;</text>') == 2
+
+
 def test_remarks_stand_on_the_page_of_the_report():
   table = TASKS['table'](files={}, text='text', labels=('ham', 'spam'))
   items = [Example(str(i), ('a',), int(i > 2)) for i in range(5)]

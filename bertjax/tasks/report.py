@@ -43,16 +43,20 @@ def page(
     trials: the content of trials.json, {} for one run.
     notes: sentences for the top of the page, see `remarks`.
   """
+  import matplotlib
+
+  with matplotlib.rc_context({'text.parse_math': False}):  # a label may have dollar signs
+    curves = _curves(task, rows)
+    pictures = _picture(task, items, predictions), _precision_recall(task, items, logits)
   parts = [
     f'<h1>{html.escape(task.name)}: {task.metric} {scores[task.metric]:.4f}</h1>',
     *(f'<p><strong>{html.escape(note)}.</strong></p>' for note in notes),
     _table((name, _text(value)) for name, value in facts.items()),
     '<h2>Scores</h2>', _table((name, f'{value:.4f}') for name, value in scores.items()),
-    '<h2>Curves</h2>', _curves(task, rows),
+    '<h2>Curves</h2>', curves,
   ]  # fmt: skip
   if trials:
     parts += ['<h2>Trials</h2>', _trials_table(trials)]
-  pictures = _picture(task, items, predictions), _precision_recall(task, items, logits)
   if any(pictures):
     parts += ['<h2>Predictions</h2>', *pictures]
   parts += ['<h2>Mistakes</h2>', _mistakes(task, items, predictions)]
