@@ -41,7 +41,7 @@ FLAGS = {
   'model': ('', 'or a model directory'),
   'config': ('', 'with --model: a recipe, whose data section says what to evaluate on'),
   'split': ('', 'of a task: the split; empty takes data.dev'),
-  'out': ('', 'of a task: folder for the predictions in the official format'),
+  'out': ('', 'of a task: folder for the predictions, whose files there are replaced (logged)'),
   'rows': (0, "held-out rows to read at most; 0 = the config's eval_rows"),
   'unigram': (
     '',

@@ -12,6 +12,7 @@ attention by layer and head and its roll-out.
 import logging
 import pathlib
 
+from bertjax.data import store
 from bertjax.inference import attributions
 from bertjax.inference.predictor import Predictor
 
@@ -22,7 +23,7 @@ FLAGS = {
   'model': ('', "a model directory, a run's workdir, a folder of another library, or a hub name"),
   'text': ('', 'the text to explain; of a pair the first'),
   'pair': ('', 'second text of a pair; of a model with a choice head its endings, one a line'),
-  'to': ('explain.html', 'the HTML file to write'),
+  'to': ('explain.html', 'the HTML file to write; an existing one is replaced (logged)'),
 }
 
 
@@ -42,7 +43,7 @@ def run(*, model: str, text: str, pair: str = '', to: str = 'explain.html') -> N
   if path.is_dir():
     raise ValueError(f'--to must be a file, got the folder {to}; add a name such as explain.html.')
   path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(path.name + '.tmp')
-  temporary.write_text(page, encoding='utf-8')
-  temporary.replace(path)
+  if path.exists():
+    _log.warning('%s exists already and is replaced', path)
+  store.write_text(path, page)
   _log.info('written to %s', path)

@@ -280,12 +280,13 @@ def test_attributions_of_a_real_model_agree_with_masking_words(data_dir, tmp_pat
   assert integrated['same_top_word'] >= product['same_top_word'] + 5
 
 
-def test_the_page_holds_all_of_it_and_loads_nothing(tmp_path, vocab, explanation):
+def test_the_page_holds_all_of_it_and_loads_nothing(tmp_path, vocab, explanation, caplog):
   config, params, tokenizer = model(vocab, 'mlm')
   save_model(tmp_path / 'm', config, params, tokenizer)
   arguments = [f'--text={TEXT}', '--pair=or None', f'--to={tmp_path}/deep/page.html']
   assert main(['explain', f'--model={tmp_path}/m', *arguments]) == 0
-  page = (tmp_path / 'deep' / 'page.html').read_text()
+  assert 'replaced' not in caplog.text
+  page = (tmp_path / 'deep' / 'page.html').read_text(encoding='utf-8')
   assert page.count('</script>') == 1  # the one in the text cannot end the script
   assert not re.search(r'(src|href)=|@import|fetch\(|https?://(?!www.w3.org/2000/svg)', page)
   data = json.loads(re.search('const data = (.*);\n', page)[1])
@@ -295,6 +296,8 @@ def test_the_page_holds_all_of_it_and_loads_nothing(tmp_path, vocab, explanation
   assert attribution['name'] == explanation.attributions[0].name
   raw = np.frombuffer(base64.b64decode(data['attention']), np.uint8)
   assert np.abs(raw.reshape(explanation.attention.shape) / 255 - explanation.attention).max() < 0.01
+  assert main(['explain', f'--model={tmp_path}/m', *arguments]) == 0
+  assert f'{tmp_path}/deep/page.html exists already and is replaced' in caplog.text
 
 
 def test_explain_without_head_shows_attention_only(vocab):

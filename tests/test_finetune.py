@@ -121,7 +121,7 @@ def make(model, tmp_path):
   return make
 
 
-def test_a_sentence_task_is_learnt_scored_written_and_saved(make, tmp_path):
+def test_a_sentence_task_is_learnt_scored_written_and_saved(make, tmp_path, caplog):
   scores = finetune.run(make('sst2'), workdir=str(tmp_path / 'run'))
   assert scores['accuracy'] > 0.9
   assert json.loads((tmp_path / 'run' / 'metrics.json').read_text()) == scores
@@ -135,6 +135,9 @@ def test_a_sentence_task_is_learnt_scored_written_and_saved(make, tmp_path):
   assert sum(a == b for a, b in zip(found, wanted, strict=True)) >= 9
   flags = [f'--workdir={tmp_path}/run', '--split=test', f'--out={tmp_path}/again']
   assert main(['evaluate', *flags]) == 0  # no labels, so predictions alone
+  assert 'replaced' not in caplog.text
+  assert main(['evaluate', *flags]) == 0
+  assert f'replaced existing files: {tmp_path}/again/SST-2.tsv' in caplog.text
   assert (tmp_path / 'again' / 'SST-2.tsv').read_text().splitlines() == test
   config = load_recipe('table')
   config.data.source, config.data.files = str(tmp_path / 'sst2'), 'train=train.tsv,dev=dev.tsv'
@@ -166,6 +169,16 @@ def test_the_last_step_or_any_other_becomes_the_model(make, tmp_path):
   config.save_model = 'first'
   with pytest.raises(ValueError, match=r"save_model must be 'last' or 'best', got 'first'"):
     finetune.set_up(config)
+
+
+def test_the_tuned_threshold_of_a_run_is_that_of_its_model(tmp_path):
+  (tmp_path / 'run' / 'model').mkdir(parents=True)
+  for name in ('run.json', 'model/config.json'):
+    (tmp_path / 'run' / name).write_text('{}')
+  (tmp_path / 'run' / 'metrics.json').write_text('{"best_f1_threshold": 1.5}')
+  (tmp_path / 'metrics.json').write_text('{"best_f1_threshold": 7}')
+  assert scoring.tuned_threshold(tmp_path / 'run') == 1.5
+  assert scoring.tuned_threshold(tmp_path / 'run' / 'model') == 1.5
 
 
 @pytest.mark.full

@@ -154,9 +154,9 @@ def lock(path):
 
 
 def write_text(path, text: str) -> None:
-  """Writes a small file under a temporary name, then renames it."""
+  """Writes a small UTF-8 file under a temporary name, then renames it."""
   temporary = path.with_name(path.name + '.tmp')
-  temporary.write_text(text)
+  temporary.write_text(text, encoding='utf-8')
   temporary.replace(path)
 
 

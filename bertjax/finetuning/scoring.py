@@ -2,6 +2,7 @@
 
 import json
 import logging
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -118,12 +119,16 @@ def evaluate(config, model: str, split: str = '', out: str = '') -> dict[str, fl
     predictions, scores, _ = score(task, examples, encoded, predict, params, threshold)
   report.remarks(task, split, examples, predictions, scores)
   if out and jax.process_index() == 0:
-    paths = task.write(out, split, examples, predictions)
+    folder = pathlib.Path(out)
+    earlier = {*folder.glob('*'), *folder.glob(f'{split}/*')}
+    paths = task.write(folder, split, examples, predictions)
     _log.info('predictions written to %s', ', '.join(map(str, paths)))
+    if replaced := sorted(earlier & set(paths)):
+      _log.warning('replaced existing files: %s', ', '.join(map(str, replaced)))
   return scores
 
 
 def tuned_threshold(model) -> float:
   """The null odds above which a run's model refuses to answer, tuned on its dev split; else 0."""
-  path = epath.Path(model).parent / 'metrics.json'
+  path = epath.Path(directory.find_model(model)).parent / 'metrics.json'
   return json.loads(path.read_text()).get('best_f1_threshold', 0.0) if path.exists() else 0.0
