@@ -58,6 +58,7 @@ FLAGS = {
     '', "pooling of embeddings: 'mean', 'cls' or 'last_four'; '' = the model's own, else 'mean'"
   ),
   'no_answer': (0, "answer: 1 = the answer may be '' (SQuAD 2.0)"),
+  'max_answer': (0, 'answer: tokens of the longest answer; 0 = 30; 50 suits Chinese'),
   'long': ('refuse', "texts beyond the model's limit: 'refuse', or read in parts, 'window'"),
   'batch_size': (32, 'rows of a batch'),
 }  # fmt: skip

@@ -83,6 +83,7 @@ class Question(pydantic.BaseModel):
   pooling: Literal['mean', 'cls', 'last_four'] | None = None
   no_answer: bool | None = None
   threshold: float | None = pydantic.Field(None, allow_inf_nan=False)
+  max_answer: int | None = pydantic.Field(None, ge=1, le=512)
 
 
 class EmbedQuestion(pydantic.BaseModel):

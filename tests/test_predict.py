@@ -295,6 +295,18 @@ def test_a_pair_is_answered_on_the_spot(folder, capsys):
   assert found['scores'] == pytest.approx(expected.scores, abs=1e-5)
 
 
+def test_answers_are_as_long_as_max_answer(tmp_path, vocab, capsys):
+  config, params, tokenizer = model(vocab, 'span')
+  save_model(tmp_path, config, params, tokenizer)
+  pair = ['--text=what is it', '--pair=the name of the class or None of the name']
+  assert main(['predict', f'--model={tmp_path}', *pair, '--max_answer=1']) == 0
+  found = json.loads(capsys.readouterr().out)
+  assert {len(tokenizer.encode(entry['text'])[0]) for entry in found['nbest']} == {1}
+  assert main(['predict', f'--model={tmp_path}', *pair]) == 0
+  longer = json.loads(capsys.readouterr().out)
+  assert max(len(tokenizer.encode(entry['text'])[0]) for entry in longer['nbest']) > 1
+
+
 def test_every_call_is_answered_in_plain_json(vocab):
   tokenizer = Tokenizer.from_file(vocab)
   items = {

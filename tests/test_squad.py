@@ -405,6 +405,8 @@ def test_chinese_answers_are_found_in_unsegmented_text_and_scored_by_characters(
     assert scores['f1'] >= scores['exact'] and scores['f1'] >= least
   almost = [prediction._replace(text=f'《{prediction.text}》。') for prediction in found]
   assert task.score(items, almost) == scores
+  for options, longest in (({}, 30), ({'scorer': 'cmrc2018'}, 50), ({'max_answer': 7}, 7)):
+    assert TASKS['squad1'](files=files, **options).decode.keywords['max_answer'] == longest
   words = TASKS['squad1'](str(tmp_path), files=files)
   assert words.score(items, almost)['f1'] == 0  # a clause is one word there
   with pytest.raises(ValueError, match=r"scorer must be one of \('squad', 'cmrc2018'\), got 'f1'"):

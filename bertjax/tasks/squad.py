@@ -61,7 +61,7 @@ class Answer(NamedTuple):
 
 def squad(
   source: str = '', *, version_2: bool, files: Mapping[str, str] | None = None, stride: int = 128,
-  max_query: int = 64, nbest: int = 20, max_answer: int = 30, scorer: str = 'squad',
+  max_query: int = 64, nbest: int = 20, max_answer: int = 0, scorer: str = 'squad',
 ) -> Task:  # fmt: skip
   """SQuAD from JSON files, or from 'tfds:squad/v1.1' and 'tfds:squad/v2.0'.
 
@@ -72,11 +72,12 @@ def squad(
     stride: tokens from one window to the next.
     max_query: tokens of a question that are kept.
     nbest: candidates kept.
-    max_answer: tokens of the longest answer.
+    max_answer: tokens of the longest answer; 0 = 30, or 50 with 'cmrc2018' (Han characters).
     scorer: 'squad', words without articles, or 'cmrc2018', characters, for Chinese.
   """
   if scorer not in SCORERS:
     raise ValueError(f'scorer must be one of {tuple(SCORERS)}, got {scorer!r}.')
+  max_answer = max_answer or {'squad': 30, 'cmrc2018': 50}[scorer]
   known = (_TFDS if source.startswith('tfds:') else _FILES[version_2]) | dict(files or {})
 
   def read(split):
