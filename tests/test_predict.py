@@ -241,7 +241,7 @@ def test_a_run_killed_before_it_has_caught_up_loses_nothing(tmp_path, monkeypatc
     ('a.xlsx', b'', r'tables end in .csv, .tsv, .txt'),
     ('a.csv', b'id,body\n1,x\n', r"a.csv has no column 'text'; it has \['body', 'id'\]"),
     ('a.txt', b'fine\n\xff\xfe\n', r'a.txt:2: not UTF-8 text'),
-    ('a.parquet', b'none', r'a.parquet is no complete Parquet file'),
+    ('a.parquet', b'none', r'a.parquet is not a complete Parquet file'),
     ('a.csv', b'text\n"open', r'a.csv:2: no CSV \(unexpected end of data'),
   ],
 )

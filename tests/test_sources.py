@@ -193,7 +193,7 @@ def test_parquet_folders_are_read_by_column(tmp_path):
   assert read(tmp_path, 'parquet', text_key='body') == expected
   assert read(f'{tmp_path}/*/train-1*', 'parquet', text_key='body') == expected[1500:]
   with pytest.raises(
-    ValueError, match=r"-0.parquet: no column data.text_key='text'; .*'body', 'id'"
+    ValueError, match=r"-0.parquet has no column 'text'; .*'body', 'id'\] \(data.text_key\)"
   ):
     read(tmp_path, 'parquet')
   with pytest.raises(ValueError, match=r'-0.parquet is a Parquet file; .*data.format=parquet'):

@@ -84,7 +84,8 @@ def test_rows_that_cannot_be_used_say_why_and_the_others_are_read(tmp_path):
   found = list(tables.read_table(tmp_path / 'a.jsonl', ['text']))
   assert [row.where.rpartition(':')[2] for row in found] == ['1', '3', '4', '5', '6']
   assert [row.error.partition(' (')[0] for row in found] == [
-    '', "no column 'text'; it has ['b']", "a line must hold a JSON object, got '[1]'", 'no JSON', ''
+    '', "no column 'text'; it has ['b']", "a line must hold a JSON object, got '[1]'", 'not JSON',
+    '',
   ]  # fmt: skip
   assert tables.text_problem(found[4].values, ['text']) == "column 'text' holds no text but null"
   (tmp_path / 'a.csv').write_text('id,text\n1,one\n2\n\n3,a,b\n4,"four\n4"\n5,five\n')
@@ -128,7 +129,7 @@ def test_a_blank_line_is_an_empty_cell_where_there_is_but_one_column(tmp_path):
     ('t.csv', b'a,b\n1,2\n"open', r't.csv:3: no CSV \(unexpected end of data\)'),
     ('t.tsv', b'a\tb\n\xff\tc\n', r't.tsv:2: not UTF-8 text.*Name the encoding of the file'),
     ('t.jsonl', '{"a": 1}\n{"a": "这是的"}'.encode('gb18030'), r'looks like gb18030.*g=gb18030\)'),
-    ('t.parquet', b'none', 't.parquet is no complete Parquet file'),
+    ('t.parquet', b'none', 't.parquet is not a complete Parquet file'),
     ('t.csv.gz', b'a,b\n', 't.csv.gz is not a complete .gz file'),
   ],
 )  # fmt: skip
@@ -137,6 +138,25 @@ def test_unreadable_files_are_named(tmp_path, name, data, message):
     (tmp_path / name).write_bytes(data)
   with pytest.raises(ValueError, match=message):
     list(tables.read_table(tmp_path / name, ['a', 'b']))
+
+
+@pytest.mark.parametrize('encoding', ['utf_8', 'cp1252', 'shift_jis', 'utf-16'])
+def test_invalid_bytes_are_refused_by_any_name_of_an_encoding(tmp_path, encoding):
+  data = 'a\nx'.encode(encoding) + b'\x81\xff\x81'
+  (tmp_path / 't.csv').write_bytes(data)
+  with pytest.raises(
+    ValueError, match=rf't.csv:2: not {encoding.upper()} text\. Name the encoding'
+  ):
+    read(tmp_path / 't.csv', ['a'], encoding=encoding)
+
+
+def test_a_text_in_parquet_that_is_not_utf_8_is_an_error_of_its_row(tmp_path):
+  column = pa.array([b'caf\xe9', None, b''])
+  text = pa.Array.from_buffers(pa.string(), 3, column.buffers())
+  parquet.write_table(pa.table({'a': text}), tmp_path / 't.parquet')
+  assert read(tmp_path / 't.parquet', ['a']) == [
+    "column 'a' is not UTF-8 text", (None,), ('',)
+  ]  # fmt: skip
 
 
 def test_mistakes_in_options_are_named(tmp_path):

@@ -31,7 +31,7 @@ import platform
 import re
 import sysconfig
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from etils import epath
 
@@ -136,7 +136,8 @@ def _files(pattern, format, text_key, binary, encoding, on_bad_row, report: Repo
   for path in list_files(pattern, '.parquet' if format == 'parquet' else ''):
     if format == 'parquet':
       report.files += 1
-      yield from _row_texts(_parquet_rows(path, text_key), text_key, path, on_bad_row, report)
+      rows = parquet_rows(path, [text_key], hint=' (data.text_key)')
+      yield from _row_texts(rows, text_key, path, on_bad_row, report)
       continue
     with open_bytes(path) as stream:
       head = stream.read(8192)
@@ -150,7 +151,7 @@ def _files(pattern, format, text_key, binary, encoding, on_bad_row, report: Repo
     with open_text(path, encoding, head) as stream:
       replaced = stream.errors == 'replace'
       if format == 'jsonl':
-        rows = _json_rows(stream)
+        rows = json_rows(stream)
         yield from _row_texts(rows, text_key, path, on_bad_row, report, replaced)
       else:
         yield from (_valid(text, report, replaced) for text in _documents(stream, format))
@@ -367,8 +368,8 @@ def _articles(lines: Iterable[str]) -> Iterator[str]:
   yield ''.join(article)
 
 
-def _json_rows(lines: Iterable[str]) -> Iterator:
-  """(number, value) of each line that is not blank; an exception for what is no JSON."""
+def json_rows(lines: Iterable[str]) -> Iterator[tuple]:
+  """(number, value) of each line that is not blank; an exception for a line that is not JSON."""
   for number, line in enumerate(lines, 1):
     if not line.isspace():
       try:
@@ -377,29 +378,55 @@ def _json_rows(lines: Iterable[str]) -> Iterator:
         yield number, error
 
 
-def _parquet_rows(path: epath.Path, column: str) -> Iterator:
-  """(number, {column: value}) of each row, read by batches."""
+def parquet_rows(
+  path: epath.Path, columns: Sequence[str], optional: Sequence[str] = (), hint: str = ''
+) -> Iterator[tuple[int, dict]]:
+  """(number, {column: value}) of each row, read in batches; invalid bytes of a text become lone
+  surrogates. For the arguments see `find_columns`."""
   import pyarrow as pa
   from pyarrow import parquet
 
   with path.open('rb') as file:
     try:
       table = parquet.ParquetFile(file)
-      if column not in table.schema_arrow.names:
-        names = table.schema_arrow.names
-        raise ValueError(f'{path}: no column data.text_key={column!r}; it has {names}.')
+      names = [*find_columns(table.schema_arrow.names, columns, optional, str(path), hint)]
       number = itertools.count(1)
-      for batch in table.iter_batches(1024, columns=[column]):
-        array = batch.column(0)
-        if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
-          array = array.cast(pa.large_binary())  # its text need not be valid
-        for value in array.to_pylist():
-          text = value.decode('utf-8', 'surrogateescape') if isinstance(value, bytes) else value
-          yield next(number), {column: text}
+      for batch in table.iter_batches(1024, columns=names):
+        values = [_values(batch.column(name)) for name in names]
+        for row in zip(*values, strict=True):
+          yield next(number), dict(zip(names, row, strict=True))
     except (pa.ArrowInvalid, OSError) as error:
       if getattr(error, 'errno', None):
         raise
       raise ValueError(f'{path} is not a complete Parquet file: {error}.') from error
+
+
+def _values(array) -> list:
+  import pyarrow as pa
+
+  if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
+    array = array.cast(pa.large_binary())  # to_pylist raises for invalid UTF-8
+  return [
+    value.decode('utf-8', 'surrogateescape') if isinstance(value, bytes) else value
+    for value in array.to_pylist()
+  ]
+
+
+def find_columns(
+  names: list[str], columns: Sequence, optional: Sequence, where: str, hint: str = ''
+) -> dict:
+  """{column: its position} for the columns of a table that has these names.
+
+  Raises:
+    ValueError: if one of `columns` is missing, or any occurs twice; `where` names the table.
+  """
+  twice = [column for column in (*columns, *optional) if names.count(column) > 1]
+  if twice:
+    raise ValueError(f'{where} has the column {twice[0]!r} twice.')
+  missing = [column for column in columns if column not in names]
+  if missing:
+    raise ValueError(f'{where} has no column {missing[0]!r}; it has {sorted(names)}{hint}.')
+  return {column: names.index(column) for column in (*columns, *optional) if column in names}
 
 
 def _row_texts(rows, text_key: str, path, on_bad_row, report, replaced=False) -> Iterator[str]:

@@ -20,6 +20,8 @@ KINDS = ('.csv', '.tsv', '.txt', '.jsonl', '.parquet')
 DELIMITERS = {'tab': '\t', 'comma': ',', 'semicolon': ';', 'pipe': '|', 'space': ' '}
 _COMPRESSED = ('.gz', '.bz2', '.xz', '.zst')
 
+_ESCAPED = re.compile('[\udc80-\udcff]')  # bytes that are not UTF-8, by 'surrogateescape'
+
 csv.field_size_limit(2**31 - 1)  # contexts may be longer than csv's 128 KiB
 
 
@@ -119,8 +121,8 @@ def read_lines(path, encoding: str) -> Iterator[str]:
   try:
     with sources.open_bytes(path) as stream:
       head = stream.peek(8192)[:8192]
-    invalid = re.compile('[\udc80-\udcff]' if encoding.lower() in ('utf-8', 'utf8') else '\ufffd')
     with sources.open_text(path, encoding, head) as stream:
+      invalid = re.compile('\ufffd') if stream.errors == 'replace' else _ESCAPED
       for number, line in enumerate(stream, 1):
         if not line.isascii() and invalid.search(line):
           raise ValueError(_no_text(path, number, encoding, line))
@@ -130,23 +132,14 @@ def read_lines(path, encoding: str) -> Iterator[str]:
 
 
 def _no_text(path, number: int, encoding: str, line: str) -> str:
-  guess = sources.guess_encoding(line.encode(encoding, 'surrogateescape'))
+  guess = ''
+  if _ESCAPED.search(line):  # else the bytes are lost
+    guess = sources.guess_encoding(line.encode('utf-8', 'surrogateescape'))
   like = f'; it looks like {guess}' if guess else ''
   return (
     f'{path}:{number}: not {encoding.upper()} text{like}. Name the encoding of the file '
     f'(encoding={guess or "NAME"}).'
   )
-
-
-def _place(names: list[str], columns: Sequence, optional: Sequence, where: str, hint: str) -> dict:
-  """{column: its position} for the columns of a row with these names."""
-  twice = [column for column in (*columns, *optional) if names.count(column) > 1]
-  if twice:
-    raise ValueError(f'{where} has the column {twice[0]!r} twice.')
-  missing = [column for column in columns if column not in names]
-  if missing:
-    raise ValueError(f'{where} has no column {missing[0]!r}; it has {sorted(names)}{hint}.')
-  return {column: names.index(column) for column in (*columns, *optional) if column in names}
 
 
 def _delimited(path, kind, columns, optional, delimiter, encoding) -> Iterator[Row]:
@@ -174,7 +167,8 @@ def _delimited(path, kind, columns, optional, delimiter, encoding) -> Iterator[R
     wanted = {column: column for column in asked}
     hint = '; columns of a file without a header are given by number, from 0, and another delimiter'
     hint += ' by its name (delimiter=semicolon)'
-  places = _place(names, [str(c) for c in columns], [str(c) for c in optional], str(path), hint)
+  columns, optional = ([str(column) for column in some] for some in (columns, optional))
+  places = sources.find_columns(names, columns, optional, str(path), hint)
   for number, fields in rows:
     if not fields and len(names) > 1:
       continue
@@ -198,19 +192,13 @@ def _csv(path, delimiter: str, encoding: str) -> Iterator[tuple[int, list[str]]]
 
 
 def _jsonl(path, columns, optional, encoding) -> Iterator[Row]:
-  for number, line in enumerate(read_lines(path, encoding), 1):
-    if not line.strip():
-      continue
+  for number, row in sources.json_rows(read_lines(path, encoding)):
     where = f'{path}:{number}'
-    try:
-      row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-      yield Row(where, {}, f'no JSON ({error})')
-      continue
-    missing = [c for c in columns if c not in row] if isinstance(row, dict) else []
-    if not isinstance(row, dict):
-      yield Row(where, {}, f'a line must hold a JSON object, got {line.strip()[:40]!r}')
-    elif missing:
+    if isinstance(row, Exception):
+      yield Row(where, {}, f'not JSON ({row})')
+    elif not isinstance(row, dict):
+      yield Row(where, {}, f'a line must hold a JSON object, got {json.dumps(row)[:40]!r}')
+    elif missing := [column for column in columns if column not in row]:
       yield Row(where, {}, f'no column {missing[0]!r}; it has {sorted(row)}')
     else:
       values = {column: plain(row[column]) for column in (*columns, *optional) if column in row}
@@ -218,19 +206,10 @@ def _jsonl(path, columns, optional, encoding) -> Iterator[Row]:
 
 
 def _parquet(path, columns, optional) -> Iterator[Row]:
-  import pyarrow as pa
-  from pyarrow import parquet
-
-  with path.open('rb') as file:
-    try:
-      table = parquet.ParquetFile(file)
-      places = _place(table.schema_arrow.names, columns, optional, str(path), '')
-      numbers = itertools.count(1)
-      for batch in table.iter_batches(1024, columns=list(places)):
-        for values in batch.to_pylist():
-          yield Row(f'{path}:{next(numbers)}', plain(values))
-    except pa.ArrowInvalid as error:
-      raise ValueError(f'{path} is no complete Parquet file: {error}.') from error
+  for number, values in sources.parquet_rows(path, columns, optional):
+    invalid = [c for c, v in values.items() if isinstance(v, str) and _ESCAPED.search(v)]
+    error = f'column {invalid[0]!r} is not UTF-8 text' if invalid else ''
+    yield Row(f'{path}:{number}', {} if invalid else plain(values), error)
 
 
 def read_text(path, encoding: str = 'utf-8') -> str:
@@ -262,7 +241,7 @@ def read_tfds(name: str, split: str, columns: Sequence, *, label: str = '') -> I
   import tensorflow_datasets as tfds
 
   builder, data = sources.open_tfds(name, split)
-  _place([*builder.info.features], columns, (), f'tfds:{name}', '')
+  sources.find_columns([*builder.info.features], columns, (), f'tfds:{name}')
   feature = dict(builder.info.features).get(label)
   names = getattr(getattr(feature, 'feature', feature), 'names', None)
   for number, example in enumerate(tfds.as_numpy(data)):
