@@ -79,6 +79,7 @@ def run(
   if format not in ('rows', 'google'):
     raise ValueError(f"--format must be 'rows' or 'google', got {format!r}.")
   if format == 'google':  # before the long work
+    sources.import_tensorflow('--format=google', 'prepare')
     config = config.copy_and_resolve_references()
     config.masking.max_predictions = predictions(config.masking, config.data.length)
     Masking(**config.masking)

@@ -21,6 +21,7 @@ import contextlib
 import dataclasses
 import glob
 import gzip
+import importlib
 import io
 import itertools
 import json
@@ -452,10 +453,10 @@ def _row_texts(rows, text_key: str, path, on_bad_row, report, replaced=False) ->
 
 def _tfds(name: str, text_key: str, report: Report) -> Iterator[str]:
   """Documents of `NAME[:VERSION][:SPLIT]`, or of a folder that TFDS wrote, `/path[:SPLIT]`."""
-  import tensorflow as tf
-
   name, split = re.fullmatch(r'((?:\w+://)?[^:]*(?::\d[\d.]*)?)(?::(.*))?', name).groups()
   _, examples = open_tfds(name, split or 'train')
+  import tensorflow as tf
+
   fields = examples.element_spec if isinstance(examples.element_spec, dict) else {}
   texts = sorted(key for key, spec in fields.items() if spec == tf.TensorSpec([], tf.string))
   if text_key not in texts:
@@ -466,17 +467,35 @@ def _tfds(name: str, text_key: str, report: Report) -> Iterator[str]:
     yield text
 
 
+def import_tensorflow(feature: str, instead: str, module: str = 'tensorflow'):
+  """TensorFlow, or a module that needs it, with the accelerators left to JAX.
+
+  Raises:
+    ValueError: if it is not installed; says which feature needs it and what to do instead.
+  """
+  try:
+    import tensorflow as tf
+
+    imported = importlib.import_module(module)
+  except ImportError as error:
+    raise ValueError(
+      f'{feature}: TensorFlow cannot be imported ({error}); pip install tensorflow '
+      f'tensorflow-datasets (they are for Python 3.11 to 3.13), or {instead} where it is installed.'
+    ) from error
+  with contextlib.suppress(RuntimeError):  # its devices are in use already
+    for kind in ('GPU', 'TPU'):
+      tf.config.set_visible_devices([], kind)
+  return imported
+
+
 def open_tfds(name: str, split: str):
   """The builder and the examples, in order, of a TFDS data set or of a folder that TFDS wrote.
 
   Raises:
     ValueError: if there is no such data set, version or split.
   """
-  import tensorflow as tf
-  import tensorflow_datasets as tfds
-
-  for kind in ('GPU', 'TPU'):  # TensorFlow only reads; it must not take the accelerators' memory
-    tf.config.set_visible_devices([], kind)
+  instead = 'write the data as .jsonl or .parquet files'
+  tfds = import_tensorflow(f'tfds:{name}', instead, 'tensorflow_datasets')
   try:
     if epath.Path(name).is_dir():
       builder = tfds.builder_from_directory(name)

@@ -238,13 +238,11 @@ def read_tfds(name: str, split: str, columns: Sequence, *, label: str = '') -> I
     columns: features that must be there.
     label: a feature whose classes are given by name, not by number; -1 becomes None.
   """
-  import tensorflow_datasets as tfds
-
   builder, data = sources.open_tfds(name, split)
   sources.find_columns([*builder.info.features], columns, (), f'tfds:{name}')
   feature = dict(builder.info.features).get(label)
   names = getattr(getattr(feature, 'feature', feature), 'names', None)
-  for number, example in enumerate(tfds.as_numpy(data)):
+  for number, example in enumerate(data.as_numpy_iterator()):
     values = plain(example)
     if names:
       values[label] = _named(values[label], names)

@@ -62,10 +62,7 @@ def rows_from_tfrecords(
 
 def _read(path, size: int) -> Iterator[dict[str, np.ndarray]]:
   """The features of one file, each an array [n, length]."""
-  import tensorflow as tf
-
-  for kind in ('GPU', 'TPU'):  # TensorFlow only reads; it must not take the accelerators' memory
-    tf.config.set_visible_devices([], kind)
+  tf = sources.import_tensorflow(str(path), 'prepare its rows (`bertjax prepare`)')
   spec = {name: tf.io.RaggedFeature(tf.int64) for name in _INTEGERS}
   spec['masked_lm_weights'] = tf.io.RaggedFeature(tf.float32)
   records = tf.data.TFRecordDataset(os.fspath(path)).batch(size)
@@ -135,8 +132,7 @@ def write_tfrecords(paths: Sequence, batches: Iterable[dict[str, np.ndarray]]) -
     ValueError: if a batch has no next-sentence labels or holds packed rows, which those files
       cannot; nothing is left behind.
   """
-  import tensorflow as tf
-
+  tf = sources.import_tensorflow('TFRecords', 'write them')
   paths = [epath.Path(path) for path in paths]
   parts = [path.parent / f'{path.name}.tmp' for path in paths]
   count = 0

@@ -194,7 +194,10 @@ def _tensorflow():
   try:
     import tensorflow as tf
   except ImportError as error:
-    raise ValueError("Google's checkpoints need TensorFlow: pip install tensorflow.") from error
+    raise ValueError(
+      "Google's checkpoints need TensorFlow: pip install tensorflow (it is for Python 3.11 to "
+      '3.13), or convert them (bertjax convert) where it is installed.'
+    ) from error
   for kind in ('GPU', 'TPU'):  # it only reads and writes; the accelerators are JAX's
     tf.config.set_visible_devices([], kind)
   return tf
