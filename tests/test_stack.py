@@ -71,7 +71,7 @@ assert batches.choose_loader('auto') == 'threads'
     ),
     (
       'from bertjax.interop import google; google._tensorflow()',
-      r"Google's checkpoints need TensorFlow: .*, or convert them \(bertjax convert\) where it is installed",
+      r"Google's checkpoints need TensorFlow: .*, or convert them \(bertjax convert\) where",
     ),
   ],
 )

@@ -240,6 +240,12 @@ def test_prepared_text_written_in_google_s_format_trains_from_its_masks(config, 
   (folder,) = {path.parent for path in tmp_path.glob('*/manifest.json')} - {tmp_path / 'rows'}
   sides = [store.Rows(folder, split) for split in store.SPLITS]
   assert all(map(len, sides))
+  reports = [store.read_manifest(path)['report'] for path in (tmp_path / 'rows', folder)]
+  assert reports[1]['rows'] == len(sides[0]) and reports[1]['unknown'] < 0.1
+  assert set(reports[0]) - set(reports[1]) == {'documents', 'sentences_per_document', 'tokens_used'}
+  train = sides[0][np.arange(len(sides[0]))]
+  assert reports[1]['random_labels'] == train['next_sentence_labels'].mean()
+  assert reports[1]['tokens'] == (train['ends'].max((1, 2)).astype(int) - 3).sum()
   found = join([side[np.arange(len(side))] for side in sides])
   rows = store.Rows(tmp_path / 'rows', 'train')
   tokenizer = Tokenizer.from_dir(tmp_path / 'rows')

@@ -82,6 +82,11 @@ def split_prose(text: str) -> list[str]:
   )
 
 
+def is_unmarked(text: str) -> bool:
+  """Whether a text holds Thai or Lao, which have no sentence marks."""
+  return not text.isascii() and bool(_IS_THAI.search(text))
+
+
 @functools.lru_cache
 def _any_boundary(strong: str) -> re.Pattern:
   """Finds the marks of `_WEAK` and of `strong`, those that a text has: sets of all are slow."""

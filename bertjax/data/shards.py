@@ -135,50 +135,55 @@ def prepare(
   return store.read_manifest(directory) if whole else None
 
 
-# Google's rule gives a random partner to half of the chunks and to every chunk of one sentence:
-# 51% to 56% on WikiText-2 at lengths 64 to 512, where 79% to 98% of the tokens are in rows. Two
-# thirds means that a third of the chunks are one sentence: as long as a row, or not found.
+# The NSP rule gives random labels to half of the chunks and to every chunk of one sentence: 51% to
+# 56% on WikiText-2 at lengths 64 to 512, where 79% to 98% of the tokens are used. At two thirds, a
+# third of the chunks are one sentence: as long as a row, or with boundaries that were not found.
 MOST_RANDOM = 2 / 3
 LEAST_USED = 0.6
 MOST_UNKNOWN = 0.01
 
 
 def report(manifest: dict) -> dict:
-  """What became of the text of a prepared folder, from the counts of its training rows, or of its
-  held-out rows where there are no others.
+  """Sums up the training rows of a prepared folder, or its held-out rows where there are no others.
 
   Returns:
-    'rows', 'documents', 'tokens', 'sentences_per_document', and shares: 'tokens_used' of the tokens
-    are in some row, 'random_labels' of the next-sentence labels are random, 'unknown' of the tokens
-    are [UNK]. Empty for rows that were read from TFRecords.
+    'rows', 'tokens', 'unknown' (the fraction of tokens that are [UNK]); of sentence pairs
+    'random_labels', the fraction of next-sentence labels that are random; and of rows made from
+    text 'documents', 'sentences_per_document' and 'tokens_used', the fraction of tokens in any row.
   """
-  split = 'train' if manifest['shards']['train'] else 'heldout'
+  split = 'train' if manifest['counts']['train_rows'] else 'heldout'
   counts = {name.removeprefix(f'{split}_'): n for name, n in manifest['counts'].items()}
-  if 'tokens_used' not in counts:
-    return {}
   tokens = max(counts['tokens'], 1)
-  result = {name: counts[name] for name in ('rows', 'documents', 'tokens')} | {
-    'sentences_per_document': counts['sentences'] / max(counts['documents'], 1),
-    'tokens_used': counts['tokens_used'] / tokens,
-    'unknown': counts['unknown'] / tokens,
-  }
+  result = {'rows': counts['rows'], 'tokens': counts['tokens']}
+  result['unknown'] = counts['unknown'] / tokens
   if manifest['settings']['kind'] == 'nsp':
     result['random_labels'] = counts['label_1'] / max(counts['pairs'], 1)
+  if 'tokens_used' in counts:
+    result['documents'] = counts['documents']
+    result['sentences_per_document'] = counts['sentences'] / max(counts['documents'], 1)
+    result['tokens_used'] = counts['tokens_used'] / tokens
   return result
 
 
 def log_report(facts: dict, length: int) -> None:
-  """Logs what `report` found, and warns about what is far from the rule's."""
+  """Logs what `report` returned; warns of values far from those of the NSP rule.
+
+  Args:
+    facts: of `report`; {} for rows that have none.
+    length: tokens of a row.
+  """
   if not facts:
     return
-  random = facts.get('random_labels', 0)
-  labels = f', {random:.1%} of next-sentence labels random' if 'random_labels' in facts else ''
-  _log.info(
-    'rows: %s from %s documents of %.1f sentences; %.1f%% of %s tokens used%s, %.2f%% '
-    '[UNK]',
-    f'{facts["rows"]:,}', f'{facts["documents"]:,}', facts['sentences_per_document'],
-    100 * facts['tokens_used'], f'{facts["tokens"]:,}', labels, 100 * facts['unknown'],
-  )  # fmt: skip
+  random, used = facts.get('random_labels', 0), facts.get('tokens_used', 1)
+  parts = [f'{facts["rows"]:,} rows, {facts["unknown"]:.2%} [UNK]']
+  if 'documents' in facts:
+    parts += [
+      f'{facts["documents"]:,} documents of {facts["sentences_per_document"]:.1f} sentences'
+    ]
+    parts += [f'{used:.1%} of {facts["tokens"]:,} tokens used']
+  if 'random_labels' in facts:
+    parts += [f'{random:.1%} of next-sentence labels random']
+  _log.info('prepared: %s', ', '.join(parts))
   if random > MOST_RANDOM:
     _log.warning(
       '%.0f%% of the next-sentence labels are random; the rule gives a little over 50%%. Sentences '
@@ -186,11 +191,11 @@ def log_report(facts: dict, length: int) -> None:
       'data.format). Raise data.length, or train without these labels (nsp=False).',
       100 * random, length,
     )  # fmt: skip
-  if facts['tokens_used'] < LEAST_USED:
+  if used < LEAST_USED:
     _log.warning(
       'only %.0f%% of the tokens are in the rows: sentences longer than a row (data.length=%d) are '
       'truncated. Raise data.length, or use data.kind=doc_sentences (nsp=False), which truncates '
-      'nothing.', 100 * facts['tokens_used'], length,
+      'nothing.', 100 * used, length,
     )  # fmt: skip
   if facts['unknown'] > MOST_UNKNOWN:
     _log.warning(
@@ -222,11 +227,12 @@ def _from_tfrecords(source, tokenizer, settings, directory) -> dict:
     writer = store.Writer(directory, plan, columns)
     tokenizer.save(writer.folder)
     for split in store.SPLITS:
+      counts = collections.Counter()
       batches = (
-        _held_out(batch, settings.heldout, split == 'heldout')
+        _held_out(batch, settings.heldout, split == 'heldout', tokenizer, counts)
         for batch in tfrecords.rows_from_tfrecords(source, tokenizer.vocab_size)
       )
-      rows = writer.add_shard(split, 0, batches)['rows']
+      rows = writer.add_shard(split, 0, batches, tally=counts)['rows']
       if not rows and not (split == 'train' and settings.heldout == 1):
         shutil.rmtree(writer.folder)
         raise ValueError(
@@ -234,15 +240,22 @@ def _from_tfrecords(source, tokenizer, settings, directory) -> dict:
         )
     writer.finish(
       dict.fromkeys(store.SPLITS, 1), settings=dataclasses.asdict(settings), source=source,
-      tokenizer=tokenizer.fingerprint,
+      tokenizer=tokenizer.fingerprint, report=report,
     )  # fmt: skip
   return store.read_manifest(directory)
 
 
-def _held_out(batch: dict, share: float, wanted: bool) -> dict:
-  """The rows of a batch on one side."""
-  held = np.array(encode.draw_heldout(unmasked(batch), share)[1])
-  return {name: array[held == wanted] for name, array in batch.items()}
+def _held_out(batch: dict, share: float, wanted: bool, tokenizer, counts) -> dict:
+  """The rows of a batch in one split, added to its counts."""
+  ids = unmasked(batch)
+  chosen = np.array(encode.draw_heldout(ids, share)[1]) == wanted
+  batch, ids = {name: array[chosen] for name, array in batch.items()}, ids[chosen]
+  outside = (tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id)
+  counts.update(
+    tokens=int((~np.isin(ids, outside)).sum()), unknown=int((ids == tokenizer.unk_id).sum()),
+    pairs=len(ids), label_1=int(batch['next_sentence_labels'].sum()),
+  )  # fmt: skip
+  return batch
 
 
 def _finished(directory, plan: dict) -> dict | None:

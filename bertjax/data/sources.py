@@ -53,8 +53,14 @@ class Report:
   binary_skipped: int = 0
   bad_rows: int = 0
   hint = ''  # the encoding that the first of them would have
+  unmarked = False  # whether there is Thai or Lao prose, which has no sentence marks
 
   def warn(self) -> None:
+    if self.unmarked:
+      _log.info(
+        'Thai and Lao mark no ends of sentences: a blank between two letters ends one of 40 '
+        'characters or more.'
+      )
     if self.invalid_utf8:
       _log.warning(
         '%d invalid byte sequences were replaced by U+FFFD%s', self.invalid_utf8,
@@ -112,6 +118,8 @@ def read_documents(
     for text in texts:
       if text.strip():
         report.documents += 1
+        if format not in ('google', 'wikitext'):
+          report.unmarked = report.unmarked or sentences.is_unmarked(text[:1000])
         yield text
 
 
