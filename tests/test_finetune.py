@@ -166,6 +166,12 @@ def test_the_last_step_or_any_other_becomes_the_model(make, tmp_path):
     assert tokenizer.fingerprint == directory.load_tokenizer(run).fingerprint
   with pytest.raises(ValueError, match=r'no checkpoint of step 7; those kept are \[15, 30\]'):
     checkpoints.find_checkpoint(run, 7)
+  (run / 'model').rename(tmp_path / 'model')  # a run that has not ended is read as its newest step
+  config.init_from, config.fresh_head = str(run), False
+  config.epochs, config.learning_rate = 0.1, 1e-9
+  finetune.run(config, workdir=str(tmp_path / 'second'))
+  near = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-7)
+  jax.tree.map(near, directory.load_weights(tmp_path / 'second')[1], last)
   config.save_model = 'first'
   with pytest.raises(ValueError, match=r"save_model must be 'last' or 'best', got 'first'"):
     finetune.set_up(config)
