@@ -32,7 +32,7 @@ def test_a_workdir_is_a_model(run, tmp_path):
   assert directory.read_labels(run)[0] == ['bad', 'good']
   assert directory.load_tokenizer(run).fingerprint
   (tmp_path / 'run.json').write_text('{}')
-  with pytest.raises(ValueError, match='has not written its model/ yet'):
+  with pytest.raises(ValueError, match='has no complete checkpoint; once the run'):
     directory.load_model(tmp_path)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from bertjax.inference.batcher import Batcher, BusyError
+from bertjax.inference.calls import CALLS
 from bertjax.inference.predictor import Predictor
 from bertjax.interop.directory import save_model
 from tests.test_predictor import model
@@ -107,6 +108,7 @@ def test_pages(client):
   assert client.get('/docs').status_code == 200
   demo = client.get('/').text
   assert 'fetch(' in demo and not re.search('https?://', demo)
+  assert all(f'\n  {do}: {{' in demo for do in CALLS if do != 'nearest')  # a tab for every call
   page = client.get('/explain', params={'text': 'the [MASK]'})
   assert page.status_code == 200 and 'What the model makes of it' in page.text
   metrics = client.get('/metrics').text

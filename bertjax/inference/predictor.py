@@ -115,6 +115,7 @@ class Predictor:
   @classmethod
   def from_dir(cls, path, **options) -> 'Predictor':
     """Loads a model directory, or a model of any kind that `load_model` reads."""
+    path = directory.find_model(path)  # once: a run in progress may save another checkpoint
     labels, problem_type = directory.read_labels(path)
     config, params, tokenizer = directory.load_model(path)
     tasks = {'classification', 'tagging'} & set(params)

@@ -31,7 +31,10 @@ def find_checkpoint(workdir, step: int | None = None) -> epath.Path:
   found = folder.iterdir() if folder.is_dir() else ()
   steps = sorted(int(p.name) for p in found if p.name.isdigit() and is_checkpoint(p))
   if not steps:
-    raise ValueError(f'{workdir} has not written its model/ yet, nor a checkpoint; let it run on.')
+    raise ValueError(
+      f'{workdir} has no complete checkpoint; once the run has saved one, `bertjax convert '
+      f'--from={workdir} --step=N --to=DIR` makes a model of it.'
+    )
   if step not in (None, *steps):
     raise ValueError(f'{workdir} has no checkpoint of step {step}; those kept are {steps}.')
   return folder / str(steps[-1] if step is None else step)
@@ -75,7 +78,8 @@ def load_checkpoint(folder, heads=None) -> tuple[EncoderConfig, dict]:
     args = ocp.args.PyTreeRestore(item=item, restore_args=arrays, partial_restore=True)
     params = reader.restore(folder / 'state', args=args)['params']
   except Exception as error:  # orbax, tensorstore and json each raise their own
-    raise ValueError(f'{folder} cannot be read ({str(error).splitlines()[0][:200]}).') from error
+    reason = (str(error).strip() or repr(error)).splitlines()[0]
+    raise ValueError(f'{folder} cannot be read ({reason[:200]}).') from error
   sums = _read_meta(folder)['checksums']
   for path, array in flax.traverse_util.flatten_dict({'params': params}, sep='/').items():
     if sums.get(path) != _checksum(array):

@@ -40,7 +40,10 @@ def find_model(source):
   if (folder / 'model' / 'config.json').is_file():
     return folder / 'model'
   found = checkpoints.find_checkpoint(folder)
-  _log.info('%s has not written its model/ yet; taking %s', folder, found)
+  _log.info(
+    '%s has no model/ yet; reading its newest checkpoint, %s (bertjax convert --from=%s --step=N '
+    '--to=DIR makes a model of another)', folder, found.name, folder,
+  )  # fmt: skip
   return found
 
 
@@ -55,6 +58,7 @@ def load_model(source, *, heads=None, gelu: str = 'erf') -> tuple[EncoderConfig,
   Raises:
     ValueError: if a file is missing, damaged or of another architecture; names it.
   """
+  source = find_model(source)
   config, params = load_weights(source, heads=heads, gelu=gelu)
   tokenizer = load_tokenizer(source)
   huggingface.check_vocabulary(config, tokenizer, source)
