@@ -53,8 +53,7 @@ def run(
   target = epath.Path(to)
   if target.exists() and not (target.is_dir() and not any(target.iterdir())):
     raise ValueError(f'{target} exists already; remove it or choose another --to.')
-  if step >= 0:
-    source = checkpoints.find_checkpoint(source, step)
+  source = checkpoints.find_checkpoint(source, step) if step >= 0 else directory.find_model(source)
   names = tuple(heads.split(',')) if heads else None
   config, params = directory.load_weights(source, heads=names, gelu=gelu)
   tokenizer = directory.load_tokenizer(source, {'lower': True, 'keep': False}.get(case))
@@ -64,4 +63,9 @@ def run(
     google.save_google(to, config, params, tokenizer, labels=labels, problem_type=problem_type)
   else:
     huggingface.save_hf(to, config, params, tokenizer, labels=labels, problem_type=problem_type)
+  if directory.has_sentence_layers(source):
+    _log.warning(
+      "%s: the pooling and layers of sentence-transformers (modules.json) are not converted; %s's "
+      'embeddings are means of length 1.', source, to,
+    )  # fmt: skip
   _log.info('written to %s: %s', to, ', '.join(params))

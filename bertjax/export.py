@@ -81,8 +81,10 @@ def run(*, model: str, to: str, format: str = 'savedmodel', output: str = '') ->
     raise ValueError(f'{folder} is there already; delete it or name another.')
   predictor = Predictor.from_dir(model)
   output = output or next((head for head in HEADS[2:] if head in predictor.forward.params), '')
+  limit = predictor.config.max_positions
   if not output:
     output = predictor.layers.pooling
+    limit = min(predictor.layers.max_length or limit, limit)
     if predictor.layers.steps not in ((), (sentences.normalise,)):
       raise ValueError(
         f'{model} has dense layers after its pooling, which are not exported; --output={output} '
@@ -98,21 +100,22 @@ def run(*, model: str, to: str, format: str = 'savedmodel', output: str = '') ->
   shutil.rmtree(temporary, ignore_errors=True)
   temporary.mkdir(parents=True)
   try:
-    save(temporary, predictor, output)
-    check(load(temporary, predictor), predictor, output)
+    save(temporary, predictor, output, limit)
+    check(load(temporary, predictor), predictor, output, limit)
     temporary.replace(folder)
   finally:
     shutil.rmtree(temporary, ignore_errors=True)
   _log.info('%s: %s as %s', folder, output, format)
 
 
-def check(run, predictor: Predictor, output: str) -> None:
+def check(run, predictor: Predictor, output: str, limit: int) -> None:
   """Compares an exported program with the Predictor on a few texts.
 
   Args:
     run: (texts, pairs or None) -> outputs, as arrays.
     predictor: the model that was exported.
     output: a head, or a pooling.
+    limit: tokens of a text at most, with its special ones.
 
   Raises:
     RuntimeError: if the program cannot be run, or an output differs by more than rounding.
@@ -120,7 +123,6 @@ def check(run, predictor: Predictor, output: str) -> None:
   # Matmuls have float32's rounding on a CPU, TF32's or bfloat16's on accelerators.
   exact = jax.default_backend() == 'cpu' and predictor.config.dtype == 'float32'
   tolerance = 1e-4 if exact else 2e-2
-  limit = predictor.config.max_positions
   for sample in _SAMPLES:
     for paired in (True,) if output in _TWO_TEXTS else (False, True):
       fits = [t for t in sample if predictor.tokenizer([t], [t])['input_ids'].shape[1] <= limit]
@@ -176,14 +178,14 @@ def make_program(predictor: Predictor, output: str):
   return program
 
 
-def save_stablehlo(folder, predictor: Predictor, output: str) -> None:
-  """Writes model.stablehlo, the vocabulary and signature.json."""
+def save_stablehlo(folder, predictor: Predictor, output: str, limit: int) -> None:
+  """Writes model.stablehlo, the vocabulary and signature.json; see `check`."""
   program, params = make_program(predictor, output), predictor.forward.params
-  exported = _export(lambda *arrays: program(params, *arrays), predictor)
+  exported = _export(lambda *arrays: program(params, *arrays), limit)
   (folder / 'model.stablehlo').write_bytes(exported.serialize())
-  predictor.tokenizer.save(folder, max_length=predictor.config.max_positions)
+  predictor.tokenizer.save(folder, max_length=limit)
   signature = {'inputs': _INPUTS, 'output': output, 'labels': predictor.labels,
-               'max_length': predictor.config.max_positions, 'platforms': _PLATFORMS,
+               'max_length': limit, 'platforms': _PLATFORMS,
                'jax': jax.__version__, 'date': f'{datetime.date.today()}'}  # fmt: skip
   (folder / 'signature.json').write_text(json.dumps(signature, indent=2) + '\n')
 
@@ -198,26 +200,25 @@ def _load_stablehlo(folder, predictor: Predictor):
   return run
 
 
-def _export(program, predictor: Predictor, *leading) -> jax_export.Exported:
-  """Exports (*leading, *_INPUTS [B, L]) -> outputs for any batch size and length."""
-  limit = predictor.config.max_positions
+def _export(program, limit: int, *leading) -> jax_export.Exported:
+  """Exports (*leading, *_INPUTS [B, L]) -> outputs for any batch size and lengths up to `limit`."""
   shape = jax_export.symbolic_shape('b, l', constraints=[f'l <= {limit}'])
   arrays = [jax.ShapeDtypeStruct(shape, jnp.int32)] * len(_INPUTS)
   return jax_export.export(jax.jit(program), platforms=_PLATFORMS)(*leading, *arrays)
 
 
-def save_savedmodel(folder, predictor: Predictor, output: str) -> None:
-  """Writes a SavedModel from texts to outputs."""
+def save_savedmodel(folder, predictor: Predictor, output: str, limit: int) -> None:
+  """Writes a SavedModel from texts to outputs; see `check`."""
   from bertjax.data.graph_tokenizer import GraphTokenizer, tf
 
   params = jax.device_get(predictor.forward.params)
   shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), params)
-  program = _as_tensorflow(tf, _export(make_program(predictor, output), predictor, shapes))
+  program = _as_tensorflow(tf, _export(make_program(predictor, output), limit, shapes))
   graph = GraphTokenizer(predictor.tokenizer)
   module = tf.Module()
   variables = jax.tree.map(tf.Variable, params)
   module.params = jax.tree.map(lambda x: x, variables)  # a copy: TensorFlow wraps the dicts it gets
-  strings, limit = tf.TensorSpec([None], tf.string), predictor.config.max_positions
+  strings = tf.TensorSpec([None], tf.string)
 
   def answer(*texts):
     arrays = _rows(tf, predictor.tokenizer, [graph(part) for part in texts], limit)

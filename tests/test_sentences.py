@@ -4,6 +4,7 @@ import json
 import shutil
 
 import flax.traverse_util
+import jax
 import numpy as np
 import pytest
 
@@ -161,6 +162,19 @@ def test_export_takes_the_models_pooling_and_refuses_dense_layers(encoder, tmp_p
   assert main(['export', f'--model={folder}', f'--to={tmp_path}/a', '--format=stablehlo']) == 2
   assert 'dense layers after its pooling' in capsys.readouterr().err
   shutil.copy(folder / '1_Pooling' / 'config.json', tmp_path)
-  cls = make(encoder, tmp_path / 'cls', [TRANSFORMER, POOLING], CLS)
+  cls = make(encoder, tmp_path / 'cls', [TRANSFORMER, POOLING], CLS, length=8)
   assert main(['export', f'--model={cls}', f'--to={tmp_path}/b', '--format=stablehlo']) == 0
-  assert json.loads((tmp_path / 'b' / 'signature.json').read_text())['output'] == 'cls'
+  signature = json.loads((tmp_path / 'b' / 'signature.json').read_text())
+  assert (signature['output'], signature['max_length']) == ('cls', 8)
+  program = jax.export.deserialize((tmp_path / 'b' / 'model.stablehlo').read_bytes())
+  arrays = [np.ones((2, 9), np.int32)] * 3
+  assert program.call(*(a[:, :8] for a in arrays))['embedding'].shape == (2, 16)
+  with pytest.raises(ValueError, match='shapes'):
+    program.call(*arrays)
+
+
+def test_convert_warns_that_layers_after_the_encoder_are_left_behind(encoder, tmp_path, caplog):
+  folder = make(encoder, tmp_path / 'model', [TRANSFORMER, POOLING], CLS)
+  for source, warned in ((encoder, False), (folder, True)):
+    assert main(['convert', f'--from={source}', f'--to={tmp_path}/to{warned}']) == 0
+    assert ('sentence-transformers (modules.json) are not converted' in caplog.text) == warned

@@ -49,7 +49,7 @@ assert batches.choose_loader('auto') == 'threads'
     ('batches.choose_loader("tfdata")', "needs tensorflow; 'threads' makes the same batches"),
     ('import bertjax.data.graph_tokenizer', 'are for Python 3.11 to 3.13'),
     (
-      'from bertjax import export; export.save_savedmodel(None, None, "")',
+      'from bertjax import export; export.save_savedmodel(None, None, "", 0)',
       '--format=stablehlo to export',
     ),
     (

@@ -92,7 +92,7 @@ def _put(tokenizer: Tokenizer, parts: list[str], pieces: list[str]) -> str:
   text = parts[0]
   for piece, part in zip(pieces, parts[1:], strict=True):
     word, continues = tokenizer.word_of(piece)
-    text = text.rstrip() + word if continues and _is_spaced(word[0]) else _join(text, word)
+    text = text.rstrip() + word if continues and _is_spaced(word[:1]) else _join(text, word)
     text = _join(text, part)
   return text
 

@@ -101,9 +101,16 @@ def read_labels(source) -> tuple[list[str], str]:
 def read_sentence_layers(source) -> sentences.SentenceLayers | None:
   """What sentence-transformers puts after the encoder; None for models of other libraries."""
   source = find_model(source)
-  if google.is_google(source) or checkpoints.is_checkpoint(source):
+  if not has_sentence_layers(source):
     return None
   return sentences.read_layers(huggingface.find_root(source))
+
+
+def has_sentence_layers(source) -> bool:
+  """Whether a model has sentence-transformers' list of modules."""
+  if google.is_google(source) or checkpoints.is_checkpoint(source):
+    return False
+  return (huggingface.find_root(source) / 'modules.json').is_file()
 
 
 def load_params(

@@ -48,14 +48,12 @@ def encoder_folder(root: epath.Path) -> epath.Path:
   return root
 
 
-def read_layers(root: epath.Path) -> SentenceLayers | None:
-  """The layers that `modules.json` lists, or None if there is no such file.
+def read_layers(root: epath.Path) -> SentenceLayers:
+  """The layers that `modules.json` lists.
 
   Raises:
     ValueError: if a file is missing or corrupt, or a layer is not supported; names it.
   """
-  if not (root / 'modules.json').is_file():
-    return None
   first, *others = _modules(root)
   if _kind(first) != 'Transformer':
     raise _unsupported(root / 'modules.json', f'the first module is {_kind(first)}')
