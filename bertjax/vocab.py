@@ -1,4 +1,4 @@
-"""Vocab: trains a vocabulary on your text, and tells how a vocabulary fits a text.
+"""Vocab: trains a vocabulary on your text, and reports how a vocabulary fits a text.
 
   bertjax vocab --input=TEXTS --size=30522 --out=vocab.txt
   bertjax vocab --input=TEXTS --size=30000 --kind=sentencepiece --out=spiece.model
@@ -9,6 +9,8 @@ In a WordPiece vocabulary the special tokens stand in Google's places ([PAD] 0, 
 of workers.
 """
 
+import collections
+import functools
 import json
 import logging
 import os
@@ -76,9 +78,16 @@ def run(
   elif out:
     from bertjax.data import sentencepiece
 
-    sentences = (s for text in read() for s in sources.split_document(text, format))
-    _write(out, sentencepiece.train_sentencepiece(sentences, size, lowercase=lowercase))
-    _log.info('%s: %d pieces', out, size)
+    count = functools.partial(_count_characters, format=format, lowercase=lowercase)
+    counts = sum(corpus.map_units(count, read(), workers), collections.Counter())
+    kept, rare = vocabulary.choose_alphabet(counts, size, len(sentencepiece.SPECIAL_PIECES))
+    sentences = _sentences(read(), format)
+    coverage = sentencepiece.coverage_for(counts, kept)
+    model = sentencepiece.train_sentencepiece(
+      sentences, size, lowercase=lowercase, coverage=coverage
+    )
+    _write(out, model)
+    _log.info('%s: %d pieces, %d characters (%d more are too rare)', out, size, len(kept), rare)
   if found:
     found[0].warn()
   if report != 'none':
@@ -92,6 +101,16 @@ def run(
     print('\n'.join(_lines(facts, Tokenizer.from_file(out or vocab, lowercase=lowercase))))
     if report:
       _write(report, (json.dumps(facts, indent=1) + '\n').encode())
+
+
+def _sentences(texts, format: str):
+  return (sentence for text in texts for sentence in sources.split_document(text, format))
+
+
+def _count_characters(texts: list[str], format: str, lowercase: bool) -> collections.Counter:
+  from bertjax.data import sentencepiece
+
+  return sentencepiece.count_characters(_sentences(texts, format), lowercase)
 
 
 def _check(out, vocab, kind, case, report, max_words, size) -> None:

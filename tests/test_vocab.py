@@ -4,6 +4,7 @@ import collections
 import itertools
 import json
 import os
+import random
 import subprocess
 import sys
 import threading
@@ -120,6 +121,21 @@ def test_two_processes_write_the_same_file_of_the_size_asked_for(
   assert one.read_bytes() == two.read_bytes()
   assert (Tokenizer.from_file(one).vocab_size, Tokenizer.from_file(one).kind) == (700, kind)
   assert sorted(path.name for path in tmp_path.rglob('*')) == ['1', '2', name, name]
+
+
+@pytest.mark.parametrize('kind', ['wordpiece', 'sentencepiece'])
+def test_every_character_that_occurs_twice_has_an_entry(tmp_path, kind, capsys):
+  often, rng = [chr(0x4E00 + i) for i in range(1200)], random.Random(0)
+  twice, once = ([chr(first + i) for i in range(100)] for first in (0x6000, 0x7000))
+  lines = [''.join(rng.sample(often, 100)) + '。' for _ in range(720)]
+  text = '\n'.join([*lines, *twice, *twice, *once])
+  (tmp_path / 'a.txt').write_text(text, encoding='utf-8')
+  out = tmp_path / ('v.txt' if kind == 'wordpiece' else 'v.model')
+  flags = [f'--input={tmp_path}/a.txt', '--size=1405', f'--out={out}', f'--kind={kind}']
+  assert main(['vocab', *flags]) == 0
+  vocab = set(Tokenizer.from_file(out).vocab)
+  assert vocab.issuperset([*often, *twice]) and vocab.isdisjoint(once)
+  assert '0.14% [UNK]' in capsys.readouterr().out
 
 
 def test_training_prints_a_report_and_keeps_it_as_json(corpus, tmp_path, capsys):

@@ -4,12 +4,13 @@ Before the model's own normalisation ALBERT turns `` and '' into " and, if uncas
 and lowers; letter by letter and by the tables of the `tokenizers` library, as Hugging Face does.
 """
 
+import collections
 import functools
 import hashlib
 import io
 import itertools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 import sentencepiece
 import tokenizers
@@ -24,8 +25,9 @@ _PARTS = re.compile(rf'(?=\S).{{1,{_MAX_LINE}}}(?!\S)|\S{{{_MAX_LINE}}}')  # cut
 
 
 def train_sentencepiece(
-  texts: Iterable[str], size: int, *, lowercase: bool = True, sentences: int = 10_000_000
-) -> bytes:
+  texts: Iterable[str], size: int, *, lowercase: bool = True, sentences: int = 10_000_000,
+  coverage: float = 0.9995,
+) -> bytes:  # fmt: skip
   """Trains a unigram model of exactly `size` pieces; the same texts give the same bytes.
 
   Args:
@@ -33,6 +35,8 @@ def train_sentencepiece(
     size: pieces, special ones included.
     lowercase: lower and strip accents first, as the uncased tokenizer will.
     sentences: lines to learn from at most, over 100; of more, always the same random sample.
+    coverage: fraction of the text that consists of characters in the vocabulary, from 0.98 to 1;
+      the rarest ones become <unk>. See `coverage_for`.
 
   Returns:
     The content of a `spiece.model`.
@@ -56,16 +60,32 @@ def train_sentencepiece(
       pad_piece=SPECIAL_PIECES[0],
       unk_piece=SPECIAL_PIECES[1],
       control_symbols=list(SPECIAL_PIECES[2:]),
-      character_coverage=0.9995,  # what SentencePiece advises for Chinese and Japanese
+      character_coverage=coverage,
       input_sentence_size=sentences,
       shuffle_input_sentence=True,
       num_threads=16,  # sums depend on how many there are, so never on the machine
       minloglevel=2,
     )
   except RuntimeError as error:
-    reason = re.sub(r'^.*\] *', '', str(error)) or 'it holds no text'
+    reason = re.sub(r'^.*\] *| or decrease character_coverage.*', '', str(error))
+    reason = reason or 'it holds no text'
     raise ValueError(f'no SentencePiece model of {size} pieces from this text: {reason}') from error
   return model.getvalue()
+
+
+def count_characters(texts: Iterable[str], lowercase: bool = True) -> collections.Counter:
+  """Counts the characters of texts as the trainer does."""
+  counts = collections.Counter()
+  normalizer = sentencepiece.SentencePieceNormalizer(rule_name='nmt_nfkc')
+  for line in _lines(texts, lowercase):
+    counts.update(normalizer.normalize(line))
+  return counts
+
+
+def coverage_for(counts: dict[str, int], kept: Collection[str]) -> float:
+  """The `coverage` at which the trainer keeps these characters, the most frequent of `counts`."""
+  least = sum(counts[c] for c in kept) - min(map(counts.get, kept), default=0) / 2
+  return max(0.98, least / max(sum(counts.values()), 1)) if len(kept) < len(counts) else 1.0
 
 
 def _lines(texts: Iterable[str], lowercase: bool) -> Iterator[str]:

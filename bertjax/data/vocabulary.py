@@ -100,7 +100,7 @@ def train_wordpiece(
     ValueError: if the text does not yield that many entries, or size is too small to hold the
       alphabet; the message says which size would do.
   """
-  kept, rare = _alphabet(counts, size - len(_HEADER), alphabet, min_count)
+  kept, rare = choose_alphabet(counts, size, len(_HEADER), alphabet, min_count)
   words = [(w, n) for w, n in sorted(counts.items()) if len(w) <= 100 and kept.issuperset(w)]
   inner = {letter: '##' + letter for letter in kept}  # one object each
   pieces = [[w[0], *map(inner.__getitem__, w[1:])] for w, _ in words]
@@ -126,8 +126,19 @@ def train_wordpiece(
   return list(vocab)
 
 
-def _alphabet(counts, room: int, most: int | None, min_count: int) -> tuple[set[str], int]:
-  """The characters to keep, and how many are left out because they are rare."""
+def choose_alphabet(
+  counts: dict[str, int], size: int, reserved: int, most: int | None = None, min_count: int = 2
+) -> tuple[set[str], int]:
+  """The characters that a vocabulary of `size` entries keeps, and how many are too rare for it.
+
+  Args:
+    counts: words and how often each occurs.
+    size: entries of the vocabulary.
+    reserved: how many of them are no characters.
+    most: see `train_wordpiece`.
+    min_count: likewise.
+  """
+  room = size - reserved
   letters, entries = collections.Counter(), collections.defaultdict(set)
   for word, count in counts.items():
     for place, letter in enumerate(word):
@@ -135,12 +146,12 @@ def _alphabet(counts, room: int, most: int | None, min_count: int) -> tuple[set[
       entries[letter].add(place > 0)  # it begins a word, or continues one
   order = sorted(letters, key=lambda c: (-letters[c], c))
   if most is not None:
-    return set(order[:most]), len(order) - most
+    return set(order[:most]), len(order[most:])
   often = [c for i, c in enumerate(order) if i < _ALPHABET or letters[c] >= min_count]
   total, used, rest, kept = letters.total(), 0, letters.total(), set()
   for place, letter in enumerate(often):
     used += len(entries[letter])
-    if place >= _ALPHABET and used > (room + len(_HEADER)) / 2 and rest < 1e-5 * total:
+    if place >= _ALPHABET and used > size / 2 and rest < 1e-5 * total:
       break
     if used > room:
       if rest < 0.01 * total:
