@@ -31,6 +31,7 @@ from etils import epath
 from bertjax.inference import calls, streams
 from bertjax.inference.predictor import Predictor
 from bertjax.inference.search import Index
+from bertjax.interop import directory
 
 _log = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ def run(
     [answer] = calls.call(predictor, do, [item], options)
     print(json.dumps(answer, ensure_ascii=False, indent=2))
     return
-  used = [model, *filter(None, (corpus, index))]
+  used = [directory.find_model(model), *filter(None, (corpus, index))]
   files = list(itertools.chain.from_iterable(map(streams.version, used)))
   settings = given | {'model': model, 'do': do, 'columns': names, 'long': long,
                       'batch_size': batch_size, 'files': files}  # fmt: skip

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import shutil
 import subprocess
 import sys
 
@@ -211,6 +213,19 @@ def test_lists_of_words_are_tagged_from_files(tmp_path, kind):
   if kind == 'jsonl':
     assert texts[3] == ['the', 'U.S.', '(', 'or']
     assert found[4]['error'].endswith('a.jsonl:5: column \'text\' holds no text but ["the", null].')
+
+
+def test_another_model_of_a_run_does_not_resume_an_output(tmp_path, folder, capsys):
+  run, path = tmp_path / 'run', tmp_path / 'a.txt'
+  shutil.copytree(folder, run / 'model')
+  (run / 'run.json').write_text('{}')
+  path.write_text('the name\n\n')  # its second row is an error, so that the .part stays
+  assert predict(run, path, tmp_path / 'o.jsonl') == 0
+  assert predict(run, path, tmp_path / 'o.jsonl') == 0
+  weights = run / 'model' / 'model.safetensors'
+  os.utime(weights, (1, 1))
+  assert predict(run, path, tmp_path / 'o.jsonl') == 2
+  assert 'begun with other settings (files)' in capsys.readouterr().err
 
 
 def test_a_run_killed_before_it_has_caught_up_loses_nothing(tmp_path, monkeypatch):
