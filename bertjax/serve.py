@@ -66,7 +66,7 @@ Text = Annotated[str, pydantic.Field(max_length=50_000)]
 
 
 class Question(pydantic.BaseModel):
-  """A request to /predict; what an option means is told by `Predictor`'s methods."""
+  """A request to /predict; the options are those of `Predictor`'s methods."""
 
   model_config = pydantic.ConfigDict(extra='forbid', json_schema_extra={
     'examples': [{'do': 'fill_mask', 'inputs': ['The [MASK] is open.'], 'top_k': 3}]
@@ -257,7 +257,7 @@ class Service:
     return await asyncio.wait_for(self._batcher.ask(key, items), self._timeout)
 
   def _answer(self, key: tuple, items: list) -> list:
-    """The result of each item, or the exception that tells why there is none."""
+    """The result of each item, or an exception with the reason why there is none."""
     do, *options = key
     if do == 'explain':
       return [self._explain(*item) for item in items]
@@ -284,8 +284,8 @@ def _handler(status: int):
 
 async def _malformed(request, error):
   """FastAPI's own answer would repeat the input, which may not even be encodable."""
-  told = [f'{".".join(map(str, e["loc"]))}: {e["msg"]}' for e in error.errors()[:3]]
-  return JSONResponse({'detail': '; '.join(told)}, 422)
+  reasons = [f'{".".join(map(str, e["loc"]))}: {e["msg"]}' for e in error.errors()[:3]]
+  return JSONResponse({'detail': '; '.join(reasons)}, 422)
 
 
 def compile_all(predictor: Predictor) -> None:

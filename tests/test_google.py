@@ -312,12 +312,12 @@ def damage(folder, what):
 @pytest.mark.parametrize(
   ('what', 'words'),
   [
-    ('truncated', ['bert_model.ckpt', 'damaged at bert/']),
-    ('index', ['bert_model.ckpt', 'damaged']),
-    ('no data', ['bert_model.ckpt', 'damaged']),
+    ('truncated', ['bert_model.ckpt', 'corrupt at bert/']),
+    ('index', ['bert_model.ckpt', 'corrupt']),
+    ('no data', ['bert_model.ckpt', 'corrupt']),
     ('no index', ['bert_model.ckpt.index']),
     ('no config', ['config.json']),
-    ('json', ['bert_config.json', 'damaged']),
+    ('json', ['bert_config.json', 'corrupt']),
     ('layers', ['bert_model.ckpt', 'bert/encoder/layer_1/attention/self/query/kernel']),
     ('width', ['bert/embeddings/word_embeddings', '(600, 16)', '(600, 32)']),
     ('objects', ['TensorFlow 2 objects']),

@@ -241,16 +241,16 @@ def spoil(folder, saved, how):
 @pytest.mark.parametrize(
   ('how', 'words'),
   [
-    ('truncated', ['model.safetensors', 'damaged']),
-    ('empty', ['model.safetensors', 'damaged']),
+    ('truncated', ['model.safetensors', 'corrupt']),
+    ('empty', ['model.safetensors', 'corrupt']),
     ('no weights', ['no weights', 'pytorch_model.bin']),
     ('missing', ['model.safetensors', 'bert.encoder.layer.1.output.dense.weight']),
     ('shape', ['bert.encoder.layer.1.output.dense.weight', '(24, 16)', '(16, 24)']),
     ('integers', ['bert.encoder.layer.1.output.dense.weight', 'int64']),
     ('bytes', ['bert.encoder.layer.1.output.dense.weight', 'int8']),
     ('shard', ['index.json', 'model-00002-of-00002.safetensors']),
-    ('index', ['index.json', 'damaged']),
-    ('msgpack', ['flax_model.msgpack', 'damaged']),
+    ('index', ['index.json', 'corrupt']),
+    ('msgpack', ['flax_model.msgpack', 'corrupt']),
   ],
 )
 def test_bad_weights_get_one_sentence_that_names_them(saved, folder, how, words):
@@ -285,9 +285,9 @@ def test_a_config_that_does_not_fit_is_named(folder, changes, words):
 
 
 @pytest.mark.parametrize('text', ['{"model_type": "bert",', '[1]', '\x80'])
-def test_damaged_json_is_named(folder, text):
+def test_corrupt_json_is_named(folder, text):
   (folder / 'config.json').write_bytes(text.encode('latin-1'))
-  check_refused(folder, 'config.json', 'damaged')
+  check_refused(folder, 'config.json', 'corrupt')
 
 
 def test_a_config_of_another_library_without_a_model_type_is_refused(folder):
@@ -317,11 +317,11 @@ def test_a_pickle_that_runs_code_is_not_run(folder, tmp_path):
   assert not (tmp_path / 'ran').exists()
 
 
-def test_a_damaged_torch_file_is_named(saved, folder):
+def test_a_corrupt_torch_file_is_named(saved, folder):
   write(folder, tensors_of(saved), 'torch')
   path = folder / 'pytorch_model.bin'
   path.write_bytes(path.read_bytes()[:5000])
-  check_refused(folder, 'pytorch_model.bin', 'damaged')
+  check_refused(folder, 'pytorch_model.bin', 'corrupt')
 
 
 def test_a_torch_file_without_torch_is_refused(saved, folder, monkeypatch):
@@ -409,7 +409,7 @@ def test_a_missing_part_is_drawn_afresh_only_when_asked(saved, caplog):
   assert list(result) == ['encoder', 'pooler', 'classification']
   check_same(result['classification'], initial['classification'])
   check_same(result['encoder'], params['encoder'])
-  assert 'drawn afresh: classification' in caplog.text
+  assert 're-initialised: classification' in caplog.text
 
 
 def test_a_changed_vocabulary_keeps_the_rows_of_shared_pieces_on_request(saved):

@@ -372,7 +372,7 @@ def test_rules_of_a_tokenizers_files_give_transformers_ids_and_survive_a_save(tm
     ({'config': {'rules': 'google'}, 'added_tokens': {'[P1]': 17}}, 'rules=google allows no added'),
     ({'tokenizer': {'model': {'type': 'WordPiece', 'vocab': {'[PAD]': 0}}}}, 'differ in 16 tokens'),
     ({'tokenizer': {'model': {'type': 'BPE', 'vocab': {}}}}, 'tokenizer.json is a BPE tokenizer'),
-    ({'tokenizer': [1]}, 'tokenizer.json is damaged'),
+    ({'tokenizer': [1]}, 'tokenizer.json is corrupt'),
   ],
 )
 def test_what_a_tokenizer_cannot_do_is_refused_by_name(tmp_path, variant, message):

@@ -182,9 +182,9 @@ def read_json(path) -> dict:
   try:
     content = json.loads(path.read_text(encoding='utf-8'))
   except ValueError as error:
-    raise ValueError(f'{path} is damaged: {error}.') from error
+    raise ValueError(f'{path} is corrupt: {error}.') from error
   if not isinstance(content, dict):
-    raise ValueError(f'{path} is damaged: it holds a {type(content).__name__}, not an object.')
+    raise ValueError(f'{path} is corrupt: it holds a {type(content).__name__}, not an object.')
   return content
 
 

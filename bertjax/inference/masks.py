@@ -46,7 +46,7 @@ class Correction:
 
 
 class _Question(NamedTuple):
-  """Tokens of a text, the places among them to be masked, and the ids whose probability to tell."""
+  """Tokens of a text, the positions to mask, and the ids whose probability is wanted there."""
 
   ids: list[int]
   places: list[int]
@@ -165,7 +165,7 @@ def _left_to_right(forward: Forward, tokenizer: Tokenizer, known) -> Iterator[fl
     skips += [0 if start == 0 else room - room // 2 for start in starts]
   found = forward.run(lay_out(forward, tokenizer, parts), 'next_token')
   for (part,), skip, logs in zip(parts, skips, found, strict=True):
-    yield from map(float, logs[skip : len(part)])  # at [CLS] stands the first token's
+    yield from map(float, logs[skip : len(part)])  # position 0, [CLS], predicts the first token
 
 
 def continue_text(
@@ -257,7 +257,7 @@ def correct(
 
 
 def _two(forward: Forward, ids, first: int, end: int) -> tuple[_Question, _Question]:
-  """How probable is a word behind masks of its pieces; what stands behind one mask for them all?"""
+  """Questions for a word's probability, all its tokens masked, and for one token instead of it."""
   places = list(range(first, min(end, first + _PLACES)))
   whole = _Question(ids, places, [ids[place] for place in places])
   single = _Question([*ids[: first + 1], *ids[end:]], [first], [0])
@@ -265,7 +265,7 @@ def _two(forward: Forward, ids, first: int, end: int) -> tuple[_Question, _Quest
 
 
 def _word(tokenizer):
-  """Id -> the word that a piece is by itself, or ''."""
+  """Id -> the word that a token is on its own, or ''."""
   flags = tokenizer.word_flags
 
   def word(token):

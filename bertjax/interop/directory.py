@@ -56,7 +56,7 @@ def load_model(source, *, heads=None, gelu: str = 'erf') -> tuple[EncoderConfig,
     gelu: for Google's checkpoints, see `interop.google`.
 
   Raises:
-    ValueError: if a file is missing, damaged or of another architecture; names it.
+    ValueError: if a file is missing, corrupt or of another architecture; names it.
   """
   source = find_model(source)
   config, params = load_weights(source, heads=heads, gelu=gelu)
@@ -190,7 +190,7 @@ def _check_heads(params, bert, source, fresh, initial):
   if refused:
     raise ValueError(f'{source} has no {refused}; it has {sorted(params)}.')
   if missing:
-    _log.info('not from %s but drawn afresh: %s', source, ', '.join(missing))
+    _log.info('not in %s, re-initialised: %s', source, ', '.join(missing))
   return {name: initial[name] if name in missing else params[name] for name in wanted}
 
 

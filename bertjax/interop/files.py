@@ -72,10 +72,10 @@ def read_json(path, kind: type = dict):
   try:
     content = json.loads(path.read_text(encoding='utf-8'))
   except ValueError as error:  # JSON or UTF-8
-    raise ValueError(f'{path} is damaged: {error}.') from error
+    raise ValueError(f'{path} is corrupt: {error}.') from error
   if not isinstance(content, kind):
     raise ValueError(
-      f'{path} is damaged: it holds a {type(content).__name__}, not a {kind.__name__}.'
+      f'{path} is corrupt: it holds a {type(content).__name__}, not a {kind.__name__}.'
     )
   return content
 
@@ -97,7 +97,7 @@ def read_tensors(path) -> dict[str, np.ndarray]:
   """Reads all tensors of a file that `find_weights` found, by name.
 
   Raises:
-    ValueError: if the file is damaged, or a pickle that holds more than tensors.
+    ValueError: if the file is corrupt, or a pickle that holds more than tensors.
   """
   return _READERS[epath.Path(path).name](epath.Path(path))
 
@@ -106,7 +106,7 @@ def _read_safetensors(path) -> dict[str, np.ndarray]:
   try:
     items = safetensors.deserialize(path.read_bytes())
   except safetensors.SafetensorError as error:
-    raise ValueError(f'{path} is damaged: {error}.') from error
+    raise ValueError(f'{path} is corrupt: {error}.') from error
   tensors = {}
   for name, item in items:
     if item['dtype'] not in _SAFETENSORS_DTYPES:
@@ -120,7 +120,7 @@ def _read_shards(path) -> dict[str, np.ndarray]:
   read = _read_torch if path.name.startswith('pytorch') else _read_safetensors
   index = read_json(path).get('weight_map')
   if not isinstance(index, dict):
-    raise ValueError(f'{path} is damaged: it has no weight_map.')
+    raise ValueError(f'{path} is corrupt: it has no weight_map.')
   tensors = {}
   for shard in sorted(set(index.values())):
     if not (path.parent / shard).is_file():
@@ -145,11 +145,11 @@ def _read_torch(path) -> dict[str, np.ndarray]:
       tensors = torch.load(file, weights_only=True, map_location='cpu')
   except pickle.UnpicklingError as error:
     raise ValueError(
-      f'{path} is damaged, or a pickle that holds more than tensors, which could run any code; '
+      f'{path} is corrupt, or a pickle that holds more than tensors, which could run any code; '
       'it was not loaded.'
     ) from error
   except (RuntimeError, EOFError, OSError, KeyError) as error:
-    raise ValueError(f'{path} is damaged: {str(error).splitlines()[0]}.') from error
+    raise ValueError(f'{path} is corrupt: {str(error).splitlines()[0]}.') from error
   wrong = [] if isinstance(tensors, dict) else [type(tensors).__name__]
   wrong = wrong or [name for name, t in tensors.items() if not isinstance(t, torch.Tensor)]
   if wrong:
@@ -165,7 +165,7 @@ def _read_flax(path) -> dict[str, np.ndarray]:
   try:
     tree = flax.serialization.msgpack_restore(path.read_bytes())
   except Exception as error:  # msgpack raises a dozen kinds
-    raise ValueError(f'{path} is damaged: {error or type(error).__name__}.') from error
+    raise ValueError(f'{path} is corrupt: {error or type(error).__name__}.') from error
   flat = flax.traverse_util.flatten_dict(tree, sep='/') if isinstance(tree, dict) else {'': tree}
   wrong = [name for name, value in flat.items() if not isinstance(value, np.ndarray)]
   if wrong:

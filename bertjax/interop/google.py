@@ -46,7 +46,7 @@ def load_google(path, *, heads=None, gelu: str = 'erf') -> tuple[EncoderConfig, 
     gelu: 'erf' or 'tanh', what 'gelu' in `bert_config.json` stands for; see the module.
 
   Raises:
-    ValueError: if a file is missing, damaged or none of Google's, or a tensor is missing or of a
+    ValueError: if a file is missing, corrupt or none of Google's, or a tensor is missing or of a
       wrong shape; names file and tensor.
   """
   folder, prefix = locate(path)
@@ -150,7 +150,7 @@ def _read_checkpoint(prefix) -> dict:
       if name not in slots:
         tensors[name] = reader.get_tensor(name)
   except failures as error:
-    raise ValueError(f'{prefix} is damaged at {name}: {str(error).splitlines()[0]}.') from error
+    raise ValueError(f'{prefix} is corrupt at {name}: {str(error).splitlines()[0]}.') from error
   if '_CHECKPOINTABLE_OBJECT_GRAPH' in tensors:
     raise ValueError(f"{prefix} holds TensorFlow 2 objects, not the variables of Google's code.")
   if slots:

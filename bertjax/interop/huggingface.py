@@ -85,7 +85,7 @@ def load_hf(
     revision: branch, tag or commit on the hub; `HF_HUB_OFFLINE=1` reads the cache alone.
 
   Raises:
-    ValueError: if a file is missing, damaged or of another architecture, or a tensor is missing or
+    ValueError: if a file is missing, corrupt or of another architecture, or a tensor is missing or
       of a wrong shape; names file and tensor.
   """
   directory = find_directory(path_or_name, revision)
@@ -201,7 +201,7 @@ def _hub_message(name, error: Exception) -> str:
 
 
 def check_vocabulary(config: EncoderConfig, tokenizer: Tokenizer, source) -> None:
-  """Raises ValueError if the vocabulary is larger than the word table; a smaller one is told."""
+  """Raises ValueError if the vocabulary is larger than the word table; logs a smaller one."""
   rows, size = config.vocab_size, tokenizer.vocab_size
   if size > rows:
     raise ValueError(
@@ -298,7 +298,7 @@ def find_heads(config, tensors, style: str, content: dict, source, asked=None) -
   """The heads whose tensors are there, or those that were asked for.
 
   Raises:
-    ValueError: for an unknown head, or a classifier that nothing tells the head of.
+    ValueError: for an unknown head, or a classifier whose head nothing names.
   """
   if asked is not None:
     unknown = [head for head in asked if head not in HEADS]

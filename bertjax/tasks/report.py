@@ -39,7 +39,7 @@ def page(
     logits: what they were made from.
     scores: as from `task.score`.
     rows: logged lines, {'kind': 'train' or 'eval', 'step': ..., metric: value}.
-    facts: what else to tell of the run.
+    facts: more facts of the run, by name.
     trials: the content of trials.json, {} for one run.
     notes: sentences for the top of the page, see `remarks`.
   """
