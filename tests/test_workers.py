@@ -44,15 +44,16 @@ def test_a_notebooks_main_module_is_left_as_it_was(monkeypatch):
   assert (main.__file__, main.__spec__) == ('<ipython-input-1>', None)
 
 
-def test_a_script_without_a_main_guard_prepares_with_workers(corpus, vocab, tmp_path):
+def test_a_script_without_a_main_guard_trains_a_vocabulary_and_prepares(corpus, tmp_path):
   # Without TensorFlow, which takes each worker seconds to import.
   (tmp_path / 'sitecustomize.py').write_text("import sys; sys.modules['tensorflow_text'] = None")
   path = tmp_path / 'script.py'
   path.write_text(
-    'from bertjax import prepare\n'
+    'from bertjax import prepare, vocab\n'
     'from bertjax.__main__ import load_recipe\n'
     "config = load_recipe('bert_mini:smoke')\n"
-    f"config.data.input, config.data.vocab = '{corpus}', '{vocab}'\n"
+    f"config.data.input, config.data.vocab = '{corpus}', '{tmp_path}/vocab.txt'\n"
+    'vocab.run(input=config.data.input, out=config.data.vocab, size=600, workers=2)\n'
     f"prepare.run(config, out='{tmp_path}/rows', workers=2)\n"
   )
   done = run([str(path)], env=os.environ | {'PYTHONPATH': str(tmp_path)})
