@@ -37,16 +37,13 @@ _log = logging.getLogger(__name__)
 
 FLAGS = {
   'workdir': ('', 'folder of a pre-training run; it has its own config'),
-  'which': ('best', "'best', 'newest' or a step, of --workdir"),
-  'model': ('', 'or a model directory'),
-  'config': ('', 'with --model: a recipe, whose data section says what to evaluate on'),
-  'split': ('', 'of a task: the split; empty takes data.dev'),
-  'out': ('', 'of a task: folder for the predictions, whose files there are replaced (logged)'),
+  'which': ('best', "checkpoint of --workdir: 'best', 'newest' or a step"),
+  'model': ('', 'model directory to evaluate; an alternative to --workdir'),
+  'config': ('', 'recipe with the data to evaluate --model on'),
+  'split': ('', 'split of a task to evaluate on; default: data.dev'),
+  'out': ('', 'folder for the predictions of a task; existing files are replaced (logged)'),
   'rows': (0, "held-out rows to read at most; 0 = the config's eval_rows"),
-  'unigram': (
-    '',
-    'texts to count tokens in for the unigram figure; empty = the training rows',
-  ),
+  'unigram': ('', 'texts to count tokens in for the unigram figure; default: the training rows'),
 } | distributed.FLAGS
 
 

@@ -63,7 +63,7 @@ def default_config(task: str = 'sst2') -> ml_collections.ConfigDict:
     'learning_rates': '',  # trials of several peaks, as '2e-5,3e-5,5e-5', each with every seed
     'warmup_share': 0.1,  # of the steps, from 0 to the peak
     'schedule': 'google',  # decay counted from step 0; 'linear': from the warm-up; 'constant'
-    'patience': 0,  # evaluations without a better one after which the run ends; 0 = never
+    'patience': 0,  # evaluations without improvement before the run stops; 0 = never
     'class_weights': '',  # of the loss: 'balanced', or a number for each class, as '1.0,2.5'
     'optimizer': c({
       'name': 'bert',  # AdamW without bias correction; 'adamw' (with it), 'lamb', 'sgd'
@@ -110,7 +110,7 @@ def default_config(task: str = 'sst2') -> ml_collections.ConfigDict:
     'eval_every': 0,  # steps between evaluations; 0 = after each epoch
     'save_every': 0,  # steps between checkpoints besides those of evaluations
     'keep': 1,  # newest checkpoints kept; the best one stays besides
-    'save_model': 'best',  # the step that model/ is of: 'best' by the task's metric, or 'last'
+    'save_model': 'best',  # step saved in model/: 'best' by the task's metric, or 'last'
   }).lock()  # fmt: skip
 
 

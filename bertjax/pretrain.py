@@ -91,12 +91,12 @@ def default_config(preset: str = 'base') -> ml_collections.ConfigDict:
       'clip_norm': 1.0,  # global norm of the whole batch's gradient; 0.0 = off
     }),
     'data': c({
-      'input': '',  # file, folder, glob, tfds:NAME or embedded; several joined by commas
-      'prepared': '',  # or a folder that `bertjax prepare` wrote
+      'input': '',  # raw text: file, folder, glob, tfds:NAME or embedded; several joined by commas
+      'prepared': '',  # folder that `bertjax prepare` wrote; an alternative to data.input
       'format': 'prose',  # prose, google, wikitext, jsonl, parquet, tfds or tfrecord; never guessed
-      'text_key': 'text',  # field of the text in JSONL objects and TFDS examples, Parquet's column
-      'encoding': 'utf-8',  # of text files: gb18030, utf-16, latin-1 or another of Python's names
-      'on_bad_row': 'stop',  # or 'skip' (and count) rows of JSONL and Parquet that hold no text
+      'text_key': 'text',  # field or column of the text in JSONL, Parquet and TFDS
+      'encoding': 'utf-8',  # of text files, by Python's name: gb18030, utf-16, latin-1, ...
+      'on_bad_row': 'stop',  # JSONL and Parquet rows without text: 'stop', or 'skip' and count
       'vocab': '',  # vocab.txt or a SentencePiece *.model; a prepared folder brings its own
       'lowercase': True,  # for "uncased" vocabularies
       'rules': 'huggingface',  # or 'google': where the two tokenizers differ
@@ -113,7 +113,7 @@ def default_config(preset: str = 'base') -> ml_collections.ConfigDict:
     }),
     'masking': c({
       'rate': 0.15,  # share of a row's tokens to predict
-      'max_predictions': 20,  # most predictions in a row: 20 at length 128, 76 at 512; -1 = by rate
+      'max_predictions': 20,  # maximum per row: 20 at length 128, 76 at 512; -1 = derived from rate
       'mask_share': 0.8,  # of the chosen tokens: replaced by [MASK]
       'random_share': 0.1,  # replaced by a random token; the rest is kept
       'unit': 'subword',  # what is chosen: 'subword', 'whole_word' or 'span' (n-grams of words)
@@ -122,9 +122,9 @@ def default_config(preset: str = 'base') -> ml_collections.ConfigDict:
     'long': c({  # longer rows for the end of the run; optimizer, step and schedule go on
       'share': 0.0,  # of the steps; the paper's is 0.1
       'length': 512,  # tokens a row
-      'max_predictions': 76,  # in place of masking.max_predictions; -1 = by masking.rate
-      'batch_size': 256,  # in place of batch_size
-      'prepared': '',  # in place of data.prepared
+      'max_predictions': 76,  # maximum per longer row; -1 = derived from masking.rate
+      'batch_size': 256,  # longer rows of a global batch
+      'prepared': '',  # prepared dataset directory of the longer rows
     }),
     'mesh': c({
       'data': -1,  # replicas; -1 takes the devices left over
@@ -133,7 +133,7 @@ def default_config(preset: str = 'base') -> ml_collections.ConfigDict:
     }),
     'log_every': 100,  # steps between log lines
     'eval_every': 10_000,  # steps between evaluations on held-out rows; 0 = at the end only
-    'patience': 0,  # evaluations without a lower held-out loss after which the run ends; 0 = never
+    'patience': 0,  # evaluations without a lower held-out loss before the run stops; 0 = never
     'eval_rows': 10_000,  # rows an evaluation reads at most
     'save_every': 1_000,  # steps between checkpoints
     'on_divergence': 'stop',  # or 'skip': back to the last checkpoint, its batches since left out
@@ -143,7 +143,7 @@ def default_config(preset: str = 'base') -> ml_collections.ConfigDict:
     'check_replicas': False,  # compare the parameters of all replicas before each save
     'stall_seconds': 3600.0,  # a step that takes longer ends the process, code 75; 0.0 = never
     'keep': 2,  # newest checkpoints kept; the best one stays besides
-    'save_model': 'last',  # the step that model/ is of: 'last', or 'best' (lowest held-out loss)
+    'save_model': 'last',  # step saved in model/: 'last', or 'best' (lowest held-out loss)
   }).lock()  # fmt: skip
 
 
@@ -326,7 +326,7 @@ def make_phases(config) -> list[Phase]:
 
 
 def derive_predictions(config) -> None:
-  """Puts in what `masking.max_predictions=-1` stands for."""
+  """Replaces `masking.max_predictions=-1` by the number that rate and length need."""
   if config.objective == 'mlm' or config.masking.max_predictions == -1:
     config.masking.max_predictions = masking.predictions(
       config.masking, config.data.length, config.data.sequences
@@ -359,8 +359,8 @@ def train(
     checkpoints.save(step, state, meta, scores if last else None)
 
   def finished():
-    losses = [[-e['loss']] for e in history if e['step'] > setup.phases[-1].start]
-    return not trials.running(losses, config.patience, 1)[0]
+    metric = [[-e['loss']] for e in history if e['step'] > setup.phases[-1].start]
+    return not trials.running(metric, config.patience, 1)[0]
 
   def fit(state):
     history[:] = [e for e in history if e['step'] <= int(state.step)]  # after a divergence

@@ -48,8 +48,8 @@ def pytest_configure(config):
 
 
 def pytest_addoption(parser):
-  parser.addoption('--full', action='store_true', help='run all but the proofs that take minutes')
-  parser.addoption('--slow', action='store_true', help='run the proofs that take minutes, too')
+  parser.addoption('--full', action='store_true', help='also run end-to-end tests')
+  parser.addoption('--slow', action='store_true', help='run all tests, some of minutes')
 
 
 def pytest_collection_modifyitems(config, items):

@@ -99,8 +99,8 @@ def set_up(config) -> Setup:
 def check_labels(source, params: dict, task) -> None:
   """Refuses a model whose output layer is for other labels than the task's, or in another order.
 
-  Names that say nothing (`LABEL_0`), or of which the task has none, cannot be compared: the labels
-  are taken by their number, which is logged.
+  Without a name in common (`LABEL_0`) they cannot be compared: the labels are matched by index,
+  which is logged.
   """
   if task.kind in ('span', 'choice'):
     return

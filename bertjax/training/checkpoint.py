@@ -2,8 +2,8 @@
 
 A checkpoint is the whole `TrainState` and a JSON `meta` (config, data position, versions). orbax
 restores a file with a flipped bit without a word, so `meta` carries a checksum per array, computed
-on the devices; a restore verifies it, and names and passes over a damaged checkpoint. orbax also
-commits checkpoints that lack their manifest, so every array is opened once after each commit.
+on the devices; a restore verifies it, and logs and skips a corrupt checkpoint. orbax also commits
+checkpoints that lack their manifest, so every array is opened once after each commit.
 """
 
 import contextlib
@@ -150,7 +150,7 @@ class Checkpoints:
     except Exception as error:  # orbax and tensorstore each raise their own
       raise CheckpointError(
         f'{self.directory}/{step}: written, but it cannot be read again ({_first_line(error)}); '
-        f'stopping, for nothing of this run would be saved there.'
+        'stopping, since nothing of this run would be saved there.'
       ) from error
 
   def close(self) -> None:

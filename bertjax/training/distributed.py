@@ -26,7 +26,7 @@ from bertjax.training.loop import STOPPED_EXIT_CODE
 from bertjax.training.mesh import path_name
 
 # The only private names of jax in the package. A release may move them; without them processes
-# start without the roll call, and a stalled one is reported without the others' notes.
+# start without the handshake, and a stall is reported without the state of the other processes.
 try:
   from jax._src.clusters import ClusterEnv  # the detection inside jax.distributed.initialize
   from jax._src.distributed import global_state  # has the store that the processes share
@@ -38,7 +38,7 @@ except (ImportError, AttributeError):
 _log = logging.getLogger(__name__)
 
 FLAGS = {
-  'coordinator': ('', 'HOST:PORT of process 0; empty = TPU metadata or SLURM tell, or one process'),
+  'coordinator': ('', 'HOST:PORT of process 0; default: TPU metadata, SLURM or one process'),
   'processes': (0, 'number of processes, with --coordinator'),
   'process': (-1, 'number of this process from 0, with --coordinator'),
 }
@@ -64,10 +64,10 @@ def start(coordinator: str = '', processes: int = 0, process: int = -1) -> None:
   elif (processes, process) != (0, -1):
     raise ValueError(
       f'--processes={processes} and --process={process} need --coordinator=HOST:PORT; without it '
-      'TPU metadata or SLURM say how many there are.'
+      'they are taken from TPU metadata or SLURM.'
     )
   elif _in_cluster() and _detect is None:
-    _log.warning('jax %s hides its cluster detection: no check of the flags.', jax.__version__)
+    _log.warning('jax %s moved its cluster detection; starting without it', jax.__version__)
     jax.distributed.initialize()
     _quiet()
     return

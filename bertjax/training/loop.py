@@ -280,8 +280,7 @@ def fit(
 
   Returns:
     The last state, the metrics of the last evaluation ({} if there was none), and the signal that
-      came before the run ended by itself (0 = none); perhaps during its last step, so compare
-      `state.step`.
+      came before the run ended (0 = none); perhaps during its last step, so compare `state.step`.
 
   Raises:
     DivergedError: when a loss or gradient norm is not finite, or the loss jumps by `spike`; names

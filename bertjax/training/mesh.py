@@ -177,8 +177,8 @@ def make_evaluation_mesh(batch_size: int) -> Mesh:
     if jax.process_count() > 1:
       raise ValueError(
         f'batches of {batch_size} rows cannot be divided among {len(devices)} devices of '
-        f'{jax.process_count()} processes; evaluate in one process, which uses {count} devices or '
-        'the most of its own that divide the batch.'
+        f'{jax.process_count()} processes; evaluate in one process, which uses as many of its '
+        'devices as divide the batch.'
       )
     _log.info('evaluating on %d of %d devices, which divide batches of %d rows',
               count, len(devices), batch_size)  # fmt: skip

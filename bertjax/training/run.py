@@ -27,8 +27,8 @@ def make_state(init: Callable, optimizer, seed: int, learning_rate: float, param
 
 
 def model_facts(config, *, labels=(), problem_type: str = '', trials: int = 1) -> dict:
-  """What a checkpoint's meta says of its model, an `EncoderConfig` without the fields that say how
-  to run it; `interop.checkpoints` reads it."""
+  """The model's entry in a checkpoint's meta, which `interop.checkpoints` reads: an `EncoderConfig`
+  without the fields that only say how to run it, the labels and the number of trials."""
   free = ('frozen', 'dtype', 'attention', 'dropout_bits', 'remat', 'unroll')
   fields = {k: v for k, v in dataclasses.asdict(config).items() if k not in free}
   return {
@@ -148,7 +148,7 @@ def check_integers(config) -> None:
         "seed=%d: jax's keys, for weights and dropout, hold its lower 32 bits, %d.",
         value, value % 2**32,
       )  # fmt: skip
-    elif type(value) is int and abs(value) >= 2**31 and name != 'seed':
+    elif name != 'seed' and type(value) is int and abs(value) >= 2**31:
       raise ValueError(f'{name} must be below 2**31, got {value}.')
 
 
