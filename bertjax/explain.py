@@ -35,13 +35,11 @@ def run(*, model: str, text: str, pair: str = '', to: str = 'explain.html') -> N
   """
   if not model or not text:
     raise ValueError('explain needs --model=DIR and a text.')
-  if not to or '://' in to:
-    raise ValueError(f'--to must be a local file, got {to!r}.')
+  path = pathlib.Path(to)
+  if not to or '://' in to or path.is_dir():
+    raise ValueError(f'--to must be a local file such as explain.html, got {to!r}.')
   explanation = attributions.explain(Predictor.from_dir(model), text, pair)
   page = attributions.to_html(explanation, pathlib.Path(model).name)
-  path = pathlib.Path(to)
-  if path.is_dir():
-    raise ValueError(f'--to must be a file, got the folder {to}; add a name such as explain.html.')
   path.parent.mkdir(parents=True, exist_ok=True)
   if path.exists():
     _log.warning('%s exists already and is replaced', path)

@@ -84,6 +84,8 @@ def run(
     raise ValueError(f'there is no {do!r}; choose from {", ".join(calls.CALLS)}.')
   if (do == 'nearest') != bool(corpus or index):
     raise ValueError('nearest, and only nearest, needs --corpus=FILE or --index=FILE.')
+  if input:
+    streams.check(input, output)
   predictor = Predictor.from_dir(model, long=long, batch_size=batch_size)
   if not do:
     do = calls.default(predictor)

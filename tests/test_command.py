@@ -54,7 +54,7 @@ def test_a_workdir_is_a_model(run, tmp_path):
     ('prepare --config=table --out=p', r'no model is named'),
     ('prepare --out=p --workers=-7', r'--workers must be at least -1, got -7'),
     ('vocab --input=x --out=v.txt --workers=-3', r'--workers must be at least 0, got -3'),
-    ('explain --model=m --to= text', r"--to must be a local file, got ''"),
+    ('explain --model=m --to= text', r"--to must be a local file such as explain.html, got ''"),
     ('predict --config=glue --model=m a', r'unknown flag --config; known are --model'),
     ('export --config.batch_size=3', r'unknown flag --config.batch_size; known are --model'),
     ('vocab --config bert_base', r'unknown flag --config; known'),

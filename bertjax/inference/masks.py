@@ -60,7 +60,7 @@ def fill(forward: Forward, tokenizer: Tokenizer, texts, top_k: int) -> list[list
   split = [text.split(tokenizer.vocab[tokenizer.mask_id]) for text in texts]
   known, questions = _encode(tokenizer, split), []
   for text, ids in zip(texts, known, strict=True):
-    _check_length(forward, ids)
+    forward.check_length(len(ids) + 2)
     places = _masks(ids, tokenizer)
     if not places:
       raise TextError(f'the text has no {tokenizer.vocab[tokenizer.mask_id]}: {text!r}')
@@ -112,7 +112,7 @@ def infill(forward: Forward, tokenizer: Tokenizer, texts) -> list[str]:
   known = _encode(tokenizer, split)
   places = [_masks(ids, tokenizer) for ids in known]
   for ids in known:
-    _check_length(forward, ids)
+    forward.check_length(len(ids) + 2)
   while open_texts := [ids for ids in known if tokenizer.mask_id in ids]:
     questions = [(ids, q) for ids in open_texts for q in _questions(ids, _masks(ids, tokenizer))]
     answers = _ask(forward, tokenizer, [q for _, q in questions], _PLACES)
@@ -139,7 +139,8 @@ def score(forward: Forward, tokenizer: Tokenizer, texts, *, window: bool) -> lis
   for text, ids in zip(texts, known, strict=True):
     if not ids:
       raise TextError(f'the text has no tokens to score: {text!r}')
-    _check_length(forward, ids, window)
+    if not window:
+      forward.check_length(len(ids) + 2)
   if forward.config.causal:
     logs = _left_to_right(forward, tokenizer, known)
   else:
@@ -232,7 +233,8 @@ def correct(
     raise ValueError(f'ratio must be above 0, got {ratio}.')
   plans = []
   for text, ids, offsets in zip(texts, *tokenizer.encode_offsets(texts), strict=True):
-    _check_length(forward, ids, window)
+    if not window:
+      forward.check_length(len(ids) + 2)
     at = words_of(tokenizer, ids)
     at = [(a, b) for a, b in at if text[offsets[a][0] : offsets[b - 1][1]][:1].isalpha()]
     plans.append((text, ids, offsets, at))
@@ -297,11 +299,6 @@ def _need(forward: Forward) -> None:
 def _check_top_k(forward: Forward, top_k: int) -> None:
   if not 1 <= top_k <= forward.pieces:
     raise ValueError(f'top_k must be in 1..{forward.pieces}, got {top_k}.')
-
-
-def _check_length(forward: Forward, ids, window: bool = False) -> None:
-  if not window:
-    forward.check_length(len(ids) + 2)
 
 
 def _encode(tokenizer: Tokenizer, split: list[list[str]]) -> list[list[int]]:

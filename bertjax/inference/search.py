@@ -47,7 +47,9 @@ class Index:
     """
     path = epath.Path(path)
     if not path.is_file():
-      raise ValueError(f'no index {path}; `bertjax predict --do=nearest --corpus=FILE` writes it.')
+      raise ValueError(
+        f'no index {path}; `bertjax predict --do=nearest --corpus=FILE --index={path}` writes it.'
+      )
     try:
       with path.open('rb') as file, np.load(file) as arrays:
         return cls(**json.loads(arrays['content'].tobytes()), vectors=arrays['vectors'])

@@ -55,14 +55,9 @@ def answer_file(
     settings: whatever decides the answers, as JSON values.
     **reading: options of `read_items`.
   """
-  if pathlib.Path(output).suffix != '.jsonl' or '://' in str(output):
-    raise ValueError(f'the output must be a local file that ends in .jsonl, got {output}.')
+  check(path, output)
   output, path = pathlib.Path(output), epath.Path(path)
-  part, fresh = (output.with_name(output.name + end) for end in ('.part', '.part.new'))
-  if output.exists() and not part.exists():
-    raise ValueError(f'{output} exists already; delete it or choose another --output.')
-  if not path.is_file():
-    raise ValueError(f'no file {path}.')
+  part, fresh = _parts(output)
   output.parent.mkdir(parents=True, exist_ok=True)
   settings = settings | reading | {'input': str(path)}
   earlier, items = _earlier(part, settings), read_items(path, columns, **reading)
@@ -93,6 +88,21 @@ def answer_file(
   else:
     part.unlink()
   return done
+
+
+def check(path, output) -> None:
+  """Raises ValueError if `answer_file` cannot read `path`, or would overwrite `output`."""
+  if pathlib.Path(output).suffix != '.jsonl' or '://' in str(output):
+    raise ValueError(f'the output must be a local file that ends in .jsonl, got {output}.')
+  output = pathlib.Path(output)
+  if output.exists() and not _parts(output)[0].exists():
+    raise ValueError(f'{output} exists already; delete it or choose another --output.')
+  if not epath.Path(path).is_file():
+    raise ValueError(f'no file {path}.')
+
+
+def _parts(output: pathlib.Path) -> list[pathlib.Path]:
+  return [output.with_name(output.name + end) for end in ('.part', '.part.new')]
 
 
 def _earlier(part: pathlib.Path, settings: dict) -> Iterator[tuple[str, list[bytes]]]:
