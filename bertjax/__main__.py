@@ -212,10 +212,10 @@ def parse(program, arguments: list[str]) -> dict:
   paths = {n: v for n, v in result.items() if isinstance(v, str) and n not in _TEXTS}
   result |= {name: _expand_home(value) for name, value in paths.items()}
   if 'config' in program.FLAGS:
-    config = result['config'] = values['config'].value if spec else None
-    texts = {n: v for n, v in (_flat(config) if spec else {}).items() if isinstance(v, str)}
-    if spec:
-      config.update_from_flattened_dict({n: _expand_home(v) for n, v in texts.items()})
+    result['config'] = config = values['config'].value if spec else None
+  if spec:
+    texts = {n: _expand_home(v) for n, v in _flat(config).items() if isinstance(v, str)}
+    config.update_from_flattened_dict(texts)
   return result
 
 

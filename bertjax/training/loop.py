@@ -270,7 +270,8 @@ def fit(
     save: called with (state, step, metrics of an evaluation at this very step or None) every
       `save_every` steps, after every evaluation, at the end, and on SIGTERM or Ctrl-C.
     save_every: 0 saves at evaluations and at the end only.
-    finished: asked after each evaluation and its save whether the run ends there (early stopping).
+    finished: whether the run has ended (early stopping); called at the start, and after each
+      evaluation and its save.
     trials: whether metrics are those of several trials; their means are logged, and one that
       diverges does not end the others.
     watch: told what is begun for which step (`distributed.Watch.at`).

@@ -126,6 +126,7 @@ def flatten(config, names: Iterable[str]) -> dict:
 
 
 def check_save_model(config) -> None:
+  """Raises ValueError unless `save_model` is one of its choices."""
   if config.save_model not in ('last', 'best'):
     raise ValueError(f"save_model must be 'last' or 'best', got {config.save_model!r}.")
 
