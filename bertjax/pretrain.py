@@ -327,9 +327,12 @@ def make_phases(config) -> list[Phase]:
 
 def derive_predictions(config) -> None:
   """Replaces `masking.max_predictions=-1` by the number that rate and length need."""
+  sequences = config.data.sequences
+  if config.data.prepared:  # packed as the folder says
+    sequences = store.read_manifest(config.data.prepared)['settings'].get('sequences', sequences)
   if config.objective == 'mlm' or config.masking.max_predictions == -1:
     config.masking.max_predictions = masking.predictions(
-      config.masking, config.data.length, config.data.sequences
+      config.masking, config.data.length, sequences
     )
 
 

@@ -224,6 +224,14 @@ def test_what_prepared_rows_decide_is_recorded_as_it_is(tiny_rows, vocab, caplog
   assert 'was prepared with data.passes=1; the value of the config, 3, is replaced' in caplog.text
 
 
+def test_predictions_are_derived_for_the_sequences_of_prepared_rows(corpus, vocab, tmp_path):
+  settings = prepare.Settings(length=64, sequences=8, heldout=0.2)
+  prepare.prepare(str(corpus), Tokenizer.from_file(vocab), settings, tmp_path / 'rows')
+  config = load_recipe('bert_mini:smoke')
+  config.data.prepared, config.masking.max_predictions = str(tmp_path / 'rows'), -1
+  assert pretrain.set_up(config).config.masking.max_predictions == 10 + 4
+
+
 def test_any_step_of_a_run_becomes_a_model(finished, tiny_rows, tmp_path, capsys):
   for step in (10, 20):
     assert main(['convert', f'--from={finished}', f'--step={step}', f'--to={tmp_path}/{step}']) == 0
