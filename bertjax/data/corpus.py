@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-from bertjax.data import examples, sources
+from bertjax.data import examples, sources, words
 from bertjax.data import workers as worker_lib
 from bertjax.data.tokenizer import Tokenizer
 
@@ -53,8 +53,7 @@ def chunks(text: str) -> Iterator[str]:
     start = end
 
 
-_HAN = '\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff'
-_WORDS = re.compile(f'[{_HAN}]|[^{_HAN}]*?\\w[^{_HAN}]*')
+_WORDS = re.compile(f'[{words.HAN}]|[^{words.HAN}]*?\\w[^{words.HAN}]*')
 
 
 def count_words(chunk: str) -> int:

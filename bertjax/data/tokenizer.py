@@ -8,6 +8,7 @@ is tokenization.py of google-research/bert, where they do not. `graph_tokenizer`
 twin.
 """
 
+import functools
 import hashlib
 import itertools
 import json
@@ -180,7 +181,7 @@ class Tokenizer:
     """Whether vocabulary, case and `rules` say everything: no added tokens or rules of its own."""
     return self.kind == 'sentencepiece' or self._engine.own is None
 
-  @property
+  @functools.cached_property
   def word_flags(self) -> np.ndarray:
     """Where words begin and end among tokens: flags of `data.words` by id, uint8 [V]."""
     return np.array([words.flags(*self.word_of(piece)) for piece in self.vocab], np.uint8)

@@ -15,11 +15,12 @@ import numpy as np
 BEGINS, ENDS, BLANK = 1, 2, 4  # flags of a token
 RULES = ('text', 'spaces', 'tokens')
 
-# Bopomofo, Han, kana and Yi; Thai, Lao, Tibetan, Myanmar, Khmer, Tai and Javanese.
-_UNSPACED = (
+HAN = (  # and Bopomofo, kana and Yi
   '\u2e80-\u2fdf\u3005-\u3007\u3021-\u3029\u3038-\u303b\u3040-\u312f\u31a0-\u31bf\u31f0-\u31ff'
   '\u3400-\u4dbf\u4e00-\u9fff\ua000-\ua4cf\uf900-\ufaff\uff66-\uff9f'
   '\U0001b000-\U0001b16f\U00020000-\U0003ffff'
+)
+_UNSPACED = HAN + (  # Thai, Lao, Tibetan, Myanmar, Khmer, Tai and Javanese
   '\u0e00-\u0e7f\u0e80-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u1950-\u19ff\u1a20-\u1aaf'
   '\ua980-\ua9ff\uaa60-\uaadf'
 )
