@@ -387,6 +387,15 @@ def test_rows_are_the_same_without_tensorflow_text(make, monkeypatch):
   assert contents(tensorflow) == contents(without)
 
 
+def test_entries_too_long_for_tensorflow_are_used(make, tokenizer, texts, tmp_path):
+  word = 'ก' * 90
+  (tmp_path / 'thai.txt').write_text('\n\n'.join(f'{text}\n{word}' for text in texts))
+  tokenizer = Tokenizer([*tokenizer.vocab, word])
+  folder, _ = make(source=tmp_path / 'thai.txt', tokenizer=tokenizer)
+  rows = store.Rows(folder, 'train')
+  assert (rows[np.arange(len(rows))]['input_ids'] == tokenizer.vocab_size - 1).any()
+
+
 def test_exact_duplicates_are_on_the_same_side(make, tmp_path, texts):
   once = make('once')[1]['counts']
   path = tmp_path / 'thrice.jsonl'

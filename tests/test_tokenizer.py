@@ -388,6 +388,9 @@ def test_a_tokenizer_with_its_own_rules_is_no_graph(tmp_path):
   assert not tokenizer.standard and Tokenizer(TINY).standard
   with pytest.raises(ValueError, match='added tokens or rules'):
     graph.GraphTokenizer(tokenizer)
+  longest = 'ก' * 86  # as text without spaces gives, and longer than TensorFlow allows
+  with pytest.raises(ValueError, match="an entry of more than 256 bytes, 'กกก"):
+    graph.GraphTokenizer(Tokenizer([*TINY, longest], lowercase=False))
 
 
 def test_added_tokens_reach_the_rows_that_worker_processes_encode(tmp_path):

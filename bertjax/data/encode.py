@@ -28,10 +28,11 @@ def encoder(folder: str, format: str, heldout: float, shards: int, outputs: tupl
   """Made once in a process: documents to the token ids of each output."""
   tokenizer = Tokenizer.from_dir(folder)
   encode = tokenizer.encode_flat
-  if tokenizer.standard and importlib.util.find_spec('tensorflow_text'):
+  if importlib.util.find_spec('tensorflow_text'):
     from bertjax.data import graph_tokenizer
 
-    encode = graph_tokenizer.make_flat_encoder(tokenizer)
+    if not graph_tokenizer.unsupported(tokenizer):
+      encode = graph_tokenizer.make_flat_encoder(tokenizer)
 
   def run(texts: list[str]) -> dict[str, Part]:
     kept, sentences = [], []

@@ -32,7 +32,18 @@ _ASCII_PLAIN = r'(?:[\t\n\r -Z\\-~]|\[[\t\n\r -BD-LNOQRTV-Z\\-~])*\[?'
 _ASCII_NO_BRACKET = r'[\t\n\r -;=-Z\\-~]*'
 _QUOTES = '|'.join(folding.QUOTES)
 _MARKERS = [chr(folding.MARKERS + i) for i in range(folding.MARKER_COUNT)]
+_MOST_BYTES = 256  # of an entry in TensorFlow's WordPiece
 _CUT = chr(folding.MARKERS + folding.MARKER_COUNT)
+
+
+def unsupported(tokenizer: Tokenizer) -> str:
+  """What the tokenizer has that a graph cannot have; '' if there is nothing."""
+  if not tokenizer.standard:
+    return 'added tokens or rules of its own (see its tokenizer.json)'
+  longest = max(tokenizer.vocab, key=lambda piece: len(piece.removeprefix('##').encode()))
+  if tokenizer.kind == 'wordpiece' and len(longest.removeprefix('##').encode()) > _MOST_BYTES:
+    return f'an entry of more than {_MOST_BYTES} bytes, {longest[:20]!r}...'
+  return ''
 
 
 class GraphTokenizer:
@@ -42,14 +53,14 @@ class GraphTokenizer:
     tokenizer: whose vocabulary, case and rules to take.
 
   Raises:
-    ValueError: if the tokenizer has added tokens or rules of its own.
+    ValueError: if the tokenizer is `unsupported`.
   """
 
   def __init__(self, tokenizer: Tokenizer):
-    if not tokenizer.standard:
+    if reason := unsupported(tokenizer):
       raise ValueError(
-        'the tokenizer has added tokens or rules of its own (see its tokenizer.json), which a '
-        'TensorFlow graph cannot have; tokenise outside of the graph.'
+        f'the tokenizer has {reason}, which a TensorFlow graph cannot have; tokenise outside of '
+        'the graph.'
       )
     make = _sentencepiece if tokenizer.kind == 'sentencepiece' else _wordpiece
     self._pattern, self._quick, self._exact = make(tokenizer)
