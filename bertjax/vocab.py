@@ -89,13 +89,13 @@ def run(
     _write(out, model)
     _log.info('%s: %d pieces, %d characters (%d more are too rare)', out, size, len(kept), rare)
   if found:
-    found[0].warn()
+    found[0].warn(lowercase)
   if report != 'none':
     facts = corpus.describe(
       read(), out or vocab, format=format, lowercase=lowercase, workers=workers
     )
     if not out:
-      found[0].warn()
+      found[0].warn(lowercase)
     facts |= {'count_error': error, 'invalid_utf8': found[0].invalid_utf8}
     facts['bad_rows'] = found[0].bad_rows
     print('\n'.join(_lines(facts, Tokenizer.from_file(out or vocab, lowercase=lowercase))))

@@ -235,6 +235,25 @@ def test_nulls_and_lists_in_parquet_are_bad_rows_too(tmp_path):
     read(path, 'parquet', text_key='n')
 
 
+@pytest.mark.parametrize(
+  'text, letters',
+  [
+    ('Мой новый район', 'й'), ('วันนี้อากาศดี', 'วั, นี'), ('राम से मिलो', 'से'),
+    ('これはペンですか', 'ペ, で'), ('今天天气很好', ''), ('Élan naïf', ''), ('한국어', ''),
+  ],
+)  # fmt: skip
+def test_letters_that_an_uncased_tokenizer_mutilates_are_warned_about(
+  tmp_path, text, letters, caplog
+):
+  report = sources.Report()
+  read(write(tmp_path / 'a', text), report=report)
+  assert report.stripped.startswith(letters) and bool(report.stripped) == bool(letters)
+  report.warn()
+  assert 'uncased' not in caplog.text
+  report.warn(lowercase=True)
+  assert (f'as in {letters}' in caplog.text) == bool(letters)
+
+
 def test_a_million_empty_documents_do_no_harm(tmp_path):
   path, report = write(tmp_path / 'a', '{"text": ""}\n' * 1_000_000), sources.Report()
   assert read(path, 'jsonl', report=report) == [] and report.documents == 0

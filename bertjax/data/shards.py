@@ -279,7 +279,9 @@ def _write_shards(writer, source, size, settings, tokenizer, shards, mine, worke
     if threads and not count:
       encode.encoder(*made_by)  # once, before threads ask for it
     with worker_lib.processes(count, threads) as in_order:
-      _tokenise(source, settings, spill, functools.partial(encode.encode, made_by), in_order)
+      _tokenise(
+        source, settings, tokenizer, spill, functools.partial(encode.encode, made_by), in_order
+      )
   spill.close()
   read = functools.partial(read_corpus, folder, dtype=dtype)
   todo = [output for output in mine if writer.shard(*output) is None]
@@ -306,7 +308,7 @@ def _auto(workers: int, size: int, least: int) -> int:
   return workers if workers >= 0 else worker_lib.cores() if size >= least else 0
 
 
-def _tokenise(source, settings, spill: Spill, encode_texts, in_order) -> None:
+def _tokenise(source, settings, tokenizer, spill: Spill, encode_texts, in_order) -> None:
   """The first half: reads documents and appends their ids to the outputs, in order."""
   report = sources.Report()
   texts = sources.read_documents(
@@ -329,7 +331,7 @@ def _tokenise(source, settings, spill: Spill, encode_texts, in_order) -> None:
       spill.commit(done)
       saved = time.monotonic()
       _log.info('prepare: %d documents tokenised', done)
-  report.warn()
+  report.warn(tokenizer.lowercase and tokenizer.standard)
   spill.commit(done, dataclasses.asdict(report))
 
 

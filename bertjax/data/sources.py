@@ -31,6 +31,7 @@ import pathlib
 import platform
 import re
 import sysconfig
+import unicodedata
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -54,8 +55,14 @@ class Report:
   bad_rows: int = 0
   hint = ''  # the encoding that the first of them would have
   unmarked = False  # whether there is Thai or Lao prose, which has no sentence marks
+  stripped = ''  # letters beyond Latin and Greek of which an uncased tokenizer drops a part
 
-  def warn(self) -> None:
+  def warn(self, lowercase: bool = False) -> None:
+    if lowercase and self.stripped:
+      _log.warning(
+        'an uncased tokenizer also drops marks that are part of letters, as in %s of this text; '
+        'keep them with --config.data.lowercase=False (vocab: --case=keep).', self.stripped,
+      )  # fmt: skip
     if self.unmarked:
       _log.info(
         'Thai and Lao mark no ends of sentences: a blank between two letters ends one of 40 '
@@ -120,7 +127,22 @@ def read_documents(
         report.documents += 1
         if format not in ('google', 'wikitext'):
           report.unmarked = report.unmarked or sentences.is_unmarked(text[:1000])
+        report.stripped = report.stripped or _stripped(text[:1000])
         yield text
+
+
+def _stripped(text: str) -> str:
+  """Some letters beyond Latin and Greek that lose a mark with the accents (Thai and Indic vowels,
+  Cyrillic, kana), or '' if they are under 1% of the text."""
+  if text.isascii():
+    return ''
+  split = unicodedata.normalize('NFD', text)
+  marked = [
+    unicodedata.normalize('NFC', letter + mark)
+    for letter, mark in itertools.pairwise(split)
+    if letter >= '\u0400' and unicodedata.category(mark) == 'Mn'
+  ]
+  return ', '.join(dict.fromkeys(marked[:3])) if len(marked) > 0.01 * len(split) else ''
 
 
 def split_source(source: str) -> list[str]:
