@@ -4,9 +4,9 @@
       --config.data.input=TEXTS --config.data.vocab=vocab.txt
 
 Documents are split by a hash of their text into training and held-out ones and into shards, so
-exact duplicates never stand on both sides. Worker processes tokenise and write shards in parallel;
+exact duplicates are never in both. Worker processes tokenise and write shards in parallel;
 `--shard=i/n` on each of n machines that share the folder divides the shards between them; neither
-changes a byte. The same command goes on after a kill. With a recipe of configs/finetune it writes a
+changes a byte. The same command resumes after a kill. With a recipe of configs/finetune it writes a
 task's training rows instead, for its `--config.data.prepared`. The folder carries its vocabulary;
 `--config.data.prepared=DIR` trains from it, also on machines without TensorFlow.
 """
@@ -34,7 +34,7 @@ FLAGS = {
   'config': ('bert_mini', 'a recipe, path or name; its data section says what to prepare'),
   'out': ('', 'the folder to write; a finished one is refused, one left by a kill is completed'),
   'workers': (-1, 'worker processes; 0 = none, -1 = one a core where the text is worth it'),
-  'format': ('rows', "'rows' to train from, or 'google': TFRecords with masks drawn for good"),
+  'format': ('rows', "'rows' to train from, or 'google': TFRecords with static masks"),
   'shard': ('0/1', "'i/n': do part i, counted from 0, of n; all n write into the same --out"),
 }
 
@@ -54,11 +54,12 @@ def settings_of(config) -> Settings:
 def run(
   config, *, out: str, workers: int = -1, format: str = 'rows', shard: str = '0/1'
 ) -> dict | None:
-  """Prepares what the config's data section names into `out`; returns the manifest when whole."""
+  """Prepares what the config's data section names into `out`; returns the manifest once it is
+  complete."""
   if not out:
     raise ValueError('prepare needs --out=DIR, the folder to write.')
   whole = epath.Path(out) / 'manifest.json' if '://' in out else epath.Path(out)
-  if whole.exists():  # what was begun in a bucket is written again
+  if whole.exists():  # a partial copy in a bucket is overwritten
     raise ValueError(f'{out} exists already; remove it or choose another --out.')
   if 'task' in config:
     from bertjax.interop import directory

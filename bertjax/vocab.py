@@ -4,7 +4,7 @@
   bertjax vocab --input=TEXTS --size=30000 --kind=sentencepiece --out=spiece.model
   bertjax vocab --input=TEXTS --vocab=vocab.txt --report=report.json   trains nothing
 
-In a WordPiece vocabulary the special tokens stand in Google's places ([PAD] 0, [UNK] 100, [CLS]
+In a WordPiece vocabulary the special tokens have Google's ids ([PAD] 0, [UNK] 100, [CLS]
 101, [SEP] 102, [MASK] 103). Two trainings on the same text write the same file, whatever the number
 of workers.
 """

@@ -487,9 +487,9 @@ ONE_SENTENCE = '\n\n'.join(f'Sentence {i}.' for i in range(30))
   [
     ('One.\nTwo.', {}, r'is one document \(data.format=google\).*--config.nsp=False'),
     ('\n \n\n', {}, 'holds no text once blank documents are left out'),
-    ('A.\n\nB.\n\nC.', {'heldout': 1e-9}, 'of 3 documents, 0 fell to the held-out side and 2 are'),
-    ('A.\n\nB.\n\nC.', {'heldout': 1 - 1e-9}, '0 fell to the train side and 2 are needed'),
-    ('A.', {'kind': 'doc_sentences', 'heldout': 1e-9}, '0 fell to the held-out side and 1 are'),
+    ('A.\n\nB.\n\nC.', {'heldout': 1e-9}, 'of 3 documents, 0 were assigned to held-out and 2 are'),
+    ('A.\n\nB.\n\nC.', {'heldout': 1 - 1e-9}, '0 were assigned to train and 2 are needed'),
+    ('A.', {'kind': 'doc_sentences', 'heldout': 1e-9}, '0 were assigned to held-out and 1 are'),
     (ONE_SENTENCE, {}, r'every document of data.input=.* is one sentence.*--config.nsp=False'),
     (ONE_SENTENCE, {'kind': 'sop'}, 'every document of data.input=.* is one sentence'),
     (

@@ -271,7 +271,7 @@ def test_prepared_text_written_in_google_s_format_trains_from_its_masks(config, 
   [
     ({'data.length': 48}, r'holds sentence pairs .* of 64 tokens.* got kind=nsp, data.length=48'),
     ({'nsp': False, 'data.passes': 1}, r'got kind=doc_sentences'),
-    ({'data.heldout': 1e-9}, 'no row fell to the heldout side'),
+    ({'data.heldout': 1e-9}, 'no row was assigned to heldout'),
   ],
 )
 def test_what_does_not_fit_google_s_rows_is_refused(config, tmp_path, vocab, changes, message):

@@ -1,7 +1,7 @@
 """Sentences of running text in any language, by one rule without models or language codes.
 
 A sentence ends at a mark that Unicode calls Sentence_Terminal, with the closing quotes after it.
-'.', '!', '?' and the ellipsis also stand inside words and sentences ('3.5', 'e.g.'), so they need
+'.', '!', '?' and the ellipsis also occur inside words and sentences ('3.5', 'e.g.'), so they need
 white space and a new start after them; 。！？； and the marks of other scripts need nothing.
 """
 

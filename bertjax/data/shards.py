@@ -1,5 +1,5 @@
 """From a source of texts to a folder of prepared rows, in two halves: documents are tokenised into
-files of ids for each shard, and shards are built from these. Both go on after a kill."""
+files of ids for each shard, and shards are built from these. Both resume after a kill."""
 
 import collections
 import dataclasses
@@ -24,7 +24,7 @@ from bertjax.data.tokenizer import Tokenizer
 _log = logging.getLogger(__name__)
 
 _SHARD_BYTES = 64 * 2**20  # of text: a shard's size where data.shards is 0
-_WORKER_BYTES = 192 * 2**20  # of text: less is done sooner than worker processes start
+_WORKER_BYTES = 192 * 2**20  # of text: below it, starting workers takes longer than the work
 _THREAD_BYTES = 4 * 2**20  # of text: less is read and tokenised by turns
 _BATCH_CHARS = 2**18  # of text: what a worker gets at a time
 _COMMIT_SECONDS = 20
@@ -76,7 +76,7 @@ def prepare(
   source: str, tokenizer: Tokenizer, settings: Settings, directory, *, workers: int = -1,
   part: tuple[int, int] = (0, 1),
 ) -> dict | None:  # fmt: skip
-  """Writes a prepared folder and returns its manifest; goes on where a killed run stopped.
+  """Writes a prepared folder and returns its manifest; resumes where a killed run stopped.
 
   Args:
     source: see `data.sources`.
@@ -208,7 +208,7 @@ def _from_tfrecords(source, tokenizer, settings, directory) -> dict:
   """Rows of create_pretraining_data.py, masks as they are.
 
   These files know no documents, so rows are held out by a hash of their unmasked ids: copies of a
-  row with other masks stay together, but rows of one document may stand on both sides.
+  row with other masks stay together, but rows of one document may be in both splits.
   """
   from bertjax.data import tfrecords
 
@@ -236,7 +236,7 @@ def _from_tfrecords(source, tokenizer, settings, directory) -> dict:
       if not rows and not (split == 'train' and settings.heldout == 1):
         shutil.rmtree(writer.folder)
         raise ValueError(
-          f'no row fell to the {split} side; change data.heldout (now {settings.heldout}).'
+          f'no row was assigned to {split}; change data.heldout (now {settings.heldout}).'
         )
     writer.finish(
       dict.fromkeys(store.SPLITS, 1), settings=dataclasses.asdict(settings), source=source,
@@ -372,7 +372,7 @@ def _check_documents(corpora: dict[tuple[str, int], examples.Corpus], source, se
   for split, count in (('train', train), ('held-out', heldout)):
     if count < least and not (split == 'train' and settings.heldout == 1):
       raise ValueError(
-        f'of {train + heldout} documents, {count} fell to the {split} side and {least} are needed; '
+        f'of {train + heldout} documents, {count} were assigned to {split} and {least} are needed; '
         f'change data.heldout (now {settings.heldout}) or add documents.'
       )
   fewest = min(map(len, corpora.values()))

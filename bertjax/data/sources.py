@@ -146,7 +146,7 @@ def _stripped(text: str) -> str:
 
 
 def split_source(source: str) -> list[str]:
-  """The sources joined by commas; a path that exists as it stands is one source."""
+  """The sources joined by commas; an existing path with commas is one source."""
   if source.strip() and epath.Path(source).exists():
     return [source]
   return [part.strip() for part in source.split(',') if part.strip()]
@@ -156,7 +156,7 @@ def split_document(text: str, format: str) -> list[str]:
   """Splits a document of `read_documents` into sentences, none of them blank."""
   if format == 'google':
     pieces = text.split('\n')
-  elif format == 'wikitext':  # punctuation stands by itself: ' . ' ends a sentence
+  elif format == 'wikitext':  # punctuation marks are separate tokens: ' . ' ends a sentence
     pieces = re.split(r'(?<=\s[.?!。？！])\s|\n', text)
   else:
     pieces = sentences.split_prose(text)
