@@ -54,8 +54,7 @@ def settings_of(config) -> Settings:
 def run(
   config, *, out: str, workers: int = -1, format: str = 'rows', shard: str = '0/1'
 ) -> dict | None:
-  """Prepares what the config's data section names into `out`; returns the manifest once it is
-  complete."""
+  """Prepares what the config's data section names into `out`; returns the finished manifest."""
   if not out:
     raise ValueError('prepare needs --out=DIR, the folder to write.')
   whole = epath.Path(out) / 'manifest.json' if '://' in out else epath.Path(out)
