@@ -61,6 +61,8 @@ def start(coordinator: str = '', processes: int = 0, process: int = -1) -> None:
         f'--processes={processes} --process={process}.'
       )
     local = None
+  elif processes == 1 and process in (-1, 0):
+    return
   elif (processes, process) != (0, -1):
     raise ValueError(
       f'--processes={processes} and --process={process} need --coordinator=HOST:PORT; without it '
