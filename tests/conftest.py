@@ -3,6 +3,7 @@
 import os
 import pathlib
 import shutil
+import signal
 import tempfile
 
 os.environ['XLA_FLAGS'] = (
@@ -44,6 +45,8 @@ FULL = {f'test_{name}' for name in ('benchmarks', 'readme', 'recovery', 'tpu', '
 
 
 def pytest_configure(config):
+  # Ctrl-C is tested, and shells start background jobs with SIGINT ignored.
+  signal.signal(signal.SIGINT, signal.default_int_handler)
   config.option.loadscopereorder = False  # xdist's own order puts files of few, long tests last
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bertjax import pretrain
-from bertjax.data import batches, examples, packing, sources
+from bertjax.data import batches, examples, packing, sentences
 from bertjax.data.masking import Masking, mask_tokens
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.model.config import EncoderConfig
@@ -22,8 +22,8 @@ KEYS = ('input_ids', 'token_type_ids', 'segment_ids', 'position_ids')
 def packed(documents, vocab):
   """A masked batch of real sentence pairs, up to four a row."""
   tokenizer = Tokenizer.from_file(vocab)
-  corpus = examples.Corpus.of([tokenizer.encode(sources.split_prose(text)) for text in documents])
-  items = list(examples.build(corpus, 'nsp', length=48, short_probability=0.8))
+  corpus = examples.Corpus.of([tokenizer.encode(sentences.split_prose(text)) for text in documents])
+  items = list(examples.build(corpus, 'nsp', length=32, short_probability=0.8))
   rows = list(packing.first_fit(items, LENGTH, 4))[:40]
   ids = {f'{name}_id': tokenizer.special[name] for name in ('cls', 'sep', 'pad')}
   (columns,) = examples.to_columns(rows, corpus.tokens, LENGTH, 4, **ids)
@@ -106,7 +106,7 @@ def test_other_tokens_in_one_sequence_change_no_logit_of_the_others(packed, run)
   'changes',
   [
     {'data.kind': 'sop'},
-    {'data.sequences': 4, 'data.short_probability': 0.9, 'accumulation': 2},
+    {'data.sequences': 4, 'data.short_probability': 1.0, 'data.heldout': 0.5, 'accumulation': 2},
   ],
 )
 def test_a_run_trains_and_evaluates(changes, corpus, vocab, tmp_path):

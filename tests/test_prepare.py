@@ -138,7 +138,7 @@ def test_labels_tokens_and_unknown_words_far_from_the_rule_are_warned_about(make
 
 
 def test_the_vocabulary_report_foresees_the_share_of_random_labels(make, tokenizer, vocab, texts):
-  _, manifest = make(length=128, heldout=0.1)
+  _, manifest = make(length=128, heldout=0.3)
   found = corpus_lib.describe(texts, vocab, format='google')['random_labels']
   assert abs(found - manifest['report']['random_labels']) < 0.1
 
@@ -553,7 +553,7 @@ def test_no_vocabulary_and_no_folder_are_refused_with_what_to_pass(config):
     ('length', 7),
     ('length', 2**16),
     ('heldout', 0.0),
-    ('heldout', 1.0),
+    ('heldout', 1.5),
     ('passes', 0),
     ('short_probability', 1.1),
   ],

@@ -258,7 +258,7 @@ def test_a_run_without_a_model_yet_is_its_newest_checkpoint(finished, tiny_rows,
   assert config == expected[0] and tokenizer.fingerprint == expected[2].fingerprint
   jax.tree.map(np.testing.assert_array_equal, params, expected[1])
   assert directory.load_weights(run, heads=('mlm',))[1].keys() == {'encoder', 'pooler', 'mlm'}
-  assert f'taking {run}/checkpoints/20' in caplog.text
+  assert f'{run} has no model/ yet; reading its newest checkpoint, 20' in caplog.text
   with pytest.raises(ValueError, match=r"no \['tagging'\] head"):
     directory.load_weights(run, heads=('tagging',))
   small = ['--config.learning_rate=1e-9', '--config.steps=1', '--config.warmup_steps=0']

@@ -337,7 +337,8 @@ def guess_encoding(data: bytes) -> str:
       return name
   for first, name in ((0, 'utf-16-be'), (1, 'utf-16-le')):
     if data[first::2].count(0) > 0.4 * len(data) / 2 and data[1 - first :: 2].count(0) < 9:
-      return name
+      text = _decode_head(data, name)
+      return '' if any(c < ' ' and not c.isspace() for c in text) else name
   scores = {}
   for name, frequent in _FREQUENT.items():
     with contextlib.suppress(UnicodeDecodeError):
