@@ -18,7 +18,7 @@ from scipy import stats
 from bertjax import TASKS, Tokenizer
 from bertjax.data.tokenizer import SPECIAL_TOKENS
 from bertjax.finetuning.scoring import decode_and_score
-from bertjax.tasks import report, squad
+from bertjax.tasks import question_answering, report
 from bertjax.tasks.task import Example
 
 TOKENIZER = Tokenizer([*SPECIAL_TOKENS, *'abcdefghij', 'ada', 'lyon', 'the', ',', '.'])
@@ -340,7 +340,7 @@ def test_a_model_that_says_always_the_same_is_remarked_on(caplog):
     "dev: all 2 predictions are '3.0' (spearman 0.0000)"
   ]
   questions = [Example('0', ('q', 'c'), (('c', 0),)), Example('1', ('q', 'c'), ())]
-  nothing = [squad.Answer('', 'c', 1.0, [])] * 2
+  nothing = [question_answering.Answer('', 'c', 1.0, [])] * 2
   assert remarks(TASKS['squad2'](), questions, nothing)[0].startswith(
     "dev: all 2 predictions are ''"
   )

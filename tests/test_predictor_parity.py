@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bertjax.inference.predictor import Predictor
-from bertjax.tasks import squad
+from bertjax.tasks import question_answering
 from bertjax.tasks.task import Example, make_batch
 
 transformers = pytest.importorskip('transformers')
@@ -103,7 +103,7 @@ def test_answers_are_those_of_transformers_logits(minilm, tokenizer, data_dir, t
   questions = [paragraphs[0]['qas'][0]['question'], *(p['qas'][0]['question'] for p in paragraphs)]
   items = [Example('', pair) for pair in zip(questions, contexts, strict=True)]
   longest = max(len(ids) for ids in ours.tokenizer.encode(questions))
-  encoded = squad.encode(items, ours.tokenizer, 512, max_query=longest)
+  encoded = question_answering.encode(items, ours.tokenizer, 512, max_query=longest)
   batch = make_batch(encoded.columns)
   first = tokenizer(
     questions[0], contexts[0], truncation='only_second', max_length=512, padding='max_length',
@@ -119,7 +119,7 @@ def test_answers_are_those_of_transformers_logits(minilm, tokenizer, data_dir, t
   logits = np.stack([out.start_logits.numpy(), out.end_logits.numpy()], -1)
   logits[batch['segment_ids'] == 0] = -1e9
   for no_answer in (False, True):
-    expected = squad.decode(items, encoded, logits, version_2=no_answer)
+    expected = question_answering.decode(items, encoded, logits, version_2=no_answer)
     found = ours.answer(questions, contexts, no_answer=no_answer)
     for a, b, context in zip(found, expected, contexts, strict=True):
       assert (a.text, a.best) == (b.text, b.best) and a.best in context

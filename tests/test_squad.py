@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from bertjax import TASKS, Tokenizer
 from bertjax.data.sentencepiece import train_sentencepiece
 from bertjax.data.tokenizer import SPECIAL_TOKENS
-from bertjax.tasks import squad
+from bertjax.tasks import question_answering
 from bertjax.tasks.task import Example
 from tests import chinese
 
@@ -34,7 +34,7 @@ def ask(context, answer=None, question='q'):
 
 
 def encode(items, length=10, stride=3):
-  return squad.encode(items, TOKENIZER, length, stride=stride, max_query=2)
+  return question_answering.encode(items, TOKENIZER, length, stride=stride, max_query=2)
 
 
 def gold_logits(encoded):
@@ -60,23 +60,25 @@ def test_a_long_context_is_read_in_windows_as_in_googles_code():
   [(6, 3, [0]), (7, 3, [0, 3]), (14, 3, [0, 3, 6, 9]), (14, 9, [0, 6, 12])],
 )
 def test_windows_start_a_stride_apart_and_never_skip_a_token(tokens, stride, firsts):
-  windows = list(squad._windows(tokens, 6, stride))
+  windows = list(question_answering._windows(tokens, 6, stride))
   assert [first for first, _ in windows] == firsts
   assert windows[-1][0] + windows[-1][1] == tokens
 
 
 def test_a_token_counts_where_it_has_most_context():
   encoded = encode([ask(words(*range(9)))])
-  seen = squad._max_context(encoded.alignment)
+  seen = question_answering._max_context(encoded.alignment)
   # Tokens 3, 4 and 5 are in both windows; 4 has one neighbour more in the first than 5, and so on.
   assert seen.tolist() == [0] * 5 + [1] * 4
 
 
 def test_a_longer_window_counts_a_hundredth_for_each_token():
-  encoded = squad.encode([ask(words(*[1] * 382))], TOKENIZER, 385, stride=128, max_query=64)
+  encoded = question_answering.encode(
+    [ask(words(*[1] * 382))], TOKENIZER, 385, stride=128, max_query=64
+  )
   assert [(w.first, w.count) for w in encoded.alignment] == [(0, 381), (128, 254)]
   # Of token 300 the first window shows 80 after it, the second 81: 80 + 3.81 > 81 + 2.54.
-  assert squad._max_context(encoded.alignment)[300] == 0
+  assert question_answering._max_context(encoded.alignment)[300] == 0
 
 
 def test_answers_are_the_tightest_tokens_around_the_characters():
@@ -106,9 +108,9 @@ def test_long_questions_are_cut_and_counted():
 def test_the_text_is_cut_out_of_the_original_context():
   item = ask('  W1,\u00a0 w2\u00ad (w3)  w4', 'w2\u00ad (w3)')
   encoded = encode([item], 16)
-  [answer] = squad.decode([item], encoded, gold_logits(encoded), version_2=False)
+  [answer] = question_answering.decode([item], encoded, gold_logits(encoded), version_2=False)
   assert answer.text in ('w2\u00ad (w3', 'w2\u00ad (w3)') and answer.text == 'w2\u00ad (w3)'
-  assert squad.score([item], [answer], version_2=False) == {'exact': 1.0, 'f1': 1.0}
+  assert question_answering.score([item], [answer], version_2=False) == {'exact': 1.0, 'f1': 1.0}
 
 
 def naive(item, encoded, logits, size, max_answer):
@@ -150,14 +152,16 @@ def test_the_n_best_list_is_googles(tokens, seed, size, max_answer):
   item = ask(words(*range(tokens)))
   encoded = encode([item])
   logits = np.random.default_rng(seed).normal(size=(len(encoded.alignment), 10, 2))
-  [answer] = squad.decode(
+  [answer] = question_answering.decode(
     [item], encoded, logits, version_2=False, size=size, max_answer=max_answer
   )
   expected = naive(item, encoded, logits, size, max_answer)
   assert [entry['text'] for entry in answer.nbest] == (expected or [''])
   assert answer.text == answer.best == (expected or [''])[0]
   assert sum(entry['probability'] for entry in answer.nbest) == pytest.approx(1)
-  [answer] = squad.decode([item], encoded, logits, version_2=True, size=size, max_answer=max_answer)
+  [answer] = question_answering.decode(
+    [item], encoded, logits, version_2=True, size=size, max_answer=max_answer
+  )
   null = min(row[0].sum() for row in logits)
   best = {text: score for score, text in naive_scores(item, encoded, logits, size, max_answer)}
   ranked = sorted([*best, ''], key=lambda text: -best.get(text, null))[:size]
@@ -171,13 +175,13 @@ def test_no_answer_is_given_above_the_threshold_of_the_null_odds():
   logits[0, 0] = 2, 1.5  # null: 3.5
   logits[0, 3] = 2, 1  # w1: 3
   for threshold, text in ((0.0, ''), (0.4, ''), (0.5, 'w1'), (1.0, 'w1')):
-    [answer] = squad.decode([item], encoded, logits, threshold, version_2=True)
+    [answer] = question_answering.decode([item], encoded, logits, threshold, version_2=True)
     assert (answer.text, answer.best, answer.null_odds) == (text, 'w1', 0.5)
   total = sum(np.exp([0, 3 - 3.5, 2 - 3.5, 0 - 3.5]))  # null, w1, w1 w2, w2
   assert answer.nbest[0] == {
     'text': '', 'probability': pytest.approx(1 / total), 'start_logit': 2.0, 'end_logit': 1.5
   }  # fmt: skip
-  [plain] = squad.decode([item], encoded, logits, version_2=False)
+  [plain] = question_answering.decode([item], encoded, logits, version_2=False)
   assert plain.text == 'w1' and '' not in [entry['text'] for entry in plain.nbest]
 
 
@@ -186,18 +190,18 @@ def test_the_null_score_is_the_least_of_all_windows():
   encoded = encode([item])
   logits = np.zeros((2, 10, 2))
   logits[:, 0] = [[5, 5], [1, 2]]
-  [answer] = squad.decode([item], encoded, logits, version_2=True)
+  [answer] = question_answering.decode([item], encoded, logits, version_2=True)
   assert answer.null_odds == 3
 
 
 def answer(text, odds, best=None):
-  return squad.Answer(text, best or text, odds, [])
+  return question_answering.Answer(text, best or text, odds, [])
 
 
 def test_scores_of_version_2_and_its_best_threshold():
   items = [ask('w1 w2', 'w1'), ask('w1 w2', 'w2'), ask('w1 w2', ''), ask('w1 w2', '')]
   found = [answer('w1', -3), answer('', 1, 'w1 w2'), answer('w1', -1), answer('', 2, 'w2')]
-  scores = squad.score(items, found, version_2=True)
+  scores = question_answering.score(items, found, version_2=True)
   assert scores['exact'] == 0.5 and scores['f1'] == 0.5
   assert scores['has_answer_exact'] == scores['no_answer_f1'] == 0.5
   # Refusing all but the first: right are 1, 3 and 4.
@@ -281,25 +285,27 @@ def test_of_equal_answers_in_one_clause_the_nearest_is_taken(tmp_path):
 
 def test_answers_without_a_place_are_scored_by_text_and_not_trained_on(tmp_path, caplog):
   items = read_questions(tmp_path, ('1889', None), ('in Paris', 24), ('Lyon', 48))
-  found = [squad.Answer(text, text, 0.0, []) for text in ('1889', 'Lyon', 'a Lyon')]
-  assert squad.score(items, found, version_2=False) == pytest.approx({'exact': 2 / 3, 'f1': 2 / 3})
-  assert [item.id for item in squad.with_places(items)] == ['q2']
+  found = [question_answering.Answer(text, text, 0.0, []) for text in ('1889', 'Lyon', 'a Lyon')]
+  assert question_answering.score(items, found, version_2=False) == pytest.approx(
+    {'exact': 2 / 3, 'f1': 2 / 3}
+  )
+  assert [item.id for item in question_answering.with_places(items)] == ['q2']
   assert '2 of 3 questions are skipped in training' in caplog.text
   assert "question q0, answer '1889'" in caplog.text
   encoded = encode(items, 12)
   assert encoded.columns['labels'].max(1).tolist()[:2] == [-1, -1]
   assert encoded.counts['answers_outside'] == 0
   with pytest.raises(ValueError, match='no training question has an answer'):
-    squad.with_places(items[:2])
+    question_answering.with_places(items[:2])
 
 
 def test_questions_that_share_an_id_are_reported_and_scored_with_what_is_written(tmp_path, caplog):
   items = read_questions(tmp_path, ('1889', 27), ('Lyon', 48), id='q1')
   assert "f.json: 1 ids belong to several questions (the first is 'q1')" in caplog.text
-  found = [squad.Answer(text, text, 0.0, []) for text in ('1889', 'Lyon')]
-  paths = squad.write(tmp_path, 'dev', items, found, version_2=False)
+  found = [question_answering.Answer(text, text, 0.0, []) for text in ('1889', 'Lyon')]
+  paths = question_answering.write(tmp_path, 'dev', items, found, version_2=False)
   assert json.loads(paths[0].read_text()) == {'q1': 'Lyon'}
-  assert squad.score(items, found, version_2=False)['exact'] == 0.5
+  assert question_answering.score(items, found, version_2=False)['exact'] == 0.5
 
 
 def test_a_test_split_may_have_empty_answers(tmp_path):
@@ -332,7 +338,9 @@ def test_gold_spans_of_real_files_give_the_gold_answers_back(data_dir, tmp_path,
   items = task.read('dev')
   tokenizer = Tokenizer.from_file(data_dir / 'vocab' / 'bert-base-uncased-vocab.txt')
   encoded = task.encode(items, tokenizer, 384)
-  answers = squad.decode(items, encoded, gold_logits(encoded), version_2=version_2, max_answer=384)
+  answers = question_answering.decode(
+    items, encoded, gold_logits(encoded), version_2=version_2, max_answer=384
+  )
   labels = [item.label[0][0].strip() if item.label else '' for item in items]
   right = [a.text == label for a, label in zip(answers, labels, strict=True)]
   assert len(items) == questions and sum(map(bool, labels)) == answerable
@@ -415,7 +423,7 @@ def test_chinese_answers_are_found_in_unsegmented_text_and_scored_by_characters(
 
 def test_no_answer_is_right_under_cmrc_scoring_too():
   items = [ask('w1 w2', 'w1'), ask('w1 w2', '')]
-  scores = squad.score(
+  scores = question_answering.score(
     items, [answer('w1', -3), answer('。', 1)], version_2=True, scorer='cmrc2018'
   )
   assert scores['exact'] == scores['f1'] == 1

@@ -19,7 +19,7 @@ from bertjax.inference.forward import POOLINGS, Forward, TextError, rows
 from bertjax.inference.search import Index
 from bertjax.interop import directory, sentences
 from bertjax.model.config import EncoderConfig
-from bertjax.tasks import metrics, squad, tagging
+from bertjax.tasks import metrics, question_answering, tagging
 from bertjax.tasks.task import Example
 
 
@@ -298,7 +298,7 @@ class Predictor:
   def answer(
     self, questions, contexts, /, *, no_answer: bool = False, threshold: float = 0.0,
     top_k: int = 20, stride: int = 128, max_answer: int = 30,
-  ) -> list[squad.Answer]:  # fmt: skip
+  ) -> list[question_answering.Answer]:  # fmt: skip
     """Answers cut out of contexts of any length, which are read in overlapping windows.
 
     Args:
@@ -318,12 +318,14 @@ class Predictor:
     limit = self.config.max_positions
     if longest > limit // 2:
       raise TextError(f'a question has {longest} tokens, more than half of the limit {limit}.')
-    encoded = squad.encode(items, self.tokenizer, limit, stride=stride, max_query=longest)
+    encoded = question_answering.encode(
+      items, self.tokenizer, limit, stride=stride, max_query=longest
+    )
     found = self.forward.run(rows(encoded.columns), 'span')
     logits = np.full((len(found), limit, 2), -1e9)  # padding is never chosen
     for row, values in zip(logits, found, strict=True):
       row[: len(values)] = values
-    return squad.decode(
+    return question_answering.decode(
       items, encoded, logits, threshold, version_2=no_answer, size=top_k, max_answer=max_answer
     )
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from bertjax.tasks import texts
+from bertjax.tasks import classification
+from bertjax.tasks.classification import Layout
 from bertjax.tasks.task import Encoded, Example, Task, golds, write_predictions
-from bertjax.tasks.texts import Layout
 
 _SWAG = tuple(f'ending{i}' for i in range(4))
 
@@ -31,17 +31,17 @@ def choice(
     start: column of how every ending starts, put before it (SWAG's sent2).
     unlabelled: splits that may lack the label.
     name: of the task.
-    delimiter: between columns, see `texts.table`.
+    delimiter: between columns, see `classification.table`.
     encoding: of the files.
-    on_bad_row: 'stop' or 'skip', see `texts.table`.
+    on_bad_row: 'stop' or 'skip', see `classification.table`.
   """
-  reading = texts.Reading(delimiter, encoding, on_bad_row).check()
+  reading = classification.Reading(delimiter, encoding, on_bad_row).check()
   columns = (prompt, *([] if start == '' else [start]), *endings)
   layouts = {s: Layout(f, columns, label, s in unlabelled) for s, f in files.items()}
   numbers = tuple(str(i) for i in range(len(endings)))
 
   def read(split):
-    found = texts.read_texts(
+    found = classification.read_texts(
       split, source=source, layouts=layouts, kind='class', labels=numbers, every_class=False,
       reading=reading,
     )  # fmt: skip
@@ -80,7 +80,7 @@ def encode(items: Sequence[Example], tokenizer, length: int) -> Encoded:
   choices = len(items[0].texts) // 2 if items else 1
   rows = [item._replace(texts=item.texts[i : i + 2]) for item in items
           for i in range(0, 2 * choices, 2)]  # fmt: skip
-  encoded = texts.encode(rows, tokenizer, length, kind='class', classes=choices)
+  encoded = classification.encode(rows, tokenizer, length, kind='class', classes=choices)
   encoded.columns['example_ids'] //= choices
   return encoded
 

@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bertjax.tasks import texts
+from bertjax.tasks import classification
+from bertjax.tasks.classification import Layout
 from bertjax.tasks.task import Task, known_split, write_predictions
-from bertjax.tasks.texts import Layout
 
 _MNLI = ('entailment', 'neutral', 'contradiction')
 _RTE = ('entailment', 'not_entailment')
@@ -64,12 +64,13 @@ def glue(name: str, source: str = '', *, files: Mapping[str, str] | None = None)
   for split, file in (files or {}).items():
     layouts[split] = known_split(split, layouts)._replace(file=file)
   kind = 'class' if spec.labels else 'regression'
+  bad = 'skip' if name == 'qqp' else 'stop'  # its train.tsv has malformed rows
   read = functools.partial(
-    texts.read_texts, source=source, layouts=layouts, kind=kind, labels=spec.labels,
-    reading=texts.Reading(on_bad_row='skip' if name == 'qqp' else 'stop'),  # its train.tsv has some
+    classification.read_texts, source=source, layouts=layouts, kind=kind, labels=spec.labels,
+    reading=classification.Reading(on_bad_row=bad),
   )  # fmt: skip
   write = functools.partial(_write, spec)
-  task = texts.text_task(name, kind, spec.metrics, spec.labels, read, layouts, write)
+  task = classification.text_task(name, kind, spec.metrics, spec.labels, read, layouts, write)
   return task if spec.labels else dataclasses.replace(task, decode=_decode_similarity)
 
 

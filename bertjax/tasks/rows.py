@@ -7,7 +7,7 @@ import logging
 import numpy as np
 
 from bertjax.data import store
-from bertjax.tasks import TASKS, metrics, squad
+from bertjax.tasks import TASKS, metrics, question_answering
 from bertjax.tasks.task import Encoded, Task, columns, golds
 
 _log = logging.getLogger(__name__)
@@ -116,7 +116,7 @@ def training_columns(config, task: Task, tokenizer) -> dict[str, np.ndarray]:
     examples = task.read(config.data.train)
     golds(examples)
     if task.kind == 'span':
-      examples = squad.with_places(examples)
+      examples = question_answering.with_places(examples)
     examples = sample(examples, config.data.max_train, config.seed)
     return encode(task, examples, tokenizer, config.data.length, config.data.train).columns
   rows = store.Rows(config.data.prepared, 'train')
