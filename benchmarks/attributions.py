@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from benchmarks import machine
-from bertjax.inference import attributions
+from bertjax.inference import inspect
 from bertjax.inference.predictor import Predictor
 from bertjax.inference.streams import read_items
 from bertjax.model.heads import Bert
@@ -52,7 +52,7 @@ def agreement(predictor: Predictor, texts) -> dict[str, dict[str, float]]:
   """Agreement of each method with masking words, on the texts' most probable classes."""
   methods = {'integrated gradients': [], 'gradient x input': []}
   for text in texts:
-    explanation = attributions.explain(predictor, text)
+    explanation = inspect.explain(predictor, text)
     best, words = explanation.attributions[0], explanation.words[1:-1]
     index = predictor.labels.index(best.name)
     lengths = predictor.forward.lengths  # a program for each, not for each text

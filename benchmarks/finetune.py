@@ -20,7 +20,7 @@ from benchmarks import machine
 from benchmarks._transformers_loop import TransformersLoop
 from bertjax import finetune
 from bertjax.__main__ import load_recipe
-from bertjax.interop import directory
+from bertjax.interop import loading
 from bertjax.tasks import batches
 from bertjax.training import loop, optimizer
 
@@ -98,7 +98,7 @@ def transformers_twin(setup, train_padding: bool) -> TransformersLoop:
   task, problem = setup.task, finetune.PROBLEMS.get(setup.task.kind, '')
   with tempfile.TemporaryDirectory() as folder:
     start = pathlib.Path(folder) / 'start'
-    directory.save_model(
+    loading.save_model(
       start, setup.bert.config, finetune.load_params(setup), setup.tokenizer,
       labels=task.labels if task.kind in ('class', 'tags') else (), problem_type=problem,
     )  # fmt: skip

@@ -15,7 +15,7 @@ import logging
 
 from etils import epath
 
-from bertjax.interop import checkpoints, directory, google, huggingface
+from bertjax.interop import checkpoints, google, huggingface, loading
 
 _log = logging.getLogger(__name__)
 
@@ -53,17 +53,17 @@ def run(
   target = epath.Path(to)
   if target.exists() and not (target.is_dir() and not any(target.iterdir())):
     raise ValueError(f'{target} exists already; remove it or choose another --to.')
-  source = checkpoints.find_checkpoint(source, step) if step >= 0 else directory.find_model(source)
+  source = checkpoints.find_checkpoint(source, step) if step >= 0 else loading.find_model(source)
   names = tuple(heads.split(',')) if heads else None
-  config, params = directory.load_weights(source, heads=names, gelu=gelu)
-  tokenizer = directory.load_tokenizer(source, {'lower': True, 'keep': False}.get(case))
+  config, params = loading.load_weights(source, heads=names, gelu=gelu)
+  tokenizer = loading.load_tokenizer(source, {'lower': True, 'keep': False}.get(case))
   huggingface.check_vocabulary(config, tokenizer, source)
-  labels, problem_type = directory.read_labels(source)
+  labels, problem_type = loading.read_labels(source)
   if format == 'google':
     google.save_google(to, config, params, tokenizer, labels=labels, problem_type=problem_type)
   else:
     huggingface.save_hf(to, config, params, tokenizer, labels=labels, problem_type=problem_type)
-  if directory.has_sentence_layers(source):
+  if loading.has_sentence_layers(source):
     _log.warning(
       "%s: the pooling and layers of sentence-transformers (modules.json) are not converted; %s's "
       'embeddings are means of length 1.', source, to,

@@ -27,7 +27,7 @@ from bertjax.data import sources, store
 from bertjax.data.masking import unmasked
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.finetuning import scoring
-from bertjax.interop import directory
+from bertjax.interop import loading
 from bertjax.model import encoder, heads, losses
 from bertjax.training import checkpoint, distributed, loop
 from bertjax.training import mesh as mesh_lib
@@ -213,12 +213,12 @@ def _checkpoint_params(config, bert, mesh, checkpoints, step: int):
 
 
 def _directory_params(config, model, tokenizer, mesh):
-  encoder_config, params = directory.load_weights(model)
-  own = directory.load_tokenizer(model)
+  encoder_config, params = loading.load_weights(model)
+  own = loading.load_tokenizer(model)
   if own.fingerprint != tokenizer.fingerprint:
     raise ValueError(
       f'{model} has another vocabulary than the prepared rows; prepare the text with '
-      f'--config.data.vocab={directory.find_model(model)} '
+      f'--config.data.vocab={loading.find_model(model)} '
       f'--config.data.lowercase={own.lowercase}.'
     )
   terms = pretrain.loss_terms(config)

@@ -13,7 +13,7 @@ import logging
 import pathlib
 
 from bertjax.data import store
-from bertjax.inference import attributions
+from bertjax.inference import inspect
 from bertjax.inference.predictor import Predictor
 
 _log = logging.getLogger(__name__)
@@ -38,8 +38,8 @@ def run(*, model: str, text: str, pair: str = '', to: str = 'explain.html') -> N
   path = pathlib.Path(to)
   if not to or '://' in to or path.is_dir():
     raise ValueError(f'--to must be a local file such as explain.html, got {to!r}.')
-  explanation = attributions.explain(Predictor.from_dir(model), text, pair)
-  page = attributions.to_html(explanation, pathlib.Path(model).name)
+  explanation = inspect.explain(Predictor.from_dir(model), text, pair)
+  page = inspect.to_html(explanation, pathlib.Path(model).name)
   path.parent.mkdir(parents=True, exist_ok=True)
   if path.exists():
     _log.warning('%s exists already and is replaced', path)

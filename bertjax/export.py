@@ -39,8 +39,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export as jax_export
 
-from bertjax.inference.forward import POOLINGS
 from bertjax.inference.predictor import Predictor
+from bertjax.inference.runner import POOLINGS
 from bertjax.interop import sentences
 from bertjax.model.config import HEADS
 

@@ -24,7 +24,7 @@ from bertjax.data import batches as batches_lib
 from bertjax.data import store
 from bertjax.finetuning.scoring import decode_and_score, make_predict, score
 from bertjax.finetuning.setup import Setup, load_params, run_identity, set_up, state_maker
-from bertjax.interop import directory
+from bertjax.interop import loading
 from bertjax.tasks import report, rows
 from bertjax.training import checkpoint, distributed, log, loop, trials
 from bertjax.training import mesh as mesh_lib
@@ -250,7 +250,7 @@ def finish(setup: Setup, workdir, predict, params, chosen: dict, history) -> dic
     return scores
   for split, examples, found in told:
     task.write(workdir / 'predictions', split, examples, found)
-  directory.save_model(
+  loading.save_model(
     workdir / 'model', setup.bert.config, params, setup.tokenizer,
     labels=task.labels, problem_type=PROBLEMS.get(task.kind, ''),
   )  # fmt: skip

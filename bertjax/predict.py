@@ -31,7 +31,7 @@ from etils import epath
 from bertjax.inference import calls, streams
 from bertjax.inference.predictor import Predictor
 from bertjax.inference.search import Index
-from bertjax.interop import directory
+from bertjax.interop import loading
 
 _log = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ def run(
     [answer] = calls.call(predictor, do, [item], options)
     print(json.dumps(answer, ensure_ascii=False, indent=2))
     return
-  used = [directory.find_model(model), *filter(None, (corpus, index))]
+  used = [loading.find_model(model), *filter(None, (corpus, index))]
   files = list(itertools.chain.from_iterable(map(streams.version, used)))
   settings = given | {'model': model, 'do': do, 'columns': names, 'long': long,
                       'batch_size': batch_size, 'files': files}  # fmt: skip

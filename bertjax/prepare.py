@@ -61,12 +61,12 @@ def run(
   if whole.exists():  # a partial copy in a bucket is overwritten
     raise ValueError(f'{out} exists already; remove it or choose another --out.')
   if 'task' in config:
-    from bertjax.interop import directory
+    from bertjax.interop import loading
     from bertjax.tasks import rows
 
     if (workers, format, shard) != (-1, 'rows', '0/1'):
       raise ValueError("--workers, --format and --shard are for pre-training's text.")
-    tokenizer = directory.load_tokenizer(config.init_from)
+    tokenizer = loading.load_tokenizer(config.init_from)
     manifest = rows.prepare(config, rows.make_task(config), tokenizer, out)
     print(f'prepared {out}: {manifest["counts"]}')
     return manifest

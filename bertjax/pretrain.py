@@ -30,7 +30,7 @@ from bertjax.data import examples, masking, store
 from bertjax.data.masking import Masking
 from bertjax.data.shards import log_report
 from bertjax.data.tokenizer import Tokenizer
-from bertjax.interop import directory
+from bertjax.interop import loading
 from bertjax.model import config as model_config
 from bertjax.model import encoder, flops, heads, losses
 from bertjax.training import checkpoint, distributed, log, loop, optimizer, trials
@@ -412,7 +412,7 @@ def finish(workdir, config, params, tokenizer, scores) -> None:
   params = distributed.host_copy(params)
   if jax.process_index():
     return
-  directory.save_model(workdir / 'model', config, params, tokenizer)
+  loading.save_model(workdir / 'model', config, params, tokenizer)
   log.write_json(workdir / 'metrics.json', scores)
   _log.info('model written to %s', workdir / 'model')
 
@@ -568,7 +568,7 @@ def start(setup, checkpoints):
   def load():
     _log.info('starting from the weights of %s', config.init_from)
     initial = jax.device_get(jax.jit(make)().params) if config.init_resize else None
-    return directory.load_params(
+    return loading.load_params(
       config.init_from, setup.bert, tokenizer=setup.tokenizer, resize=config.init_resize,
       initial=initial,
     )  # fmt: skip

@@ -29,10 +29,10 @@ from typing import Annotated, Literal
 import numpy as np
 
 from bertjax.data import words
-from bertjax.inference import attributions, calls
+from bertjax.inference import calls, inspect
 from bertjax.inference.batcher import Batcher, BusyError
-from bertjax.inference.forward import TextError
 from bertjax.inference.predictor import Predictor
+from bertjax.inference.runner import TextError
 from bertjax.inference.search import Index
 
 try:
@@ -246,7 +246,7 @@ class Service:
 
   async def demo(self):
     """The page to try it."""
-    return (pathlib.Path(attributions.__file__).parent / 'demo.html').read_text('utf-8')
+    return (pathlib.Path(inspect.__file__).parent / 'demo.html').read_text('utf-8')
 
   async def _ask(self, do: str, items: list, options: dict) -> list:
     for count in sorted({len(item) for item in items}):
@@ -267,8 +267,8 @@ class Service:
 
   def _explain(self, text: str, pair: str):
     try:
-      found = attributions.explain(self._predictor, text, pair)
-      return attributions.to_html(found, self._name)
+      found = inspect.explain(self._predictor, text, pair)
+      return inspect.to_html(found, self._name)
     except ValueError as error:
       return TextError(str(error))
 

@@ -9,7 +9,7 @@ import pytest
 from bertjax import evaluate, finetune, pretrain
 from bertjax.__main__ import ALIASES, VERBS, _flat, main
 from bertjax.inference.predictor import Predictor
-from bertjax.interop import directory
+from bertjax.interop import loading
 from tests.test_predictor import model
 
 
@@ -18,22 +18,22 @@ def run(tmp_path_factory, vocab):
   """The workdir of a finished fine-tuning run, as far as programs that take a model read it."""
   folder = tmp_path_factory.mktemp('run')
   config, params, tokenizer = model(vocab, 'classification')
-  directory.save_model(folder / 'model', config, params, tokenizer, labels=['bad', 'good'])
+  loading.save_model(folder / 'model', config, params, tokenizer, labels=['bad', 'good'])
   (folder / 'run.json').write_text('{}')
   return folder
 
 
 def test_a_workdir_is_a_model(run, tmp_path):
-  assert directory.find_model(str(run)) == run / 'model'
-  assert directory.find_model(run / 'model') == run / 'model'
-  assert directory.find_model('bert-base-uncased') == 'bert-base-uncased'
-  config, params = directory.load_weights(str(run))
+  assert loading.find_model(str(run)) == run / 'model'
+  assert loading.find_model(run / 'model') == run / 'model'
+  assert loading.find_model('bert-base-uncased') == 'bert-base-uncased'
+  config, params = loading.load_weights(str(run))
   assert config.num_layers == 4 and 'classification' in params
-  assert directory.read_labels(run)[0] == ['bad', 'good']
-  assert directory.load_tokenizer(run).fingerprint
+  assert loading.read_labels(run)[0] == ['bad', 'good']
+  assert loading.load_tokenizer(run).fingerprint
   (tmp_path / 'run.json').write_text('{}')
   with pytest.raises(ValueError, match='has no complete checkpoint; once the run'):
-    directory.load_model(tmp_path)
+    loading.load_model(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -155,10 +155,10 @@ def test_predict_takes_a_workdir_and_the_task_of_its_only_head(
   expected = Predictor.from_dir(run / 'model').classify('the name')
   assert json.loads(printed)['scores'] == pytest.approx(expected.scores, abs=1e-5)
   assert f'--do=classify, by the only head of {run}' in caplog.messages
-  directory.save_model(tmp_path / 'bare', *model(vocab))
+  loading.save_model(tmp_path / 'bare', *model(vocab))
   assert main(['predict', f'--model={tmp_path}/bare', '--text=the name']) == 0
   assert len(json.loads(capsys.readouterr().out)) == 32  # a vector
-  directory.save_model(tmp_path / 'two', *model(vocab, 'mlm', 'nsp'))
+  loading.save_model(tmp_path / 'two', *model(vocab, 'mlm', 'nsp'))
   assert main(['predict', f'--model={tmp_path}/two', '--text=the [MASK]']) == 2
   assert 'has the heads mlm, nsp; choose fill_mask, infill' in capsys.readouterr().err
 

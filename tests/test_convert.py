@@ -12,9 +12,9 @@ import pytest
 from bertjax import pretrain
 from bertjax.__main__ import load_recipe, main
 from bertjax.data.tokenizer import Tokenizer
-from bertjax.interop import names
-from bertjax.interop.directory import load_model, read_labels, save_model
+from bertjax.interop import mapping
 from bertjax.interop.google import save_google
+from bertjax.interop.loading import load_model, read_labels, save_model
 from bertjax.model.config import EncoderConfig
 from bertjax.model.heads import Bert
 from bertjax.training import checkpoint, mesh
@@ -24,7 +24,7 @@ def random_params(config, heads=('mlm', 'nsp')):
   rng = np.random.default_rng(0)
   flat = {
     path: rng.normal(0, 0.1, shape).astype(np.float32)
-    for path, shape in names.shapes(config, heads, True).items()
+    for path, shape in mapping.shapes(config, heads, True).items()
   }
   return flax.traverse_util.unflatten_dict(flat, sep='/')
 

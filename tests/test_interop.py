@@ -24,9 +24,9 @@ from safetensors.numpy import save_file
 from bertjax import convert
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.finetuning.setup import check_labels
-from bertjax.interop import directory, files, huggingface, names
-from bertjax.interop.directory import load_model, load_params, read_labels, save_model
+from bertjax.interop import files, huggingface, loading, mapping
 from bertjax.interop.huggingface import load_hf, save_hf
+from bertjax.interop.loading import load_model, load_params, read_labels, save_model
 from bertjax.model.config import EncoderConfig
 from bertjax.model.heads import Bert
 
@@ -38,7 +38,7 @@ def tiny(vocab, **changes):
 
 def random_params(config, heads=('mlm', 'nsp'), pooler=True, num_labels=3, seed=0):
   rng = np.random.default_rng(seed)
-  shapes = names.shapes(config, heads, pooler, num_labels)
+  shapes = mapping.shapes(config, heads, pooler, num_labels)
   flat = {path: rng.normal(0, 0.1, shape).astype(np.float32) for path, shape in shapes.items()}
   return flax.traverse_util.unflatten_dict(flat, sep='/')
 
@@ -588,7 +588,7 @@ def test_transformers_pipelines_truncate_long_texts_of_a_saved_model(vocab, tmp_
 
 
 def test_load_model_and_load_hf_agree(saved):
-  assert directory.load_model(saved[0])[0] == load_hf(saved[0])[0] == saved[1]
+  assert loading.load_model(saved[0])[0] == load_hf(saved[0])[0] == saved[1]
 
 
 def test_a_model_that_a_kill_left_aside_comes_back(tmp_path):

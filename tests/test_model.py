@@ -11,7 +11,7 @@ import pytest
 import scipy.special
 from jax import export
 
-from bertjax.interop import names
+from bertjax.interop import mapping
 from bertjax.model import attention as attention_lib
 from bertjax.model import config as config_lib
 from bertjax.model import encoder
@@ -110,7 +110,7 @@ def test_the_name_table_has_the_models_own_shapes(heads, pooler):
     lambda: init_params(Bert(TINY, heads=heads, pooler=pooler), jax.random.key(0))
   )
   own = {path_name(p): leaf.shape for p, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
-  assert names.shapes(TINY, heads, pooler) == own
+  assert mapping.shapes(TINY, heads, pooler) == own
 
 
 def test_kernels_and_tables_are_truncated_normals_and_the_rest_zeros_and_ones():

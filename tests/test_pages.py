@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from bertjax.inference import attributions
+from bertjax.inference import inspect
 from bertjax.inference.predictor import Predictor
 from bertjax.tasks import report
 from tests.test_predictor import model
@@ -145,9 +145,9 @@ def test_the_demo_shows_what_is_wrong_with_a_text(page, url):
 
 
 def test_an_explanation_can_be_looked_through(page, predictor, tmp_path):
-  found = attributions.explain(predictor, 'the [MASK] of a class')
+  found = inspect.explain(predictor, 'the [MASK] of a class')
   file = tmp_path / 'page.html'
-  file.write_text(attributions.to_html(found, 'tiny'))
+  file.write_text(inspect.to_html(found, 'tiny'))
   page.goto(file.as_uri())
   size = len(found.tokens)
   assert page.inner_text('#title') == f'tiny · {size} tokens, 4 layers of 2 heads'
@@ -184,10 +184,10 @@ def test_an_explanation_can_be_looked_through(page, predictor, tmp_path):
 
 @pytest.mark.parametrize('width', [375, 1280])
 def test_an_explanation_fits_the_screen(browser, predictor, tmp_path, width):
-  found = attributions.explain(predictor, 'the name of a class ' * 4, 'or None')
+  found = inspect.explain(predictor, 'the name of a class ' * 4, 'or None')
   wide = np.repeat(found.attention, 8, 1)  # 16 heads
   file = tmp_path / 'page.html'
-  file.write_text(attributions.to_html(dataclasses.replace(found, attention=wide), 'tiny'))
+  file.write_text(inspect.to_html(dataclasses.replace(found, attention=wide), 'tiny'))
   page = browser.new_page(viewport={'width': width, 'height': 800})
   page.goto(file.as_uri())
   assert page.evaluate('document.documentElement.scrollWidth') <= width

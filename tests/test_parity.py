@@ -7,7 +7,7 @@ import pytest
 
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.interop import huggingface
-from bertjax.interop.directory import load_model, load_weights, save_model
+from bertjax.interop.loading import load_model, load_weights, save_model
 from bertjax.model import losses
 from bertjax.model.config import EncoderConfig
 from bertjax.model.heads import Bert, init_params

@@ -14,7 +14,7 @@ from bertjax.__main__ import main
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.inference import calls, streams
 from bertjax.inference.predictor import Predictor
-from bertjax.interop.directory import save_model
+from bertjax.interop.loading import save_model
 from tests.test_predictor import model
 from tests.test_words import tagger
 

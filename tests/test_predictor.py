@@ -9,10 +9,10 @@ import pytest
 
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.data.words import BEGINS
-from bertjax.inference import masks
-from bertjax.inference.forward import LENGTHS, Forward
+from bertjax.inference.mlm import words_of
 from bertjax.inference.predictor import Predictor
-from bertjax.interop.directory import save_model
+from bertjax.inference.runner import LENGTHS, Forward
+from bertjax.interop.loading import save_model
 from bertjax.model import crf
 from bertjax.model.config import EncoderConfig
 from bertjax.model.heads import Bert, init_params
@@ -132,7 +132,7 @@ def test_corrections_are_likelier_words_in_the_place_of_a_word(mlm):
     for fill in item.replacements:
       assert fill.text == text[: item.start] + fill.token + text[item.end :]
       assert fill.token.isalpha() and fill.probability >= 1e-9 * item.probability
-  ids, words = tokens(mlm, text), masks.words_of(mlm.tokenizer, tokens(mlm, text))
+  ids, words = tokens(mlm, text), words_of(mlm.tokenizer, tokens(mlm, text))
   assert any(end - first > 1 for first, end in words[:5])
   for item, (first, end) in zip(found, words[:2] + words[2:3] + words[4:6], strict=True):
     whole = [*ids[:first], *[mlm.tokenizer.mask_id] * (end - first), *ids[end:]]

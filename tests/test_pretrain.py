@@ -23,7 +23,7 @@ from bertjax.__main__ import _flat, load_recipe, main, parse
 from bertjax.data import store
 from bertjax.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from bertjax.inference.predictor import Predictor
-from bertjax.interop import directory
+from bertjax.interop import loading
 from bertjax.training.log import read_metrics
 
 QUIET = ['--config.log_every=1', '--config.eval_every=0', '--config.save_every=20']
@@ -253,25 +253,25 @@ def test_any_step_of_a_run_becomes_a_model(finished, tiny_rows, tmp_path, capsys
 def test_a_run_without_a_model_yet_is_its_newest_checkpoint(finished, tiny_rows, tmp_path, caplog):
   run = tmp_path / 'run'
   shutil.copytree(finished, run, ignore=shutil.ignore_patterns('model'))
-  config, params, tokenizer = directory.load_model(run)
-  expected = directory.load_model(finished)
+  config, params, tokenizer = loading.load_model(run)
+  expected = loading.load_model(finished)
   assert config == expected[0] and tokenizer.fingerprint == expected[2].fingerprint
   jax.tree.map(np.testing.assert_array_equal, params, expected[1])
-  assert directory.load_weights(run, heads=('mlm',))[1].keys() == {'encoder', 'pooler', 'mlm'}
+  assert loading.load_weights(run, heads=('mlm',))[1].keys() == {'encoder', 'pooler', 'mlm'}
   assert f'{run} has no model/ yet; reading its newest checkpoint, 20' in caplog.text
   with pytest.raises(ValueError, match=r"no \['tagging'\] head"):
-    directory.load_weights(run, heads=('tagging',))
+    loading.load_weights(run, heads=('tagging',))
   small = ['--config.learning_rate=1e-9', '--config.steps=1', '--config.warmup_steps=0']
   second = tmp_path / 'second'
   assert main(arguments(tiny_rows, second, f'--config.init_from={run}', *small)) == 0
   near = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-7)
-  jax.tree.map(near, directory.load_model(second)[1], params)
+  jax.tree.map(near, loading.load_model(second)[1], params)
   for path in (run / 'checkpoints/20/state/ocdbt.process_0/d').iterdir():
     data = np.fromfile(path, np.uint8)
     data[::500] ^= 1  # in many places: which arrays a file holds, and where, differs between runs
     data.tofile(path)
   with pytest.raises(ValueError, match=r'checkpoints/20 (is corrupt|cannot be read)'):
-    directory.load_model(run)
+    loading.load_model(run)
 
 
 def test_patience_ends_a_run_and_the_best_step_becomes_the_model(tiny_rows, tmp_path, capsys):
@@ -583,7 +583,7 @@ def test_evaluate_refuses_rows_that_are_not_the_runs(finished, tiny_rows, tmp_pa
 
 
 def test_a_model_never_replaces_a_folder_of_something_else(finished, tmp_path):
-  from bertjax.interop.directory import load_model, save_model
+  from bertjax.interop.loading import load_model, save_model
 
   (tmp_path / 'mine').mkdir()
   (tmp_path / 'mine' / 'thesis.txt').write_text('years')

@@ -9,7 +9,7 @@ import pytest
 
 from bertjax import prepare, quickstart
 from bertjax.__main__ import main, parse
-from bertjax.interop.directory import load_model
+from bertjax.interop.loading import load_model
 
 ROOT = pathlib.Path(__file__).parent.parent
 

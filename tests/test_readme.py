@@ -12,7 +12,7 @@ from pyarrow import parquet
 
 from bertjax.__main__ import main
 from bertjax.data.tokenizer import Tokenizer
-from bertjax.interop import directory, google
+from bertjax.interop import google, loading
 from bertjax.model.config import EncoderConfig
 from bertjax.model.heads import Bert, init_params
 from tests import test_finetune
@@ -71,11 +71,11 @@ def home(tmp_path, monkeypatch, corpus, vocab):
   config = EncoderConfig(vocab_size=tokenizer.vocab_size, hidden_size=32, num_layers=2,
                          num_heads=2, mlp_size=64, max_positions=64)  # fmt: skip
   params = jax.device_get(init_params(Bert(config), jax.random.key(0)))
-  directory.save_model('MODEL', config, params, tokenizer)
+  loading.save_model('MODEL', config, params, tokenizer)
   google.save_google('uncased_L-12_H-768_A-12', config, params, tokenizer)
   heads = Bert(config, heads=('mlm', 'classification', 'span'), num_labels=2)
   params = jax.device_get(init_params(heads, jax.random.key(0)))
-  directory.save_model('DIR', config, params, tokenizer)
+  loading.save_model('DIR', config, params, tokenizer)
   return tmp_path
 
 

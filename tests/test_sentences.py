@@ -10,10 +10,10 @@ import pytest
 
 from bertjax.__main__ import main
 from bertjax.data.tokenizer import Tokenizer
-from bertjax.inference.forward import TextError
 from bertjax.inference.predictor import Predictor
-from bertjax.interop import names
-from bertjax.interop.directory import save_model
+from bertjax.inference.runner import TextError
+from bertjax.interop import mapping
+from bertjax.interop.loading import save_model
 from bertjax.model.config import EncoderConfig
 
 TEXTS = ['Return the value.', 'A file, or a list of files; none is read twice.', 'x']
@@ -36,7 +36,7 @@ def encoder(tmp_path_factory, vocab):
   rng = np.random.default_rng(0)
   flat = {
     path: rng.normal(0, 0.3, shape).astype(np.float32)
-    for path, shape in names.shapes(config, (), True).items()
+    for path, shape in mapping.shapes(config, (), True).items()
   }
   folder = tmp_path_factory.mktemp('encoder') / 'model'
   save_model(folder, config, flax.traverse_util.unflatten_dict(flat, sep='/'), tokenizer)

@@ -18,7 +18,7 @@ import pytest
 from bertjax.inference.batcher import Batcher, BusyError
 from bertjax.inference.calls import CALLS
 from bertjax.inference.predictor import Predictor
-from bertjax.interop.directory import save_model
+from bertjax.interop.loading import save_model
 from tests.test_predictor import model
 
 httpx = pytest.importorskip('httpx')

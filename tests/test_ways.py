@@ -14,7 +14,7 @@ from bertjax import finetune
 from bertjax.__main__ import load_recipe, main
 from bertjax.data import batches as data_batches
 from bertjax.finetuning import scoring
-from bertjax.interop import directory
+from bertjax.interop import loading
 from bertjax.model import losses
 from bertjax.model.encoder import PARAM_AXES, layer_factors
 from bertjax.tasks import rows
@@ -218,8 +218,8 @@ def test_layers_learn_by_their_factors():
 def test_top_layers_alone_are_trained_and_redrawn(own, model, tmp_path):  # noqa: F811
   own.trained_layers, own.redraw_layers, own.epochs = 1, 1, 1.0
   finetune.run(own, workdir=str(tmp_path / 'run'))
-  _, before = directory.load_weights(model)
-  _, after = directory.load_weights(tmp_path / 'run' / 'model')
+  _, before = loading.load_weights(model)
+  _, after = loading.load_weights(tmp_path / 'run' / 'model')
   for kind in ('attention', 'mlp'):
     for name in before['encoder']['layers'][kind]:
       old, new = (p['encoder']['layers'][kind][name]['kernel'] for p in (before, after))
@@ -247,7 +247,7 @@ def test_a_frozen_encoder_feeds_a_bilstm_that_reads_the_document(make, model, tm
   config.model.bilstm, config.model.bilstm_size, config.data.buckets = 1, 16, ''
   scores = finetune.run(config, workdir=str(tmp_path / 'run'))
   assert scores['f1'] > 0.7
-  before, after = (directory.load_model(d)[1] for d in (model, tmp_path / 'run' / 'model'))
+  before, after = (loading.load_model(d)[1] for d in (model, tmp_path / 'run' / 'model'))
   jax.tree.map(np.testing.assert_array_equal, before['encoder'], after['encoder'])
 
 

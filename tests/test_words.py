@@ -9,7 +9,7 @@ import pytest
 from bertjax.data import words
 from bertjax.data.sentencepiece import train_sentencepiece
 from bertjax.data.tokenizer import SPECIAL_TOKENS, Tokenizer
-from bertjax.inference import masks
+from bertjax.inference import mlm
 from bertjax.inference.predictor import Predictor
 from bertjax.model.config import EncoderConfig
 from bertjax.model.heads import Bert, init_params
@@ -74,7 +74,7 @@ def test_words_of_conll_2003_are_found_again_in_its_text(data_dir):
 
 def words_of(tokenizer, text):
   [ids], [offsets] = tokenizer.encode_offsets([text])
-  spans = [(offsets[a][0], offsets[b - 1][1]) for a, b in masks.words_of(tokenizer, ids)]
+  spans = [(offsets[a][0], offsets[b - 1][1]) for a, b in mlm.words_of(tokenizer, ids)]
   return spelt(text, spans)
 
 
@@ -102,7 +102,7 @@ def test_each_word_of_chinese_is_at_most_a_token(make):
   tokenizer = make()
   for text in chinese.documents(20, seed=1):
     [ids] = tokenizer.encode([text])
-    sizes = [b - a for a, b in masks.words_of(tokenizer, ids)]
+    sizes = [b - a for a, b in mlm.words_of(tokenizer, ids)]
     blank = [tokenizer.vocab[i] == '▁' for i in ids]
     assert len(sizes) >= len(ids) - sum(blank)
 

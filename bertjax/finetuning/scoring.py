@@ -11,7 +11,7 @@ from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 
 from bertjax.finetuning.setup import check_labels
-from bertjax.interop import directory
+from bertjax.interop import loading
 from bertjax.model import crf, heads, losses
 from bertjax.tasks import batches, report, rows
 from bertjax.training import loop, trials
@@ -96,9 +96,9 @@ def evaluate(config, model: str, split: str = '', out: str = '') -> dict[str, fl
   A split without labels gets no scores ({}), so it needs `out`. Other splits than dev are answered
   with the threshold that the run tuned on dev (SQuAD 2.0), from the metrics.json beside the model.
   """
-  task, tokenizer = rows.make_task(config), directory.load_tokenizer(model)
+  task, tokenizer = rows.make_task(config), loading.load_tokenizer(model)
   mesh = mesh_lib.make_evaluation_mesh(config.batch_size)
-  encoder_config, params = directory.load_weights(model)
+  encoder_config, params = loading.load_weights(model)
   if task.head not in params:
     raise ValueError(f'{model} has no {task.head} head, it has {sorted(params)}.')
   check_labels(model, params, task)
@@ -130,5 +130,5 @@ def evaluate(config, model: str, split: str = '', out: str = '') -> dict[str, fl
 
 def tuned_threshold(model) -> float:
   """The null odds above which a run's model refuses to answer, tuned on its dev split; else 0."""
-  path = epath.Path(directory.find_model(model)).parent / 'metrics.json'
+  path = epath.Path(loading.find_model(model)).parent / 'metrics.json'
   return json.loads(path.read_text()).get('best_f1_threshold', 0.0) if path.exists() else 0.0

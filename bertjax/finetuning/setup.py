@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from bertjax.data.tokenizer import Tokenizer
-from bertjax.interop import directory
+from bertjax.interop import loading
 from bertjax.model import encoder, heads, losses
 from bertjax.model.config import POOLED_HEADS
 from bertjax.tasks import batches, rows
@@ -74,8 +74,8 @@ def set_up(config) -> Setup:
     raise ValueError('trials lie whole on the devices there are; leave mesh.* out.')
   else:
     mesh = trials.make_trials_mesh(len(runs))
-  tokenizer = directory.load_tokenizer(config.init_from)
-  weights = directory.load_weights(config.init_from)
+  tokenizer = loading.load_tokenizer(config.init_from)
+  weights = loading.load_weights(config.init_from)
   bert = make_model(config, task, weights[0])
   if not config.fresh_head and task.head in weights[1]:
     check_labels(config.init_from, weights[1], task)
@@ -104,7 +104,7 @@ def check_labels(source, params: dict, task) -> None:
   """
   if task.kind in ('span', 'choice'):
     return
-  own, count = directory.read_labels(source)[0], params[task.head]['bias'].size
+  own, count = loading.read_labels(source)[0], params[task.head]['bias'].size
   if count != task.num_labels:
     raise ValueError(f'{source} predicts {count} labels {own}, {task.name} has {task.num_labels}: '
                      f'{list(task.labels)}.')  # fmt: skip
@@ -223,12 +223,12 @@ def load_params(setup: Setup) -> dict:
   loaded = []
   for trial in range(len(setup.trials)):
     drawn = trials.take(initial, trial) if setup.many else initial
-    params = directory.load_params(
+    params = loading.load_params(
       config.init_from, setup.bert, weights=setup.weights, tokenizer=setup.tokenizer,
       fresh=('pooler', head), initial=drawn,
       redraw=((head,) if config.fresh_head else ()) + (('pooler',) if config.redraw_layers else ()),
     )  # fmt: skip
-    loaded.append(directory.redraw_layers(params, drawn, config.redraw_layers))
+    loaded.append(loading.redraw_layers(params, drawn, config.redraw_layers))
   return jax.tree.map(lambda *x: np.stack(x), *loaded) if setup.many else loaded[0]
 
 

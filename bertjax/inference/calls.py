@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bertjax.inference.forward import TextError
 from bertjax.inference.predictor import Predictor
+from bertjax.inference.runner import TextError
 
 # Name -> (the head it needs, the least and the most texts of an item).
 CALLS = {

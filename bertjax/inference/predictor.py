@@ -14,10 +14,10 @@ import numpy as np
 from bertjax.data import words as words_lib
 from bertjax.data.sentences import split_prose
 from bertjax.data.tokenizer import Tokenizer
-from bertjax.inference import masks
-from bertjax.inference.forward import POOLINGS, Forward, TextError, rows
+from bertjax.inference import mlm
+from bertjax.inference.runner import POOLINGS, Forward, TextError, rows
 from bertjax.inference.search import Index
-from bertjax.interop import directory, sentences
+from bertjax.interop import loading, sentences
 from bertjax.model.config import EncoderConfig
 from bertjax.tasks import metrics, question_answering, tagging
 from bertjax.tasks.task import Example
@@ -115,13 +115,13 @@ class Predictor:
   @classmethod
   def from_dir(cls, path, **options) -> 'Predictor':
     """Loads a model directory, or a model of any kind that `load_model` reads."""
-    path = directory.find_model(path)  # once: a run in progress may save another checkpoint
-    labels, problem_type = directory.read_labels(path)
-    config, params, tokenizer = directory.load_model(path)
+    path = loading.find_model(path)  # once: a run in progress may save another checkpoint
+    labels, problem_type = loading.read_labels(path)
+    config, params, tokenizer = loading.load_model(path)
     tasks = {'classification', 'tagging'} & set(params)
     names = {'labels': labels if tasks else (), 'problem_type': problem_type}
     try:
-      layers = directory.read_sentence_layers(path)
+      layers = loading.read_sentence_layers(path)
     except ValueError as error:  # raised where the layers are needed
       layers = error
     return cls(config, params, tokenizer, **names, **{'layers': layers} | options)
@@ -138,7 +138,7 @@ class Predictor:
     return self._layers or sentences.SentenceLayers(steps=(sentences.normalise,))
 
   @_each(1)
-  def fill_mask(self, texts, /, top_k: int = 5) -> list[list[list[masks.Fill]]]:
+  def fill_mask(self, texts, /, top_k: int = 5) -> list[list[list[mlm.Fill]]]:
     """Proposes tokens for every [MASK], each by itself, most probable first.
 
     Returns:
@@ -147,21 +147,21 @@ class Predictor:
     Raises:
       ValueError: if the model has no masked-LM head, or a text no [MASK] or too many tokens.
     """
-    return masks.fill(self.forward, self.tokenizer, texts, top_k)
+    return mlm.fill(self.forward, self.tokenizer, texts, top_k)
 
   @_each(1)
   def infill(self, texts, /) -> list[str]:
     """Fills all masks one after another, the surest one first, and returns the texts."""
-    return masks.infill(self.forward, self.tokenizer, texts)
+    return mlm.infill(self.forward, self.tokenizer, texts)
 
   @_each(1)
-  def score(self, texts, /) -> list[masks.Score]:
+  def score(self, texts, /) -> list[mlm.Score]:
     """Pseudo-log-likelihoods, natural logarithm: each token masked by itself (Salazar et al. 2020).
 
     Of a left-to-right model, log-likelihoods: each token given those before it, in one pass. In a
     text beyond the limit, a token is scored amid the tokens nearest to it (`long='window'`).
     """
-    return masks.score(self.forward, self.tokenizer, texts, window=self.long == 'window')
+    return mlm.score(self.forward, self.tokenizer, texts, window=self.long == 'window')
 
   @_each(1)
   def continue_text(
@@ -177,15 +177,15 @@ class Predictor:
       temperature: divides the log-probabilities that are sampled from.
       seed: of the samples; a text's do not depend on the others.
     """
-    return masks.continue_text(
+    return mlm.continue_text(
       self.forward, self.tokenizer, texts, max_new_tokens, top_k, temperature, seed
     )
 
   @_each(1)
-  def correct(self, texts, /, top_k: int = 5, ratio: float = 100.0) -> list[list[masks.Correction]]:
+  def correct(self, texts, /, top_k: int = 5, ratio: float = 100.0) -> list[list[mlm.Correction]]:
     """Proposes other words where one is at least `ratio` times as probable as the text's own."""
     window = self.long == 'window'
-    return masks.correct(self.forward, self.tokenizer, texts, top_k, ratio, window=window)
+    return mlm.correct(self.forward, self.tokenizer, texts, top_k, ratio, window=window)
 
   @_each(2)
   def classify(self, texts, pairs=None, /) -> list[Classification]:
@@ -371,7 +371,7 @@ class Predictor:
     if rule != 'tokens':
       return text, words_lib.split(text, rule)
     [ids], [offsets] = self.tokenizer.encode_offsets([text])
-    words = masks.words_of(self.tokenizer, ids)
+    words = mlm.words_of(self.tokenizer, ids)
     spans = [(offsets[first][0], offsets[end - 1][1]) for first, end in words]
     return text, [(start, end) for start, end in spans if start < end]
 
@@ -402,7 +402,7 @@ class Predictor:
       items = [(part,) for _, part in parts]
     for item in items:
       self.forward.check_length(sum(map(len, item)) + len(item) + 1, limit)
-    found = self.forward.run(masks.lay_out(self.forward, self.tokenizer, items), output)
+    found = self.forward.run(mlm.lay_out(self.forward, self.tokenizer, items), output)
     return np.array(found, np.float32), owners, weights
 
   def _parts(self, ids, limit: int = 0) -> list[list[int]]:

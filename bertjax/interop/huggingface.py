@@ -16,7 +16,7 @@ from safetensors.numpy import save as tensors_to_bytes
 
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.interop import files, sentences
-from bertjax.interop.names import entries, head_entries, shapes
+from bertjax.interop.mapping import entries, head_entries, shapes
 from bertjax.model.config import HEAD_FIELDS, HEADS, POOLED_HEADS, EncoderConfig
 
 _log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ import numpy as np
 
 from bertjax.data import words
 from bertjax.data.tokenizer import Tokenizer
-from bertjax.inference.forward import Forward, TextError, rows
+from bertjax.inference.runner import Forward, TextError, rows
 from bertjax.tasks import task
 
 _PLACES = 8  # masks asked about in one row; more make more rows, not more programs

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bertjax.data.tokenizer import Tokenizer
-from bertjax.inference import masks
+from bertjax.inference import mlm
 from bertjax.inference.predictor import Predictor
 from bertjax.model.config import POOLED_HEADS
 from bertjax.model.heads import Bert, MlmHead
@@ -124,7 +124,7 @@ def _words(predictor: Predictor, texts) -> list[tuple[str, int, int]]:
   for text in texts:
     start = words[-1][2]
     [ids], [offsets] = tokenizer.encode_offsets([text])
-    for first, end in masks.words_of(tokenizer, ids) if ids else ():
+    for first, end in mlm.words_of(tokenizer, ids) if ids else ():
       words.append((text[offsets[first][0] : offsets[end - 1][1]], start + first, start + end))
     words.append((tokenizer.vocab[tokenizer.sep_id], start + len(ids), start + len(ids) + 1))
   return words
