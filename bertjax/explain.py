@@ -12,6 +12,7 @@ attention by layer and head and its roll-out.
 import logging
 import pathlib
 
+from bertjax import pages
 from bertjax.data import store
 from bertjax.inference import inspect
 from bertjax.inference.predictor import Predictor
@@ -39,7 +40,7 @@ def run(*, model: str, text: str, pair: str = '', to: str = 'explain.html') -> N
   if not to or '://' in to or path.is_dir():
     raise ValueError(f'--to must be a local file such as explain.html, got {to!r}.')
   explanation = inspect.explain(Predictor.from_dir(model), text, pair)
-  page = inspect.to_html(explanation, pathlib.Path(model).name)
+  page = inspect.to_html(explanation, pages.run_name(model))
   path.parent.mkdir(parents=True, exist_ok=True)
   if path.exists():
     _log.warning('%s exists already and is replaced', path)

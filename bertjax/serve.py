@@ -20,7 +20,6 @@ the service. Without a password: put a proxy before it where others can reach it
 import asyncio
 import contextlib
 import logging
-import pathlib
 import signal
 import socket
 import time
@@ -28,6 +27,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 
+from bertjax import pages
 from bertjax.data import words
 from bertjax.inference import calls, inspect
 from bertjax.inference.batcher import Batcher, BusyError
@@ -118,7 +118,7 @@ def run(
     raise ValueError(f'--host and a --port of 0..65535 are needed, got {host!r} and {port}.')
   predictor = Predictor.from_dir(model, batch_size=batch_size, long=long)
   corpus = predictor.load_index(index) if index else None
-  app = make_app(predictor, pathlib.Path(model).name, corpus, **limits)
+  app = make_app(predictor, pages.run_name(model), corpus, **limits)
   listening = socket.create_server((host, port))
   if warm_up:
     compile_all(predictor)
@@ -237,8 +237,10 @@ class Service:
 
   async def healthz(self):
     """The model, and what can be asked of it."""
-    names = [name for name in calls.available(self._predictor) if name != 'nearest']
-    return {'status': 'ok', 'model': self._name, 'calls': names}
+    return {'status': 'ok', 'model': self._name, 'calls': self._calls()}
+
+  def _calls(self) -> list[str]:
+    return [name for name in calls.available(self._predictor) if name != 'nearest']
 
   async def metrics(self):
     """Counts and times, for Prometheus."""
@@ -246,7 +248,10 @@ class Service:
 
   async def demo(self):
     """The page to try it."""
-    return (pathlib.Path(inspect.__file__).parent / 'demo.html').read_text('utf-8')
+    names = [*self._calls(), *(['nearest'] if self._index else []), 'explain']
+    return pages.render(
+      self._name, template='service.html', data={'model': self._name, 'calls': names}
+    )
 
   async def _ask(self, do: str, items: list, options: dict) -> list:
     for count in sorted({len(item) for item in items}):

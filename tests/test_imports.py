@@ -23,9 +23,10 @@ ALLOWED = {
   },
   'inference': {
     'jax', 'numpy', 'etils', 'pyarrow', 'tqdm',
-    'bertjax.model', 'bertjax.data', 'bertjax.interop', 'bertjax.tasks',
+    'bertjax.model', 'bertjax.data', 'bertjax.interop', 'bertjax.tasks', 'bertjax.pages',
   },
-  'tasks': {'numpy', 'scipy', 'etils', 'matplotlib', 'bertjax.data'},
+  'pages': set(),
+  'tasks': {'numpy', 'scipy', 'etils', 'matplotlib', 'bertjax.data', 'bertjax.pages'},
   'finetuning': {
     'jax', 'numpy', 'etils',
     'bertjax.model', 'bertjax.data', 'bertjax.interop', 'bertjax.tasks', 'bertjax.training',

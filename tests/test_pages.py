@@ -2,13 +2,17 @@
 
 import contextlib
 import dataclasses
+import json
+import re
 import shutil
+import subprocess
 
 import numpy as np
 import pytest
 
 from bertjax.inference import inspect
 from bertjax.inference.predictor import Predictor
+from bertjax.inference.search import Index
 from bertjax.tasks import report
 from tests.test_predictor import model
 
@@ -53,7 +57,10 @@ def url(predictor):
   pytest.importorskip('fastapi')
   from tests.test_serve import serving
 
-  with serving(predictor, timeout=120) as client:
+  index = Index(
+    ['a class', 'the name', 'or None'], predictor.embed(['a class', 'the name', 'or None'])
+  )
+  with serving(predictor, index, timeout=120) as client:
     yield str(client.base_url)
 
 
@@ -101,6 +108,43 @@ def test_the_demo_shows_the_predictors_answers(page, url, predictor):
   inside = page.frame_locator('iframe')
   inside.locator('canvas').first.wait_for()
   assert inside.locator('canvas').count() == 4 * 2  # layers, heads
+
+
+def test_the_service_shows_embeddings_and_neighbours(page, url, predictor):
+  page.goto(url)
+  texts = ['the name', 'of a class']
+  shown = ask(page, 'embed', '\n'.join(texts))
+  one, other = predictor.embed(texts)
+  assert bars(page) == pytest.approx(dict.fromkeys(texts, float(one @ other)), abs=2e-3)
+  assert page.locator('#result canvas').count() == 2
+  assert f'{len(one)} numbers: {one[0]:.3f}, ' in shown and len(shown) < 200
+  ask(page, 'nearest', 'the name')
+  assert next(iter(bars(page).items())) == ('the name', pytest.approx(1, abs=2e-3))
+
+
+def test_the_services_page_has_examples_latency_and_a_curl_line(page, url):
+  page.goto(url)
+  page.click('nav button[value=classify]')
+  page.locator('#examples button').nth(1).click()
+  assert page.input_value('textarea') == 'I waited an hour and the food was cold.'
+  ask(page, 'classify', "it's the name", '')
+  assert re.fullmatch(r'answered in \d+ ms', page.inner_text('#took'))
+  command = page.inner_text('#curl')
+  page.click('#copy')
+  assert page.evaluate('getSelection().toString()') == command
+  said = subprocess.run(['bash', '-c', command], capture_output=True, check=True, text=True).stdout
+  [result] = json.loads(said)['results']
+  assert bars(page) == pytest.approx(result['scores'], abs=2e-3)
+
+
+@pytest.mark.parametrize('width', [390, 1280])
+def test_the_service_fits_the_screen(browser, url, width):
+  page = browser.new_page(viewport={'width': width, 'height': 800})
+  page.goto(url)
+  for do in ('classify', 'answer', 'embed', 'explain'):
+    page.click(f'nav button[value={do}]')
+    assert page.evaluate('document.documentElement.scrollWidth') <= width
+  page.close()
 
 
 def test_a_late_answer_is_not_shown_under_another_tab(page, url):
@@ -158,13 +202,14 @@ def test_an_explanation_can_be_looked_through(page, predictor, tmp_path):
   assert len(boxes) == len(found.attributions) > 1
   for box, attribution in zip(boxes, found.attributions, strict=True):
     told, change = box.inner_text(), attribution.values.sum()
+    assert attribution.predicted != ('not predicted' in told)
     assert attribution.name in told and f'probability {attribution.probability:#.3g}' in told
     assert f'The words add {change:+.2f}'.replace('-', '−') in told
     words = [attribution.values[a:b].sum() for _, a, b in found.words]
     shown = [float(n.replace('−', '-')) if n else 0 for n in box.locator('small').all_inner_texts()]
     assert shown == pytest.approx(words, abs=0.0051)
     assert f'±{max(map(abs, words)):.2f}' in told  # the scale of the colours
-    strongest = box.locator('.words span').nth(int(np.abs(words).argmax()))
+    strongest = box.locator('.words button').nth(int(np.abs(words).argmax()))
     assert '0.75)' in strongest.get_attribute('style')  # full colour
 
   lines = page.locator('svg line')
@@ -177,9 +222,53 @@ def test_an_explanation_can_be_looked_through(page, predictor, tmp_path):
   )  # the first token on the left: its lines alone
   assert lines.count() == ((found.attention[2, 1, 0] * 255).round() > 5).sum()
 
-  page.locator('#rollout span').nth(2).click()
-  title = page.locator('#rollout span').nth(1).get_attribute('title')
+  page.locator('#rollout button').nth(2).click()
+  title = page.locator('#rollout button').nth(1).get_attribute('title')
   assert float(title) == pytest.approx(found.rollout[2][1], abs=1e-4)
+
+
+def test_an_explanation_names_what_is_predicted_and_filters_by_sentence(page, predictor, tmp_path):
+  found = inspect.explain(predictor, 'the name', 'of a class')
+  file = tmp_path / 'page.html'
+  file.write_text(inspect.to_html(found, 'tiny'))
+  page.goto(file.as_uri())
+  scores = predictor.classify('the name', 'of a class').scores
+  best = max(scores, key=scores.get)
+  assert page.inner_text('#predicted').startswith(
+    f'Predicted: {best} (probability {scores[best]:#.3g})'
+  )
+  assert [a.name for a in found.attributions if a.name in scores and a.predicted] == [best]
+  types = np.array(found.types)
+  assert types.tolist() == [0] * 4 + [1] * 4
+  strong = (found.attention[0, 0] * 255).round() > 5
+  page.click('text="A → B"')
+  assert page.locator('svg line').count() == strong[:4, 4:].sum()
+  page.click('#filter button:has-text("all")')
+  assert page.locator('svg line').count() == strong.sum()
+
+
+def test_an_explanation_can_be_read_by_keyboard_and_touch(browser, predictor, tmp_path):
+  found = inspect.explain(predictor, 'the [MASK] of a class')
+  file = tmp_path / 'page.html'
+  file.write_text(inspect.to_html(found, 'tiny'))
+  page = browser.new_page(has_touch=True, viewport={'width': 390, 'height': 800})
+  page.goto(file.as_uri())
+  page.locator('canvas').first.focus()
+  page.keyboard.press('ArrowDown')
+  page.keyboard.press('ArrowRight')
+  assert page.locator('svg text').first.text_content() == 'layer 2, head 2'
+  strong = (found.attention[1, 1] * 255).round() > 5
+  page.locator('svg text').nth(3).tap()
+  assert page.locator('svg line').count() == strong[1].sum()
+  page.locator('svg text').nth(3).tap()
+  assert page.locator('svg line').count() == strong.sum()
+  page.locator('.lens td').nth(1).tap()
+  token, probability = found.layers[0][1][1]
+  assert f'embeddings, {found.tokens[1]}: ' in page.inner_text('#runners')
+  assert f'{token} {probability:.3f}' in page.inner_text('#runners')
+  page.locator('.words button').nth(1).focus()
+  assert page.locator('.output .soft').nth(1).inner_text().startswith(f'{found.tokens[1]} ')
+  page.close()
 
 
 @pytest.mark.parametrize('width', [375, 1280])

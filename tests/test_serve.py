@@ -110,7 +110,7 @@ def test_pages(client):
   assert 'fetch(' in demo and not re.search('https?://', demo)
   assert all(f'\n  {do}: {{' in demo for do in CALLS if do != 'nearest')  # a tab for every call
   page = client.get('/explain', params={'text': 'the [MASK]'})
-  assert page.status_code == 200 and 'What the model makes of it' in page.text
+  assert page.status_code == 200 and '<h1>Explanation</h1>' in page.text
   metrics = client.get('/metrics').text
   assert re.search(r'bertjax_requests_total\{path="/healthz",status="200"\} [1-9]', metrics)
   assert 'bertjax_batch_texts_count' in metrics and 'bertjax_waiting_texts 0.0' in metrics

@@ -8,14 +8,13 @@ log-odds of an output. Attention weights show where a layer looked, not what the
 import base64
 import dataclasses
 import functools
-import json
-import pathlib
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bertjax import pages
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.inference import mlm
 from bertjax.inference.predictor import Predictor
@@ -42,6 +41,7 @@ class Attribution:
     baseline: the same where [MASK] is in the place of every token but [CLS] and [SEP].
     values: each token's share [L] of logit - baseline, which is their sum up to the error of the
       integral; 0 for [CLS] and [SEP].
+    predicted: False for a class shown beside the predicted one.
   """
 
   name: str
@@ -49,6 +49,7 @@ class Attribution:
   logit: float
   baseline: float
   values: np.ndarray
+  predicted: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Explanation:
 
   Attributes:
     tokens: its L tokens, with the special ones.
+    types: token type ids [L], 1 for the second text.
     words: (text, first token, end) of each word by the tokenizer's word rule.
     attention: probabilities [N, H, L, L], from the token of a row to that of a column.
     rollout: [L, L], how much of each input is in each token's last state, if attention averaged
@@ -67,6 +69,7 @@ class Explanation:
   """
 
   tokens: list[str]
+  types: list[int]
   words: list[tuple[str, int, int]]
   attention: np.ndarray
   rollout: np.ndarray
@@ -111,7 +114,8 @@ def explain(predictor: Predictor, text: str, pair: str = '') -> Explanation:
   out = jax.device_get(_capture(forward.params, batch, config=forward.config))
   attention = out['attention'][:, 0, :, :count, :count]
   return Explanation(
-    [tokenizer.vocab[i] for i in batch['input_ids'][0, :count]], words, attention,
+    [tokenizer.vocab[i] for i in batch['input_ids'][0, :count]],
+    batch['token_type_ids'][0, :count].tolist(), words, attention,
     rollout(attention), [layer[:count] for layer in _lens(predictor, out['all_hidden'][:, 0])],
     [_attribute(predictor, batch, target) for target in targets],
   )  # fmt: skip
@@ -168,6 +172,7 @@ class _Target(NamedTuple):
   name: str
   index: tuple[int, int]  # (0, class), (token, class), or (first, last) token of an answer
   others: float = 0.0  # of a choice: log-sum-exp of the other endings' logits
+  predicted: bool = True
 
 
 def _targets(predictor: Predictor, batch: dict, words, last: str) -> list[_Target]:
@@ -180,7 +185,12 @@ def _targets(predictor: Predictor, batch: dict, words, last: str) -> list[_Targe
     many = predictor.problem_type == 'regression' or predictor.multi_label
     shown = _TARGETS if many else {1: 0, 2: 1}.get(len(logits), _CLASSES)  # two are opposites
     best = np.argsort(-logits, kind='stable')[:shown]
-    found += [_Target('classification', predictor.labels[i], (0, int(i))) for i in best]
+    found += [
+      _Target(
+        'classification', predictor.labels[i], (0, int(i)),
+        predicted=bool(logits[i] > 0) if predictor.multi_label else i == best[0],
+      ) for i in best
+    ]  # fmt: skip
   if 'tagging' in heads:
     found += _tagged(predictor, batch, words)
   if 'span' in heads and paired:
@@ -242,8 +252,9 @@ def _attribute(predictor: Predictor, batch: dict, target: _Target) -> Attributio
   probability = None if regression else float(np.prod(1 / (1 + np.exp(-logits.astype(float)))))
   count = int(batch['segment_ids'].sum())
   return Attribution(
-    target.name, probability, float(logits.sum()), float(baseline.sum()), values[:count]
-  )
+    target.name, probability, float(logits.sum()), float(baseline.sum()), values[:count],
+    bool(target.predicted),
+  )  # fmt: skip
 
 
 @functools.partial(jax.jit, static_argnames=('config', 'head', 'labels', 'size', 'linear'))
@@ -310,10 +321,10 @@ def to_html(explanation: Explanation, title: str) -> str:
     dataclasses.asdict(a) | {'values': a.values.round(4).tolist()} for a in explanation.attributions
   ]
   data = {
-    'title': title, 'tokens': explanation.tokens, 'shape': attention.shape[:2],
+    'title': title, 'tokens': explanation.tokens, 'types': explanation.types,
+    'shape': attention.shape[:2],
     'attention': base64.b64encode(attention.tobytes()).decode(),
     'rollout': explanation.rollout.round(4).tolist(), 'layers': explanation.layers,
     'words': explanation.words, 'attributions': attributions,
   }  # fmt: skip
-  page = (pathlib.Path(__file__).parent / 'explain.html').read_text(encoding='utf-8')
-  return page.replace('DATA', json.dumps(data).replace('<', '\\u003c'), 1)
+  return pages.render(f'{title}: explanation', template='explain.html', data=data)
