@@ -13,7 +13,7 @@ import tempfile
 import numpy as np
 
 from benchmarks import measure, report
-from bertjax.data import batches, store
+from bertjax.data import dataset, loader
 from bertjax.data.masking import Masking
 
 FLAGS = {
@@ -48,17 +48,17 @@ def make_rows(folder, length, count=50_000):
   columns['input_ids'][:, 0] = 101
   columns['input_ids'][:, [length // 2 - 1, length - 1]] = 102
   shapes = {name: (a.dtype.str, a.shape[1:]) for name, a in columns.items()}
-  writer = store.Writer(folder, {}, shapes)
+  writer = dataset.Writer(folder, {}, shapes)
   writer.add_shard('train', 0, [columns])
   writer.finish({'train': 1, 'heldout': 0}, tokenizer='')
-  return store.Rows(folder, 'train')
+  return dataset.Dataset(folder, 'train')
 
 
 def ours(rows, length, unit, batch_size, count):
   masking = Masking(max_predictions=20 if length <= 128 else 76, unit=unit)
   special = {'pad': 0, 'cls': 101, 'sep': 102, 'mask': 103}
   starts = np.random.default_rng(1).random(30_522) < 0.7
-  made = batches.Batches(rows, batch_size, 0, masking, 30_522, special, starts)
+  made = loader.Batches(rows, batch_size, 0, masking, 30_522, special, starts)
 
   def once():
     for step in range(count):

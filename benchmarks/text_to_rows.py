@@ -19,7 +19,8 @@ import tempfile
 
 from benchmarks import measure, report
 from bertjax import prepare
-from bertjax.data import sentences, sources
+from bertjax.data import sentences
+from bertjax.data import text as text_lib
 from bertjax.data.tokenizer import Tokenizer
 
 FLAGS = {
@@ -39,7 +40,7 @@ def run(books, vocab, google, google_chars, passes, repeats, workers, out):
   with tempfile.TemporaryDirectory() as folder:
     folder = pathlib.Path(folder)
     whole, part = folder / 'whole.txt', folder / 'part.txt'
-    documents = [sentences.split_prose(text) for text in sources.read_documents(books)]
+    documents = [sentences.split_prose(text) for text in text_lib.read_documents(books)]
     whole.write_text('\n\n'.join('\n'.join(document) for document in documents))
     text = whole.read_text()
     part.write_text(text[:google_chars])

@@ -11,7 +11,7 @@ import pathlib
 import tensorflow as tf
 
 from benchmarks import measure, report
-from bertjax.data import graph_tokenizer
+from bertjax.data import tokenizer_tf
 from bertjax.data.tokenizer import Tokenizer
 
 FLAGS = {
@@ -35,7 +35,7 @@ def run(books, vocab, lines, rules, batch_size, repeats, out):
   texts = texts[:: max(1, len(texts) // lines)]
   tokenizer = Tokenizer.from_file(vocab, rules=rules)
   peer = Tokenizer.from_file(vocab)._engine._tokenizer
-  graph = graph_tokenizer.GraphTokenizer(tokenizer)
+  graph = tokenizer_tf.GraphTokenizer(tokenizer)
   batches = tf.data.Dataset.from_tensor_slices(texts).batch(batch_size)
   ids = batches.map(graph, num_parallel_calls=tf.data.AUTOTUNE)
   encoded = tokenizer.encode(texts)

@@ -26,7 +26,7 @@ from flax.traverse_util import flatten_dict
 from jax.experimental import topologies
 
 from bertjax import pretrain
-from bertjax.data.batches import Batches
+from bertjax.data.loader import Batches
 from bertjax.data.masking import Masking
 from bertjax.model import encoder, losses
 from bertjax.model.flops import train_flops

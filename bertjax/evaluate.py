@@ -22,8 +22,9 @@ from etils import epath
 from flax.traverse_util import flatten_dict
 
 from bertjax import finetune, pretrain
-from bertjax.data import batches as batches_lib
-from bertjax.data import sources, store
+from bertjax.data import dataset
+from bertjax.data import loader as loader_lib
+from bertjax.data import text as text_lib
 from bertjax.data.masking import unmasked
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.finetuning import scoring
@@ -103,12 +104,12 @@ def _scores(config, workdir, model, which, rows, split, out, unigram) -> dict[st
     bert, params = _directory_params(config, model, tokenizer, mesh)
 
   eval_step = loop.make_eval_step(*losses.pretraining_loss(bert), mesh=mesh)
-  loader = batches_lib.choose_loader(config.data.loader)
+  loader = loader_lib.choose_loader(config.data.loader)
   scores = pretrain.evaluate_rows(eval_step, params, heldout, rows, mesh, loader)
   never = [tokenizer.pad_id, tokenizer.cls_id]
   if config.objective == 'mlm':
     never.append(tokenizer.sep_id)
-  train = store.Rows(folder, 'train')
+  train = dataset.Dataset(folder, 'train')
   if unigram:
     counts = count_text(unigram, tokenizer, config.data)
   elif len(train):
@@ -120,7 +121,7 @@ def _scores(config, workdir, model, which, rows, split, out, unigram) -> dict[st
   return scores | {'unigram_cross_entropy': unigram_cross_entropy(counts, batches, exclude=never)}
 
 
-def count_rows(rows: store.Rows, vocab_size: int) -> np.ndarray:
+def count_rows(rows: dataset.Dataset, vocab_size: int) -> np.ndarray:
   """How often each id occurs in prepared rows, int64 [V]."""
   counts = np.zeros(vocab_size, np.int64)
   for start in range(0, len(rows), 65_536):
@@ -137,12 +138,12 @@ def count_text(source: str, tokenizer: Tokenizer, data) -> np.ndarray:
     ValueError: if a text cannot be read.
   """
   counts = np.zeros(tokenizer.vocab_size, np.int64)
-  texts = sources.read_documents(
+  texts = text_lib.read_documents(
     source, data.format, text_key=data.text_key, binary=data.binary, encoding=data.encoding,
     on_bad_row=data.on_bad_row,
   )  # fmt: skip
   for text in texts:
-    ids, _ = tokenizer.encode_flat(sources.split_document(text, data.format))
+    ids, _ = tokenizer.encode_flat(text_lib.split_document(text, data.format))
     counts += np.bincount(ids, minlength=len(counts))
   return counts
 
@@ -184,8 +185,9 @@ def run_config(workdir: str):
 def _check_rows(workdir, folder, name: str) -> None:
   """The rows must be those of the run: its text or its vocabulary may have changed since."""
   before = json.loads((epath.Path(workdir) / 'run.json').read_text())['identity']
-  manifest = store.read_manifest(folder)
-  if (before['tokenizer'], before[name]) != (manifest['tokenizer'], store.manifest_hash(manifest)):
+  manifest = dataset.read_manifest(folder)
+  now = (manifest['tokenizer'], dataset.manifest_hash(manifest))
+  if (before['tokenizer'], before[name]) != now:
     raise ValueError(
       f'the text or the vocabulary of {workdir} has changed since its run; evaluate its model/ '
       'with --model and --config instead.'

@@ -13,7 +13,7 @@ import logging
 import pathlib
 
 from bertjax import pages
-from bertjax.data import store
+from bertjax.data import dataset
 from bertjax.inference import inspect
 from bertjax.inference.predictor import Predictor
 
@@ -44,5 +44,5 @@ def run(*, model: str, text: str, pair: str = '', to: str = 'explain.html') -> N
   path.parent.mkdir(parents=True, exist_ok=True)
   if path.exists():
     _log.warning('%s exists already and is replaced', path)
-  store.write_text(path, page)
+  dataset.write_text(path, page)
   _log.info('written to %s', path)

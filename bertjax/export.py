@@ -209,7 +209,7 @@ def _export(program, limit: int, *leading) -> jax_export.Exported:
 
 def save_savedmodel(folder, predictor: Predictor, output: str, limit: int) -> None:
   """Writes a SavedModel from texts to outputs; see `check`."""
-  from bertjax.data.graph_tokenizer import GraphTokenizer, tf
+  from bertjax.data.tokenizer_tf import GraphTokenizer, tf
 
   params = jax.device_get(predictor.forward.params)
   shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), params)

@@ -20,8 +20,8 @@ import jax
 import ml_collections
 import numpy as np
 
-from bertjax.data import batches as batches_lib
-from bertjax.data import store
+from bertjax.data import dataset
+from bertjax.data import loader as loader_lib
 from bertjax.finetuning.scoring import decode_and_score, make_predict, score
 from bertjax.finetuning.setup import Setup, load_params, run_identity, set_up, state_maker
 from bertjax.interop import loading
@@ -198,8 +198,8 @@ def train(
 
   start = int(np.ravel(state.step)[0])
   run_log = log.RunLog(workdir, steps=setup.steps, start=start, active=jax.process_index() == 0)
-  loader = batches_lib.choose_loader(config.data.loader)
-  stream = batches_lib.iterate(setup.batches.training, start, loader=loader)
+  loader = loader_lib.choose_loader(config.data.loader)
+  stream = loader_lib.iterate(setup.batches.training, start, loader=loader)
   on_device = loop.to_device(run_log.watched(stream), setup.mesh)
   try:
     state, _, stopped = loop.fit(
@@ -265,7 +265,7 @@ def finish(setup: Setup, workdir, predict, params, chosen: dict, history) -> dic
     task, setup.examples, predictions, logits, scores, log.read_metrics(workdir), facts, table,
     notes,
   )  # fmt: skip
-  store.write_text(workdir / 'report.html', page)
+  dataset.write_text(workdir / 'report.html', page)
   _log.info(
     '%s: step %d, %s %.4f', config.save_model, chosen['step'], task.metric, scores[task.metric]
   )

@@ -21,11 +21,12 @@ import re
 
 from etils import epath
 
-from bertjax.data import examples, sources, store
-from bertjax.data.batches import Batches
+from bertjax.data import dataset, instances
+from bertjax.data import text as text_lib
 from bertjax.data.corpus import count_cased
+from bertjax.data.loader import Batches
 from bertjax.data.masking import Masking, predictions
-from bertjax.data.shards import Settings, log_report, prepare
+from bertjax.data.preprocess import Settings, log_report, prepare
 from bertjax.data.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
@@ -43,10 +44,10 @@ def settings_of(config) -> Settings:
   """The settings that a recipe's config asks for."""
   names = {field.name for field in dataclasses.fields(Settings)} - {'kind', 'seed'}
   kind = config.data.kind or ('nsp' if config.nsp else 'doc_sentences')
-  if config.nsp and kind not in examples.PAIR_KINDS:
+  if config.nsp and kind not in instances.PAIR_KINDS:
     raise ValueError(
       f'data.kind={kind!r} has no sentence pairs; train without them (--config.nsp=False) or '
-      f'choose one of {examples.PAIR_KINDS}.'
+      f'choose one of {instances.PAIR_KINDS}.'
     )
   return Settings(kind=kind, seed=config.seed, **{name: config.data[name] for name in names})
 
@@ -79,7 +80,7 @@ def run(
   if format not in ('rows', 'google'):
     raise ValueError(f"--format must be 'rows' or 'google', got {format!r}.")
   if format == 'google':  # before the long work
-    sources.import_tensorflow('--format=google', 'prepare')
+    text_lib.import_tensorflow('--format=google', 'prepare')
     config = config.copy_and_resolve_references()
     config.masking.max_predictions = predictions(config.masking, config.data.length)
     Masking(**config.masking)
@@ -102,7 +103,7 @@ def run(
   if format == 'google':
     _write_tfrecords(config, folder, epath.Path(out))
   elif remote:
-    store.copy(folder, out)
+    dataset.copy(folder, out)
   if folder != out:
     epath.Path(folder).rmtree()
   print(f'prepared {out}: {manifest["counts"]}' if manifest else f'{out}: part {shard} is done.')
@@ -118,10 +119,10 @@ def _write_tfrecords(config, folder, out) -> None:
   if partial.exists():
     partial.rmtree()
   tokenizer.save(partial)
-  shards = store.read_manifest(folder)['shards']
+  shards = dataset.read_manifest(folder)['shards']
   for split, entries in shards.items():
     made = Batches(
-      store.Rows(folder, split), 1024, config.seed, masking, tokenizer.vocab_size,
+      dataset.Dataset(folder, split), 1024, config.seed, masking, tokenizer.vocab_size,
       tokenizer.special, tokenizer.word_flags,
     )  # fmt: skip
     trained = split == 'train'  # evaluation's order is the rows', its masks are epoch 0's
@@ -174,7 +175,7 @@ def _key(config, *more) -> str:
   """A hash of the settings, the vocabulary, and the names, sizes and times of the files (of Python,
   if the text is its own)."""
   key = json.dumps([
-    store.VERSION, config.data.input, sources.list_source(config.data.input),
+    dataset.VERSION, config.data.input, text_lib.list_source(config.data.input),
     dataclasses.asdict(settings_of(config)), load_vocab(config.data).fingerprint, *more,
   ])  # fmt: skip
   return hashlib.sha256(key.encode()).hexdigest()[:16]
@@ -188,7 +189,7 @@ def cached(config, cache_dir='') -> epath.Path:
   folder, tokenizer = cache_folder(cache_dir) / _key(config), load_vocab(config.data)
   if (folder / 'manifest.json').exists():
     _log.info('prepared rows: found in %s', folder)
-    manifest = store.read_manifest(folder)
+    manifest = dataset.read_manifest(folder)
   else:
     _log.info('preparing %s into %s', config.data.input or 'nothing', folder)
     manifest = prepare(config.data.input, tokenizer, settings_of(config), folder)

@@ -25,10 +25,10 @@ import optax
 from etils import epath
 
 from bertjax import prepare
-from bertjax.data import batches as batches_lib
-from bertjax.data import examples, masking, store
+from bertjax.data import dataset, instances, masking
+from bertjax.data import loader as loader_lib
 from bertjax.data.masking import Masking
-from bertjax.data.shards import log_report
+from bertjax.data.preprocess import log_report
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.interop import loading
 from bertjax.model import config as model_config
@@ -292,7 +292,7 @@ def set_up(config) -> Setup:
     mesh_lib.check_batch_size(mesh, phase.config.batch_size, config.accumulation)
   transform = make_transform(config)
   schedule = optimizer.unit_schedule(config.schedule, config.steps, config.warmup_steps)
-  loader = batches_lib.choose_loader(config.data.loader)
+  loader = loader_lib.choose_loader(config.data.loader)
   for phase in phases:  # raises now what it would raise after a long preparation
     make_model(phase.config, vocab_size=1)
     Masking(**phase.config.masking)
@@ -329,7 +329,7 @@ def derive_predictions(config) -> None:
   """Replaces `masking.max_predictions=-1` by the number that rate and length need."""
   sequences = config.data.sequences
   if config.data.prepared:  # packed as the folder says
-    sequences = store.read_manifest(config.data.prepared)['settings'].get('sequences', sequences)
+    sequences = dataset.read_manifest(config.data.prepared)['settings'].get('sequences', sequences)
   if config.objective == 'mlm' or config.masking.max_predictions == -1:
     config.masking.max_predictions = masking.predictions(
       config.masking, config.data.length, sequences
@@ -371,7 +371,7 @@ def train(
     next_batch = max(int(state.step), phase.start) - phase.start + left_out
     with (
       contextlib.closing(
-        batches_lib.iterate(batches.training, next_batch, loader=setup.loader)
+        loader_lib.iterate(batches.training, next_batch, loader=setup.loader)
       ) as stream,
       distributed.Watch(config.stall_seconds) as watch,
     ):
@@ -427,10 +427,8 @@ def check_intervals(config) -> None:
   optimizer.check_rate('learning_rate', config.learning_rate)
   if config.on_divergence not in ('stop', 'skip'):
     raise ValueError(f"on_divergence must be 'stop' or 'skip', got {config.on_divergence!r}.")
-  if config.objective not in batches_lib.OBJECTIVES:
-    raise ValueError(
-      f'objective must be one of {batches_lib.OBJECTIVES}, got {config.objective!r}.'
-    )
+  if config.objective not in loader_lib.OBJECTIVES:
+    raise ValueError(f'objective must be one of {loader_lib.OBJECTIVES}, got {config.objective!r}.')
 
 
 def prepared_folder(config) -> epath.Path:
@@ -454,8 +452,8 @@ def prepared_folder(config) -> epath.Path:
         'and give every process --config.data.prepared=DIR.'
       )
     return prepare.cached(config, data.cache_dir)
-  folder = store.local(data.prepared, prepare.cache_folder(data.cache_dir))
-  manifest = store.read_manifest(folder)
+  folder = dataset.local(data.prepared, prepare.cache_folder(data.cache_dir))
+  manifest = dataset.read_manifest(folder)
   found = manifest['settings']
   if 'kind' not in found:
     raise ValueError(f'{folder} holds the rows of a task, not of pre-training; see `finetune`.')
@@ -464,7 +462,7 @@ def prepared_folder(config) -> epath.Path:
     log_report(manifest['report'], wanted.length)
   for name in ('kind', 'length'):
     if found[name] != getattr(wanted, name):
-      pairs = f' --config.nsp={found["kind"] in examples.PAIR_KINDS}' if name == 'kind' else ''
+      pairs = f' --config.nsp={found["kind"] in instances.PAIR_KINDS}' if name == 'kind' else ''
       raise ValueError(
         f'{folder} was prepared with {name}={found[name]!r}, this run wants '
         f'{getattr(wanted, name)!r}; pass --config.data.{name}={found[name]}{pairs}, or prepare '
@@ -537,11 +535,11 @@ def make_transform(config):
   return optimizer.make_optimizer(**settings, param_axes=encoder.PARAM_AXES)
 
 
-def make_batches(config, folder, split, tokenizer, mesh) -> batches_lib.Batches:
+def make_batches(config, folder, split, tokenizer, mesh) -> loader_lib.Batches:
   """The batches of one split, with this process's share of rows."""
   sharding = mesh_lib.batch_sharding(mesh)
-  return batches_lib.Batches(
-    store.Rows(folder, split), config.batch_size, config.seed, Masking(**config.masking),
+  return loader_lib.Batches(
+    dataset.Dataset(folder, split), config.batch_size, config.seed, Masking(**config.masking),
     vocab_size=tokenizer.vocab_size, special=tokenizer.special, objective=config.objective,
     word_flags=tokenizer.word_flags, local=mesh_lib.local_rows(sharding, config.batch_size),
   )  # fmt: skip
@@ -549,7 +547,7 @@ def make_batches(config, folder, split, tokenizer, mesh) -> batches_lib.Batches:
 
 def evaluate_rows(eval_step, params, heldout, rows: int, mesh, loader: str) -> dict[str, float]:
   """Evaluates on the first `rows` held-out rows (rounded up to whole batches), frozen masks."""
-  stream = batches_lib.iterate(heldout.evaluation, 0, heldout.steps_for(rows), loader=loader)
+  stream = loader_lib.iterate(heldout.evaluation, 0, heldout.steps_for(rows), loader=loader)
   scores = loop.evaluate(eval_step, params, loop.to_device(stream, mesh))
   return scores | {'mlm_perplexity': math.exp(min(scores['mlm_loss'], 80.0))}
 
@@ -590,8 +588,8 @@ def run_identity(config, encoder_config, phases) -> dict:
   model = dataclasses.asdict(encoder_config)
   free = ('attention', 'classifier_dropout', 'remat', 'unroll', *_OF_TASKS)  # change nothing here
   flat |= {f'model.{k}': v for k, v in model.items() if k not in free}
-  manifests = [store.read_manifest(phase.folder) for phase in phases]
-  flat |= {'tokenizer': manifests[0]['tokenizer'], 'rows': store.manifest_hash(manifests[0])}
+  manifests = [dataset.read_manifest(phase.folder) for phase in phases]
+  flat |= {'tokenizer': manifests[0]['tokenizer'], 'rows': dataset.manifest_hash(manifests[0])}
   if len(phases) == 1:
     return flat
   if manifests[1]['tokenizer'] != flat['tokenizer']:
@@ -600,6 +598,6 @@ def run_identity(config, encoder_config, phases) -> dict:
   long = {'start': phases[1].start, 'batch_size': config.long.batch_size}
   long |= {
     'max_predictions': config.long.max_predictions,
-    'rows': store.manifest_hash(manifests[1]),
+    'rows': dataset.manifest_hash(manifests[1]),
   }
   return flat | {f'long.{name}': value for name, value in long.items()}

@@ -17,7 +17,8 @@ import os
 
 from etils import epath
 
-from bertjax.data import corpus, shards, sources, vocabulary
+from bertjax.data import corpus, preprocess, vocabulary
+from bertjax.data import text as text_lib
 from bertjax.data.tokenizer import Tokenizer
 
 KINDS = ('wordpiece', 'sentencepiece')
@@ -61,8 +62,8 @@ def run(
   found = []  # what each reading of the text met; the same each time
 
   def read():
-    found.append(sources.Report())
-    return sources.read_documents(
+    found.append(text_lib.Report())
+    return text_lib.read_documents(
       input, format, text_key=text_key, encoding=encoding, on_bad_row=on_bad_row, report=found[-1]
     )
 
@@ -104,7 +105,7 @@ def run(
 
 
 def _sentences(texts, format: str):
-  return (sentence for text in texts for sentence in sources.split_document(text, format))
+  return (sentence for text in texts for sentence in text_lib.split_document(text, format))
 
 
 def _count_characters(texts: list[str], format: str, lowercase: bool) -> collections.Counter:
@@ -157,7 +158,7 @@ def _lines(facts: dict, tokenizer: Tokenizer) -> list[str]:
   ]
   random = facts['random_labels']
   lines[-1] += f'; {random:.0%} of its labels would be random (data.length={corpus.ROW})'
-  if random > shards.MOST_RANDOM:
+  if random > preprocess.MOST_RANDOM:
     lines.append(
       'sentences   are about as long as rows or are not found in this text: far more labels are '
       'random than the 50% and a little that the rule gives'
@@ -183,7 +184,7 @@ def _misfits(unknown: float, tokenizer: Tokenizer) -> list[str]:
       f'case        {cased:,} entries have capitals and are never used with --case=lower: '
       'is this a cased vocabulary (--case=keep)?'
     )
-  if unknown > shards.MOST_UNKNOWN:
+  if unknown > preprocess.MOST_UNKNOWN:
     hint = '' if tokenizer.lowercase or cased else '; it has no capitals: --case=lower?'
     lines.append(f'[UNK]       {unknown:.1%} of the tokens: the vocabulary does not fit{hint}')
   return lines

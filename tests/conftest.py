@@ -25,7 +25,8 @@ os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
 import pytest
 
 from bertjax import prepare
-from bertjax.data import sources, vocabulary
+from bertjax.data import text as text_lib
+from bertjax.data import vocabulary
 from bertjax.data.tokenizer import Tokenizer
 
 
@@ -78,7 +79,7 @@ def data_dir() -> pathlib.Path:
 @pytest.fixture(scope='session')
 def documents() -> list[str]:
   """Forty small documents of real prose, the first ones of the embedded corpus."""
-  return [text[:2500] for text, _ in zip(sources.embedded_documents(), range(40), strict=False)]
+  return [text[:2500] for text, _ in zip(text_lib.embedded_documents(), range(40), strict=False)]
 
 
 @pytest.fixture(scope='session')

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bertjax.data import batches, store
+from bertjax.data import dataset
+from bertjax.data import loader as loader_lib
 from bertjax.data.masking import Masking
-from bertjax.data.order import training_slots
+from bertjax.data.prng import training_slots
 from bertjax.data.tokenizer import Tokenizer
 
 
@@ -22,7 +23,7 @@ def make(tiny_rows):
 
   def make(split='train', **fields):
     fields = {'batch_size': 7, 'seed': 1, 'masking': Masking(max_predictions=10)} | fields | fixed
-    return batches.Batches(store.Rows(tiny_rows, split), **fields)
+    return loader_lib.Batches(dataset.Dataset(tiny_rows, split), **fields)
 
   return make
 
@@ -91,7 +92,7 @@ def test_expand_equals_its_slow_reference(case, nsp):
     del wanted['position_ids'], wanted['cls_positions']
     wanted |= {name: a[:, 0] for name, a in wanted.items() if a.shape == each}
   wanted = {name: a.astype(np.int32) if a.dtype == int else a for name, a in wanted.items()}
-  assert_same(batches.expand(columns), wanted)
+  assert_same(loader_lib.expand(columns), wanted)
 
 
 def test_evaluation_covers_each_row_once_and_pads_with_weight_0(make):
@@ -138,7 +139,7 @@ def test_a_row_gets_other_masks_in_the_next_epoch(make):
 @pytest.mark.parametrize('start', [0, 5, 1000])
 def test_a_loader_gives_each_step_its_batch_from_any_start(make, loader, objective, start):
   data = make(objective=objective)
-  stream = batches.iterate(data.training, start, loader=loader)
+  stream = loader_lib.iterate(data.training, start, loader=loader)
   for step in range(start, start + 12):
     assert_same(next(stream), data.training(step))
   stream.close()
@@ -148,7 +149,7 @@ def test_a_loader_gives_each_step_its_batch_from_any_start(make, loader, objecti
 @pytest.mark.parametrize('start, stop', [(2, 9), (2, 3), (4, 4)])
 def test_a_loader_ends_at_its_stop(make, loader, start, stop):
   data = make('heldout', batch_size=1)
-  found = list(batches.iterate(data.evaluation, start, stop, loader=loader))
+  found = list(loader_lib.iterate(data.evaluation, start, stop, loader=loader))
   assert len(found) == stop - start
   for step, batch in zip(range(start, stop), found, strict=True):
     assert_same(batch, data.evaluation(step))
@@ -165,14 +166,14 @@ def test_the_parts_of_all_processes_make_the_global_batch(make, processes):
 
 def test_a_closed_stream_makes_no_more_batches_and_leaves_no_thread():
   made, before = [], threading.active_count()
-  stream = batches.iterate(lambda step: made.append(step) or step, 10)
+  stream = loader_lib.iterate(lambda step: made.append(step) or step, 10)
   assert list(itertools.islice(stream, 3)) == [10, 11, 12]
   stream.close()
   assert max(made) <= 16 and threading.active_count() == before
 
 
 def test_an_error_in_the_background_reaches_the_reader():
-  stream = batches.iterate(lambda step: 6 // (2 - step), 0)
+  stream = loader_lib.iterate(lambda step: 6 // (2 - step), 0)
   assert [next(stream), next(stream)] == [3, 6]
   with pytest.raises(ZeroDivisionError):
     next(stream)
@@ -184,7 +185,7 @@ def test_an_unknown_objective_is_refused(make):
 
 
 def test_a_split_without_rows_is_refused(tmp_path):
-  writer = store.Writer(tmp_path / 'rows', {}, {'ends': ('uint16', (1, 2))})
+  writer = dataset.Writer(tmp_path / 'rows', {}, {'ends': ('uint16', (1, 2))})
   assert writer.finish({'train': 0, 'heldout': 0})
   with pytest.raises(ValueError, match=f'{tmp_path}/rows has no rows'):
-    batches.Batches(store.Rows(tmp_path / 'rows', 'train'), 8, 0, Masking(), 600, {})
+    loader_lib.Batches(dataset.Dataset(tmp_path / 'rows', 'train'), 8, 0, Masking(), 600, {})

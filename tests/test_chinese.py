@@ -13,7 +13,7 @@ import re
 import pytest
 
 from bertjax.__main__ import main
-from bertjax.data import store
+from bertjax.data import dataset
 from bertjax.training.log import read_metrics
 from tests import chinese
 
@@ -98,7 +98,7 @@ def test_half_of_the_next_sentences_are_random_and_no_token_is_unknown(work, row
   assert report['unknown'] == 0
   assert report['sentences'] > 15 * report['documents']  # not one a paragraph
   assert report['words'] > 10 * report['sentences']  # characters, not clauses
-  labels = store.Rows(rows, 'train')[:]['next_sentence_labels']
+  labels = dataset.Dataset(rows, 'train')[:]['next_sentence_labels']
   assert len(labels) > 3000 and 0.5 < labels.mean() < 0.65
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from bertjax import prepare
 from bertjax.__main__ import main
-from bertjax.data import store
+from bertjax.data import dataset
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.training import distributed
 from bertjax.training.log import read_metrics
@@ -84,7 +84,7 @@ def tiny_rows(tmp_path_factory, corpus, vocab):
     folder = tmp_path_factory.mktemp('rows') / 'rows'
     settings = prepare.Settings(length=64, heldout=0.2, seed=seed)
     prepare.prepare(str(corpus), Tokenizer.from_file(vocab), settings, folder)
-    if all(len(store.Rows(folder, split)) % 8 for split in store.SPLITS):
+    if all(len(dataset.Dataset(folder, split)) % 8 for split in dataset.SPLITS):
       return folder
   raise AssertionError('no seed leaves a rest')
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bertjax.data import examples, packing
-from bertjax.data.examples import Corpus, Example
-from bertjax.data.order import EXAMPLES, mix
+from bertjax.data import instances, packing
+from bertjax.data.instances import Corpus, Instance
+from bertjax.data.prng import EXAMPLES, hash_u64
 
 
 def make_documents(seed, *, count=6, sentences=8, tokens=12):
@@ -33,7 +33,7 @@ def build(documents, *, kind='nsp', length=32, **options):
   corpus = Corpus.of(documents)
   return [
     (*(corpus.tokens[start:stop].tolist() for start, stop in item.spans), item.label)
-    for item in examples.build(corpus, kind, length=length, **options)
+    for item in instances.build(corpus, kind, length=length, **options)
   ]
 
 
@@ -83,16 +83,16 @@ def google_rows(documents, index, rng, max_seq_length, short_seq_prob):
 def test_rows_are_those_of_google_s_rule(seed, length, short, count):
   documents, wanted = make_documents(seed, count=count), []
   for number, index in itertools.product(range(2), range(count)):
-    rng = random.Random(int(mix(seed, EXAMPLES, number, index)))
+    rng = random.Random(int(hash_u64(seed, EXAMPLES, number, index)))
     wanted += google_rows(documents, index, rng, length, short)
   assert build(documents, length=length, short_probability=short, passes=2, seed=seed) == wanted
 
 
-@given(st.integers(0, 2**32), st.integers(8, 40), st.sampled_from(examples.KINDS))
+@given(st.integers(0, 2**32), st.integers(8, 40), st.sampled_from(instances.KINDS))
 @settings(deadline=None, max_examples=100)
 def test_no_row_is_longer_than_its_length_and_none_is_empty(seed, length, kind):
-  pair = kind in examples.PAIR_KINDS
-  for item in examples.build(Corpus.of(make_documents(seed, tokens=60)), kind, length=length):
+  pair = kind in instances.PAIR_KINDS
+  for item in instances.build(Corpus.of(make_documents(seed, tokens=60)), kind, length=length):
     assert item.size == 1 + sum(stop - start + 1 for start, stop in item.spans) <= length
     assert all(start < stop for start, stop in item.spans)
     assert item.pair == pair and (len(item.spans) == 2 if pair else item.label == 0)
@@ -243,7 +243,9 @@ def test_short_rows_of_full_sentences_have_all_lengths():
 def sequences_of(sizes):
   """An example of each size, one behind the other in the text."""
   starts = np.cumsum([0, *sizes]).tolist()
-  return [Example(((start, start + size - 2),)) for start, size in zip(starts, sizes, strict=False)]
+  return [
+    Instance(((start, start + size - 2),)) for start, size in zip(starts, sizes, strict=False)
+  ]
 
 
 @given(st.lists(st.integers(3, 32), max_size=300), st.integers(1, 6))
@@ -267,22 +269,22 @@ def test_packing_fills_rows_and_the_more_sequences_the_better():
 
 
 def test_rows_of_an_endless_stream_are_not_kept_open_for_ever():
-  item = Example(((0, 15),))  # of 17 tokens: no two of them fit
+  item = Instance(((0, 15),))  # of 17 tokens: no two of them fit
   assert next(packing.first_fit(itertools.repeat(item), 32, 4)) == [item]
 
 
 def to_columns(rows, tokens, length, sequences, **options):
   ids = {'cls_id': 101, 'sep_id': 102, 'pad_id': 1}
-  return list(examples.to_columns(rows, tokens, length, sequences, **ids, **options))
+  return list(instances.to_columns(rows, tokens, length, sequences, **ids, **options))
 
 
 def test_rows_are_laid_out_with_special_tokens_ends_and_labels():
   tokens = np.arange(5, 20)
   rows = [
-    [Example(((0, 2), (2, 3)), 1, True)],
-    [Example(((3, 4), (4, 7)), 0, True)],
-    [Example(((0, 3),))],
-    [Example(((0, 1), (5, 7)))],
+    [Instance(((0, 2), (2, 3)), 1, True)],
+    [Instance(((3, 4), (4, 7)), 0, True)],
+    [Instance(((0, 3),))],
+    [Instance(((0, 1), (5, 7)))],
   ]
   first, second = to_columns(rows, tokens, 8, 1, size=2)
   wanted = [[101, 5, 6, 102, 7, 102, 1, 1], [101, 8, 102, 9, 10, 11, 102, 1]]
@@ -295,7 +297,7 @@ def test_rows_are_laid_out_with_special_tokens_ends_and_labels():
 
 
 def test_packed_rows_are_laid_out_one_sequence_behind_the_other():
-  rows = [[Example(((0, 2), (2, 3)), 1, True), Example(((3, 4), (4, 5)), 0, True)]]
+  rows = [[Instance(((0, 2), (2, 3)), 1, True), Instance(((3, 4), (4, 5)), 0, True)]]
   (columns,) = to_columns(rows, np.arange(5, 20), 12, 3)
   assert columns['input_ids'].tolist() == [[101, 5, 6, 102, 7, 102, 101, 8, 102, 9, 102, 1]]
   assert columns['ends'].tolist() == [[[4, 6], [9, 11], [0, 0]]]
@@ -304,9 +306,9 @@ def test_packed_rows_are_laid_out_one_sequence_behind_the_other():
 
 def test_ids_take_two_bytes_as_long_as_they_fit():
   wanted = {'input_ids': ('uint16', (64,)), 'ends': ('uint16', (1, 2))}
-  assert examples.columns('doc_sentences', 64, 2**16) == wanted
+  assert instances.columns('doc_sentences', 64, 2**16) == wanted
   labels = {'next_sentence_labels': ('uint8', (1,))}
   wide = {'input_ids': ('int32', (64,))}
-  assert examples.columns('nsp', 64, 2**16 + 1) == wanted | wide | labels
+  assert instances.columns('nsp', 64, 2**16 + 1) == wanted | wide | labels
   packed = {'ends': ('uint16', (4, 2)), 'next_sentence_labels': ('uint8', (4,))}
-  assert examples.columns('sop', 64, 2**16, 4) == wanted | packed
+  assert instances.columns('sop', 64, 2**16, 4) == wanted | packed

@@ -16,7 +16,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bertjax.data import folding, graph_tokenizer
+from bertjax.data import normalization, tokenizer_tf
 from bertjax.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 VOCABS = ['uncased', 'cased', 'multilingual-cased']
@@ -28,7 +28,7 @@ CJK = [
 
 def make_encoder(tokenizer):
   """`Tokenizer.encode` by the graph."""
-  flat = graph_tokenizer.make_flat_encoder(tokenizer)
+  flat = tokenizer_tf.make_flat_encoder(tokenizer)
 
   def encode(texts):
     ids, lengths = flat(texts)
@@ -166,7 +166,7 @@ def differing(texts, tokenizer, reference, twin) -> list:
 
 
 @pytest.mark.data
-@pytest.mark.parametrize('rules', folding.RULES)
+@pytest.mark.parametrize('rules', normalization.RULES)
 @pytest.mark.parametrize('name', VOCABS)
 def test_both_twins_equal_the_reference_on_samples(data_dir, name, rules):
   triple = load(data_dir, name, rules)
@@ -176,7 +176,7 @@ def test_both_twins_equal_the_reference_on_samples(data_dir, name, rules):
 
 @pytest.mark.slow
 @pytest.mark.data
-@pytest.mark.parametrize('rules', folding.RULES)
+@pytest.mark.parametrize('rules', normalization.RULES)
 @pytest.mark.parametrize('name', VOCABS)
 def test_both_twins_equal_the_reference_on_all_text_and_200_000_strings(data_dir, name, rules):
   triple, lines = load(data_dir, name, rules), read_lines(data_dir)
@@ -187,9 +187,9 @@ def test_both_twins_equal_the_reference_on_all_text_and_200_000_strings(data_dir
 
 def check_folds(texts, rules, lowercase):
   """The graph's words are the reference's, letter by letter."""
-  fold = graph_tokenizer._make_fold(rules, lowercase)
+  fold = tokenizer_tf._make_fold(rules, lowercase)
   words = tf.strings.split(fold(tf.constant([text.encode() for text in texts]))).to_list()
-  normalizer, splitter = folding.word_splitter(lowercase)
+  normalizer, splitter = normalization.word_splitter(lowercase)
   for text, found in zip(texts, words, strict=True):
     if rules == 'google':
       wanted = oracle_words(text, lowercase)
@@ -198,16 +198,18 @@ def check_folds(texts, rules, lowercase):
     assert b' '.join(found).decode() == ' '.join(wanted), ascii(text)
 
 
-@pytest.mark.parametrize('rules', folding.RULES)
+@pytest.mark.parametrize('rules', normalization.RULES)
 @pytest.mark.parametrize('lowercase', [True, False])
 def test_the_graph_folds_every_code_point_as_the_reference(rules, lowercase):
   letters = [chr(c) for c in range(0x110000) if not 0xD800 <= c < 0xE000]
   if rules == 'huggingface':  # a fold gets these for special tokens, not from texts
-    letters = [c for c in letters if not 0 <= ord(c) - folding.MARKERS < folding.MARKER_COUNT]
+    letters = [
+      c for c in letters if not 0 <= ord(c) - normalization.MARKERS < normalization.MARKER_COUNT
+    ]
   check_folds([f'a{c}b' for c in letters], rules, lowercase)
 
 
-@pytest.mark.parametrize('rules', folding.RULES)
+@pytest.mark.parametrize('rules', normalization.RULES)
 def test_marks_come_in_canonical_order(rules):
   marks = [*LETTERS['kept marks'], '\u0301', '\u094d', '\u0900', '\u00ad', '\0', 'x', 'Σ', '한']
   check_folds([''.join(three) for three in itertools.product(marks, repeat=3)], rules, True)
@@ -224,7 +226,7 @@ def small_twins(rules):
   return [(t, make_encoder(t), make_oracle(t)) for t in tokenizers]
 
 
-@pytest.mark.parametrize('rules', folding.RULES)
+@pytest.mark.parametrize('rules', normalization.RULES)
 @given(st.lists(st.sampled_from(PIECES + LETTERS['special']) | st.characters(), max_size=20))
 @settings(deadline=None, max_examples=150)
 def test_twins_agree_on_any_mixture_also_where_every_letter_is_a_piece(rules, parts):
@@ -249,12 +251,12 @@ def test_the_longest_word_is_counted_in_characters(rules, longest, letter):
 def test_the_graph_takes_bytes_that_are_no_utf_8_as_dropped_characters():
   tokenizer = Tokenizer([*SPECIAL_TOKENS, 'ab', 'c'])
   strings = tf.constant([b'a\xffb c', b'', b'a\xed\xa0\x80b[MASK]\xc3'])
-  assert graph_tokenizer.GraphTokenizer(tokenizer)(strings).to_list() == [[5, 6], [], [5, 4]]
+  assert tokenizer_tf.GraphTokenizer(tokenizer)(strings).to_list() == [[5, 6], [], [5, 4]]
 
 
 def test_the_graph_travels_in_a_saved_model(tmp_path):
   tokenizer = Tokenizer([*SPECIAL_TOKENS, 'a', 'uber', ','])
-  graph, module = graph_tokenizer.GraphTokenizer(tokenizer), tf.Module()
+  graph, module = tokenizer_tf.GraphTokenizer(tokenizer), tf.Module()
   module.tokenize = tf.function(
     lambda strings: graph(strings).to_tensor(), input_signature=[tf.TensorSpec([None], tf.string)]
   )

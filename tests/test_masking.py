@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bertjax.data import masking as masking_lib
 from bertjax.data.masking import UNITS, Masking, _unit_starts, mask_tokens, next_token_targets
-from bertjax.data.order import mix
+from bertjax.data.prng import hash_u64
 from bertjax.data.sentencepiece import train_sentencepiece
 from bertjax.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from bertjax.data.words import BEGINS
@@ -217,7 +217,7 @@ def test_a_span_has_one_to_three_whole_words_and_shorter_ones_are_likelier():
   batch = make_batch(1000, full=True)
   ids, segments = batch['input_ids'], batch['segment_ids']
   maskable = ~np.isin(ids, (PAD, CLS, SEP))
-  key = mix(7, np.arange(1000))[:, None]
+  key = hash_u64(7, np.arange(1000))[:, None]
   begins = _unit_starts(ids, segments, maskable, STARTS, Masking(unit='span'), key)
   sizes = []
   for row in range(1000):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bertjax import pretrain
-from bertjax.data import batches, examples, packing, sentences
+from bertjax.data import instances, loader, packing, sentences
 from bertjax.data.masking import Masking, mask_tokens
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.model.config import EncoderConfig
@@ -22,13 +22,15 @@ KEYS = ('input_ids', 'token_type_ids', 'segment_ids', 'position_ids')
 def packed(documents, vocab):
   """A masked batch of real sentence pairs, up to four a row."""
   tokenizer = Tokenizer.from_file(vocab)
-  corpus = examples.Corpus.of([tokenizer.encode(sentences.split_prose(text)) for text in documents])
-  items = list(examples.build(corpus, 'nsp', length=32, short_probability=0.8))
+  corpus = instances.Corpus.of(
+    [tokenizer.encode(sentences.split_prose(text)) for text in documents]
+  )
+  items = list(instances.build(corpus, 'nsp', length=32, short_probability=0.8))
   rows = list(packing.first_fit(items, LENGTH, 4))[:40]
   ids = {f'{name}_id': tokenizer.special[name] for name in ('cls', 'sep', 'pad')}
-  (columns,) = examples.to_columns(rows, corpus.tokens, LENGTH, 4, **ids)
+  (columns,) = instances.to_columns(rows, corpus.tokens, LENGTH, 4, **ids)
   batch = mask_tokens(
-    batches.expand(columns), np.ones(40), np.arange(40), 0, Masking(max_predictions=30),
+    loader.expand(columns), np.ones(40), np.arange(40), 0, Masking(max_predictions=30),
     vocab_size=600, mask_id=tokenizer.mask_id, never=tuple(ids.values()),
   )  # fmt: skip
   assert {1, 2, 3, 4} <= set(batch['segment_ids'].ravel())

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 from bertjax import prepare, pretrain
 from bertjax.data import corpus as corpus_lib
-from bertjax.data import encode, shards, sources, store, vocabulary
+from bertjax.data import dataset, encode, preprocess, vocabulary
+from bertjax.data import text as text_lib
 from bertjax.data.spill import Spill
 from bertjax.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from tests import articles
@@ -81,8 +82,8 @@ def test_the_manifest_counts_what_was_read_and_written(make, corpus_file, tokeni
   counts = manifest['counts']
   assert counts['files'] == 1 and counts['documents'] == 40
   assert counts['train_documents'] + counts['heldout_documents'] == 40
-  for split in store.SPLITS:
-    assert len(store.Rows(folder, split)) == counts[f'{split}_rows'] > 10
+  for split in dataset.SPLITS:
+    assert len(dataset.Dataset(folder, split)) == counts[f'{split}_rows'] > 10
   lines = corpus_file.read_text(encoding='utf-8').split('\n')
   tokens = counts['train_tokens'] + counts['heldout_tokens']
   assert tokens == sum(map(len, tokenizer.encode(lines)))
@@ -118,7 +119,7 @@ def test_rows_of_any_language_have_random_labels_by_the_rule(make, tmp_path, lan
   counts = manifest['counts']
   assert report['random_labels'] == counts['train_label_1'] / counts['train_pairs']
   assert counts['train_pairs'] == counts['train_rows'] == report['rows']
-  shards.log_report(report, 128)
+  preprocess.log_report(report, 128)
   assert not [record for record in caplog.records if record.levelname == 'WARNING']
   assert caplog.text.count('Thai and Lao mark no ends of sentences') == (language == 'Thai')
 
@@ -130,7 +131,7 @@ def test_labels_tokens_and_unknown_words_far_from_the_rule_are_warned_about(make
   tokenizer = Tokenizer([piece for piece in tokenizer.vocab if 'k' not in piece])
   _, manifest = make(source=tmp_path / 'texts', tokenizer=tokenizer, format='prose')
   assert manifest['report']['random_labels'] == 1 and manifest['report']['tokens_used'] < 0.2
-  shards.log_report(manifest['report'], 32)
+  preprocess.log_report(manifest['report'], 32)
   for message in ('100% of the next-sentence labels are random; the rule gives a little over 50%',
                   'of the tokens are in the rows: sentences longer than a row (data.length=32)',
                   '% of the tokens are [UNK]: the vocabulary'):  # fmt: skip
@@ -147,8 +148,8 @@ def test_the_vocabulary_report_foresees_the_share_of_random_labels(make, tokeniz
 def test_full_sentences_hold_the_whole_text_between_special_tokens(make, kind, texts, tokenizer):
   folder, _ = make(kind=kind, shards=3)
   found = []
-  for split in store.SPLITS:
-    rows = store.Rows(folder, split)
+  for split in dataset.SPLITS:
+    rows = dataset.Dataset(folder, split)
     columns = rows[np.arange(len(rows))]
     assert set(columns) == {'input_ids', 'ends'}
     for ids, ((first_end, end),) in zip(columns['input_ids'], columns['ends'], strict=True):
@@ -165,7 +166,9 @@ def test_two_preparations_are_the_same_bytes(make):
   one, two = contents(make('one')[0]), contents(make('two')[0])
   assert one == two
   kept = [
-    f'{s}/00000.{c}.bin' for s in store.SPLITS for c in json.loads(one['manifest.json'])['columns']
+    f'{s}/00000.{c}.bin'
+    for s in dataset.SPLITS
+    for c in json.loads(one['manifest.json'])['columns']
   ]
   files = {'manifest.json', 'vocab.txt', 'tokenizer.json', 'tokenizer_config.json', *kept}
   assert set(one) == files  # and no trace of the work
@@ -174,7 +177,7 @@ def test_two_preparations_are_the_same_bytes(make):
 @pytest.fixture
 def small_batches(monkeypatch):
   """Some twenty batches of text, so that there is work to divide."""
-  monkeypatch.setattr(shards, '_BATCH_CHARS', 5000)
+  monkeypatch.setattr(preprocess, '_BATCH_CHARS', 5000)
 
 
 def test_rows_are_the_same_for_any_number_of_workers(make, small_batches, tmp_path, monkeypatch):
@@ -196,7 +199,7 @@ def test_parts_of_two_machines_make_the_bytes_of_one(make, order, tmp_path):
     assert make(shards=3, part=(order[0], 2))[1] is None
     assert not (tmp_path / 'rows').exists()
   folder, manifest = make(shards=3, part=(order[1], 2))
-  assert manifest == store.read_manifest(whole) and contents(folder) == contents(whole)
+  assert manifest == dataset.read_manifest(whole) and contents(folder) == contents(whole)
 
 
 def test_the_last_part_clears_up_behind_one_that_has_not_yet(make, monkeypatch):
@@ -218,13 +221,13 @@ KILLED = """if True:
   import json, os, signal, sys
   sys.modules['tensorflow_text'] = None  # starts sooner; the rows are the same
   from bertjax import prepare
-  from bertjax.data import shards
+  from bertjax.data import preprocess
   from bertjax.data.spill import Spill
-  from bertjax.data.store import Writer
+  from bertjax.data.dataset import Writer
   from bertjax.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 
   what, source, vocab, folder, settings = sys.argv[1:]
-  shards._BATCH_CHARS, shards._COMMIT_SECONDS = 5000, 0
+  preprocess._BATCH_CHARS, preprocess._COMMIT_SECONDS = 5000, 0
   commit, add_shard, calls = Spill.commit, Writer.add_shard, []
 
   def kill():
@@ -270,9 +273,9 @@ def test_a_killed_preparation_goes_on_to_the_bytes_of_an_undisturbed_one(
     monkeypatch.setattr(module, name, lambda *args: calls.append(args[-1]) or function(*args))
     return calls
 
-  encoded, built = record(encode, 'encode'), record(shards, '_build_shard')
+  encoded, built = record(encode, 'encode'), record(preprocess, '_build_shard')
   if what == 'building':
-    monkeypatch.setattr(sources, 'read_documents', None)  # it is not called
+    monkeypatch.setattr(text_lib, 'read_documents', None)  # it is not called
   folder, _ = make(shards=3)
   assert contents(folder) == contents(whole)
   assert sum(map(len, encoded)) == 40 - tokenised  # nothing is done twice
@@ -289,7 +292,7 @@ def test_work_begun_with_another_plan_is_refused_by_name_and_kept(
     raise KeyboardInterrupt
 
   with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-    patch.setattr(shards, '_build_shard', interrupt)
+    patch.setattr(preprocess, '_build_shard', interrupt)
     make()
   begun = contents(tmp_path / 'rows.incomplete')
   assert any(name.endswith('.tokens') for name in begun)
@@ -316,18 +319,20 @@ def test_a_folder_prepared_otherwise_is_refused_and_kept(make, tmp_path):
 
 
 def test_two_runs_that_want_the_same_rows_prepare_them_once(config, monkeypatch, tmp_path):
-  waiting, made, write_shards = threading.Event(), [], shards._write_shards
-  monkeypatch.setattr(store._log, 'info', lambda *_: waiting.set())  # another process is preparing
+  waiting, made, write_shards = threading.Event(), [], preprocess._write_shards
+  monkeypatch.setattr(
+    dataset._log, 'info', lambda *_: waiting.set()
+  )  # another process is preparing
 
   def write_when_the_other_waits(*args):
     made.append(args)
     assert waiting.wait(60)
     return write_shards(*args)
 
-  monkeypatch.setattr(shards, '_write_shards', write_when_the_other_waits)
+  monkeypatch.setattr(preprocess, '_write_shards', write_when_the_other_waits)
   with concurrent.futures.ThreadPoolExecutor(2) as pool:
     one, two = pool.map(cached, [config, config])
-  assert one == two and len(made) == 1 and len(store.Rows(one, 'train')) > 0
+  assert one == two and len(made) == 1 and len(dataset.Dataset(one, 'train')) > 0
   assert [path.name for path in (tmp_path / 'cache').iterdir()] == [one.name]
 
 
@@ -378,7 +383,7 @@ def test_rows_are_the_same_without_tensorflow_text(make, monkeypatch):
   assert importlib.util.find_spec('tensorflow_text')
   tensorflow, _ = make('with')
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
-  monkeypatch.setattr('bertjax.data.graph_tokenizer.make_flat_encoder', None)  # it is not called
+  monkeypatch.setattr('bertjax.data.tokenizer_tf.make_flat_encoder', None)  # it is not called
   without, _ = make('without')
   assert contents(tensorflow) == contents(without)
 
@@ -388,7 +393,7 @@ def test_entries_too_long_for_tensorflow_are_used(make, tokenizer, texts, tmp_pa
   (tmp_path / 'thai.txt').write_text('\n\n'.join(f'{text}\n{word}' for text in texts))
   tokenizer = Tokenizer([*tokenizer.vocab, word])
   folder, _ = make(source=tmp_path / 'thai.txt', tokenizer=tokenizer)
-  rows = store.Rows(folder, 'train')
+  rows = dataset.Dataset(folder, 'train')
   assert (rows[np.arange(len(rows))]['input_ids'] == tokenizer.vocab_size - 1).any()
 
 
@@ -397,7 +402,7 @@ def test_exact_duplicates_are_on_the_same_side(make, tmp_path, texts):
   path = tmp_path / 'thrice.jsonl'
   path.write_text('\n'.join(json.dumps({'text': text}) for text in texts * 3))
   thrice = make('thrice', path, format='jsonl')[1]['counts']
-  for split in store.SPLITS:
+  for split in dataset.SPLITS:
     assert thrice[f'{split}_documents'] == 3 * once[f'{split}_documents'] > 0
 
 
@@ -442,7 +447,7 @@ def test_a_vocabulary_of_the_other_case_is_warned_about(entries, lowercase, mess
 def test_the_cache_is_found_again_without_preparing(config, monkeypatch):
   folder = cached(config)
   monkeypatch.setattr(prepare, 'prepare', None)
-  assert cached(config) == folder and len(store.Rows(folder, 'train')) > 0
+  assert cached(config) == folder and len(dataset.Dataset(folder, 'train')) > 0
 
 
 def test_the_cache_is_another_for_other_text_settings_vocabulary_or_seed(config, tmp_path, vocab):
@@ -459,7 +464,7 @@ def test_the_cache_is_another_for_other_text_settings_vocabulary_or_seed(config,
   ):
     config.update_from_flattened_dict({field: value})
     folders.append(cached(config))
-  hashes = {store.manifest_hash(store.read_manifest(folder)) for folder in folders}
+  hashes = {dataset.manifest_hash(dataset.read_manifest(folder)) for folder in folders}
   assert len(set(folders)) == len(hashes) == 6
 
 

@@ -20,7 +20,7 @@ import pytest
 
 from bertjax import finetune, predict, prepare, pretrain
 from bertjax.__main__ import _flat, load_recipe, main, parse
-from bertjax.data import store
+from bertjax.data import dataset
 from bertjax.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from bertjax.inference.predictor import Predictor
 from bertjax.interop import loading
@@ -344,7 +344,7 @@ def test_evaluate_scores_a_whole_text_with_the_unigram_of_another(
 def test_the_unigram_figure_is_the_cross_entropy_of_the_same_tokens(tiny_rows):
   from bertjax import evaluate
 
-  train = store.Rows(tiny_rows, 'train')
+  train = dataset.Dataset(tiny_rows, 'train')
   ids = train[np.arange(len(train))]['input_ids']
   counts = np.bincount(ids.ravel(), minlength=600).astype(float)
   assert counts.tolist() == evaluate.count_rows(train, 600).tolist()

@@ -9,7 +9,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import NamedSharding, PartitionSpec
 
 from bertjax import pretrain
-from bertjax.data.batches import Batches
+from bertjax.data.loader import Batches
 from bertjax.training import distributed, loop
 from bertjax.training import mesh as mesh_lib
 from bertjax.training.checkpoint import Checkpoints

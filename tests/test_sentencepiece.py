@@ -144,11 +144,11 @@ def test_case_and_accents_fold_as_albert_s(documents):
 
 
 def test_the_graph_twin_gives_the_same_ids(tokenizer, documents):
-  from bertjax.data import graph_tokenizer
+  from bertjax.data import tokenizer_tf
 
   texts = make_texts(documents)
   assert len(texts) > 2500
-  ids, lengths = graph_tokenizer.make_flat_encoder(tokenizer)(texts)
+  ids, lengths = tokenizer_tf.make_flat_encoder(tokenizer)(texts)
   twins = [part.tolist() for part in np.split(ids, np.cumsum(lengths)[:-1])]
   score = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model).get_score
   for i, (own, twin) in enumerate(zip(tokenizer.encode(texts), twins, strict=True)):

@@ -20,7 +20,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bertjax.data import sentences, sources
+from bertjax.data import sentences
+from bertjax.data import text as text_lib
 
 
 def zstd(text):
@@ -31,7 +32,7 @@ WIKI = ' \n = Dogs = \n They bark . \n = = Food = = \n Bones . \n = Cats = \n Th
 
 
 def read(source, format='prose', **options):
-  return list(sources.read_documents(str(source), format, **options))
+  return list(text_lib.read_documents(str(source), format, **options))
 
 
 def write(path, content):
@@ -155,7 +156,7 @@ def test_text_of_another_encoding_is_recognised_and_read(tmp_path, encoding):
     ValueError, match=f'a.txt is not UTF-8 text; it looks like {encoding}: {advice}'
   ):
     read(path)
-  report = sources.Report()
+  report = text_lib.Report()
   assert read(path, encoding=encoding, report=report) == [WORDS[encoding]]
   assert report.invalid_utf8 == 0
   path = write(tmp_path / 'a.jsonl', json.dumps({'text': 'é字'}).encode(encoding))
@@ -169,7 +170,7 @@ def test_skipped_text_of_another_encoding_and_latin_1_get_a_hint(tmp_path, caplo
     ('a.txt', '1 binary files were skipped, .*/a.txt among them: .*=gb18030'),
     ('b.txt', '4 invalid byte sequences .*; the text looks like cp1252: .*=cp1252'),
   ):
-    report = sources.Report()
+    report = text_lib.Report()
     read(tmp_path / name, binary='skip', report=report)
     caplog.clear()
     report.warn()
@@ -177,7 +178,7 @@ def test_skipped_text_of_another_encoding_and_latin_1_get_a_hint(tmp_path, caplo
 
 
 def test_invalid_bytes_of_a_named_encoding_are_counted(tmp_path):
-  path, report = write(tmp_path / 'a.txt', '好的'.encode('gb18030') + b'\xff!'), sources.Report()
+  path, report = write(tmp_path / 'a.txt', '好的'.encode('gb18030') + b'\xff!'), text_lib.Report()
   assert read(path, encoding='gb18030', report=report) == ['好的\ufffd!']
   assert report.invalid_utf8 == 1
 
@@ -216,11 +217,14 @@ def test_parquet_folders_are_read_by_column(tmp_path):
   ],
 )
 def test_a_row_without_a_text_is_named_or_skipped_and_counted(tmp_path, row, what, caplog):
-  path, report = write(tmp_path / 'a', f'{{"text": "x"}}\n{row}\n{{"text": "y"}}'), sources.Report()
+  path, report = (
+    write(tmp_path / 'a', f'{{"text": "x"}}\n{row}\n{{"text": "y"}}'),
+    text_lib.Report(),
+  )
   with pytest.raises(ValueError, match=f'a:2: .*{what}'):
     read(path, 'jsonl')
   assert read(path, 'jsonl', on_bad_row='skip', report=report) == ['x', 'y']
-  assert report == sources.Report(files=1, documents=2, bad_rows=1)
+  assert report == text_lib.Report(files=1, documents=2, bad_rows=1)
   report.warn()
   assert '1 rows without a text were skipped' in caplog.text
 
@@ -245,7 +249,7 @@ def test_nulls_and_lists_in_parquet_are_bad_rows_too(tmp_path):
 def test_letters_that_an_uncased_tokenizer_mutilates_are_warned_about(
   tmp_path, text, letters, caplog
 ):
-  report = sources.Report()
+  report = text_lib.Report()
   read(write(tmp_path / 'a', text), report=report)
   assert report.stripped.startswith(letters) and bool(report.stripped) == bool(letters)
   report.warn()
@@ -255,7 +259,7 @@ def test_letters_that_an_uncased_tokenizer_mutilates_are_warned_about(
 
 
 def test_a_million_empty_documents_do_no_harm(tmp_path):
-  path, report = write(tmp_path / 'a', '{"text": ""}\n' * 1_000_000), sources.Report()
+  path, report = write(tmp_path / 'a', '{"text": ""}\n' * 1_000_000), text_lib.Report()
   assert read(path, 'jsonl', report=report) == [] and report.documents == 0
 
 
@@ -273,11 +277,11 @@ def test_a_large_file_is_read_in_constant_memory(tmp_path, document, format, nam
   path = write(tmp_path / name, gzip.compress(data, 1, mtime=0) if name.endswith('.gz') else data)
   script = """if True:
     import resource, sys
-    from bertjax.data import sources
+    from bertjax.data import text as text_lib
     def peak():
       return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # MB
     before = peak()
-    count = sum(1 for _ in sources.read_documents(sys.argv[1], sys.argv[2]))
+    count = sum(1 for _ in text_lib.read_documents(sys.argv[1], sys.argv[2]))
     print(count, peak() - before)"""
   command = [sys.executable, '-c', script, str(path), format]
   count, grown = subprocess.check_output(command, text=True).split()
@@ -335,13 +339,13 @@ def test_a_bad_file_is_named_with_its_line(tmp_path, content, name, message):
 def test_what_was_skipped_or_replaced_is_counted(tmp_path):
   write(tmp_path / 'a.png', b'\x89PNG\r\n\0\0'), write(tmp_path / 'b.txt', ' ')
   write(tmp_path / 'c.txt', b'caf\xe9, na\xefve, not \xef\xbf\xbd')  # the last is U+FFFD itself
-  report = sources.Report()
+  report = text_lib.Report()
   assert read(tmp_path, binary='skip', report=report) == ['caf\ufffd, na\ufffdve, not \ufffd']
-  assert report == sources.Report(files=2, documents=1, invalid_utf8=2, binary_skipped=1)
+  assert report == text_lib.Report(files=2, documents=1, invalid_utf8=2, binary_skipped=1)
 
 
 def test_half_a_surrogate_pair_in_json_is_replaced_and_counted(tmp_path):
-  path, report = write(tmp_path / 'a', r'{"text": "a\ud800 \ud83d\ude00"}'), sources.Report()
+  path, report = write(tmp_path / 'a', r'{"text": "a\ud800 \ud83d\ude00"}'), text_lib.Report()
   assert read(path, 'jsonl', report=report) == ['a\ufffd \U0001f600']
   assert report.invalid_utf8 == 1
 
@@ -399,7 +403,7 @@ def test_tfds_finds_a_data_set_and_its_parts_by_name(tfds_source):
 
 
 def test_tfds_gives_a_named_split_and_counts_invalid_utf8(tfds_source):
-  report = sources.Report()
+  report = text_lib.Report()
   assert sorted(read(f'{tfds_source}:test', report=report)) == ['Zürich.', 'bad \ufffd byte']
   assert (report.documents, report.invalid_utf8) == (2, 1)
 
@@ -443,7 +447,7 @@ def test_prose_is_split_at_the_ends_of_sentences(marked):
 def test_wikitext_sentences_end_at_marks_that_stand_alone():
   text = ' = Dogs = \n The U.S. dog , at 4 @.@ 5 kg , barked . It ran ! \n Why ? \n'
   expected = ['= Dogs =', 'The U.S. dog , at 4 @.@ 5 kg , barked .', 'It ran !', 'Why ?']
-  assert sources.split_document(text, 'wikitext') == expected
+  assert text_lib.split_document(text, 'wikitext') == expected
 
 
 LANGUAGES = {  # '|' marks where one sentence ends
@@ -495,7 +499,7 @@ PIECES = ['a', 'Mr', 'X', '.', '!', '?', '…', '"', ')', ' ', '\n', '\n\n', '\t
 )
 @settings(deadline=None, max_examples=150)
 def test_splitting_loses_nothing_but_white_space(text, format):
-  found = sources.split_document(text, format)
+  found = text_lib.split_document(text, format)
   assert ''.join(''.join(found).split()) == ''.join(text.split())
   assert all(sentence.strip() for sentence in found)
 
@@ -508,7 +512,7 @@ def test_splitting_takes_linear_time_on_a_long_run_of_dots():
 
 @pytest.fixture(scope='module')
 def embedded():
-  return list(sources.embedded_documents())
+  return list(text_lib.embedded_documents())
 
 
 def test_the_embedded_corpus_is_large_enough_to_learn_from(embedded):
@@ -519,8 +523,8 @@ def test_the_embedded_corpus_is_large_enough_to_learn_from(embedded):
 def test_the_embedded_corpus_is_the_same_in_any_process_and_imports_nothing_it_parses(embedded):
   script = """if True:
     import hashlib, sys
-    from bertjax.data import sources
-    text = '|'.join(sources.embedded_documents())
+    from bertjax.data import text as text_lib
+    text = '|'.join(text_lib.embedded_documents())
     parsed = ('antigravity', 'this', 'turtle', 'idlelib', 'pydoc_data.topics')
     print(hashlib.sha256(text.encode()).hexdigest(), [m for m in parsed if m in sys.modules])"""
   environment = os.environ | {'PYTHONHASHSEED': '7'}

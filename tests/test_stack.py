@@ -38,22 +38,22 @@ WITHOUT = """
 import sys
 for name in ('tensorflow', 'tensorflow_text', 'tensorflow_datasets'):
   sys.modules[name] = None
-from bertjax.data import batches
-assert batches.choose_loader('auto') == 'threads'
+from bertjax.data import loader
+assert loader.choose_loader('auto') == 'threads'
 """
 
 
 @pytest.mark.parametrize(
   ('code', 'words'),
   [
-    ('batches.choose_loader("tfdata")', "needs tensorflow; 'threads' makes the same batches"),
-    ('import bertjax.data.graph_tokenizer', 'are for Python 3.11 to 3.13'),
+    ('loader.choose_loader("tfdata")', "needs tensorflow; 'threads' makes the same batches"),
+    ('import bertjax.data.tokenizer_tf', 'are for Python 3.11 to 3.13'),
     (
       'from bertjax import export; export.save_savedmodel(None, None, "", 0)',
       '--format=stablehlo to export',
     ),
     (
-      'from bertjax.data import sources; next(sources.read_documents("tfds:c4/en"))',
+      'from bertjax.data import text; next(text.read_documents("tfds:c4/en"))',
       'tfds:c4/en: TensorFlow cannot be imported (.*), or write the data as .jsonl or .parquet',
     ),
     (
@@ -82,7 +82,7 @@ def test_what_needs_tensorflow_says_so(code, words):
 
 
 def test_everything_is_imported_without_tensorflow():
-  needs = ('graph_tokenizer', 'pipeline', '__main__')
+  needs = ('tokenizer_tf', 'pipeline', '__main__')
   modules = [
     '.'.join(p.relative_to(ROOT).with_suffix('').parts)
     for p in ROOT.glob('bertjax/**/*.py') if p.stem not in needs

@@ -13,7 +13,7 @@ from etils.epath import backend, gpath
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bertjax.data import store
+from bertjax.data import dataset
 
 COLUMNS = {'input_ids': ('uint16', (5,)), 'label': ('uint8', ())}
 NUMBERS = {
@@ -35,7 +35,7 @@ def add(writer, number, start, stop):
 
 def write(folder, cuts=((0, 7), (7, 7), (7, 20)), **facts):
   """Writes a shard for each cut."""
-  writer = store.Writer(folder, PLAN, COLUMNS)
+  writer = dataset.Writer(folder, PLAN, COLUMNS)
   for number, (start, stop) in enumerate(cuts):
     assert add(writer, number, start, stop)['rows'] == stop - start
   assert writer.finish({'train': len(cuts), 'heldout': 0}, **{'tokenizer': 'abc'} | facts)
@@ -55,7 +55,7 @@ def folder(tmp_path):
 @given(st.lists(st.integers(0, 19)))
 @settings(deadline=None, max_examples=50)
 def test_rows_come_back_from_one_shard_or_several_in_any_order(whole, indices):
-  rows = store.Rows(whole, 'train')
+  rows = dataset.Dataset(whole, 'train')
   found = rows[np.array(indices, np.int64)]
   assert len(rows) == 20 and set(found) == set(NUMBERS)
   for name, array in NUMBERS.items():
@@ -64,13 +64,13 @@ def test_rows_come_back_from_one_shard_or_several_in_any_order(whole, indices):
 
 
 def test_a_split_without_shards_has_no_rows(folder):
-  rows = store.Rows(folder, 'heldout')
+  rows = dataset.Dataset(folder, 'heldout')
   assert len(rows) == 0 and rows[np.array([], np.int64)]['input_ids'].shape == (0, 5)
 
 
 def test_the_manifest_keeps_the_facts_and_nothing_temporary_stays(tmp_path):
   folder = write(tmp_path / 'rows', source='here', counts={'files': 1})
-  manifest = store.read_manifest(folder)
+  manifest = dataset.read_manifest(folder)
   assert manifest['source'] == 'here'
   assert manifest['counts'] == {
     'files': 1, 'train_documents': 0, 'train_tokens': 15, 'train_rows': 20,
@@ -85,51 +85,55 @@ def test_one_flipped_bit_is_found_and_its_file_named(folder):
   data = bytearray((folder / FILE).read_bytes())
   data[33] ^= 4
   (folder / FILE).write_bytes(data)
-  with pytest.raises(store.StoreError, match=f'{folder / FILE} is damaged: its checksum'):
-    store.Rows(folder, 'train')
-  assert len(store.Rows(folder, 'train', verify=False)) == 20
+  with pytest.raises(dataset.DatasetError, match=f'{folder / FILE} is damaged: its checksum'):
+    dataset.Dataset(folder, 'train')
+  assert len(dataset.Dataset(folder, 'train', verify=False)) == 20
 
 
 @pytest.mark.parametrize('size', [0, 129, 131])
 def test_a_file_of_another_size_is_named_with_both_sizes(folder, size):
   (folder / FILE).write_bytes((folder / FILE).read_bytes().ljust(size, b'\0')[:size])
-  with pytest.raises(store.StoreError, match=f'{folder / FILE} is damaged: {size} bytes .* 130'):
-    store.Rows(folder, 'train', verify=False)
+  with pytest.raises(
+    dataset.DatasetError, match=f'{folder / FILE} is damaged: {size} bytes .* 130'
+  ):
+    dataset.Dataset(folder, 'train', verify=False)
 
 
 def test_a_missing_file_is_named(folder):
   (folder / FILE).unlink()
-  with pytest.raises(store.StoreError, match=f'{folder / FILE} is missing'):
-    store.Rows(folder, 'train')
+  with pytest.raises(dataset.DatasetError, match=f'{folder / FILE} is missing'):
+    dataset.Dataset(folder, 'train')
 
 
 def test_a_folder_without_manifest_is_no_prepared_folder(tmp_path):
   for name in ('.', 'none'):
-    with pytest.raises(store.StoreError, match=r'is not a prepared folder: it has no manifest'):
-      store.Rows(tmp_path / name, 'train')
+    with pytest.raises(dataset.DatasetError, match=r'is not a prepared folder: it has no manifest'):
+      dataset.Dataset(tmp_path / name, 'train')
 
 
 def test_a_damaged_manifest_or_another_version_is_refused(folder):
   path = folder / 'manifest.json'
   manifest = json.loads(path.read_text())
-  path.write_text(json.dumps(manifest | {'version': store.VERSION + 1}))
-  with pytest.raises(store.StoreError, match=r'has version 3, this program reads 2; prepare again'):
-    store.read_manifest(folder)
+  path.write_text(json.dumps(manifest | {'version': dataset.VERSION + 1}))
+  with pytest.raises(
+    dataset.DatasetError, match=r'has version 3, this program reads 2; prepare again'
+  ):
+    dataset.read_manifest(folder)
   path.write_text(json.dumps(manifest)[:-20])
-  with pytest.raises(store.StoreError, match=f'{path} is damaged'):
-    store.read_manifest(folder)
+  with pytest.raises(dataset.DatasetError, match=f'{path} is damaged'):
+    dataset.read_manifest(folder)
 
 
 def test_a_killed_writer_leaves_no_folder_under_the_final_name_and_the_next_goes_on(tmp_path):
   script = """if True:
     import json, os, signal, sys
     import numpy as np
-    from bertjax.data import store
+    from bertjax.data import dataset
     def batches():
       yield row
       os.kill(os.getpid(), signal.SIGKILL)
     row = {'input_ids': np.zeros((1, 5)), 'label': np.zeros(1)}
-    writer = store.Writer(sys.argv[1], *json.loads(sys.argv[2]))
+    writer = dataset.Writer(sys.argv[1], *json.loads(sys.argv[2]))
     writer.add_shard('train', 0, [row] * 9)
     writer.add_shard('train', 1, batches())"""
   folder = tmp_path / 'rows'
@@ -137,13 +141,13 @@ def test_a_killed_writer_leaves_no_folder_under_the_final_name_and_the_next_goes
   killed = subprocess.run([sys.executable, '-c', script, *arguments], check=False)
   assert killed.returncode == -signal.SIGKILL
   assert [path.name for path in tmp_path.iterdir()] == ['rows.incomplete']
-  writer = store.Writer(folder, PLAN, COLUMNS)
+  writer = dataset.Writer(folder, PLAN, COLUMNS)
   assert writer.shard('train', 0)['rows'] == 9 and writer.shard('train', 1) is None
   assert not writer.finish({'train': 2, 'heldout': 0}) and not folder.exists()
   add(writer, 1, 0, 20)
   assert writer.finish({'train': 2, 'heldout': 0})
   assert [path.name for path in tmp_path.iterdir()] == ['rows']
-  rows = store.Rows(folder, 'train')[np.arange(29)]
+  rows = dataset.Dataset(folder, 'train')[np.arange(29)]
   assert not rows['input_ids'][:9].any()
   np.testing.assert_array_equal(rows['input_ids'][9:], NUMBERS['input_ids'])
 
@@ -153,7 +157,7 @@ def test_a_shard_whose_rows_broke_off_is_not_there(tmp_path):
     yield cut(0, 7)
     raise RuntimeError('no more text')
 
-  writer = store.Writer(tmp_path / 'rows', PLAN, COLUMNS)
+  writer = dataset.Writer(tmp_path / 'rows', PLAN, COLUMNS)
   with pytest.raises(RuntimeError):
     writer.add_shard('train', 0, batches())
   assert writer.shard('train', 0) is None and not writer.finish({'train': 1, 'heldout': 0})
@@ -167,39 +171,43 @@ def test_a_shard_whose_rows_broke_off_is_not_there(tmp_path):
   ],
 )
 def test_shards_of_two_preparations_do_not_come_into_one_folder(tmp_path, changes, named):
-  add(store.Writer(tmp_path / 'rows', PLAN, COLUMNS), 0, 0, 20)
-  with pytest.raises(store.StoreError, match=f'rows.incomplete was begun with other {named}; '):
-    store.Writer(tmp_path / 'rows', PLAN | changes, COLUMNS)
-  assert store.Writer(tmp_path / 'rows', PLAN, COLUMNS).shard('train', 0)['rows'] == 20
+  add(dataset.Writer(tmp_path / 'rows', PLAN, COLUMNS), 0, 0, 20)
+  with pytest.raises(dataset.DatasetError, match=f'rows.incomplete was begun with other {named}; '):
+    dataset.Writer(tmp_path / 'rows', PLAN | changes, COLUMNS)
+  assert dataset.Writer(tmp_path / 'rows', PLAN, COLUMNS).shard('train', 0)['rows'] == 20
 
 
 def test_a_shard_of_another_preparation_is_found_by_its_checksum(folder, tmp_path):
   other = write(tmp_path / 'other', ((0, 7), (7, 7), (6, 19)))
   (folder / FILE).write_bytes((other / FILE).read_bytes())
-  with pytest.raises(store.StoreError, match=f'{folder / FILE} is damaged: its checksum'):
-    store.Rows(folder, 'train')
+  with pytest.raises(dataset.DatasetError, match=f'{folder / FILE} is damaged: its checksum'):
+    dataset.Dataset(folder, 'train')
 
 
 def test_a_folder_that_holds_something_is_refused_and_kept(folder):
-  with pytest.raises(store.StoreError, match=f'{folder} exists and is not empty'):
-    store.Writer(folder, PLAN, COLUMNS)
-  assert len(store.Rows(folder, 'train')) == 20
+  with pytest.raises(dataset.DatasetError, match=f'{folder} exists and is not empty'):
+    dataset.Writer(folder, PLAN, COLUMNS)
+  assert len(dataset.Dataset(folder, 'train')) == 20
 
 
 def test_an_empty_folder_is_filled(tmp_path):
   (tmp_path / 'rows').mkdir()
-  assert len(store.Rows(write(tmp_path / 'rows'), 'train')) == 20
+  assert len(dataset.Dataset(write(tmp_path / 'rows'), 'train')) == 20
 
 
 def test_a_remote_folder_is_refused():
-  with pytest.raises(store.StoreError, match='memory-mapped from a local disk, got gs://bucket'):
-    store.Writer('gs://bucket/rows', PLAN, COLUMNS)
+  with pytest.raises(
+    dataset.DatasetError, match='memory-mapped from a local disk, got gs://bucket'
+  ):
+    dataset.Writer('gs://bucket/rows', PLAN, COLUMNS)
 
 
 def test_the_hash_is_of_the_rows_and_not_of_the_folder(folder, tmp_path):
   same, words = write(tmp_path / '1', source='elsewhere'), write(tmp_path / '2', tokenizer='abd')
   rows = write(tmp_path / '3', ((0, 7), (7, 7), (6, 19)))  # as many, others
-  one, *others = (store.manifest_hash(store.read_manifest(f)) for f in (folder, same, words, rows))
+  one, *others = (
+    dataset.manifest_hash(dataset.read_manifest(f)) for f in (folder, same, words, rows)
+  )
   assert [other == one for other in others] == [True, False, False]
 
 
@@ -236,33 +244,33 @@ def bucket(tmp_path, monkeypatch):
 
 def test_rows_travel_to_remote_storage_and_back(folder, bucket, tmp_path, caplog):
   caplog.set_level('INFO', logger='bertjax')
-  store.copy(folder, 'gs://bucket/rows')
+  dataset.copy(folder, 'gs://bucket/rows')
   assert (bucket / 'rows' / FILE).read_bytes() == (folder / FILE).read_bytes()
-  copies = [store.local('gs://bucket/rows', tmp_path / 'cache') for _ in range(2)]
+  copies = [dataset.local('gs://bucket/rows', tmp_path / 'cache') for _ in range(2)]
   assert (
     copies[0] == copies[1] and caplog.text.count('copying 0.00 GB') == 2
   )  # there, and back once
-  rows = store.Rows(copies[0], 'train')
+  rows = dataset.Dataset(copies[0], 'train')
   np.testing.assert_array_equal(rows[np.arange(20)]['label'], NUMBERS['label'])
-  assert store.local(folder, tmp_path / 'cache') == folder
+  assert dataset.local(folder, tmp_path / 'cache') == folder
 
 
 def test_a_copy_that_arrives_damaged_is_named_and_not_used(folder, bucket, tmp_path):
-  store.copy(folder, 'gs://bucket/rows')
+  dataset.copy(folder, 'gs://bucket/rows')
   (bucket / 'rows' / FILE).write_bytes(b'\0' * 130)
   for _ in range(2):
-    with pytest.raises(store.StoreError, match=r'is damaged: its checksum'):
-      store.local('gs://bucket/rows', tmp_path / 'cache')
+    with pytest.raises(dataset.DatasetError, match=r'is damaged: its checksum'):
+      dataset.local('gs://bucket/rows', tmp_path / 'cache')
 
 
 def test_a_copy_larger_than_the_disk_is_refused(folder, bucket, tmp_path, monkeypatch):
-  store.copy(folder, 'gs://bucket/rows')
+  dataset.copy(folder, 'gs://bucket/rows')
   usage = type('Usage', (), {'free': 100})
-  monkeypatch.setattr(store.shutil, 'disk_usage', lambda _: usage)
-  with pytest.raises(store.StoreError, match=r'only 0.00 GB left; name another data.cache_dir'):
-    store.local('gs://bucket/rows', tmp_path / 'cache')
+  monkeypatch.setattr(dataset.shutil, 'disk_usage', lambda _: usage)
+  with pytest.raises(dataset.DatasetError, match=r'only 0.00 GB left; name another data.cache_dir'):
+    dataset.local('gs://bucket/rows', tmp_path / 'cache')
 
 
 def test_rows_are_not_mapped_from_remote_storage(bucket):
-  with pytest.raises(store.StoreError, match='memory-mapped from a local disk'):
-    store.Rows('gs://bucket/rows', 'train')
+  with pytest.raises(dataset.DatasetError, match='memory-mapped from a local disk'):
+    dataset.Dataset('gs://bucket/rows', 'train')

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bertjax import TASKS, Tokenizer
-from bertjax.data import store
+from bertjax.data import dataset
 from bertjax.data.tokenizer import SPECIAL_TOKENS
 from bertjax.model.heads import BATCH_KEYS
 from bertjax.tasks import rows, task
@@ -76,10 +76,10 @@ def test_rows_go_through_the_store_unchanged(tmp_path, tokenizer, kind):
   lines = [json.dumps({'text': 'good film', 'label': label}) for label in labels]
   table = make(tmp_path, '\n'.join(lines), name='t.jsonl', kind=kind)
   encoded = table.encode(table.read('train'), tokenizer, 6)
-  writer = store.Writer(tmp_path / 'rows', {}, task.columns(table, 6, tokenizer.vocab_size))
+  writer = dataset.Writer(tmp_path / 'rows', {}, task.columns(table, 6, tokenizer.vocab_size))
   writer.add_shard('train', 0, [encoded.columns])
   assert writer.finish({'train': 1, 'heldout': 0}, tokenizer=tokenizer.fingerprint)
-  rows = store.Rows(tmp_path / 'rows', 'train')[np.arange(2)]
+  rows = dataset.Dataset(tmp_path / 'rows', 'train')[np.arange(2)]
   assert rows.keys() == encoded.columns.keys()
   for name, column in encoded.columns.items():
     np.testing.assert_array_equal(rows[name], column)

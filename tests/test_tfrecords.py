@@ -10,7 +10,7 @@ import pytest
 
 from bertjax import prepare, pretrain
 from bertjax.__main__ import load_recipe
-from bertjax.data import batches, examples, store, tfrecords
+from bertjax.data import dataset, instances, loader, tfrecords
 from bertjax.data.masking import Masking, unmasked
 from bertjax.data.tokenizer import Tokenizer
 
@@ -39,7 +39,7 @@ def instance(rng: random.Random) -> dict[str, list]:
   }
 
 
-def instances(count, seed=0):
+def google_instances(count, seed=0):
   rng = random.Random(seed)
   return [instance(rng) for _ in range(count)]
 
@@ -69,12 +69,12 @@ def join(parts):
 
 
 def test_google_s_records_become_the_batch_they_describe(tmp_path):
-  records = instances(50)
+  records = google_instances(50)
   write(tmp_path / 'a-00000', records[:30]), write(tmp_path / 'a-00001', records[30:])
-  batch = batches.expand(join(read(f'{tmp_path}/a-*', size=7)))
+  batch = loader.expand(join(read(f'{tmp_path}/a-*', size=7)))
   names = {
     'input_ids': 'input_ids', 'input_mask': 'segment_ids', 'segment_ids': 'token_type_ids',
-    **{name: name for name in batches.PREDICTIONS},
+    **{name: name for name in loader.PREDICTIONS},
   }  # fmt: skip
   for theirs, ours in names.items():
     np.testing.assert_array_equal(batch[ours], [record[theirs] for record in records], theirs)
@@ -85,18 +85,18 @@ def test_google_s_records_become_the_batch_they_describe(tmp_path):
 
 
 def test_the_rows_can_be_stored_and_come_back(tmp_path):
-  rows = join(read(write(tmp_path / 'a', instances(50))))
-  writer = store.Writer(tmp_path / 'rows', {}, tfrecords.masked_columns(24, 4, VOCAB))
+  rows = join(read(write(tmp_path / 'a', google_instances(50))))
+  writer = dataset.Writer(tmp_path / 'rows', {}, tfrecords.masked_columns(24, 4, VOCAB))
   assert writer.add_shard('train', 0, [rows])['rows'] == 50
   assert writer.finish({'train': 1, 'heldout': 0}, tokenizer='x')
-  found = store.Rows(tmp_path / 'rows', 'train')[np.array([41, 3])]
+  found = dataset.Dataset(tmp_path / 'rows', 'train')[np.array([41, 3])]
   for name, array in found.items():
     np.testing.assert_array_equal(array, rows[name][[41, 3]], name)
   assert sum(array[0].nbytes for array in found.values()) == 48 + 4 + 1 + 8 + 8 + 4
 
 
 def test_ids_of_a_large_vocabulary_are_not_cut(tmp_path):
-  record = instances(1)[0]
+  record = google_instances(1)[0]
   record['input_ids'][1] = record['masked_lm_ids'][0] = 100_000
   path = write(tmp_path / 'a', [record])
   (rows,) = tfrecords.rows_from_tfrecords(str(path), 119_547)
@@ -107,8 +107,8 @@ def test_ids_of_a_large_vocabulary_are_not_cut(tmp_path):
 def batch(tiny_rows):
   """The only evaluation batch of more slots than there are rows."""
   tokenizer = Tokenizer.from_dir(tiny_rows)
-  rows = store.Rows(tiny_rows, 'heldout')
-  return batches.Batches(
+  rows = dataset.Dataset(tiny_rows, 'heldout')
+  return loader.Batches(
     rows, len(rows) + 3, 1, Masking(max_predictions=10), tokenizer.vocab_size, tokenizer.special
   ).evaluation(0)
 
@@ -119,7 +119,7 @@ def test_batches_written_and_read_again_are_the_same(batch, tmp_path):
   assert count == batch['example_weights'].sum() == len(batch['input_ids']) - 3
   assert sorted(tmp_path.iterdir()) == paths
   for i, path in enumerate(paths):  # rows go to the files in turn
-    found = batches.expand(join(read(path)))
+    found = loader.expand(join(read(path)))
     assert set(found) == set(batch)
     for name, array in found.items():
       assert array.dtype == batch[name].dtype
@@ -165,7 +165,7 @@ def change(name, index, value):
   ],
 )
 def test_a_wrong_record_is_named(tmp_path, edit, message):
-  records = instances(20)
+  records = google_instances(20)
   edit(records)
   path = write(tmp_path / 'a', records)
   for size in (3, 4096):
@@ -183,17 +183,18 @@ def test_a_wrong_record_is_named(tmp_path, edit, message):
   ],
 )
 def test_a_damaged_file_is_named(tmp_path, damage):
-  write(tmp_path / 'a', instances(20))
-  path = write(tmp_path / 'b', instances(20))
+  write(tmp_path / 'a', google_instances(20))
+  path = write(tmp_path / 'b', google_instances(20))
   path.write_bytes(damage(path.read_bytes()))
   with pytest.raises(ValueError, match=f'{path} is damaged, or no uncompressed TFRecord'):
     read(tmp_path)
 
 
 def test_files_of_other_lengths_are_refused_and_a_missing_one_is_named(tmp_path):
-  write(tmp_path / 'a', instances(5))
+  write(tmp_path / 'a', google_instances(5))
   longer = [
-    r | {name: [*r[name], 0 * r[name][0]] for name in batches.PREDICTIONS} for r in instances(5)
+    r | {name: [*r[name], 0 * r[name][0]] for name in loader.PREDICTIONS}
+    for r in google_instances(5)
   ]
   path = write(tmp_path / 'b', longer)
   with pytest.raises(ValueError, match=f'{path} has rows of 24 tokens and 5 .* it 24 and 4'):
@@ -213,7 +214,7 @@ def test_rows_that_google_s_files_cannot_hold_are_refused_and_nothing_is_left(ba
 
 def test_the_columns_extend_those_of_sentence_pairs():
   columns = tfrecords.masked_columns(128, 20, 30522)
-  assert set(columns) == {*examples.columns('nsp', 128, 30522), *batches.PREDICTIONS}
+  assert set(columns) == {*instances.columns('nsp', 128, 30522), *loader.PREDICTIONS}
 
 
 def test_static_masks_need_no_tensorflow():
@@ -238,28 +239,28 @@ def test_prepared_text_written_in_google_s_format_trains_from_its_masks(config, 
   assert np.isfinite(scores['loss'])
 
   (folder,) = {path.parent for path in tmp_path.glob('*/manifest.json')} - {tmp_path / 'rows'}
-  sides = [store.Rows(folder, split) for split in store.SPLITS]
+  sides = [dataset.Dataset(folder, split) for split in dataset.SPLITS]
   assert all(map(len, sides))
-  reports = [store.read_manifest(path)['report'] for path in (tmp_path / 'rows', folder)]
+  reports = [dataset.read_manifest(path)['report'] for path in (tmp_path / 'rows', folder)]
   assert reports[1]['rows'] == len(sides[0]) and reports[1]['unknown'] < 0.1
   assert set(reports[0]) - set(reports[1]) == {'documents', 'sentences_per_document', 'tokens_used'}
   train = sides[0][np.arange(len(sides[0]))]
   assert reports[1]['random_labels'] == train['next_sentence_labels'].mean()
   assert reports[1]['tokens'] == (train['ends'].max((1, 2)).astype(int) - 3).sum()
   found = join([side[np.arange(len(side))] for side in sides])
-  rows = store.Rows(tmp_path / 'rows', 'train')
+  rows = dataset.Dataset(tmp_path / 'rows', 'train')
   tokenizer = Tokenizer.from_dir(tmp_path / 'rows')
-  made = batches.Batches(
+  made = loader.Batches(
     rows, len(rows), config.seed, Masking(**config.masking), tokenizer.vocab_size, tokenizer.special
   )
-  wanted, ours = made.shuffled(0), batches.expand(found)
+  wanted, ours = made.shuffled(0), loader.expand(found)
   assert len(ours['input_ids']) == len(rows)
   for name in ('input_ids', 'masked_lm_positions', 'masked_lm_ids'):
     assert sorted(map(tuple, ours[name].tolist())) == sorted(map(tuple, wanted[name].tolist()))
   plain = rows[np.arange(len(rows))]['input_ids'].tolist()
   assert sorted(unmasked(found).tolist()) == sorted(plain) == sorted(unmasked(wanted).tolist())
   assert unmasked(wanted).tolist() != plain  # neighbours are parted, as Google's are
-  again = batches.Batches(sides[0], 8, 0, Masking(), 600, {})
+  again = loader.Batches(sides[0], 8, 0, Masking(), 600, {})
   seen = [again.training(step)['input_ids'].tolist() for step in range(2 * again.evaluation_steps)]
   assert {tuple(row) for batch in seen for row in batch} == {  # in every epoch the same masks
     tuple(row) for row in sides[0][np.arange(len(sides[0]))]['input_ids'].tolist()
@@ -276,7 +277,9 @@ def test_prepared_text_written_in_google_s_format_trains_from_its_masks(config, 
 )
 def test_what_does_not_fit_google_s_rows_is_refused(config, tmp_path, vocab, changes, message):
   ids = Tokenizer.from_file(vocab).vocab_size
-  records = [r for r in instances(400) if max(r['input_ids'] + r['masked_lm_ids']) < ids][:40]
+  records = [r for r in google_instances(400) if max(r['input_ids'] + r['masked_lm_ids']) < ids][
+    :40
+  ]
   for record in records:
     for name in ('input_ids', 'input_mask', 'segment_ids'):
       record[name] += [0] * (64 - LENGTH)

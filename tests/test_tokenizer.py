@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from bertjax.data import encode, folding
+from bertjax.data import encode, normalization
 from bertjax.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 WORDS = ['hello', 'world', '##s', 'a', '##a', '##b', ',', '!', "'", 'ubung', 'Hello', '字']
@@ -59,7 +59,7 @@ def test_offsets_point_into_the_original_text(tiny):
 
 
 @pytest.mark.data
-@pytest.mark.parametrize('rules', folding.RULES)
+@pytest.mark.parametrize('rules', normalization.RULES)
 @pytest.mark.parametrize('name', ['uncased', 'cased'])
 def test_offsets_spell_the_pieces_on_real_text(data_dir, real_lines, name, rules):
   path = data_dir / 'vocab' / f'bert-base-{name}-vocab.txt'
@@ -67,7 +67,7 @@ def test_offsets_spell_the_pieces_on_real_text(data_dir, real_lines, name, rules
   check_offsets(tokenizer, real_lines)
 
 
-@pytest.mark.parametrize('rules', folding.RULES)
+@pytest.mark.parametrize('rules', normalization.RULES)
 @pytest.mark.parametrize('lowercase', [True, False])
 @given(st.text(st.sampled_from('aBé İßﬁ\u0301\u00ad\u200d\u302e\U0001d165字한,\n\0x\ud800')))
 @settings(deadline=None, max_examples=200)
@@ -87,7 +87,7 @@ def letter_tokenizer(rules, lowercase):
 
 def check_offsets(tokenizer, texts, spells=lambda piece, found: piece == found):
   """Every piece is the folded slice of the text that its offsets tell."""
-  fold, split = folding.make_steps(tokenizer.rules, tokenizer.lowercase)
+  fold, split = normalization.make_steps(tokenizer.rules, tokenizer.lowercase)
   ids, offsets = tokenizer.encode_offsets(texts)
   assert ids == tokenizer.encode(texts)
   for text, row, spans in zip(tokenizer.replace_surrogates(texts), ids, offsets, strict=True):
@@ -110,7 +110,7 @@ def test_lone_surrogates_are_dropped_and_counted(tiny):
 
 def test_rules_differ_in_special_tokens_and_in_the_final_sigma():
   vocab = [*TINY, '[', ']', 'mask', 'οδος', 'οδοσ']
-  huggingface, google = (Tokenizer(vocab, rules=rules) for rules in folding.RULES)
+  huggingface, google = (Tokenizer(vocab, rules=rules) for rules in normalization.RULES)
   assert huggingface.encode(['[MASK] ΟΔΟΣ']) == [[4, len(TINY) + 4]]
   assert google.encode(['[MASK] ΟΔΟΣ']) == [[len(TINY) + i for i in (0, 2, 1, 3)]]
   assert huggingface.fingerprint != google.fingerprint
@@ -202,16 +202,16 @@ def test_a_vocabulary_as_it_is_found_has_transformers_ids_and_keeps_them(tmp_pat
     assert transformers.BertTokenizer.from_pretrained(folder)(text).input_ids == ids
 
 
-@pytest.mark.parametrize('rules', folding.RULES)
+@pytest.mark.parametrize('rules', normalization.RULES)
 def test_the_graph_and_the_library_agree_on_a_vocabulary_with_holes(rules):
-  graph = pytest.importorskip('bertjax.data.graph_tokenizer')
+  graph = pytest.importorskip('bertjax.data.tokenizer_tf')
   ours = Tokenizer([*TINY[:7], '', '', 'hello', *TINY[7:]], rules=rules)
   for text in ('hello worlds hello', 'Übung hello 字'):
     ids, _ = graph.make_flat_encoder(ours)([text])
     assert ids.tolist() == ours.encode([text])[0]
 
 
-@pytest.mark.parametrize('rules', folding.RULES)
+@pytest.mark.parametrize('rules', normalization.RULES)
 @pytest.mark.parametrize('lowercase', [True, False])
 def test_save_and_from_dir_keep_vocabulary_case_and_rules(tmp_path, lowercase, rules):
   saved = Tokenizer(TINY, lowercase=lowercase, rules=rules)
@@ -382,7 +382,7 @@ def test_what_a_tokenizer_cannot_do_is_refused_by_name(tmp_path, variant, messag
 
 
 def test_a_tokenizer_with_its_own_rules_is_no_graph(tmp_path):
-  graph = pytest.importorskip('bertjax.data.graph_tokenizer')
+  graph = pytest.importorskip('bertjax.data.tokenizer_tf')
   folder = write_tokenizer(tmp_path / 'found', **VARIANTS['added tokens in tokenizer.json'])
   tokenizer = Tokenizer.from_dir(folder)
   assert not tokenizer.standard and Tokenizer(TINY).standard

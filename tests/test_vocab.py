@@ -14,7 +14,8 @@ import pytest
 
 from bertjax import vocab as program
 from bertjax.__main__ import main
-from bertjax.data import corpus, sentencepiece, sources, vocabulary
+from bertjax.data import corpus, sentencepiece, vocabulary
+from bertjax.data import text as text_lib
 from bertjax.data.tokenizer import Tokenizer
 
 ODD = 'A\u00a0b\x1cc\u200bd  [MASK]x[UNK]\n\n字字。Élan\tÉlan!\r\nEnd of\u2028it… Then ﬁn.'
@@ -22,7 +23,7 @@ ODD = 'A\u00a0b\x1cc\u200bd  [MASK]x[UNK]\n\n字字。Élan\tÉlan!\r\nEnd of\u2
 
 def plainly(texts, tokenizer) -> dict:
   """The report's counts, sentence by sentence."""
-  documents = [tokenizer.encode(sources.split_document(text, 'prose')) for text in texts]
+  documents = [tokenizer.encode(text_lib.split_document(text, 'prose')) for text in texts]
   sentences = list(itertools.chain.from_iterable(documents))
   ids = list(itertools.chain.from_iterable(sentences))
   histogram = collections.Counter(int(np.searchsorted(corpus.EDGES, len(s))) for s in sentences)
@@ -253,7 +254,7 @@ def test_text_without_words_gets_one_sentence(tmp_path, vocab):
 @pytest.mark.data
 def test_google_s_uncased_vocabulary_fits_wikitext_and_not_with_case(data_dir):
   path = data_dir / 'vocab' / 'bert-base-uncased-vocab.txt'
-  texts = list(sources.read_documents(str(data_dir / 'wikitext-2'), 'wikitext'))
+  texts = list(text_lib.read_documents(str(data_dir / 'wikitext-2'), 'wikitext'))
   lower, keep = (
     corpus.describe(texts, path, format='wikitext', lowercase=case) for case in (True, False)
   )

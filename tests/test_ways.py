@@ -12,7 +12,7 @@ import scipy.special
 
 from bertjax import finetune
 from bertjax.__main__ import load_recipe, main
-from bertjax.data import batches as data_batches
+from bertjax.data import loader
 from bertjax.finetuning import scoring
 from bertjax.interop import loading
 from bertjax.model import losses
@@ -106,7 +106,7 @@ def test_buckets_change_no_loss_and_compile_few_programs(own):
   batches = finetune.set_up(own).batches
   lengths = {batches.training(step)['input_ids'].shape[1] for step in range(20)}
   assert lengths <= {12, 20, 32} and 32 not in lengths and len(lengths) > 1
-  for step, batch in enumerate(data_batches.iterate(batches.training, 0, 20, loader='tfdata')):
+  for step, batch in enumerate(loader.iterate(batches.training, 0, 20, loader='tfdata')):
     jax.tree.map(np.testing.assert_array_equal, batch, batches.training(step))
   seen = np.concatenate([batches.in_order(s)['example_ids'] for s in range(batches.steps)])
   weights = np.concatenate([batches.in_order(s)['example_weights'] for s in range(batches.steps)])

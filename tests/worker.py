@@ -19,14 +19,14 @@ import jax
 import numpy as np
 
 from bertjax import pretrain
-from bertjax.data import batches as batches_lib
+from bertjax.data import loader
 from bertjax.training import checkpoint
 
 
 def main(folder, fields, coordinator, processes, process):
   process = int(process.removeprefix('--process='))
   logging.basicConfig(level=logging.INFO, format='%(message)s', force=True)
-  seen, real = {}, batches_lib.iterate
+  seen, real = {}, loader.iterate
 
   action, who, when = os.environ.get('FAULT', 'none - 0').split()
   who = str(process) in who.split(',')
@@ -67,7 +67,7 @@ def main(folder, fields, coordinator, processes, process):
 
     return real(noted, start, stop, **kwargs)
 
-  batches_lib.iterate = iterate
+  loader.iterate = iterate
   config = pretrain.default_config('tiny')
   config.update_from_flattened_dict(
     pretrain.SMOKE | json.loads(pathlib.Path(fields).read_text()) | {'data.loader': 'threads'}

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-from bertjax.data import examples, sources, words
+from bertjax.data import instances, words
+from bertjax.data import text as text_lib
 from bertjax.data import workers as worker_lib
 from bertjax.data.tokenizer import Tokenizer
 
@@ -68,7 +69,7 @@ def describe(
   """Measures a corpus in tokens of a vocabulary.
 
   Args:
-    texts: documents of `sources.read_documents`.
+    texts: documents of `text_lib.read_documents`.
     vocab: a `vocab.txt` or `spiece.model`.
     format: how documents fall into sentences, see `sources`.
     lowercase: as for `Tokenizer.from_file`.
@@ -102,7 +103,7 @@ def describe(
 
 def _measure(texts: list[str], vocab: str, format: str, lowercase: bool) -> tuple[dict, np.ndarray]:
   """Counts of one unit, and a 64-bit hash of each document."""
-  documents = [sources.split_document(text, format) for text in texts]
+  documents = [text_lib.split_document(text, format) for text in texts]
   seen = collections.Counter()
   for sentence in itertools.chain.from_iterable(documents):
     seen.update(chunks(sentence))
@@ -128,7 +129,7 @@ def _chunks(lengths: list[list[int]]) -> dict[str, int]:
   counts = np.zeros(2, int)
   for document in lengths:
     starts = np.cumsum([0, *(n for n in document if n)]).tolist()
-    counts += examples.count_chunks(starts, ROW - 3)
+    counts += instances.count_chunks(starts, ROW - 3)
   return dict(zip(('chunks', 'single_chunks'), counts.tolist(), strict=True))
 
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from bertjax.data import sources
-from bertjax.data.order import SHARD, mix
+from bertjax.data import text as text_lib
+from bertjax.data.prng import SHARD, hash_u64
 from bertjax.data.spill import Part, output_name
 from bertjax.data.tokenizer import Tokenizer
 
@@ -29,16 +29,16 @@ def encoder(folder: str, format: str, heldout: float, shards: int, outputs: tupl
   tokenizer = Tokenizer.from_dir(folder)
   encode = tokenizer.encode_flat
   if importlib.util.find_spec('tensorflow_text'):
-    from bertjax.data import graph_tokenizer
+    from bertjax.data import tokenizer_tf
 
-    if not graph_tokenizer.unsupported(tokenizer):
-      encode = graph_tokenizer.make_flat_encoder(tokenizer)
+    if not tokenizer_tf.unsupported(tokenizer):
+      encode = tokenizer_tf.make_flat_encoder(tokenizer)
 
   def run(texts: list[str]) -> dict[str, Part]:
     kept, sentences = [], []
     for text, output in zip(texts, _outputs(texts, heldout, shards), strict=True):
       if output in outputs:
-        pieces = sources.split_document(text, format)
+        pieces = text_lib.split_document(text, format)
         kept.append((output_name(output), len(pieces)))
         sentences += pieces
     tokens, lengths = _encode_sentences(encode, sentences)
@@ -52,13 +52,13 @@ def draw_heldout(contents: Iterable, share: float) -> tuple[np.ndarray, list[boo
   functions of the content alone."""
   digests = (hashlib.blake2b(content, digest_size=8).digest() for content in contents)
   keys = np.array([int.from_bytes(digest, 'little') for digest in digests], np.uint64)
-  return keys, [key < share * 2**64 for key in mix(keys).tolist()]
+  return keys, [key < share * 2**64 for key in hash_u64(keys).tolist()]
 
 
 def _outputs(texts, heldout: float, shards: int) -> list[tuple[str, int]]:
   """Where each text goes, by a hash of it: exact duplicates go together."""
   keys, held = draw_heldout((text.encode('utf-8', 'surrogatepass') for text in texts), heldout)
-  numbers = (mix(keys, SHARD) % np.uint64(max(shards, 1))).tolist()  # 0 where all are held out
+  numbers = (hash_u64(keys, SHARD) % np.uint64(max(shards, 1))).tolist()  # 0 where all are held out
   return [('heldout', 0) if h else ('train', n) for h, n in zip(held, numbers, strict=True)]
 
 

@@ -11,7 +11,7 @@ import logging
 import numpy as np
 
 from bertjax.data import words
-from bertjax.data.order import ACTION, MASK, REPLACEMENT, SPAN, mix
+from bertjax.data.prng import ACTION, MASK, REPLACEMENT, SPAN, hash_u64
 
 _log = logging.getLogger(__name__)
 
@@ -127,20 +127,20 @@ def mask_tokens(
   for token in never:
     maskable &= ids != token
   slots = min(masking.max_predictions, ids.shape[1])
-  key = mix(seed, MASK, epoch, row)[:, None]
+  key = hash_u64(seed, MASK, epoch, row)[:, None]
   if masking.unit == 'subword' and segments.max(initial=0) <= 1:
     positions, used = _lowest_ranks(key, maskable, (segments > 0).sum(1), masking.rate, slots)
   else:
-    first = _unit_starts(ids, segments, maskable, word_flags, masking, mix(key, SPAN))
+    first = _unit_starts(ids, segments, maskable, word_flags, masking, hash_u64(key, SPAN))
     chosen = _choose_units(key, segments, maskable, first, masking.rate, slots)
     positions = np.argsort(~chosen, axis=1, kind='stable')[:, :slots]
     used = np.arange(slots) < chosen.sum(1)[:, None]
   positions = np.where(used, positions, 0)
 
   originals = np.take_along_axis(ids, positions, 1)
-  key = mix(seed, ACTION, epoch, row)[:, None]
-  action = mix(key, positions) / np.float64(2**64)  # uniform in [0, 1)
-  random_ids = mix(key, positions, REPLACEMENT) % np.uint64(vocab_size)
+  key = hash_u64(seed, ACTION, epoch, row)[:, None]
+  action = hash_u64(key, positions) / np.float64(2**64)  # uniform in [0, 1)
+  random_ids = hash_u64(key, positions, REPLACEMENT) % np.uint64(vocab_size)
   replaced = np.where(
     action < masking.mask_share,
     mask_id,
@@ -161,7 +161,7 @@ def _lowest_ranks(key, maskable, length, rate, slots):
   """The fast path, one sequence a row and single tokens: (sorted positions, used) [B, P]."""
   wanted = np.maximum(1, np.rint(rate * length))
   count = np.minimum(np.minimum(wanted, slots), maskable.sum(1)).astype(np.int64)
-  rank = mix(key, np.arange(maskable.shape[1]))
+  rank = hash_u64(key, np.arange(maskable.shape[1]))
   # The lowest ranks win. Ranks of unmaskable positions come last; the top bit makes room for them.
   rank = np.where(maskable, rank >> np.uint64(1), np.uint64(2**64 - 1))
   chosen = np.argpartition(rank, slots - 1, axis=1)[:, :slots]
@@ -182,7 +182,7 @@ def _unit_starts(ids, segments, maskable, word_flags, masking, key) -> np.ndarra
   if masking.unit == 'whole_word' or masking.max_span == 1:
     return first
   share = 1 / np.arange(1, masking.max_span + 1)
-  draw = mix(key, np.arange(ids.shape[1])) / np.float64(2**64)
+  draw = hash_u64(key, np.arange(ids.shape[1])) / np.float64(2**64)
   count = 1 + np.searchsorted(np.cumsum(share / share.sum())[:-1], draw, side='right')
   begins, left = np.zeros_like(first), np.zeros(len(ids), np.int64)
   for p in range(ids.shape[1]):
@@ -205,7 +205,7 @@ def _choose_units(key, segments, maskable, first, rate, slots) -> np.ndarray:
   budget = np.diff(np.minimum(np.cumsum(wanted, 1), slots), axis=1, prepend=0)
   budget = np.pad(budget, ((0, 0), (1, 0)))  # segment 0 is padding
   start = np.maximum.accumulate(np.where(first, position, 0), axis=1)  # of each token's unit
-  rank = mix(key, start) >> np.uint64(9)  # 55 bits; segments (at most 126) go above them
+  rank = hash_u64(key, start) >> np.uint64(9)  # 55 bits; segments (at most 126) go above them
   rank |= segments.astype(np.uint64) << np.uint64(56)
   rank = np.where(maskable, rank, np.uint64(2**64 - 1))
   order = np.argsort(rank, axis=1, kind='stable')  # units stay together, sequences too

@@ -1,4 +1,4 @@
-"""The tf.data side of the input; the batches are those of `data.batches`, made in NumPy."""
+"""The tf.data side of the input; the batches are those of `data.loader`, made in NumPy."""
 
 from collections.abc import Callable, Iterator
 

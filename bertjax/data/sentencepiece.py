@@ -16,7 +16,7 @@ import sentencepiece
 import tokenizers
 from tokenizers import models, pre_tokenizers
 
-from bertjax.data import folding
+from bertjax.data import normalization
 from bertjax.data.wordpiece import extra_tokens, read_json, special_tokens
 
 SPECIAL_PIECES = ('<pad>', '<unk>', '[CLS]', '[SEP]', '[MASK]')  # ALBERT's names and places
@@ -89,7 +89,7 @@ def coverage_for(counts: dict[str, int], kept: Collection[str]) -> float:
 
 
 def _lines(texts: Iterable[str], lowercase: bool) -> Iterator[str]:
-  normalizer = folding.albert_normalizer(lowercase)
+  normalizer = normalization.albert_normalizer(lowercase)
   for text in texts:
     for line in text.splitlines():
       line = _fold(line, normalizer, lowercase)
@@ -120,7 +120,7 @@ class SentencePiece:
       )
     self._ids = {piece: self.vocab.index(piece) for piece in SPECIAL_PIECES}
     self._split = re.compile('(' + '|'.join(map(re.escape, SPECIAL_PIECES)) + ')').split
-    self._normalizer = folding.albert_normalizer(lowercase)
+    self._normalizer = normalization.albert_normalizer(lowercase)
 
   @property
   def identity(self) -> list:
@@ -219,7 +219,7 @@ def _trim(text, start, spans, a, b):
 def _fold(text: str, normalizer, lowercase: bool) -> str:
   if not text.isascii():
     return normalizer.normalize_str(text)
-  for quote in folding.QUOTES:
+  for quote in normalization.QUOTES:
     text = text.replace(quote, '"')
   return text.lower() if lowercase else text
 
@@ -228,6 +228,6 @@ def _fold(text: str, normalizer, lowercase: bool) -> str:
 def _aligner(lowercase: bool) -> tokenizers.Tokenizer:
   """Cuts a folded text into characters: only Hugging Face's encodings tell where each stood."""
   aligner = tokenizers.Tokenizer(models.WordLevel({'': 0}, unk_token=''))
-  aligner.normalizer = folding.albert_normalizer(lowercase)
+  aligner.normalizer = normalization.albert_normalizer(lowercase)
   aligner.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(r'[\s\S]'), 'isolated')
   return aligner

@@ -10,8 +10,8 @@ import pathlib
 
 import numpy as np
 
-from bertjax.data import store
-from bertjax.data.examples import Corpus
+from bertjax.data import dataset
+from bertjax.data.instances import Corpus
 
 _KINDS = ('tokens', 'sentences', 'documents')
 
@@ -40,7 +40,7 @@ class Spill:
     self.texts: int = state.get('texts', 0)  # how many of the source's documents are dealt with
     self.facts: dict | None = state.get('facts')  # once all are
     self._files = {}
-    store.allow_files()
+    dataset.allow_files()
     for name in outputs if self.facts is None else ():
       for kind in _KINDS:
         path = self._folder / f'{name}.{kind}'
@@ -63,7 +63,7 @@ class Spill:
       file.flush()
     sizes = {pathlib.Path(file.name).name: file.tell() for file in self._files.values()}
     state = {'texts': texts, 'facts': facts, 'sizes': sizes}
-    store.write_text(self._journal, json.dumps(state))
+    dataset.write_text(self._journal, json.dumps(state))
 
   def close(self) -> None:
     for file in self._files.values():

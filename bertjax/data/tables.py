@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from etils import epath
 
-from bertjax.data import sources
+from bertjax.data import text as text_lib
 
 KINDS = ('.csv', '.tsv', '.txt', '.jsonl', '.parquet')
 DELIMITERS = {'tab': '\t', 'comma': ',', 'semicolon': ';', 'pipe': '|', 'space': ' '}
@@ -102,7 +102,7 @@ def _files(path) -> list[epath.Path]:
     return [path]
   if not (path.is_dir() or glob.has_magic(str(path))):
     raise ValueError(f'{path} cannot be read: there is no such file.')
-  return sources.list_files(str(path))
+  return text_lib.list_files(str(path))
 
 
 def _kind(path: epath.Path) -> str:
@@ -117,11 +117,11 @@ def _kind(path: epath.Path) -> str:
 def read_lines(path, encoding: str) -> Iterator[str]:
   """The lines of a text file, with their ends and without a byte order mark."""
   path = epath.Path(path)
-  sources.check_encoding(encoding)
+  text_lib.check_encoding(encoding)
   try:
-    with sources.open_bytes(path) as stream:
+    with text_lib.open_bytes(path) as stream:
       head = stream.peek(8192)[:8192]
-    with sources.open_text(path, encoding, head) as stream:
+    with text_lib.open_text(path, encoding, head) as stream:
       invalid = re.compile('\ufffd') if stream.errors == 'replace' else _ESCAPED
       for number, line in enumerate(stream, 1):
         if not line.isascii() and invalid.search(line):
@@ -134,7 +134,7 @@ def read_lines(path, encoding: str) -> Iterator[str]:
 def _no_text(path, number: int, encoding: str, line: str) -> str:
   guess = ''
   if _ESCAPED.search(line):  # else the bytes are lost
-    guess = sources.guess_encoding(line.encode('utf-8', 'surrogateescape'))
+    guess = text_lib.guess_encoding(line.encode('utf-8', 'surrogateescape'))
   like = f'; it looks like {guess}' if guess else ''
   return (
     f'{path}:{number}: not {encoding.upper()} text{like}. Name the encoding of the file '
@@ -168,7 +168,7 @@ def _delimited(path, kind, columns, optional, delimiter, encoding) -> Iterator[R
     hint = '; columns of a file without a header are given by number, from 0, and another delimiter'
     hint += ' by its name (delimiter=semicolon)'
   columns, optional = ([str(column) for column in some] for some in (columns, optional))
-  places = sources.find_columns(names, columns, optional, str(path), hint)
+  places = text_lib.find_columns(names, columns, optional, str(path), hint)
   for number, fields in rows:
     if not fields and len(names) > 1:
       continue
@@ -192,7 +192,7 @@ def _csv(path, delimiter: str, encoding: str) -> Iterator[tuple[int, list[str]]]
 
 
 def _jsonl(path, columns, optional, encoding) -> Iterator[Row]:
-  for number, row in sources.json_rows(read_lines(path, encoding)):
+  for number, row in text_lib.json_rows(read_lines(path, encoding)):
     where = f'{path}:{number}'
     if isinstance(row, Exception):
       yield Row(where, {}, f'not JSON ({row})')
@@ -206,7 +206,7 @@ def _jsonl(path, columns, optional, encoding) -> Iterator[Row]:
 
 
 def _parquet(path, columns, optional) -> Iterator[Row]:
-  for number, values in sources.parquet_rows(path, columns, optional):
+  for number, values in text_lib.parquet_rows(path, columns, optional):
     invalid = [c for c, v in values.items() if isinstance(v, str) and _ESCAPED.search(v)]
     error = f'column {invalid[0]!r} is not UTF-8 text' if invalid else ''
     yield Row(f'{path}:{number}', {} if invalid else plain(values), error)
@@ -238,8 +238,8 @@ def read_tfds(name: str, split: str, columns: Sequence, *, label: str = '') -> I
     columns: features that must be there.
     label: a feature whose classes are given by name, not by number; -1 becomes None.
   """
-  builder, data = sources.open_tfds(name, split)
-  sources.find_columns([*builder.info.features], columns, (), f'tfds:{name}')
+  builder, data = text_lib.open_tfds(name, split)
+  text_lib.find_columns([*builder.info.features], columns, (), f'tfds:{name}')
   feature = dict(builder.info.features).get(label)
   names = getattr(getattr(feature, 'feature', feature), 'names', None)
   for number, example in enumerate(data.as_numpy_iterator()):

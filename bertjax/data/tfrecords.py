@@ -14,8 +14,9 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 from etils import epath
 
-from bertjax.data import examples, sources
-from bertjax.data.batches import PREDICTIONS
+from bertjax.data import instances
+from bertjax.data import text as text_lib
+from bertjax.data.loader import PREDICTIONS
 
 _INTEGERS = (
   'input_ids', 'input_mask', 'segment_ids', 'masked_lm_positions', 'masked_lm_ids',
@@ -24,8 +25,8 @@ _INTEGERS = (
 
 
 def masked_columns(length: int, predictions: int, vocab_size: int) -> dict:
-  """The store's columns of rows with static masks: {name: (dtype, shape)}."""
-  columns = examples.columns('nsp', length, vocab_size)
+  """The dataset's columns of rows with static masks: {name: (dtype, shape)}."""
+  columns = instances.columns('nsp', length, vocab_size)
   dtypes = ('uint16', columns['input_ids'][0], 'uint8')
   masks = zip(PREDICTIONS, dtypes, strict=True)
   return columns | {name: (dtype, (predictions,)) for name, dtype in masks}
@@ -46,7 +47,9 @@ def rows_from_tfrecords(
       values that no such row can have; the file and the record are named.
   """
   known = None
-  for path in itertools.chain.from_iterable(map(sources.list_files, sources.split_source(source))):
+  for path in itertools.chain.from_iterable(
+    map(text_lib.list_files, text_lib.split_source(source))
+  ):
     start = 0
     for features in _read(path, size):
       lengths = (features['input_ids'].shape[1], features['masked_lm_ids'].shape[1])
@@ -62,7 +65,7 @@ def rows_from_tfrecords(
 
 def _read(path, size: int) -> Iterator[dict[str, np.ndarray]]:
   """The features of one file, each an array [n, length]."""
-  tf = sources.import_tensorflow(str(path), 'prepare its rows (`bertjax prepare`)')
+  tf = text_lib.import_tensorflow(str(path), 'prepare its rows (`bertjax prepare`)')
   spec = {name: tf.io.RaggedFeature(tf.int64) for name in _INTEGERS}
   spec['masked_lm_weights'] = tf.io.RaggedFeature(tf.float32)
   records = tf.data.TFRecordDataset(os.fspath(path)).batch(size)
@@ -88,7 +91,7 @@ def _dense(ragged, name: str, path) -> np.ndarray:
 
 
 def _columns(features: dict, vocab_size: int, path, start: int) -> dict[str, np.ndarray]:
-  """Checks features and turns them into the store's columns."""
+  """Checks features and turns them into the dataset's columns."""
   ids, mask, types = (features[name] for name in ('input_ids', 'input_mask', 'segment_ids'))
   positions, targets, weights = (features[name] for name in PREDICTIONS)
   label = features['next_sentence_labels']
@@ -132,7 +135,7 @@ def write_tfrecords(paths: Sequence, batches: Iterable[dict[str, np.ndarray]]) -
     ValueError: if a batch has no next-sentence labels or holds packed rows, which those files
       cannot; nothing is left behind.
   """
-  tf = sources.import_tensorflow('TFRecords', 'write them')
+  tf = text_lib.import_tensorflow('TFRecords', 'write them')
   paths = [epath.Path(path) for path in paths]
   parts = [path.parent / f'{path.name}.tmp' for path in paths]
   count = 0

@@ -4,7 +4,7 @@ WordPiece cleans the text, isolates CJK, strips accents and lowers (if `lowercas
 space and punctuation and takes the longest matching pieces. Two references disagree in details
 (Unicode tables, final sigma, the longest word), so `rules` names one: 'huggingface' is
 `BertTokenizerFast`, where special tokens written out in a text ('[MASK]') stay special; 'google'
-is tokenization.py of google-research/bert, where they do not. `graph_tokenizer` is the TensorFlow
+is tokenization.py of google-research/bert, where they do not. `tokenizer_tf` is the TensorFlow
 twin.
 """
 
@@ -19,11 +19,11 @@ import numpy as np
 import tokenizers
 from etils import epath
 
-from bertjax.data import folding, sentencepiece, wordpiece, words
+from bertjax.data import normalization, sentencepiece, wordpiece, words
 from bertjax.data.wordpiece import MAX_CHARS_PER_WORD, SPECIAL_TOKENS
 
 __all__ = ['MAX_CHARS_PER_WORD', 'SPECIAL_TOKENS', 'Tokenizer', 'word_splitter']
-word_splitter = folding.word_splitter
+word_splitter = normalization.word_splitter
 # Entries of tokenizer_config.json that name files or places of the machine that wrote it, and the
 # one that the engine writes again.
 _LOCAL = ('name_or_path', 'tokenizer_file', 'special_tokens_map_file', 'vocab_file', 'is_local',
@@ -66,7 +66,7 @@ class Tokenizer:
     backend: tokenizers.Tokenizer | None = None,
     special: Sequence[str] = SPECIAL_TOKENS,
   ):
-    if rules not in folding.RULES or (rules == 'google' and isinstance(vocab, bytes)):
+    if rules not in normalization.RULES or (rules == 'google' and isinstance(vocab, bytes)):
       raise ValueError(
         f"rules must be 'huggingface' or, for WordPiece, 'google'; got {rules!r} for {source}."
       )

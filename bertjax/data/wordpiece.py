@@ -11,7 +11,7 @@ import unicodedata
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
-from bertjax.data import folding
+from bertjax.data import normalization
 
 _log = logging.getLogger(__name__)
 
@@ -45,14 +45,14 @@ class WordPiece:
 
   def encode(self, texts):
     if self._rules == 'google':
-      texts = [folding.google_normalize(text, self._lowercase) for text in texts]
+      texts = [normalization.google_normalize(text, self._lowercase) for text in texts]
     encoded = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
     return [item.ids for item in encoded]
 
   def encode_offsets(self, texts):
     google = self._rules == 'google'
     if google:
-      aligned = [folding.google_align(text, self._lowercase) for text in texts]
+      aligned = [normalization.google_align(text, self._lowercase) for text in texts]
       texts = [text for text, _ in aligned]
     encoded = self._tokenizer.encode_batch(texts, add_special_tokens=False)
     offsets = [item.offsets for item in encoded]
@@ -138,7 +138,7 @@ def _build(vocab, lowercase: bool, rules: str) -> tokenizers.Tokenizer:
   if rules == 'google':
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
   else:
-    tokenizer.normalizer, tokenizer.pre_tokenizer = folding.word_splitter(lowercase)
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalization.word_splitter(lowercase)
     tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
   return tokenizer
 

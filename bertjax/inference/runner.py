@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bertjax.data import batches, packing
+from bertjax.data import loader, packing
 from bertjax.model import crf
 from bertjax.model.config import POOLED_HEADS, EncoderConfig
 from bertjax.model.heads import Bert, cls_states
@@ -195,7 +195,7 @@ class Forward:
 
 def rows(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   """Columns of rows, as of `tasks.task.Encoded`, to what the model reads, [N, L] each."""
-  batch = batches.expand({name: columns[name] for name in ('input_ids', 'ends')})
+  batch = loader.expand({name: columns[name] for name in ('input_ids', 'ends')})
   return {name: batch[name] for name in ('input_ids', 'token_type_ids', 'segment_ids')}
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from bertjax.data import packing
-from bertjax.data.order import training_slots
+from bertjax.data.prng import training_slots
 from bertjax.tasks.task import make_batch
 
 

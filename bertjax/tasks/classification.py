@@ -12,8 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 
-from bertjax.data import sources, tables
-from bertjax.data.order import EXAMPLES, mix
+from bertjax.data import tables
+from bertjax.data import text as text_lib
+from bertjax.data.prng import EXAMPLES, hash_u64
 from bertjax.tasks import metrics
 from bertjax.tasks.task import Encoded, Example, Task, golds, known_split, lay_out, truncate
 from bertjax.tasks.task import write_predictions as write_lines
@@ -303,7 +304,7 @@ def sentence_pairs(
     files: split -> file, folder or glob of text.
     order: wrong means that the two are swapped (ALBERT); otherwise that the second comes from
       another place of the text (BERT).
-    format: of the text, as in `data.sources`.
+    format: of the text, as in `data.text`.
     seed: decides which pairs are wrong.
   """
   name, labels = (
@@ -314,13 +315,13 @@ def sentence_pairs(
     path = epath.Path(source) / known_split(split, files)
     pairs = [
       pair
-      for text in sources.read_documents(str(path), format)
-      for sentences in [sources.split_document(text, format)]
+      for text in text_lib.read_documents(str(path), format)
+      for sentences in [text_lib.split_document(text, format)]
       for pair in zip(sentences[::2], sentences[1::2], strict=False)
     ]
     if len(pairs) < 2:
       raise ValueError(f'{path} has {len(pairs)} pairs of sentences; two are needed.')
-    keys = mix(seed, EXAMPLES, np.arange(len(pairs))).tolist()
+    keys = hash_u64(seed, EXAMPLES, np.arange(len(pairs))).tolist()
     return [_spoil(pairs, number, key, order) for number, key in enumerate(keys)]
 
   return text_task(name, 'class', METRICS['class'], labels, read, files)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 
-from bertjax.data import store, tables
+from bertjax.data import dataset, tables
 from bertjax.tasks import metrics
 from bertjax.tasks.task import Encoded, Example, Task, golds, known_split, lay_out
 
@@ -385,5 +385,5 @@ def write(folder, split: str, items, predictions, *, version_2: bool) -> list[pa
   ids, paths = [item.id for item in items], []
   for name, values in contents.items():
     paths.append(folder / f'{name}.json')
-    store.write_text(paths[-1], json.dumps(dict(zip(ids, values, strict=True)), indent=1) + '\n')
+    dataset.write_text(paths[-1], json.dumps(dict(zip(ids, values, strict=True)), indent=1) + '\n')
   return paths

@@ -6,7 +6,7 @@ import logging
 
 import numpy as np
 
-from bertjax.data import store
+from bertjax.data import dataset
 from bertjax.tasks import TASKS, metrics, question_answering
 from bertjax.tasks.task import Encoded, Task, columns, golds
 
@@ -119,7 +119,7 @@ def training_columns(config, task: Task, tokenizer) -> dict[str, np.ndarray]:
       examples = question_answering.with_places(examples)
     examples = sample(examples, config.data.max_train, config.seed)
     return encode(task, examples, tokenizer, config.data.length, config.data.train).columns
-  rows = store.Rows(config.data.prepared, 'train')
+  rows = dataset.Dataset(config.data.prepared, 'train')
   wanted = _settings(config, task, tokenizer)
   found = {name: rows.manifest.get(name) for name in wanted}
   if found != wanted:
@@ -152,11 +152,11 @@ def prepare(config, task: Task, tokenizer, out: str) -> dict:
   settings = _settings(config, task, tokenizer)
   layout = columns(task, config.data.length, tokenizer.vocab_size)
   found = training_columns(config, task, tokenizer)
-  writer = store.Writer(out, settings, layout)
+  writer = dataset.Writer(out, settings, layout)
   tokenizer.save(writer.folder)
   writer.add_shard('train', 0, [found])
   writer.finish({'train': 1, 'heldout': 0}, **settings)
-  return store.read_manifest(out)
+  return dataset.read_manifest(out)
 
 
 def _settings(config, task, tokenizer) -> dict:

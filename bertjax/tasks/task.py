@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bertjax.data import batches, examples, store
+from bertjax.data import dataset, instances, loader
 from bertjax.data.tokenizer import Tokenizer
 
 HEADS = {  # what a kind of label is predicted by
@@ -50,8 +50,8 @@ class Encoded(NamedTuple):
   """Rows of N sequences.
 
   Attributes:
-    columns: 'input_ids' [N, L] and 'ends' [N, 1, 2] as in `data.examples`; 'example_ids' int32 [N],
-      positions in the list of examples; 'labels': int32 [N] ('class', 'choice'), float32 [N]
+    columns: 'input_ids' [N, L] and 'ends' [N, 1, 2] as in `data.instances`; 'example_ids' int32
+      [N], positions in the list of examples; 'labels': int32 [N] ('class', 'choice'), float32 [N]
       ('regression') or [N, C] ('multilabel'), int32 [N, L] ('tags', -1 = no loss here), int32
       [N, 2] ('span', first and last token; 0 = [CLS] = no answer). Missing ones are -1 or NaN.
       The rows of the choices of an example follow one another and have the same label.
@@ -109,10 +109,10 @@ class Task:
 
 
 def columns(task: Task, length: int, vocab_size: int) -> dict[str, tuple[str, tuple[int, ...]]]:
-  """The columns of a task's rows for `data.store.Writer`: {name: (dtype, shape of a row)}."""
+  """The columns of a task's rows for `data.dataset.Writer`: {name: (dtype, shape of a row)}."""
   shapes = {'multilabel': (task.num_labels,), 'tags': (length,), 'span': (2,)}
   dtype = 'float32' if task.kind in ('regression', 'multilabel') else 'int32'
-  return examples.columns('doc_sentences', length, vocab_size) | {
+  return instances.columns('doc_sentences', length, vocab_size) | {
     'labels': (dtype, shapes.get(task.kind, ())),
     'example_ids': ('int32', ()),
   }
@@ -120,7 +120,7 @@ def columns(task: Task, length: int, vocab_size: int) -> dict[str, tuple[str, tu
 
 def make_batch(rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   """Rows of a task, from `encode` or from a store, to a batch for `bertjax.Bert`."""
-  return batches.expand(rows) | {name: np.asarray(rows[name]) for name in ('labels', 'example_ids')}
+  return loader.expand(rows) | {name: np.asarray(rows[name]) for name in ('labels', 'example_ids')}
 
 
 def lay_out(
@@ -129,11 +129,11 @@ def lay_out(
   """Lays out [CLS] A [SEP] or [CLS] A [SEP] B [SEP]: rows of one or two lists of ids."""
   ends = itertools.accumulate((len(part) for row in rows for part in row), initial=0)
   spans = itertools.pairwise(ends)
-  items = [[examples.Example(tuple(next(spans) for _ in r), pair=len(r) == 2)] for r in rows]
-  spec = examples.columns('doc_sentences', length, tokenizer.vocab_size)
+  items = [[instances.Example(tuple(next(spans) for _ in r), pair=len(r) == 2)] for r in rows]
+  spec = instances.columns('doc_sentences', length, tokenizer.vocab_size)
   flat = itertools.chain.from_iterable(part for row in rows for part in row)
   laid = list(
-    examples.to_columns(
+    instances.to_columns(
       items, np.fromiter(flat, spec['input_ids'][0]), length, cls_id=tokenizer.cls_id,
       sep_id=tokenizer.sep_id, pad_id=tokenizer.pad_id,
     )
@@ -191,5 +191,5 @@ def write_predictions(
   lines = [f'{item.id}\t{text}' for item, text in zip(items, predictions, strict=True)]
   path = pathlib.Path(folder) / f'{name}.tsv'
   path.parent.mkdir(parents=True, exist_ok=True)
-  store.write_text(path, '\n'.join(['index\tprediction', *lines]) + '\n')
+  dataset.write_text(path, '\n'.join(['index\tprediction', *lines]) + '\n')
   return [path]

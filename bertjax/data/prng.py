@@ -16,7 +16,7 @@ _ROUNDS = 6
 ORDER, MASK, ACTION, REPLACEMENT, EXAMPLES, SPAN, SHARD = range(1, 8)
 
 
-def mix(*keys) -> np.ndarray:
+def hash_u64(*keys) -> np.ndarray:
   """Hashes integers (arrays broadcast) into well-mixed uint64.
 
   Each key is added in after a multiple of 2**64 / golden ratio and passed through the finaliser of
@@ -55,7 +55,7 @@ def permute(index: np.ndarray, size: int, key) -> np.ndarray:
     x, k = value[todo], key[todo]
     left, right = x >> half, x & low
     for i in range(_ROUNDS):
-      left, right = right, left ^ (mix(k, i, right) & low)
+      left, right = right, left ^ (hash_u64(k, i, right) & low)
     value[todo] = (left << half) | right
     todo = value >= np.uint64(size)
   return value.astype(np.int64)
@@ -77,4 +77,4 @@ def training_slots(step: int, batch_size: int, num_rows: int, seed: int, rows=No
   rows = np.arange(batch_size) if rows is None else rows
   slot = np.int64(step) * batch_size + np.asarray(rows, np.int64)
   epoch = 1 + slot // num_rows
-  return epoch, permute(slot % num_rows, num_rows, mix(seed, ORDER, epoch))
+  return epoch, permute(slot % num_rows, num_rows, hash_u64(seed, ORDER, epoch))

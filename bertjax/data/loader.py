@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from bertjax.data.dataset import Dataset
 from bertjax.data.masking import Masking, mask_tokens, next_token_targets
-from bertjax.data.order import ORDER, mix, permute, training_slots
-from bertjax.data.store import Rows
+from bertjax.data.prng import ORDER, hash_u64, permute, training_slots
 
 _log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class Batches:
     local: which rows of the global batch this process makes (`mesh.local_rows`); None = all.
   """
 
-  rows: Rows
+  rows: Dataset
   batch_size: int
   seed: int
   masking: Masking
@@ -83,7 +83,7 @@ class Batches:
   def shuffled(self, step: int) -> dict[str, np.ndarray]:
     """The step-th batch of all rows once, in another order, with the masks of epoch 1."""
     row = step * self.batch_size + np.arange(self.batch_size)
-    row = permute(row[row < len(self.rows)], len(self.rows), mix(self.seed, ORDER, 0))
+    row = permute(row[row < len(self.rows)], len(self.rows), hash_u64(self.seed, ORDER, 0))
     return self._make(np.ones_like(row), row)
 
   def _make(self, epoch, row):

@@ -2,7 +2,7 @@
 
 A `Corpus` holds documents end to end in flat arrays. A builder yields sequences: spans of its
 tokens, each closed by [SEP]. `packing.first_fit` puts several into a row, and `to_columns` lays
-rows out in the store's columns, S sequences a row (1 unless packed), `ends` 0 in unused places:
+rows out in the dataset's columns, S sequences a row (1 unless packed), `ends` 0 in unused places:
 
   input_ids             [L]     [CLS] A [SEP] B [SEP], the next sequence, ..., padding
   ends                  [S, 2]  where A with its [SEP] ends, and where the sequence ends
@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bertjax.data.order import EXAMPLES, mix
+from bertjax.data.prng import EXAMPLES, hash_u64
 
 PAIR_KINDS = ('nsp', 'sop')
 KINDS = (*PAIR_KINDS, 'doc_sentences', 'full_sentences')
@@ -51,7 +51,7 @@ class Corpus:
     return self.sentences[first : last + 1].tolist()
 
 
-class Example(NamedTuple):
+class Instance(NamedTuple):
   """One sequence: spans (start, stop) of the corpus' tokens, each to be closed by [SEP]."""
 
   spans: tuple[tuple[int, int], ...]
@@ -65,7 +65,7 @@ class Example(NamedTuple):
 
 
 def columns(kind: str, length: int, vocab_size: int, sequences: int = 1) -> dict:
-  """The store's columns of a kind of example: {name: (dtype, shape)}."""
+  """The dataset's columns of a kind of example: {name: (dtype, shape)}."""
   result = {
     'input_ids': ('uint16' if vocab_size <= 2**16 else 'int32', (length,)),
     'ends': ('uint16', (sequences, 2)),
@@ -76,7 +76,7 @@ def columns(kind: str, length: int, vocab_size: int, sequences: int = 1) -> dict
 def build(
   corpus: Corpus, kind: str, *, length: int, short_probability: float = 0.1, passes: int = 1,
   seed: int = 0,
-) -> Iterator[Example]:  # fmt: skip
+) -> Iterator[Instance]:  # fmt: skip
   """Yields the sequences of all documents, `passes` times with other pairs each time.
 
   Args:
@@ -99,10 +99,10 @@ def build(
   special = {'nsp': 3, 'sop': 3, 'doc_sentences': 2, 'full_sentences': 1}[kind]
   for number in range(passes):
     if kind == 'full_sentences':
-      rng = random.Random(int(mix(seed, EXAMPLES, number)))
+      rng = random.Random(int(hash_u64(seed, EXAMPLES, number)))
       yield from full_sentences(corpus, rng, length - special, short_probability)
       continue
-    keys = mix(seed, EXAMPLES, number, np.arange(len(corpus))).tolist()
+    keys = hash_u64(seed, EXAMPLES, number, np.arange(len(corpus))).tolist()
     for index, key in enumerate(keys):
       rng, limit = random.Random(key), length - special
       target = _randint(rng, 2, limit) if rng.random() < short_probability else limit
@@ -114,7 +114,7 @@ def build(
         yield from doc_sentences(corpus.starts(index), target)
 
 
-def tally(rows: Iterable[Example], corpus: Corpus, counts: dict) -> Iterator[Example]:
+def tally(rows: Iterable[Instance], corpus: Corpus, counts: dict) -> Iterator[Instance]:
   """Passes sequences on; when they end, `counts` has the number of pairs, of pairs with label 1,
   and of tokens of the corpus that are in any sequence."""
   counts |= {'pairs': 0, 'label_1': 0}
@@ -140,7 +140,7 @@ def count_chunks(starts: list[int], target: int) -> tuple[int, int]:
 
 def nsp_pairs(
   corpus: Corpus, index: int, rng: random.Random, limit: int, target: int
-) -> Iterator[Example]:
+) -> Iterator[Instance]:
   """Pairs of one document by Google's rule (create_pretraining_data.py); over half are random.
 
   Sentences are gathered up to a target length and cut in two at random. A random second part comes
@@ -155,10 +155,10 @@ def nsp_pairs(
     if is_random:
       b = _random_part(corpus, index, rng, target - (a[1] - a[0]))
     first = cut if is_random else end
-    yield Example(_truncate(a, b, limit, rng), int(is_random), True)
+    yield Instance(_truncate(a, b, limit, rng), int(is_random), True)
 
 
-def sop_pairs(starts: list[int], rng: random.Random, limit: int, target: int) -> Iterator[Example]:
+def sop_pairs(starts: list[int], rng: random.Random, limit: int, target: int) -> Iterator[Instance]:
   """Sentence-order pairs (Lan et al. 2019, section 3.1): half of them are swapped, label 1.
 
   A single sentence has no order and is left out; ALBERT's code gives it a random partner instead.
@@ -170,22 +170,22 @@ def sop_pairs(starts: list[int], rng: random.Random, limit: int, target: int) ->
       cut = first + _randint(rng, 1, end - first - 1)
       swap = rng.random() < 0.5
       pair = _truncate((starts[first], starts[cut]), (starts[cut], starts[end]), limit, rng)
-      yield Example(pair[::-1] if swap else pair, int(swap), True)
+      yield Instance(pair[::-1] if swap else pair, int(swap), True)
     first = end
 
 
-def doc_sentences(starts: list[int], limit: int) -> Iterator[Example]:
+def doc_sentences(starts: list[int], limit: int) -> Iterator[Instance]:
   """Consecutive sentences of one document, as many as fit; a longer one goes on in the next row."""
   position = starts[0]
   while position < starts[-1]:
     stop = _fit(starts, position, limit) or position + limit
-    yield Example(((position, stop),))
+    yield Instance(((position, stop),))
     position = stop
 
 
 def full_sentences(
   corpus: Corpus, rng: random.Random, limit: int, short: float
-) -> Iterator[Example]:
+) -> Iterator[Instance]:
   """Rows filled across documents with a [SEP] between them (Liu et al. 2019, section 4.2)."""
 
   def new_target():
@@ -204,10 +204,10 @@ def full_sentences(
         left -= stop - position + 1
         position = stop
       if position < starts[-1] or left < 2:
-        yield Example(tuple(spans))
+        yield Instance(tuple(spans))
         spans, left = [], new_target()
   if spans:
-    yield Example(tuple(spans))
+    yield Instance(tuple(spans))
 
 
 def _gather(starts: list[int], first: int, target: int) -> int:
@@ -256,10 +256,10 @@ def _randint(rng: random.Random, low: int, high: int) -> int:
 
 
 def to_columns(
-  rows: Iterable[list[Example]], tokens: np.ndarray, length: int, sequences: int = 1,
+  rows: Iterable[list[Instance]], tokens: np.ndarray, length: int, sequences: int = 1,
   *, cls_id: int, sep_id: int, pad_id: int, size: int = 4096,
 ) -> Iterator[dict[str, np.ndarray]]:  # fmt: skip
-  """Lays rows out in the store's columns, `size` rows at a time."""
+  """Lays rows out in the dataset's columns, `size` rows at a time."""
   rows, tokens = iter(rows), np.asarray(tokens)  # slices of a memory map itself are slow
   while batch := list(itertools.islice(rows, size)):
     ids = np.full((len(batch), length), pad_id, tokens.dtype)

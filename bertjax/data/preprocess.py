@@ -14,10 +14,11 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from bertjax.data import encode, examples, packing, sources, store
+from bertjax.data import dataset, encode, instances, packing
+from bertjax.data import text as text_lib
 from bertjax.data import workers as worker_lib
 from bertjax.data.masking import unmasked
-from bertjax.data.order import mix
+from bertjax.data.prng import hash_u64
 from bertjax.data.spill import Spill, output_name, read_corpus
 from bertjax.data.tokenizer import Tokenizer
 
@@ -34,9 +35,9 @@ _COMMIT_SECONDS = 20
 class Settings:
   """All that decides the rows, apart from text and tokenizer."""
 
-  kind: str = 'nsp'  # 'nsp', 'sop', 'doc_sentences' or 'full_sentences', see `data.examples`
+  kind: str = 'nsp'  # 'nsp', 'sop', 'doc_sentences' or 'full_sentences', see `data.instances`
   length: int = 128  # tokens a row
-  format: str = 'prose'  # how the source falls into documents, see `data.sources`
+  format: str = 'prose'  # how the source falls into documents, see `data.text`
   text_key: str = 'text'  # field of the text in JSONL and TFDS, column in Parquet
   encoding: str = 'utf-8'  # of text files
   on_bad_row: str = 'stop'  # or 'skip' rows of JSONL and Parquet that hold no text
@@ -49,8 +50,8 @@ class Settings:
   sequences: int = 1  # packed into a row at most; 1 = no packing
 
   def __post_init__(self):
-    if self.kind not in examples.KINDS:
-      raise ValueError(f'kind must be one of {examples.KINDS}, got {self.kind!r}.')
+    if self.kind not in instances.KINDS:
+      raise ValueError(f'kind must be one of {instances.KINDS}, got {self.kind!r}.')
     if not 8 <= self.length < 2**16:
       raise ValueError(f'data.length must be in 8..65535, got {self.length}.')
     if not 0 < self.heldout <= 1:
@@ -59,7 +60,7 @@ class Settings:
       raise ValueError(f'seed must be at least 0 and below 2**63, got {self.seed}.')
     if self.passes < 1:
       raise ValueError(f'data.passes must be at least 1, got {self.passes}.')
-    if self.passes > 1 and self.kind not in examples.PAIR_KINDS:
+    if self.passes > 1 and self.kind not in instances.PAIR_KINDS:
       raise ValueError(
         f'data.passes makes other pairs each time, {self.kind!r} has none; got {self.passes}, '
         'pass --config.data.passes=1.'
@@ -79,7 +80,7 @@ def prepare(
   """Writes a prepared folder and returns its manifest; resumes where a killed run stopped.
 
   Args:
-    source: see `data.sources`.
+    source: see `data.text`.
     tokenizer: whose ids to write.
     settings: what decides the rows.
     directory: the folder; it grows as DIRECTORY.incomplete.
@@ -91,14 +92,14 @@ def prepare(
     ValueError: if the source cannot be read or leaves no text, or next-sentence prediction has
       too few documents; nothing is left behind.
   """
-  store.refuse_remote(directory)
+  dataset.refuse_remote(directory)
   directory = pathlib.Path(directory)
   if settings.format == 'tfrecord':
     if part[1] > 1:
       raise ValueError('--shard divides text; TFRecords are read by one machine.')
     return _from_tfrecords(source, tokenizer, settings, directory)
   incomplete = directory.with_name(directory.name + '.incomplete')
-  listing = [(name, size) for name, size, _ in sources.list_source(source)]
+  listing = [(name, size) for name, size, _ in text_lib.list_source(source)]
   size = sum(size for _, size in listing)
   shards = 0 if settings.heldout == 1 else settings.shards or 1 + size // _SHARD_BYTES
   outputs = [('train', number) for number in range(shards)] + [('heldout', 0)]
@@ -112,19 +113,19 @@ def prepare(
     'settings': dataclasses.asdict(settings), 'tokenizer': tokenizer.fingerprint,
     'source': [(n if n.startswith('tfds:') else pathlib.Path(n).name, size) for n, size in listing],
   }  # fmt: skip
-  with store.lock(incomplete / f'lock-{part[0]}-of-{part[1]}'):
+  with dataset.lock(incomplete / f'lock-{part[0]}-of-{part[1]}'):
     if (manifest := _finished(directory, plan)) is not None:  # another process was faster
       shutil.rmtree(incomplete, ignore_errors=True)
       return manifest
-    columns = examples.columns(
+    columns = instances.columns(
       settings.kind, settings.length, tokenizer.vocab_size, settings.sequences
     )
     try:
-      writer = store.Writer(directory, plan, columns)
+      writer = dataset.Writer(directory, plan, columns)
       tokenizer.save(writer.folder)
       met = _write_shards(writer, source, size, settings, tokenizer, shards, mine, workers, part)
     except ValueError as error:
-      foreign = isinstance(error, store.StoreError) and (incomplete / 'plan.json').exists()
+      foreign = isinstance(error, dataset.DatasetError) and (incomplete / 'plan.json').exists()
       if part[1] == 1 and not foreign:  # what was begun with another plan is not ours to delete
         shutil.rmtree(incomplete, ignore_errors=True)
       raise
@@ -132,7 +133,7 @@ def prepare(
       {'train': shards, 'heldout': 1}, settings=dataclasses.asdict(settings), source=source,
       tokenizer=tokenizer.fingerprint, counts=met, report=report,
     )  # fmt: skip
-  return store.read_manifest(directory) if whole else None
+  return dataset.read_manifest(directory) if whole else None
 
 
 # The NSP rule gives random labels to half of the chunks and to every chunk of one sentence: 51% to
@@ -223,10 +224,10 @@ def _from_tfrecords(source, tokenizer, settings, directory) -> dict:
     )
   columns = tfrecords.masked_columns(length, slots, tokenizer.vocab_size)
   plan = {'settings': dataclasses.asdict(settings), 'tokenizer': tokenizer.fingerprint}
-  with store.lock(directory.with_name(f'{directory.name}.incomplete') / 'lock'):
-    writer = store.Writer(directory, plan, columns)
+  with dataset.lock(directory.with_name(f'{directory.name}.incomplete') / 'lock'):
+    writer = dataset.Writer(directory, plan, columns)
     tokenizer.save(writer.folder)
-    for split in store.SPLITS:
+    for split in dataset.SPLITS:
       counts = collections.Counter()
       batches = (
         _held_out(batch, settings.heldout, split == 'heldout', tokenizer, counts)
@@ -239,10 +240,10 @@ def _from_tfrecords(source, tokenizer, settings, directory) -> dict:
           f'no row was assigned to {split}; change data.heldout (now {settings.heldout}).'
         )
     writer.finish(
-      dict.fromkeys(store.SPLITS, 1), settings=dataclasses.asdict(settings), source=source,
+      dict.fromkeys(dataset.SPLITS, 1), settings=dataclasses.asdict(settings), source=source,
       tokenizer=tokenizer.fingerprint, report=report,
     )  # fmt: skip
-  return store.read_manifest(directory)
+  return dataset.read_manifest(directory)
 
 
 def _held_out(batch: dict, share: float, wanted: bool, tokenizer, counts) -> dict:
@@ -262,14 +263,14 @@ def _finished(directory, plan: dict) -> dict | None:
   """The manifest of a folder that holds what the plan would make; the writer refuses any other."""
   if not (directory / 'manifest.json').exists():
     return None
-  manifest = store.read_manifest(directory)
+  manifest = dataset.read_manifest(directory)
   same = all(manifest[name] == plan[name] for name in ('settings', 'tokenizer'))
   return manifest if same else None
 
 
 def _write_shards(writer, source, size, settings, tokenizer, shards, mine, workers, part) -> dict:
   """Both halves of the work, for this machine's outputs; returns what reading met."""
-  dtype = examples.columns(settings.kind, settings.length, tokenizer.vocab_size)['input_ids'][0]
+  dtype = instances.columns(settings.kind, settings.length, tokenizer.vocab_size)['input_ids'][0]
   folder = writer.folder / f'spill-{part[0]}-of-{part[1]}'
   spill = Spill(folder, [output_name(output) for output in mine], dtype)
   if spill.facts is None:
@@ -310,8 +311,8 @@ def _auto(workers: int, size: int, least: int) -> int:
 
 def _tokenise(source, settings, tokenizer, spill: Spill, encode_texts, in_order) -> None:
   """The first half: reads documents and appends their ids to the outputs, in order."""
-  report = sources.Report()
-  texts = sources.read_documents(
+  report = text_lib.Report()
+  texts = text_lib.read_documents(
     source, settings.format, text_key=settings.text_key, binary=settings.binary,
     encoding=settings.encoding, on_bad_row=settings.on_bad_row, report=report,
   )  # fmt: skip
@@ -335,12 +336,12 @@ def _tokenise(source, settings, tokenizer, spill: Spill, encode_texts, in_order)
   spill.commit(done, dataclasses.asdict(report))
 
 
-def _build_shard(writer: store.Writer, settings: Settings, special, read, output) -> None:
+def _build_shard(writer: dataset.Writer, settings: Settings, special, read, output) -> None:
   """The second half: the rows of one shard from its tokens."""
   split, number = output
   corpus = read(output_name(output))
-  rows = examples.build(
-    corpus, settings.kind, length=settings.length, seed=int(mix(settings.seed, number)),
+  rows = instances.build(
+    corpus, settings.kind, length=settings.length, seed=int(hash_u64(settings.seed, number)),
     short_probability=settings.short_probability,
     passes=settings.passes if split == 'train' else 1,
   )  # fmt: skip
@@ -348,18 +349,18 @@ def _build_shard(writer: store.Writer, settings: Settings, special, read, output
     'documents': len(corpus), 'sentences': len(corpus.sentences) - 1, 'tokens': len(corpus.tokens),
     'unknown': int((np.asarray(corpus.tokens) == special['unk']).sum()),
   }  # fmt: skip
-  rows = examples.tally(rows, corpus, counts)
+  rows = instances.tally(rows, corpus, counts)
   packed = packing.first_fit(rows, settings.length, settings.sequences)
   ids = {f'{name}_id': special[name] for name in ('cls', 'sep', 'pad')}
-  columns = examples.to_columns(packed, corpus.tokens, settings.length, settings.sequences, **ids)
+  columns = instances.to_columns(packed, corpus.tokens, settings.length, settings.sequences, **ids)
   writer.add_shard(split, number, columns, tally=counts)
 
 
-def _check_documents(corpora: dict[tuple[str, int], examples.Corpus], source, settings) -> None:
+def _check_documents(corpora: dict[tuple[str, int], instances.Corpus], source, settings) -> None:
   documents = collections.Counter()
   for (split, _), corpus in corpora.items():
     documents[split] += len(corpus)
-  train, heldout = (documents[split] for split in store.SPLITS)
+  train, heldout = (documents[split] for split in dataset.SPLITS)
   if not train + heldout:
     raise ValueError(f'data.input={source} holds no text once blank documents are left out.')
   if train + heldout == 1 and settings.kind == 'nsp':
@@ -384,9 +385,9 @@ def _check_documents(corpora: dict[tuple[str, int], examples.Corpus], source, se
     )
 
 
-def _check_pairs(corpora: Iterable[examples.Corpus], source, settings) -> None:
+def _check_pairs(corpora: Iterable[instances.Corpus], source, settings) -> None:
   longest = max(int(np.diff(corpus.documents).max(initial=0)) for corpus in corpora)
-  if settings.kind in examples.PAIR_KINDS and longest < 2:
+  if settings.kind in instances.PAIR_KINDS and longest < 2:
     raise ValueError(
       f'every document of data.input={source} is one sentence (data.format={settings.format}), so '
       'none is followed by a true next one; name another format or train without pairs '

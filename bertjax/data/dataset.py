@@ -4,7 +4,7 @@
   DIR/vocab.txt, tokenizer_config.json
   DIR/train/00000.input_ids.bin  ...  DIR/heldout/00000.input_ids.bin  ...
 
-A column is a fixed-shape array for each row; the store does not know what it means. A folder grows
+A column is a fixed-shape array for each row; this module does not know its meaning. A folder grows
 as DIR.incomplete, shard by shard, by one process or many, and is renamed when it is whole.
 """
 
@@ -30,7 +30,7 @@ VERSION = 2
 SPLITS = ('train', 'heldout')
 
 
-class StoreError(ValueError):
+class DatasetError(ValueError):
   """A prepared folder is missing, incomplete, damaged, or not the one the run needs."""
 
 
@@ -44,14 +44,14 @@ class Writer:
     columns: {name: (dtype, shape of one row)}.
 
   Raises:
-    StoreError: if the final folder holds something, or DIR.incomplete was begun with another plan.
+    DatasetError: if the directory is not empty, or DIR.incomplete was begun with another plan.
   """
 
   def __init__(self, directory, plan: dict, columns: dict[str, tuple[str, tuple[int, ...]]]):
     refuse_remote(directory)
     self.directory = pathlib.Path(directory)
     if self.directory.exists() and any(self.directory.iterdir()):
-      raise StoreError(f'{directory} exists and is not empty; choose another folder.')
+      raise DatasetError(f'{directory} exists and is not empty; choose another folder.')
     self.folder = self.directory.with_name(self.directory.name + '.incomplete')
     self._columns = {name: (np.dtype(d), tuple(shape)) for name, (d, shape) in columns.items()}
     for split in SPLITS:
@@ -60,7 +60,7 @@ class Writer:
     before = json.loads(path.read_text()) if path.exists() else plan
     differ = sorted(k for k in plan.keys() | before.keys() if plan.get(k) != before.get(k))
     if differ:
-      raise StoreError(
+      raise DatasetError(
         f'{self.folder} was begun with other {", ".join(differ)}; remove it, or give the same.'
       )
     write_text(path, json.dumps(plan))
@@ -162,14 +162,14 @@ def write_text(path, text: str) -> None:
 
 def refuse_remote(directory) -> None:
   if '://' in os.fspath(directory):
-    raise StoreError(f'prepared rows are memory-mapped from a local disk, got {directory}; copy.')
+    raise DatasetError(f'prepared rows are memory-mapped from a local disk, got {directory}; copy.')
 
 
 def local(directory, cache) -> epath.Path:
   """A prepared folder as it is, or, of a remote one ('gs://...'), a checked copy in `cache`.
 
   Raises:
-    StoreError: if the disk has no room for the copy.
+    DatasetError: if the disk has no room for the copy.
   """
   source = epath.Path(directory)
   if '://' not in os.fspath(directory):
@@ -181,7 +181,7 @@ def local(directory, cache) -> epath.Path:
       size = sum(path.stat().length for path in _listing(source))
       free = shutil.disk_usage(target.parent).free
       if size > free:
-        raise StoreError(
+        raise DatasetError(
           f'{directory} has {size / 1e9:.2f} GB, {target.parent} has only '
           f'{free / 1e9:.2f} GB left; name another data.cache_dir.'
         )
@@ -190,7 +190,7 @@ def local(directory, cache) -> epath.Path:
         partial.rmtree()
       copy(source, partial)
       for split in SPLITS:
-        Rows(partial, split)  # checks every file
+        Dataset(partial, split)  # checks every file
       partial.rename(target)
   return target
 
@@ -219,17 +219,17 @@ def read_manifest(directory) -> dict:
   """Reads the manifest of a prepared folder.
 
   Raises:
-    StoreError: if there is none, or it is of another version.
+    DatasetError: if there is none, or it is of another version.
   """
   path = epath.Path(directory) / 'manifest.json'
   if not path.exists():
-    raise StoreError(f'{directory} is not a prepared folder: it has no manifest.json.')
+    raise DatasetError(f'{directory} is not a prepared folder: it has no manifest.json.')
   try:
     manifest = json.loads(path.read_text())
   except json.JSONDecodeError as error:
-    raise StoreError(f'{path} is damaged: {error}.') from error
+    raise DatasetError(f'{path} is damaged: {error}.') from error
   if manifest.get('version') != VERSION:
-    raise StoreError(
+    raise DatasetError(
       f'{path} has version {manifest.get("version")}, this program reads {VERSION}; prepare again.'
     )
   return manifest
@@ -249,7 +249,7 @@ def allow_files() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 1 << 20)), hard))
 
 
-class Rows:
+class Dataset:
   """The rows of one split; `rows[indices]` gives {column: array [n, ...]}.
 
   Args:
@@ -258,7 +258,7 @@ class Rows:
     verify: check every file's checksum first (about 1 GB/s).
 
   Raises:
-    StoreError: for a missing, truncated or damaged file, named.
+    DatasetError: for a missing, truncated or damaged file, named.
   """
 
   def __init__(self, directory, split: str, *, verify: bool = True):
@@ -275,7 +275,7 @@ class Rows:
         path = self.directory / split / f'{shard["name"]}.{column}.bin'
         arrays[column] = _open(path, dtype, (shard['rows'], *shape))
         if verify and zlib.crc32(np.ascontiguousarray(arrays[column])) != shard['crc32'][column]:
-          raise StoreError(f'{path} is damaged: its checksum differs from the manifest.')
+          raise DatasetError(f'{path} is damaged: its checksum differs from the manifest.')
       self._arrays.append(arrays)
 
   def __len__(self) -> int:
@@ -300,9 +300,9 @@ class Rows:
 def _open(path, dtype, shape):
   expected = int(np.prod(shape)) * np.dtype(dtype).itemsize
   if not path.exists():
-    raise StoreError(f'{path} is missing.')
+    raise DatasetError(f'{path} is missing.')
   if path.stat().length != expected:
-    raise StoreError(f'{path} is damaged: {path.stat().length} bytes instead of {expected}.')
+    raise DatasetError(f'{path} is damaged: {path.stat().length} bytes instead of {expected}.')
   if not expected:
     return np.empty(shape, dtype)
   return np.memmap(path, dtype, 'r', shape=tuple(shape))

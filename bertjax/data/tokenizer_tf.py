@@ -2,8 +2,8 @@
 
 `tensorflow_text.FastBertTokenizer` folds compatibility forms ('…' to '. . .', 'ß' to 'ss') and
 counts a word's length in bytes, so it is another tokenizer, except on printable ASCII: such texts
-take this fast path. All others are folded code point by code point with the tables of `folding`,
-and then cut by `FastWordpieceTokenizer`, whose longest match is exact.
+take this fast path. All others are normalized code point by code point with the tables of
+`normalization`, then split by `FastWordpieceTokenizer`, whose longest match is exact.
 """
 
 import re
@@ -20,7 +20,7 @@ except ImportError as error:
     '3.11 to 3.13; without them use bertjax.Tokenizer, and --format=stablehlo to export.'
   ) from error
 
-from bertjax.data import folding
+from bertjax.data import normalization
 from bertjax.data.tokenizer import MAX_CHARS_PER_WORD, SPECIAL_TOKENS, Tokenizer
 
 for _kind in ('GPU', 'TPU'):
@@ -30,10 +30,10 @@ _ASCII = r'[\t\n\r -~]*'
 # The same without what might be a special token: '[' may stand before other letters only.
 _ASCII_PLAIN = r'(?:[\t\n\r -Z\\-~]|\[[\t\n\r -BD-LNOQRTV-Z\\-~])*\[?'
 _ASCII_NO_BRACKET = r'[\t\n\r -;=-Z\\-~]*'
-_QUOTES = '|'.join(folding.QUOTES)
-_MARKERS = [chr(folding.MARKERS + i) for i in range(folding.MARKER_COUNT)]
+_QUOTES = '|'.join(normalization.QUOTES)
+_MARKERS = [chr(normalization.MARKERS + i) for i in range(normalization.MARKER_COUNT)]
 _MOST_BYTES = 256  # of an entry in TensorFlow's WordPiece
-_CUT = chr(folding.MARKERS + folding.MARKER_COUNT)
+_CUT = chr(normalization.MARKERS + normalization.MARKER_COUNT)
 
 
 def unsupported(tokenizer: Tokenizer) -> str:
@@ -173,9 +173,9 @@ def _mark(strings: tf.Tensor, replacements: dict[str, str]) -> tf.Tensor:
 
 
 def _make_fold(rules: str, lowercase: bool) -> Callable[[tf.Tensor], tf.Tensor]:
-  """Returns the function that folds strings [B] as `folding` says."""
-  table = folding.fold_table(rules, lowercase)
-  has_marks = table.rows.max() >= folding.RANK
+  """Returns the function that folds strings [B] as `normalization` says."""
+  table = normalization.fold_table(rules, lowercase)
+  has_marks = table.rows.max() >= normalization.RANK
 
   def fold(strings):
     codes = tf.strings.unicode_decode(strings, 'UTF-8')
@@ -187,13 +187,13 @@ def _make_fold(rules: str, lowercase: bool) -> Callable[[tf.Tensor], tf.Tensor]:
     at = tf.gather(table.page_of * 256, codes.values // 256) + codes.values % 256
     rows = tf.gather(rows, tf.gather(table.pages.ravel(), at))
     values = tf.where(
-      rows.values == folding.SELF, tf.gather(codes.values, rows.value_rowids()), rows.values
+      rows.values == normalization.SELF, tf.gather(codes.values, rows.value_rowids()), rows.values
     )
     splits = tf.gather(rows.row_splits, codes.row_splits)
     folded = tf.RaggedTensor.from_row_splits(values, splits, validate=False)
     if has_marks:
       folded = tf.cond(
-        tf.reduce_any(values >= folding.RANK), lambda: _sort_marks(folded), lambda: folded
+        tf.reduce_any(values >= normalization.RANK), lambda: _sort_marks(folded), lambda: folded
       )
     return tf.strings.unicode_encode(folded, 'UTF-8')
 
@@ -202,17 +202,17 @@ def _make_fold(rules: str, lowercase: bool) -> Callable[[tf.Tensor], tf.Tensor]:
 
 def _sort_marks(folded: tf.RaggedTensor) -> tf.RaggedTensor:
   """Sorts the marks of each run by rank, then drops ranks and breaks: the canonical order."""
-  rank = folded.values // folding.RANK
-  starts = tf.cumsum(tf.cast(rank <= folding.BREAK, tf.int64)) + folded.value_rowids()
+  rank = folded.values // normalization.RANK
+  starts = tf.cumsum(tf.cast(rank <= normalization.BREAK, tf.int64)) + folded.value_rowids()
   order = tf.argsort(starts * 1024 + tf.cast(rank, tf.int64), stable=True)
   values = folded.with_values(tf.gather(folded.values, order))
   values = tf.ragged.boolean_mask(
-    values, values.with_values(values.values // folding.RANK != folding.BREAK)
+    values, values.with_values(values.values // normalization.RANK != normalization.BREAK)
   )
-  return values.with_values(values.values % folding.RANK)
+  return values.with_values(values.values % normalization.RANK)
 
 
-def _final_sigma(codes: tf.RaggedTensor, table: folding.FoldTable) -> tf.RaggedTensor:
+def _final_sigma(codes: tf.RaggedTensor, table: normalization.FoldTable) -> tf.RaggedTensor:
   """Replaces capital sigmas at the end of words, as Python's `str.lower` does."""
   where = tf.where(~_within(codes.values, table.ignorable))[:, 0]
   near, row = tf.gather(codes.values, where), tf.gather(codes.value_rowids(), where)
