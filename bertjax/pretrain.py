@@ -57,6 +57,12 @@ MLM_VARIANTS = {  # the paper's appendix C.2: what becomes of a chosen token, [M
 }
 
 
+LOSSES = {  # for loss.png
+  'mlm_loss': {'unit': 'nats per predicted token'},
+  'nsp_loss': {'unit': 'nats per pair', 'baseline': math.log(2), 'baseline_name': 'chance'},
+}
+
+
 _OF_TASKS = (*model_config.HEAD_FIELDS, 'frozen')  # fields of EncoderConfig for fine-tuning alone
 
 
@@ -222,7 +228,7 @@ def run(config, *, workdir: str, **peers) -> dict[str, float]:
   checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints', keep=config.keep)
   state, shardings, meta = start(setup, checkpoints)
   if jax.process_index() == 0:
-    log.write_run(workdir / 'run.json', config.to_dict(), identity=setup.identity)
+    log.write_run(workdir / 'run.json', config.to_dict(), identity=setup.identity, losses=LOSSES)
     setup.tokenizer.save(workdir / 'tokenizer', max_length=setup.bert.config.max_positions)
   loss = losses.pretraining_loss(setup.bert)
   train_step = loop.make_train_step(

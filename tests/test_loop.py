@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import signal
+import struct
 import threading
 
 import jax
@@ -330,6 +331,64 @@ def test_the_curves_are_drawn(tmp_path):
   (tmp_path / 'logs' / 'metrics-x.jsonl').write_text('\n'.join(map(json.dumps, rows)))
   plot_curves(tmp_path)
   assert (tmp_path / 'loss.png').read_bytes().startswith(b'\x89PNG')
+
+
+def drawn(workdir, monkeypatch, rows, **run):
+  """The figure that `plot_curves` writes for these lines; None for none."""
+  (workdir / 'logs').mkdir()
+  (workdir / 'logs' / 'metrics-x.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+  (workdir / 'run.json').write_text(json.dumps(run))
+  figures = []
+  monkeypatch.setattr(
+    'matplotlib.backends.backend_agg.FigureCanvasAgg.print_png',
+    lambda canvas, file: figures.append(canvas.figure),
+  )
+  plot_curves(workdir)
+  return figures[0] if figures else None
+
+
+def test_curves_have_units_baselines_and_the_rate(tmp_path, monkeypatch):
+  rows = [
+    {'kind': 'train', 'step': s, 'nsp_loss': 0.7, 'task_loss': 0.5, 'learning_rate': s / 10}
+    for s in (1, 2, 3)
+  ]
+  rows.append({'kind': 'eval', 'step': 3, 'nsp_loss': 0.6})
+  losses = {'nsp_loss': {'unit': 'nats per pair', 'baseline': 0.693, 'baseline_name': 'chance'}}
+  figure = drawn(tmp_path, monkeypatch, rows, losses=losses)
+  assert figure.get_suptitle() == tmp_path.name
+  nsp, task, rate = figure.axes
+  assert [axes.get_title() for axes in figure.axes] == ['nsp loss', 'task loss', 'learning rate']
+  assert (nsp.get_ylabel(), task.get_ylabel()) == ('nats per pair', '')
+  training, heldout, chance = nsp.lines
+  assert (training.get_marker(), heldout.get_marker()) == ('', 'o')  # one point is visible
+  assert list(chance.get_ydata()) == [0.693, 0.693] and chance.get_label() == 'chance'
+  assert rate.lines[0].get_ydata().tolist() == [0.1, 0.2, 0.3]
+
+
+def test_one_step_makes_no_picture(tmp_path, monkeypatch):
+  rows = [{'kind': kind, 'step': 1, 'a_loss': 1.0} for kind in ('train', 'eval')]
+  assert drawn(tmp_path, monkeypatch, rows) is None
+
+
+def test_a_resumed_run_continues_its_curve_in_tensorboard(tmp_path):
+  from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+  for start, steps in ((0, (5, 10)), (5, (10, 15))):
+    log = RunLog(tmp_path, steps=20, start=start)
+    for step in steps:
+      log.train(step, {'loss': 1.0 + start, 'a_loss': 1.0}, 1.0, 5)
+    log.close()
+  events = []
+  for path in sorted((tmp_path / 'logs' / 'tensorboard').glob('*tfevents*')):
+    content = path.read_bytes()
+    while content:  # records: length, its checksum, the event, its checksum
+      (length,) = struct.unpack('<Q', content[:8])
+      event = Event.FromString(content[12 : 12 + length])
+      if event.session_log.status == SessionLog.START:  # as TensorBoard does
+        events = [e for e in events if e[0] < event.step]
+      events += [(event.step, v.simple_value) for v in event.summary.value if v.tag == 'train/loss']
+      content = content[16 + length :]
+  assert events == [(5, 1.0), (10, 6.0), (15, 6.0)]
 
 
 def test_a_loss_that_jumps_is_a_divergence_and_one_that_creeps_is_not():

@@ -52,15 +52,20 @@ class RunLog:
     if not active:
       return
     from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
 
     folder = self._workdir / 'logs'
     folder.mkdir(parents=True, exist_ok=True)
     stamp = time.strftime('%Y%m%d-%H%M%S') + f'-{time.time_ns() % 10**9:09d}'
     self._file = (folder / f'metrics-{stamp}.jsonl').open('w')
-    board = folder / f'tensorboard-{stamp}'
-    board.mkdir()
+    board = folder / 'tensorboard'  # one folder, so that a resumed run continues its curves
+    board.mkdir(exist_ok=True)
     # Not SummaryWriter: on a full disk its writer thread dies and the training loop hangs.
-    self._board = EventsWriter(str(board / 'events'))
+    self._board = EventsWriter(str(board / f'events-{stamp}'))
+    if start:  # TensorBoard discards the events of an earlier start from this step on
+      self._board.write_event(
+        Event(step=start + 1, session_log=SessionLog(status=SessionLog.START))
+      )
     if sys.stderr.isatty():
       self._bar = tqdm(total=steps, initial=start, unit='step', dynamic_ncols=True)
     self._steps = steps
@@ -197,30 +202,40 @@ def read_metrics(workdir) -> list[dict]:
 
 
 def plot_curves(workdir) -> None:
-  """Draws training and held-out losses over steps into `loss.png`."""
+  """Plots training and held-out losses and the learning rate over steps into `loss.png`.
+
+  `run.json` may describe the losses: {'losses': {'mlm_loss': {'unit': 'nats per token', 'baseline':
+  7.1, 'baseline_name': 'unigram'}}}.
+  """
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
 
-  rows = read_metrics(workdir)
+  workdir = epath.Path(workdir)
+  rows, run = read_metrics(workdir), workdir / 'run.json'
+  losses = json.loads(run.read_text()).get('losses', {}) if run.exists() else {}
   names = sorted({name for row in rows for name in row if name.endswith('_loss')})
-  if not names:
-    return
-  figure = Figure(figsize=(5 * len(names), 3.6), layout='constrained')
-  for i, name in enumerate(names):
-    axes = figure.add_subplot(1, len(names), i + 1)
-    for kind, style in (('train', {'lw': 1, 'alpha': 0.7}), ('eval', {'lw': 2, 'marker': 'o'})):
+  if len({row['step'] for row in rows}) < 2 or not names:
+    return  # no curve
+  names += ['learning_rate'] * any('learning_rate' in row for row in rows)
+  figure = Figure(figsize=(4.5 * len(names), 3.6), layout='constrained')
+  figure.suptitle(workdir.name)
+  for axes, name in zip(np.atleast_1d(figure.subplots(1, len(names))), names, strict=True):
+    for kind, label, width in (('train', 'training', 1), ('eval', 'held-out', 2)):
       points = [(r['step'], r[name]) for r in rows if r['kind'] == kind and name in r]
       if points:
-        label = {'train': 'training', 'eval': 'held-out'}[kind]
-        axes.plot(*zip(*points, strict=True), label=label, **style)
-    axes.set(xlabel='step', ylabel='nats', title=name.replace('_', ' '))
+        marker = 'o' if kind == 'eval' or len(points) == 1 else ''
+        axes.plot(*zip(*points, strict=True), label=label, lw=width, marker=marker, alpha=0.8)
+    about = losses.get(name, {})
+    if 'baseline' in about:
+      axes.axhline(about['baseline'], color='gray', ls=':', label=about['baseline_name'])
+    axes.set(xlabel='step', ylabel=about.get('unit', ''), title=name.replace('_', ' '))
     axes.grid(alpha=0.3)
-    axes.legend()
-  target = epath.Path(workdir) / 'loss.png'
-  temporary = target.parent / 'loss.png.tmp'
+    if name != 'learning_rate':
+      axes.legend()
+  temporary = workdir / 'loss.png.tmp'
   with temporary.open('wb') as file:
     FigureCanvasAgg(figure).print_png(file)
-  temporary.replace(target)
+  temporary.replace(workdir / 'loss.png')
 
 
 def run_info(config: dict, **facts) -> dict:
