@@ -45,14 +45,16 @@ _RECIPES_OF = {
   'pretrain': 'pretrain', 'finetune': 'finetune', 'compile': 'pretrain', 'quickstart': 'pretrain'
 }  # fmt: skip
 
-# What transformers and google-research/bert call our flags and fields: `run` names ours.
+# Names of transformers, of google-research/bert and of earlier versions, and ours. `_suggest` finds
+# a near name without this table.
 ALIASES = {
   'adam_beta1': ('optimizer.b1',),
   'adam_beta2': ('optimizer.b2',),
   'adam_epsilon': ('optimizer.eps',),
   'bf16': ('model.dtype',),
+  'case': ('lowercase', 'data.lowercase'),
   'dataset_name': ('data.source', 'data.input'),
-  'do_lower_case': ('data.lowercase', 'case'),
+  'do_lower_case': ('data.lowercase', 'lowercase'),
   'dupe_factor': ('data.passes',),
   'eval_steps': ('eval_every',),
   'evaluation_strategy': ('eval_every',),
@@ -78,16 +80,19 @@ ALIASES = {
   'num_train_steps': ('steps',),
   'num_warmup_steps': ('warmup_steps', 'warmup_share'),
   'optim': ('optimizer.name',),
-  'out': ('to', 'output', 'workdir'),
-  'output': ('out', 'to', 'workdir'),
-  'output_dir': ('workdir', 'out', 'to', 'output'),
-  'output_file': ('out', 'to', 'output'),
+  'out': ('workdir',),
+  'output': ('head', 'out', 'workdir'),
+  'output_dir': ('workdir', 'out'),
+  'output_file': ('out',),
   'per_device_eval_batch_size': ('batch_size',),
   'per_device_train_batch_size': ('batch_size',),
+  'recipe': ('config',),
+  'rows': ('max_eval_examples',),
   'save_steps': ('save_every',),
   'save_total_limit': ('keep',),
+  'step': ('checkpoint',),
   'task_name': ('task', 'do'),
-  'to': ('out', 'output', 'workdir'),
+  'to': ('out', 'workdir'),
   'tokenizer_name': ('data.vocab',),
   'train_batch_size': ('batch_size',),
   'train_file': ('data.files', 'data.input'),
@@ -95,6 +100,7 @@ ALIASES = {
   'vocab_file': ('data.vocab', 'vocab'),
   'warmup_ratio': ('warmup_share', 'warmup_steps'),
   'warmup_steps': ('warmup_share',),
+  'which': ('checkpoint',),
 }
 
 
@@ -169,6 +175,9 @@ def _worth_reading(record: logging.LogRecord) -> bool:
   )
 
 
+_DEFINE = {bool: flags.DEFINE_boolean, int: flags.DEFINE_integer, str: flags.DEFINE_string}
+
+
 def parse(program, arguments: list[str]) -> dict:
   """Parses a program's flags; returns the keyword arguments of its `run`.
 
@@ -179,8 +188,7 @@ def parse(program, arguments: list[str]) -> dict:
   known = [name for name in program.FLAGS if name != 'config']
   for name in known:
     default, text = program.FLAGS[name]
-    define = flags.DEFINE_integer if isinstance(default, int) else flags.DEFINE_string
-    define(name, default, text, flag_values=values)
+    _DEFINE[type(default)](name, default, text, flag_values=values)
   fields, spec = {}, ''
   if 'config' in program.FLAGS:
     spec, arguments = _take_recipe(program.FLAGS['config'][0], arguments)

@@ -1,9 +1,9 @@
 """Convert: a model from one library's files to another's.
 
-  bertjax convert --from=uncased_L-12_H-768_A-12 --to=DIR
-  bertjax convert --from=bert-base-uncased --to=DIR --format=google
+  bertjax convert --from=uncased_L-12_H-768_A-12 --out=DIR
+  bertjax convert --from=bert-base-uncased --out=DIR --format=google
 
-  bertjax convert --from=WORKDIR --step=30000 --to=DIR
+  bertjax convert --from=WORKDIR --checkpoint=30000 --out=DIR
 
 The first turns Google's files into Hugging Face's, the second goes back, the third makes a model of
 a checkpoint of a run. Reads Hugging Face's folders and hub names (model.safetensors,
@@ -24,48 +24,56 @@ FLAGS = {
     '',
     "a folder, a run's workdir, a hub name (NAME@REVISION), or the prefix of a TF1 checkpoint",
   ),
-  'step': (-1, "a checkpoint's step, with --from=WORKDIR; -1 = model/, or the newest checkpoint"),
-  'to': ('', 'the folder to write, which must not exist or be empty'),
+  'checkpoint': (
+    -1,
+    "a checkpoint's step, with --from=WORKDIR; -1 = model/, or the newest checkpoint",
+  ),
+  'out': ('', 'the folder to write, which must not exist or be empty'),
   'format': ('hf', "'hf' (a model directory) or 'google' (bert_config.json, bert_model.ckpt.*)"),
   'heads': ('', 'heads to take, joined by commas; empty takes all there are'),
   'gelu': ('erf', "what 'gelu' in a bert_config.json stands for: 'erf' or 'tanh'"),
-  'case': ('', "'lower' or 'keep'; empty goes by the files"),
+  'lowercase': ('', "whether the vocabulary is lower-cased: 'true' or 'false'; '' = by the files"),
 }
 
 
 def run(
-  *, to: str, format: str = 'hf', heads: str = '', gelu='erf', case='', step: int = -1, **flags
+  *, out: str, format: str = 'hf', heads: str = '', gelu='erf', lowercase='', checkpoint: int = -1,
+  **flags,
 ) -> None:  # fmt: skip
   """Converts a model; `from` is among the flags because it is a word of Python's.
 
   Raises:
-    ValueError: if the source cannot be read, or `to` exists and is not empty.
+    ValueError: if the source cannot be read, or `out` exists and is not empty.
   """
   source = flags.pop('from', '')
-  if not source or not to:
-    raise ValueError('convert needs --from=MODEL and --to=DIR.')
-  if format not in ('hf', 'google') or case not in ('', 'lower', 'keep'):
+  if not source or not out:
+    raise ValueError('convert needs --from=MODEL and --out=DIR.')
+  if format not in ('hf', 'google') or lowercase not in ('', 'true', 'false'):
     raise ValueError(
-      f"--format is 'hf' or 'google', --case 'lower' or 'keep', got {format!r}, {case!r}."
+      f"--format is 'hf' or 'google', --lowercase 'true' or 'false', got {format!r}, {lowercase!r}."
     )
   if gelu not in ('erf', 'tanh'):
     raise ValueError(f"--gelu is 'erf' or 'tanh', got {gelu!r}.")
-  target = epath.Path(to)
+  target = epath.Path(out)
   if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-    raise ValueError(f'{target} exists already; remove it or choose another --to.')
-  source = checkpoints.find_checkpoint(source, step) if step >= 0 else loading.find_model(source)
+    raise ValueError(f'{target} exists already; remove it or choose another --out.')
+  source = (
+    checkpoints.find_checkpoint(source, checkpoint)
+    if checkpoint >= 0
+    else loading.find_model(source)
+  )
   names = tuple(heads.split(',')) if heads else None
   config, params = loading.load_weights(source, heads=names, gelu=gelu)
-  tokenizer = loading.load_tokenizer(source, {'lower': True, 'keep': False}.get(case))
+  tokenizer = loading.load_tokenizer(source, {'true': True, 'false': False}.get(lowercase))
   huggingface.check_vocabulary(config, tokenizer, source)
   labels, problem_type = loading.read_labels(source)
   if format == 'google':
-    google.save_google(to, config, params, tokenizer, labels=labels, problem_type=problem_type)
+    google.save_google(out, config, params, tokenizer, labels=labels, problem_type=problem_type)
   else:
-    huggingface.save_hf(to, config, params, tokenizer, labels=labels, problem_type=problem_type)
+    huggingface.save_hf(out, config, params, tokenizer, labels=labels, problem_type=problem_type)
   if loading.has_sentence_layers(source):
     _log.warning(
       "%s: the pooling and layers of sentence-transformers (modules.json) are not converted; %s's "
-      'embeddings are means of length 1.', source, to,
+      'embeddings are means of length 1.', source, out,
     )  # fmt: skip
-  _log.info('written to %s: %s', to, ', '.join(params))
+  _log.info('written to %s: %s', out, ', '.join(params))

@@ -1,7 +1,7 @@
 """Evaluate: a run, or a model directory, on held-out text or on a task's examples.
 
   bertjax evaluate --workdir=DIR                      the run's best checkpoint
-  bertjax evaluate --workdir=DIR --which=newest       or its newest
+  bertjax evaluate --workdir=DIR --checkpoint=newest  or its newest
   bertjax evaluate --config=... --model=DIR           any model directory, on the config's data
   bertjax evaluate --config=... --model=DIR --config.data.heldout=1 --unigram=TEXTS
                                                       on all of a test text
@@ -38,19 +38,19 @@ _log = logging.getLogger(__name__)
 
 FLAGS = {
   'workdir': ('', 'folder of a pre-training run; it has its own config'),
-  'which': ('best', "checkpoint of --workdir: 'best', 'newest' or a step"),
+  'checkpoint': ('best', "checkpoint of --workdir: 'best', 'newest' or a step"),
   'model': ('', 'model directory to evaluate; an alternative to --workdir'),
   'config': ('', 'recipe with the data to evaluate --model on'),
   'split': ('', 'split of a task to evaluate on; default: data.dev'),
   'out': ('', 'folder for the predictions of a task; existing files are replaced (logged)'),
-  'rows': (0, "held-out rows to read at most; 0 = the config's eval_rows"),
+  'max_eval_examples': (0, "held-out rows to read at most; 0 = the config's eval_rows"),
   'unigram': ('', 'texts to count tokens in for the unigram figure; default: the training rows'),
 } | distributed.FLAGS
 
 
 def run(
-  config=None, *, workdir: str = '', model: str = '', which: str = 'best', rows: int = 0,
-  split: str = '', out: str = '', unigram: str = '', **peers,
+  config=None, *, workdir: str = '', model: str = '', checkpoint: str = 'best',
+  max_eval_examples: int = 0,   split: str = '', out: str = '', unigram: str = '', **peers,
 ) -> dict[str, float]:  # fmt: skip
   """Evaluates, prints the metrics as JSON and returns them; process 0 prints for all.
 
@@ -63,7 +63,7 @@ def run(
       '--config=RECIPE with its data.'
     )
   distributed.start(**peers)
-  scores = _scores(config, workdir, model, which, rows, split, out, unigram)
+  scores = _scores(config, workdir, model, checkpoint, max_eval_examples, split, out, unigram)
   if jax.process_index() == 0:
     print(json.dumps(scores, indent=2))
   return scores
@@ -76,7 +76,8 @@ def _scores(config, workdir, model, which, rows, split, out, unigram) -> dict[st
   if 'task' in config:
     if rows or unigram or which != 'best':
       raise ValueError(
-        '--rows, --unigram and --which are for pre-training; a task has its best model.'
+        '--max_eval_examples, --unigram and --checkpoint are for pre-training; a task has '
+        'its best model.'
       )
     return scoring.evaluate(config, model or str(epath.Path(workdir) / 'model'), split, out)
   if split or out:
@@ -89,7 +90,7 @@ def _scores(config, workdir, model, which, rows, split, out, unigram) -> dict[st
   config = phase.config
   rows = rows or config.eval_rows
   if rows < 1:
-    raise ValueError(f'--rows must be at least 1, got {rows}.')
+    raise ValueError(f'--max_eval_examples must be at least 1, got {rows}.')
   mesh = mesh_lib.make_evaluation_mesh(config.batch_size)  # whatever the run had
   config.model.attention = 'auto'
   folder = pretrain.prepared_folder(config)
@@ -203,7 +204,9 @@ def _choose(config, workdir, which: str):
     raise ValueError(f'{folder} holds no checkpoint yet.')
   named = {'best': checkpoints.best_step(), 'newest': steps[-1]} | {str(s): s for s in steps}
   if which not in named:
-    raise ValueError(f'--which must be best, newest or one of the steps {steps}, got {which!r}.')
+    raise ValueError(
+      f'--checkpoint must be best, newest or one of the steps {steps}, got {which!r}.'
+    )
   return checkpoints, named[which]
 
 

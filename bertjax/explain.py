@@ -1,6 +1,6 @@
 """Explain: what a model makes of a text, as one HTML page that loads nothing else.
 
-  bertjax explain --model=DIR "The [MASK] statement raises an exception." --to=page.html
+  bertjax explain --model=DIR "The [MASK] statement raises an exception." --out=page.html
   bertjax explain --model=QA_MODEL "Who came?" --pair="Ada came, with a friend."
 
 Shows the predicted outputs of every head (classes, labels, a number, tags, an answer, an ending,
@@ -24,11 +24,11 @@ FLAGS = {
   'model': ('', "a model directory, a run's workdir, a folder of another library, or a hub name"),
   'text': ('', 'the text to explain; of a pair the first'),
   'pair': ('', 'second text of a pair; of a model with a choice head its endings, one a line'),
-  'to': ('explain.html', 'the HTML file to write; an existing one is replaced (logged)'),
+  'out': ('explain.html', 'the HTML file to write; an existing one is replaced (logged)'),
 }
 
 
-def run(*, model: str, text: str, pair: str = '', to: str = 'explain.html') -> None:
+def run(*, model: str, text: str, pair: str = '', out: str = 'explain.html') -> None:
   """Writes the page.
 
   Raises:
@@ -36,9 +36,9 @@ def run(*, model: str, text: str, pair: str = '', to: str = 'explain.html') -> N
   """
   if not model or not text:
     raise ValueError('explain needs --model=DIR and a text.')
-  path = pathlib.Path(to)
-  if not to or '://' in to or path.is_dir():
-    raise ValueError(f'--to must be a local file such as explain.html, got {to!r}.')
+  path = pathlib.Path(out)
+  if not out or '://' in out or path.is_dir():
+    raise ValueError(f'--out must be a local file such as explain.html, got {out!r}.')
   explanation = inspect.explain(Predictor.from_dir(model), text, pair)
   page = inspect.to_html(explanation, pages.run_name(model))
   path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """Export: a model as a program that runs without bertjax.
 
-  bertjax export --model=DIR --to=OUT                        a TensorFlow SavedModel, texts in
-  bertjax export --model=DIR --to=OUT --format=stablehlo     a StableHLO program, token ids in
+  bertjax export --model=DIR --out=OUT                        a TensorFlow SavedModel, texts in
+  bertjax export --model=DIR --out=OUT --format=stablehlo     a StableHLO program, token ids in
 
 The SavedModel has the tokenizer inside. Whoever loads it imports tensorflow_text first, for its
 operations:
@@ -10,7 +10,7 @@ operations:
   run = tf.saved_model.load('OUT').signatures['serving_default']
   run(text=tf.constant(['A fine film.']))['probabilities']
 
-It has the signature 'pairs' (text=, pair=) too; for --output=span, nsp and choice serving_default
+It has the signature 'pairs' (text=, pair=) too; for --head=span, nsp and choice serving_default
 is of pairs. A text beyond the model's limit is an error of the program.
 
 The StableHLO program is for CPU, TPU and CUDA and for any batch and length:
@@ -48,12 +48,14 @@ _log = logging.getLogger(__name__)
 
 FLAGS = {
   'model': ('', "a model directory, a run's workdir, a folder of another library, or a hub name"),
-  'to': ('', 'the folder to write'),
+  'out': ('', 'the folder to write'),
   'format': ('savedmodel', "'savedmodel' or 'stablehlo'"),
-  'output': (
-    '', f"a head, or a pooling: {', '.join(POOLINGS)}; '' = the task's head, or the model's pooling"
+  'head': ('', "the head to export; '' = the task's head, else embeddings"),
+  'pooling': (
+    '',
+    f"export embeddings with this pooling: {', '.join(POOLINGS)}; '' = the model's own, else mean",
   ),
-}  # fmt: skip
+}
 
 _PLATFORMS = ('cpu', 'tpu', 'cuda')
 _INPUTS = ('input_ids', 'token_type_ids', 'segment_ids')
@@ -63,31 +65,39 @@ _TWO_TEXTS = ('span', 'nsp', 'choice')
 _SAMPLES = (['a'], ['The film was good.', '', 'Größe: 1½, "naïve" 中文。', 'a b c d ' * 6])
 
 
-def run(*, model: str, to: str, format: str = 'savedmodel', output: str = '') -> None:
+def run(
+  *, model: str, out: str, format: str = 'savedmodel', head: str = '', pooling: str = ''
+) -> None:
   """Exports a model.
 
   Raises:
     ValueError: if the model lacks what is asked for, or the folder is there already.
     RuntimeError: if the exported program cannot be run, or differs from the Predictor.
   """
-  if not model or not to or format not in ('savedmodel', 'stablehlo'):
+  if not model or not out or format not in ('savedmodel', 'stablehlo'):
     raise ValueError(
-      "export needs --model=DIR, --to=DIR, and --format='savedmodel' or 'stablehlo'."
+      "export needs --model=DIR, --out=DIR, and --format='savedmodel' or 'stablehlo'."
     )
-  if '://' in to:
-    raise ValueError(f'--to must be a local folder, got {to}; copy it from there.')
-  folder = pathlib.Path(to)
+  if head and pooling:
+    raise ValueError(
+      f'--head={head} and --pooling={pooling} exclude each other: an export has one output.'
+    )
+  if '://' in out:
+    raise ValueError(f'--out must be a local folder, got {out}; copy it from there.')
+  folder = pathlib.Path(out)
   if folder.exists():
     raise ValueError(f'{folder} is there already; delete it or name another.')
   predictor = Predictor.from_dir(model)
-  output = output or next((head for head in HEADS[2:] if head in predictor.forward.params), '')
+  output = (
+    head or pooling or next((head for head in HEADS[2:] if head in predictor.forward.params), '')
+  )
   limit = predictor.config.max_positions
   if not output:
     output = predictor.layers.pooling
     limit = min(predictor.layers.max_length or limit, limit)
     if predictor.layers.steps not in ((), (sentences.normalise,)):
       raise ValueError(
-        f'{model} has dense layers after its pooling, which are not exported; --output={output} '
+        f'{model} has dense layers after its pooling, which are not exported; --pooling={output} '
         'exports the vectors before them.'
       )
   if output not in POOLINGS:

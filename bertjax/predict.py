@@ -2,8 +2,8 @@
 
   bertjax predict --model=DIR --do=classify "A fine film."
   bertjax predict --model=DIR --do=answer --text="Who came?" --pair="Ada came, with a friend."
-  bertjax predict --model=DIR --do=embed --input=texts.csv --columns=body --output=vectors.jsonl
-  bertjax predict --model=DIR --do=answer --input=q.csv --columns=question,context --output=a.jsonl
+  bertjax predict --model=DIR --do=embed --input=texts.csv --columns=body --out=vectors.jsonl
+  bertjax predict --model=DIR --do=answer --input=q.csv --columns=question,context --out=a.jsonl
 
 Files end in .txt (a text a line), .csv, .tsv, .jsonl or .parquet. The output has a JSON line for
 each row, in order: {"result": ...}, or {"error": ...} where a row cannot be answered (an empty
@@ -47,7 +47,7 @@ FLAGS = {
   'delimiter': ('', 'delimiter between the columns of --input and --corpus: a character, or tab, '
                     "comma, semicolon, pipe, space; '' = by the file's ending"),
   'encoding': ('utf-8', 'encoding of --input and --corpus, by the name that Python gives it'),
-  'output': ('', 'the .jsonl file to write, with --input'),
+  'out': ('', 'the .jsonl file to write, with --input'),
   'corpus': ('', "nearest: a file with the texts to search, in columns[0] or a line each"),
   'index': ('', 'nearest: .npz file of the embedded corpus; made from --corpus if it is missing'),
   'top_k': (0, 'how many proposals, answers or hits; 0 = the default'),
@@ -58,7 +58,7 @@ FLAGS = {
   'pooling': (
     '', "pooling of embeddings: 'mean', 'cls' or 'last_four'; '' = the model's own, else 'mean'"
   ),
-  'no_answer': (0, "answer: 1 = the answer may be '' (SQuAD 2.0)"),
+  'no_answer': (False, "answer: the answer may be '' (SQuAD 2.0)"),
   'max_answer': (0, 'answer: tokens of the longest answer; 0 = 30; 50 suits Chinese'),
   'long': ('refuse', "texts beyond the model's limit: 'refuse', or read in parts, 'window'"),
   'batch_size': (32, 'rows of a batch'),
@@ -66,7 +66,7 @@ FLAGS = {
 
 
 def run(
-  *, model: str, do: str = '', text: str = '', pair: str = '', input: str = '', output: str = '',
+  *, model: str, do: str = '', text: str = '', pair: str = '', input: str = '', out: str = '',
   columns: str = 'text', corpus: str = '', index: str = '', delimiter: str = '',
   encoding: str = 'utf-8', long: str = 'refuse', batch_size: int = 32, **options,
 ) -> None:  # fmt: skip
@@ -75,17 +75,15 @@ def run(
   Raises:
     ValueError: if the flags, the model or the files do not fit one another.
   """
-  asked = tuple(map(bool, (text or pair, input, output)))
+  asked = tuple(map(bool, (text or pair, input, out)))
   if not model or asked not in ((True, False, False), (False, True, True)):
-    raise ValueError(
-      'predict needs --model=DIR, and --text=TEXT or --input=FILE with --output=FILE.'
-    )
+    raise ValueError('predict needs --model=DIR, and --text=TEXT or --input=FILE with --out=FILE.')
   if do and do not in calls.CALLS:
     raise ValueError(f'there is no {do!r}; choose from {", ".join(calls.CALLS)}.')
   if (do == 'nearest') != bool(corpus or index):
     raise ValueError('nearest, and only nearest, needs --corpus=FILE or --index=FILE.')
   if input:
-    streams.check(input, output)
+    streams.check(input, out)
   predictor = Predictor.from_dir(model, long=long, batch_size=batch_size)
   if not do:
     do = calls.default(predictor)
@@ -110,10 +108,10 @@ def run(
   settings = given | {'model': model, 'do': do, 'columns': names, 'long': long,
                       'batch_size': batch_size, 'files': files}  # fmt: skip
   count = streams.answer_file(
-    lambda items: calls.call_each(predictor, do, items, options), input, output, names, settings,
+    lambda items: calls.call_each(predictor, do, items, options), input, out, names, settings,
     word_lists=do == 'tag', **reading,
   )  # fmt: skip
-  _log.info('%s: %s lines', output, f'{count:,}')
+  _log.info('%s: %s lines', out, f'{count:,}')
 
 
 def _corpus(path: str, columns: list[str], reading: dict) -> list[str]:

@@ -11,7 +11,6 @@ import logging
 import time
 
 from bertjax import evaluate, pretrain, vocab
-from bertjax.__main__ import recipe_for
 from bertjax.inference.predictor import Predictor
 from bertjax.training import checkpoint
 
@@ -19,8 +18,7 @@ _log = logging.getLogger(__name__)
 
 FLAGS = {
   'workdir': ('bertjax-quickstart', 'folder to write; an interrupted quickstart goes on in it'),
-  'recipe': ('quickstart', "a recipe; 'quickstart:smoke' takes seconds and learns nothing"),
-  'seed': (0, 'of weights, order and masks'),
+  'config': ('quickstart', "a recipe; 'quickstart:smoke' takes seconds and learns nothing"),
 }
 
 SENTENCES = (
@@ -30,19 +28,19 @@ SENTENCES = (
 )
 
 
-def run(*, workdir: str, recipe: str = 'quickstart', seed: int = 0) -> dict[str, float]:
+def run(config, *, workdir: str) -> dict[str, float]:
   """Runs it all; returns the evaluation."""
   begin = time.perf_counter()
   if not workdir:
     raise ValueError('quickstart needs --workdir=DIR, the folder to write.')
-  folder, config = checkpoint.check_path(workdir), recipe_for('quickstart', recipe)
+  folder = checkpoint.check_path(workdir)
   vocabulary = folder / 'vocab.txt'
   if not vocabulary.exists():
-    vocab.run(input='embedded', out=str(vocabulary), size=4096)
-  config.seed, config.data.vocab = seed, str(vocabulary)
+    vocab.run(input='embedded', out=str(vocabulary), size=4096, report=False)
+  config.data.vocab = str(vocabulary)
   pretrain.run(config, workdir=workdir)
   print('\nHeld-out documents:')
-  scores = evaluate.run(workdir=workdir, which='newest')
+  scores = evaluate.run(workdir=workdir, checkpoint='newest')
   gain = scores['unigram_cross_entropy'] - scores['mlm_loss']
   print(f'masked-LM loss is {gain:.2f} nats below the unigram cross-entropy of the same tokens.')
   predictor = Predictor.from_dir(folder / 'model')

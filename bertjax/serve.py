@@ -57,7 +57,7 @@ FLAGS = {
   'timeout': (30, 'seconds until a request gets 504, or 408 if it has not come in by then'),
   'max_body': (262_144, 'bytes of a request; larger ones get 413'),
   'long': ('refuse', "texts beyond the model's limit: 'refuse', or read in parts, 'window'"),
-  'warm_up': (1, '0 = compile when the first texts come, not before'),
+  'warm_up': (True, 'compile for all lengths at the start, not when the first texts come'),
 }
 
 UNCOMPILED = {'infill', 'score', 'continue', 'correct', 'nearest', 'summarise'}  # by compile_all
@@ -104,7 +104,7 @@ class NearestQuestion(pydantic.BaseModel):
 
 def run(
   *, model: str, index: str = '', host: str = '127.0.0.1', port: int = 8000, batch_size: int = 32,
-  long: str = 'refuse', warm_up: int = 1, **limits,
+  long: str = 'refuse', warm_up: bool = True, **limits,
 ) -> None:  # fmt: skip
   """Serves until SIGTERM or SIGINT.
 
@@ -295,7 +295,7 @@ async def _malformed(request, error):
 
 def compile_all(predictor: Predictor) -> None:
   """Answers made-up texts of all lengths, so that no real ones wait for a compiler."""
-  _log.info('compiling; --warm_up=0 leaves it to the first texts')
+  _log.info('compiling; --nowarm_up leaves it to the first texts')
   tokenizer = predictor.tokenizer
   whole = (tokenizer.word_flags & (words.BEGINS | words.BLANK)) == words.BEGINS
   word, _ = tokenizer.word_of(tokenizer.vocab[int(np.flatnonzero(whole)[-1])])

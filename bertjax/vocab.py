@@ -2,7 +2,7 @@
 
   bertjax vocab --input=TEXTS --size=30522 --out=vocab.txt
   bertjax vocab --input=TEXTS --size=30000 --kind=sentencepiece --out=spiece.model
-  bertjax vocab --input=TEXTS --vocab=vocab.txt --report=report.json   trains nothing
+  bertjax vocab --input=TEXTS --vocab=vocab.txt --report_file=report.json   trains nothing
 
 In a WordPiece vocabulary the special tokens have Google's ids ([PAD] 0, [UNK] 100, [CLS]
 101, [SEP] 102, [MASK] 103). Two trainings on the same text write the same file, whatever the number
@@ -38,27 +38,29 @@ FLAGS = {
     'of text files: gb18030, utf-16, latin-1 or another name known to Python',
   ),
   'on_bad_row': ('stop', "'stop' at a row of JSONL or Parquet that has no text, or 'skip' it"),
-  'case': ('lower', "'lower' (also strips accents) or 'keep'"),
-  'report': ('', "a JSON file for the report, which is printed; 'none' = no report"),
+  'lowercase': (True, 'lower-case the text, which also strips accents'),
+  'report': (True, 'print how the vocabulary fits the text'),
+  'report_file': ('', 'a JSON file for the report'),
   'max_words': (1_000_000, 'distinct words in memory; beyond it the rare half is dropped'),
-  'workers': (0, 'processes, 0 = one for each core; the result does not depend on it'),
+  'workers': (-1, 'worker processes; 0 = none, -1 = one a core; the result does not depend on it'),
 }
 
 
 def run(
   *, input: str, out: str = '', vocab: str = '', size: int = 30522, kind: str = 'wordpiece',
   format: str = 'prose', text_key: str = 'text', encoding: str = 'utf-8', on_bad_row: str = 'stop',
-  case: str = 'lower', report: str = 'none', max_words: int = 1_000_000, workers: int = 0,
+  lowercase: bool = True, report: bool = True, report_file: str = '',
+  max_words: int = 1_000_000, workers: int = -1,
 ) -> None:  # fmt: skip
   """Trains and writes a vocabulary, unless `vocab` names one; then reports how it fits the input.
 
   Raises:
     ValueError: if the input cannot be read, the size does not fit the text, or `out` exists.
   """
-  _check(out, vocab, kind, case, report, max_words, size)
-  if workers < 0:
-    raise ValueError(f'--workers must be at least 0, got {workers}.')
-  workers, lowercase = workers or os.cpu_count() or 1, case == 'lower'
+  _check(out, vocab, kind, report, report_file, max_words, size)
+  if workers < -1:
+    raise ValueError(f'--workers must be at least -1, got {workers}.')
+  workers = os.cpu_count() or 1 if workers == -1 else workers
   found = []  # what each reading of the text met; the same each time
 
   def read():
@@ -91,7 +93,7 @@ def run(
     _log.info('%s: %d pieces, %d characters (%d more are too rare)', out, size, len(kept), rare)
   if found:
     found[0].warn(lowercase)
-  if report != 'none':
+  if report:
     facts = corpus.describe(
       read(), out or vocab, format=format, lowercase=lowercase, workers=workers
     )
@@ -100,8 +102,8 @@ def run(
     facts |= {'count_error': error, 'invalid_utf8': found[0].invalid_utf8}
     facts['bad_rows'] = found[0].bad_rows
     print('\n'.join(_lines(facts, Tokenizer.from_file(out or vocab, lowercase=lowercase))))
-    if report:
-      _write(report, (json.dumps(facts, indent=1) + '\n').encode())
+    if report_file:
+      _write(report_file, (json.dumps(facts, indent=1) + '\n').encode())
 
 
 def _sentences(texts, format: str):
@@ -114,7 +116,7 @@ def _count_characters(texts: list[str], format: str, lowercase: bool) -> collect
   return sentencepiece.count_characters(_sentences(texts, format), lowercase)
 
 
-def _check(out, vocab, kind, case, report, max_words, size) -> None:
+def _check(out, vocab, kind, report, report_file, max_words, size) -> None:
   if bool(out) == bool(vocab):
     raise ValueError('vocab needs either --out=FILE to train one, or --vocab=FILE to report on it.')
   if kind not in KINDS:
@@ -123,14 +125,15 @@ def _check(out, vocab, kind, case, report, max_words, size) -> None:
     raise ValueError(
       f'a SentencePiece model, and nothing else, is named *.model; got --kind={kind} --out={out}.'
     )
-  if case not in ('lower', 'keep'):
-    raise ValueError(f"--case must be 'lower' or 'keep', got {case!r}.")
-  if vocab and report == 'none':
-    raise ValueError('--vocab with --report=none leaves nothing to do; drop one of them.')
+  if not report and (vocab or report_file):
+    raise ValueError(
+      f'--noreport leaves nothing to do with --{"vocab" if vocab else "report_file"}; drop one of '
+      'them.'
+    )
   if max_words < size:
     raise ValueError(f'--max_words must be at least --size={size}, got {max_words}.')
-  for name, path in (('out', out), ('report', report)):
-    if path and path != 'none' and epath.Path(path).exists():
+  for name, path in (('out', out), ('report_file', report_file)):
+    if path and epath.Path(path).exists():
       raise ValueError(f'{path} exists already; remove it or choose another --{name}.')
 
 
@@ -181,10 +184,10 @@ def _misfits(unknown: float, tokenizer: Tokenizer) -> list[str]:
   lines, cased = [], corpus.count_cased(tokenizer)[0]
   if tokenizer.lowercase and cased:
     lines.append(
-      f'case        {cased:,} entries have capitals and are never used with --case=lower: '
-      'is this a cased vocabulary (--case=keep)?'
+      f'case        {cased:,} entries have capitals and are never used with --lowercase: '
+      'is this a cased vocabulary (--nolowercase)?'
     )
   if unknown > preprocess.MOST_UNKNOWN:
-    hint = '' if tokenizer.lowercase or cased else '; it has no capitals: --case=lower?'
+    hint = '' if tokenizer.lowercase or cased else '; it has no capitals: --lowercase?'
     lines.append(f'[UNK]       {unknown:.1%} of the tokens: the vocabulary does not fit{hint}')
   return lines

@@ -58,7 +58,7 @@ def vocab(work):
   path = work / 'vocab.txt'
   call(
     'vocab', f'--input={work / "texts"}', f'--size={104 + len(letters)}', f'--out={path}',
-    f'--report={work / "report.json"}',
+    f'--report_file={work / "report.json"}',
   )  # fmt: skip
   assert letters <= set(path.read_text('utf-8').split('\n'))
   return path
@@ -132,7 +132,7 @@ def test_reviews_are_classified_explained_and_reported(work, model):
   page = (folder / 'report.html').read_text('utf-8')
   assert re.search('<text[^>]*>好评</text>', page) and re.search('<text[^>]*>差评</text>', page)
   explanation = work / 'page.html'
-  call('explain', f'--model={folder / "model"}', f'--text={text}', f'--to={explanation}')
+  call('explain', f'--model={folder / "model"}', f'--text={text}', f'--out={explanation}')
   assert json.dumps('差评') in explanation.read_text('utf-8')
 
 

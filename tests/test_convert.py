@@ -47,7 +47,7 @@ def test_a_model_goes_round_by_the_command_bit_for_bit(model, tmp_path, capsys):
   save_model(tmp_path / 'a', *model)
   ways = (('a', 'b', 'google'), ('b', 'c', 'google'), ('c', 'd', 'hf'), ('d', 'e', 'hf'))
   for source, target, form in ways:
-    flags = [f'--from={tmp_path}/{source}', f'--to={tmp_path}/{target}', f'--format={form}']
+    flags = [f'--from={tmp_path}/{source}', f'--out={tmp_path}/{target}', f'--format={form}']
     assert main(['convert', *flags]) == 0
     check_model(tmp_path / target, model)
   for name in ('config.json', 'model.safetensors', 'vocab.txt'):
@@ -61,15 +61,15 @@ def test_labels_go_along(model, tmp_path):
   params = random_params(config, ('classification',))
   labels = ['no', 'yes']
   save_model(tmp_path / 'a', config, params, tokenizer, labels=labels, problem_type='regression')
-  assert main(['convert', f'--from={tmp_path}/a', f'--to={tmp_path}/b']) == 0
+  assert main(['convert', f'--from={tmp_path}/a', f'--out={tmp_path}/b']) == 0
   assert read_labels(tmp_path / 'b') == (labels, 'regression')
-  assert main(['convert', f'--from={tmp_path}/b', f'--to={tmp_path}/c', '--format=google']) == 0
+  assert main(['convert', f'--from={tmp_path}/b', f'--out={tmp_path}/c', '--format=google']) == 0
   assert read_labels(tmp_path / 'c') == (labels, 'regression')
 
 
 def test_the_gelu_and_the_case_of_googles_files_can_be_set(model, tmp_path):
   save_google(tmp_path / 'a', *model)
-  flags = [f'--from={tmp_path}/a', f'--to={tmp_path}/b', '--gelu=tanh', '--case=keep']
+  flags = [f'--from={tmp_path}/a', f'--out={tmp_path}/b', '--gelu=tanh', '--lowercase=false']
   assert main(['convert', *flags]) == 0
   config, _, tokenizer = load_model(tmp_path / 'b')
   assert config.activation == 'gelu_tanh' and not tokenizer.lowercase
@@ -80,19 +80,19 @@ def test_the_gelu_and_the_case_of_googles_files_can_be_set(model, tmp_path):
   ('flags', 'words'),
   [
     ([], '--from'),
-    (['--from={tmp}/a'], '--to'),
-    (['--from={tmp}/a', '--to={tmp}/b', '--format=onnx'], 'onnx'),
-    (['--from={tmp}/a', '--to={tmp}/b', '--heads=span'], 'qa_outputs.weight'),
-    (['--from={tmp}/a', '--to={tmp}/b', '--heads=spam'], 'spam'),
-    (['--from={tmp}/a', '--to={tmp}/b', '--case=upper'], 'upper'),
-    (['--from={tmp}/none', '--to={tmp}/b'], 'none'),
-    (['--from={tmp}/a', '--to={tmp}/mine'], 'mine'),
-    (['--from={tmp}/a', '--to={tmp}/mine', '--format=google'], 'mine'),
-    (['--from={tmp}/a', '--to={tmp}/g'], 'g exists already'),
-    (['--from={tmp}/a', '--to={tmp}/g', '--format=google'], 'g exists already'),
-    (['--from={tmp}/a', '--to={tmp}/a'], 'a exists already'),
-    (['--from={tmp}/a', '--to={tmp}/mine/thesis.txt'], 'thesis.txt exists already'),
-    (['--from={tmp}/g', '--to={tmp}/b', '--gelu=exact'], 'exact'),
+    (['--from={tmp}/a'], '--out'),
+    (['--from={tmp}/a', '--out={tmp}/b', '--format=onnx'], 'onnx'),
+    (['--from={tmp}/a', '--out={tmp}/b', '--heads=span'], 'qa_outputs.weight'),
+    (['--from={tmp}/a', '--out={tmp}/b', '--heads=spam'], 'spam'),
+    (['--from={tmp}/a', '--out={tmp}/b', '--lowercase=upper'], 'upper'),
+    (['--from={tmp}/none', '--out={tmp}/b'], 'none'),
+    (['--from={tmp}/a', '--out={tmp}/mine'], 'mine'),
+    (['--from={tmp}/a', '--out={tmp}/mine', '--format=google'], 'mine'),
+    (['--from={tmp}/a', '--out={tmp}/g'], 'g exists already'),
+    (['--from={tmp}/a', '--out={tmp}/g', '--format=google'], 'g exists already'),
+    (['--from={tmp}/a', '--out={tmp}/a'], 'a exists already'),
+    (['--from={tmp}/a', '--out={tmp}/mine/thesis.txt'], 'thesis.txt exists already'),
+    (['--from={tmp}/g', '--out={tmp}/b', '--gelu=exact'], 'exact'),
   ],
 )
 def test_a_mistake_gets_one_sentence_and_writes_nothing(model, tmp_path, capsys, flags, words):

@@ -41,7 +41,7 @@ def launch(folder, rows, processes, *, fault='none - 0', devices=DEVICES, **fiel
   command = [sys.executable, '-m', 'tests.worker', folder, folder / 'fields.json', coordinator]
   return [
     subprocess.Popen(
-      [*command, str(processes), f'--process={i}'], env=environment, stderr=subprocess.PIPE,
+      [*command, str(processes), f'--process_id={i}'], env=environment, stderr=subprocess.PIPE,
       text=True, cwd=pathlib.Path(__file__).parent.parent,
     )
     for i in range(processes)
@@ -126,11 +126,11 @@ def test_processes_bring_the_same_batches_to_the_same_losses(
 
 def command(words, devices=DEVICES):
   """Runs a `bertjax` command as two processes; returns what process 0 wrote to stdout."""
-  shared = [*words, f'--coordinator=localhost:{free_port()}', '--processes=2']
+  shared = [*words, f'--coordinator_address=localhost:{free_port()}', '--num_processes=2']
   flags = f'--xla_force_host_platform_device_count={devices // 2}'
   processes = [
     subprocess.Popen(
-      [sys.executable, '-m', 'bertjax', *shared, f'--process={i}'], text=True,
+      [sys.executable, '-m', 'bertjax', *shared, f'--process_id={i}'], text=True,
       env=os.environ | {'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'},
       stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )
@@ -282,7 +282,7 @@ def test_slurm_tells_who_is_there(blocked):
 
 
 def test_flags_that_contradict_are_one_sentence():
-  with pytest.raises(ValueError, match='needs --processes=N'):
+  with pytest.raises(ValueError, match='needs --num_processes=N'):
     distributed.start('localhost:1', 2, 2)
 
 

@@ -283,7 +283,7 @@ def test_attributions_of_a_real_model_agree_with_masking_words(data_dir, tmp_pat
 def test_the_page_holds_all_of_it_and_loads_nothing(tmp_path, vocab, explanation, caplog):
   config, params, tokenizer = model(vocab, 'mlm')
   save_model(tmp_path / 'm', config, params, tokenizer)
-  arguments = [f'--text={TEXT}', '--pair=or None', f'--to={tmp_path}/deep/page.html']
+  arguments = [f'--text={TEXT}', '--pair=or None', f'--out={tmp_path}/deep/page.html']
   assert main(['explain', f'--model={tmp_path}/m', *arguments]) == 0
   assert 'replaced' not in caplog.text
   page = (tmp_path / 'deep' / 'page.html').read_text(encoding='utf-8')

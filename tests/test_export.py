@@ -55,7 +55,7 @@ def save(folder, vocab, *heads, labels=(), problem_type=''):
 
 def test_a_saved_model_takes_texts_and_gives_the_predictors_classes(tmp_path, vocab):
   predictor = save(tmp_path / 'm', vocab, 'classification', labels=['bad', 'fair', 'good'])
-  assert main(['export', f'--model={tmp_path}/m', f'--to={tmp_path}/out']) == 0
+  assert main(['export', f'--model={tmp_path}/m', f'--out={tmp_path}/out']) == 0
   pairs = {'text': TEXTS, 'pair': TEXTS[::-1]}
   found = load(tmp_path / 'out', tmp_path, {'serving_default': {'text': TEXTS}, 'pairs': pairs})
   for name, expected in (
@@ -145,7 +145,7 @@ def test_a_program_that_differs_from_the_predictor_is_not_written(
     return lambda *arguments: jax.tree.map(lambda x: x + 0.01, program(*arguments))
 
   monkeypatch.setattr(export, 'make_program', wrong)
-  arguments = [f'--model={tmp_path}/m', f'--to={tmp_path}/out', '--format=stablehlo']
+  arguments = [f'--model={tmp_path}/m', f'--out={tmp_path}/out', '--format=stablehlo']
   assert main(['export', *arguments]) == 2
   assert "differs from the Predictor by 0.01 in 'logits'" in capsys.readouterr().err
   assert [p.name for p in tmp_path.iterdir()] == ['m']
@@ -154,7 +154,7 @@ def test_a_program_that_differs_from_the_predictor_is_not_written(
 def test_a_program_that_cannot_run_is_not_written(tmp_path, vocab, monkeypatch, capsys):
   save(tmp_path / 'm', vocab, 'nsp')
   monkeypatch.setattr(export, '_portable', lambda exported: exported.mlir_module_serialized[:999])
-  assert main(['export', f'--model={tmp_path}/m', f'--to={tmp_path}/out', '--output=nsp']) == 2
+  assert main(['export', f'--model={tmp_path}/m', f'--out={tmp_path}/out', '--output=nsp']) == 2
   assert 'the exported program does not run (' in capsys.readouterr().err
   assert [p.name for p in tmp_path.iterdir()] == ['m']
 
@@ -162,11 +162,11 @@ def test_a_program_that_cannot_run_is_not_written(tmp_path, vocab, monkeypatch, 
 @pytest.mark.parametrize(
   ('arguments', 'message'),
   [
-    (['--to=x', '--output=tagging'], 'needs a model with a tagging head; this one has the heads'),
-    (['--to=x', '--format=onnx'], "--format='savedmodel' or 'stablehlo'"),
-    (['--to=.'], 'is there already'),
-    (['--to=gs://b/out'], '--to must be a local folder, got gs://b/out'),
-    ([], 'export needs --model=DIR, --to=DIR'),
+    (['--out=x', '--output=tagging'], 'needs a model with a tagging head; this one has the heads'),
+    (['--out=x', '--format=onnx'], "--format='savedmodel' or 'stablehlo'"),
+    (['--out=.'], 'is there already'),
+    (['--out=gs://b/out'], '--out must be a local folder, got gs://b/out'),
+    ([], 'export needs --model=DIR, --out=DIR'),
   ],
 )
 def test_mistakes_end_in_a_sentence(tmp_path, vocab, monkeypatch, capsys, arguments, message):

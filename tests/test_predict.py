@@ -42,7 +42,7 @@ def texts():
 
 def predict(folder, path, out, *more):
   return main(['predict', f'--model={folder}', '--do=classify', f'--input={path}',
-               f'--output={out}', '--batch_size=4', *more])  # fmt: skip
+               f'--out={out}', '--batch_size=4', *more])  # fmt: skip
 
 
 def lines(path):
@@ -206,7 +206,7 @@ def test_lists_of_words_are_tagged_from_files(tmp_path, kind):
     (tmp_path / 'a.jsonl').write_text(content)
   else:
     parquet.write_table(pa.table({'text': words}), tmp_path / 'a.parquet')
-  arguments = [f'--input={tmp_path}/a.{kind}', f'--output={tmp_path}/o.jsonl']
+  arguments = [f'--input={tmp_path}/a.{kind}', f'--out={tmp_path}/o.jsonl']
   assert main(['predict', f'--model={tmp_path}/m', '--do=tag', *arguments]) == 0
   found = lines(tmp_path / 'o.jsonl')
   texts = [[span['text'] for span in line.get('result', ())] for line in found]
@@ -291,10 +291,10 @@ def test_files_without_a_header_and_other_delimiters_are_answered(folder, tmp_pa
     (['--do=embed', '--text=a', '--pair=b'], 'embed takes one text for each item, got 2'),
     (['--do=classify', '--pair=b'], 'a text is empty'),
     (['--do=nearest', '--text=a'], 'nearest, and only nearest, needs --corpus'),
-    (['--do=embed', '--input=no.txt', '--output=o.jsonl'], 'no file no.txt'),
-    (['--do=embed', '--input=a', '--output=README.jsonl', '--model=no'], 'no file a'),
-    (['--do=embed', '--input=no.txt', '--output=o.csv'], 'must be a local file that ends in'),
-    (['--do=embed', '--input=a.txt', '--output=gs://b/o.jsonl'], 'must be a local file'),
+    (['--do=embed', '--input=no.txt', '--out=o.jsonl'], 'no file no.txt'),
+    (['--do=embed', '--input=a', '--out=README.jsonl', '--model=no'], 'no file a'),
+    (['--do=embed', '--input=no.txt', '--out=o.csv'], 'must be a local file that ends in'),
+    (['--do=embed', '--input=a.txt', '--out=gs://b/o.jsonl'], 'must be a local file'),
     (['--do=embed', '--text=a', '--long=cut'], "long must be 'refuse' or 'window', got 'cut'"),
   ],
 )

@@ -198,7 +198,7 @@ def test_fewer_steps_than_the_newest_checkpoint_has_are_refused(finished, tiny_r
 
 
 def test_evaluate_prints_what_the_run_wrote_and_the_unigram_figure(finished, capsys):
-  assert main(['evaluate', f'--workdir={finished}', '--which=newest']) == 0
+  assert main(['evaluate', f'--workdir={finished}', '--checkpoint=newest']) == 0
   printed = json.loads(capsys.readouterr().out)
   written = json.loads((finished / 'metrics.json').read_text())
   assert printed['mlm_loss'] == pytest.approx(written['mlm_loss'], rel=1e-6)
@@ -234,18 +234,21 @@ def test_predictions_are_derived_for_the_sequences_of_prepared_rows(corpus, voca
 
 def test_any_step_of_a_run_becomes_a_model(finished, tiny_rows, tmp_path, capsys):
   for step in (10, 20):
-    assert main(['convert', f'--from={finished}', f'--step={step}', f'--to={tmp_path}/{step}']) == 0
+    assert (
+      main(['convert', f'--from={finished}', f'--checkpoint={step}', f'--out={tmp_path}/{step}'])
+      == 0
+    )
   newest, model = tmp_path / '20', finished / 'model'
   for path in model.iterdir():
     assert path.read_bytes() == (newest / path.name).read_bytes(), path.name
   capsys.readouterr()
-  assert main(['evaluate', f'--workdir={finished}', '--which=10']) == 0
+  assert main(['evaluate', f'--workdir={finished}', '--checkpoint=10']) == 0
   expected = json.loads(capsys.readouterr().out)['mlm_loss']
   args = ['--config=bert_mini:smoke', f'--config.data.prepared={tiny_rows}']
   assert main(['evaluate', *args, f'--model={tmp_path}/10']) == 0
   assert json.loads(capsys.readouterr().out)['mlm_loss'] == pytest.approx(expected, rel=1e-6)
   check_refused(
-    ['convert', f'--from={finished}', '--step=15', f'--to={tmp_path}/15'], capsys, 'step 15',
+    ['convert', f'--from={finished}', '--checkpoint=15', f'--out={tmp_path}/15'], capsys, 'step 15',
     '[10, 20]',
   )  # fmt: skip
 
@@ -315,7 +318,8 @@ def test_evaluate_scores_a_whole_text_with_the_unigram_of_another(
 ):  # fmt: skip
   monkeypatch.setenv('BERTJAX_CACHE', str(tmp_path))
   args = [
-    'evaluate', '--config=bert_mini:smoke', f'--model={finished}/model', '--rows=100000',
+    'evaluate', '--config=bert_mini:smoke', f'--model={finished}/model',
+    '--max_eval_examples=100000',
     f'--config.data.input={corpus}', f'--config.data.vocab={vocab}', '--config.data.heldout=1.0',
   ]  # fmt: skip
   assert main([*args, f'--unigram={corpus}/0*.txt']) == 0

@@ -8,7 +8,7 @@ import shlex
 import pytest
 
 from bertjax import prepare, quickstart
-from bertjax.__main__ import main, parse
+from bertjax.__main__ import load_recipe, main, parse
 from bertjax.interop.loading import load_model
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -16,7 +16,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 def test_the_quickstart_goes_the_whole_way(tmp_path, monkeypatch, capsys):
   monkeypatch.setenv('BERTJAX_CACHE', str(tmp_path / 'cache'))
-  args = ['quickstart', f'--workdir={tmp_path}/run', '--recipe=quickstart:smoke']
+  args = ['quickstart', f'--workdir={tmp_path}/run', '--config=quickstart:smoke']
   assert main(args) == 0
   out = capsys.readouterr().out
   assert 'unigram_cross_entropy' in out and 'nats below' in out and 'bertjax pretrain' in out
@@ -32,7 +32,9 @@ def test_the_quickstart_goes_the_whole_way(tmp_path, monkeypatch, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize('seed', [0, 1, 2])
 def test_the_quickstart_beats_the_unigram_by_one_and_a_half_nats(seed, tmp_path):
-  scores = quickstart.run(workdir=str(tmp_path / 'run'), seed=seed)
+  config = load_recipe('quickstart')
+  config.seed = seed
+  scores = quickstart.run(config, workdir=str(tmp_path / 'run'))
   assert scores['mlm_loss'] < scores['unigram_cross_entropy'] - 1.5
 
 
@@ -69,7 +71,7 @@ def test_a_vocabulary_and_rows_are_made_by_command(corpus, tmp_path, capsys):
   [
     (['--size=100000'], 'at most'),
     (['--size=10'], 'at least'),
-    (['--case=upper'], "'keep'"),
+    (['--lowercase=upper'], "'upper'"),
     (['--out='], '--out=FILE'),
     (['--input=nowhere'], 'no such file'),
     (['--size=many'], 'many'),

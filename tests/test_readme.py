@@ -25,7 +25,7 @@ SMALLER = (
   (r'--config=(bert_\w+)(?![:\w])', r'--config=\1:smoke --config.data.heldout=0.2'),
   (r'(--config=(?:glue|table)\S*)', r'\1 --config.data.length=32 '
    '--config.epochs=1.0 --config.batch_size=8'),
-  (r'(bertjax quickstart)', r'\1 --recipe=quickstart:smoke'),
+  (r'(bertjax quickstart)', r'\1 --config=quickstart:smoke'),
   (r'--size=8192', '--size=700'),
   (r'--topology=v\w+:\w+', '--topology=v5e:2x2'),
   (r'--config.batch_size=\d{4}', '--config.batch_size=16'),
@@ -35,7 +35,7 @@ SMALLER = (
 
 # These need what a test in this process cannot give them; others run their twins.
 ELSEWHERE = {
-  '--coordinator=': 'test_distributed.py',
+  '--coordinator_address=': 'test_distributed.py',
   'bertjax serve': 'test_serve.py',
   'gs://': 'test_prepare.py',
 }

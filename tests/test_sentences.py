@@ -159,11 +159,11 @@ def test_prompts_and_lower_casing_that_change_the_text_are_refused(encoder, tmp_
 
 def test_export_takes_the_models_pooling_and_refuses_dense_layers(encoder, tmp_path, capsys):
   folder = make(encoder, tmp_path / 'model', [TRANSFORMER, POOLING, DENSE], CLS, TANH)
-  assert main(['export', f'--model={folder}', f'--to={tmp_path}/a', '--format=stablehlo']) == 2
+  assert main(['export', f'--model={folder}', f'--out={tmp_path}/a', '--format=stablehlo']) == 2
   assert 'dense layers after its pooling' in capsys.readouterr().err
   shutil.copy(folder / '1_Pooling' / 'config.json', tmp_path)
   cls = make(encoder, tmp_path / 'cls', [TRANSFORMER, POOLING], CLS, length=8)
-  assert main(['export', f'--model={cls}', f'--to={tmp_path}/b', '--format=stablehlo']) == 0
+  assert main(['export', f'--model={cls}', f'--out={tmp_path}/b', '--format=stablehlo']) == 0
   signature = json.loads((tmp_path / 'b' / 'signature.json').read_text())
   assert (signature['output'], signature['max_length']) == ('cls', 8)
   program = jax.export.deserialize((tmp_path / 'b' / 'model.stablehlo').read_bytes())
@@ -176,5 +176,5 @@ def test_export_takes_the_models_pooling_and_refuses_dense_layers(encoder, tmp_p
 def test_convert_warns_that_layers_after_the_encoder_are_left_behind(encoder, tmp_path, caplog):
   folder = make(encoder, tmp_path / 'model', [TRANSFORMER, POOLING], CLS)
   for source, warned in ((encoder, False), (folder, True)):
-    assert main(['convert', f'--from={source}', f'--to={tmp_path}/to{warned}']) == 0
+    assert main(['convert', f'--from={source}', f'--out={tmp_path}/to{warned}']) == 0
     assert ('sentence-transformers (modules.json) are not converted' in caplog.text) == warned

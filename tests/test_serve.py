@@ -203,7 +203,7 @@ def test_sigterm_answers_what_waits_and_ends(tmp_path, vocab):
   config, params, tokenizer = model(vocab, 'classification')
   save_model(tmp_path / 'm', config, params, tokenizer)
   code = 'import sys; from bertjax.__main__ import main; sys.exit(main(sys.argv[1:]))'
-  arguments = ['serve', f'--model={tmp_path}/m', '--port=0', '--warm_up=0', '--wait_ms=1500']
+  arguments = ['serve', f'--model={tmp_path}/m', '--port=0', '--nowarm_up', '--wait_ms=1500']
   process = subprocess.Popen(
     [sys.executable, '-c', code, *arguments], stderr=subprocess.PIPE, text=True,
     env=os.environ | {'PYTHONUNBUFFERED': '1'},

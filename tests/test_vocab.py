@@ -141,7 +141,7 @@ def test_every_character_that_occurs_twice_has_an_entry(tmp_path, kind, capsys):
 
 def test_training_prints_a_report_and_keeps_it_as_json(corpus, tmp_path, capsys):
   report = tmp_path / 'new' / 'report.json'
-  flags = [f'--input={corpus}', '--size=700', f'--out={tmp_path}/v.txt', f'--report={report}']
+  flags = [f'--input={corpus}', '--size=700', f'--out={tmp_path}/v.txt', f'--report_file={report}']
   assert main(['vocab', *flags]) == 0
   told, facts = capsys.readouterr().out, json.loads(report.read_text())
   assert f'{facts["documents"]} documents, {facts["sentences"]:,} sentences' in told
@@ -152,7 +152,7 @@ def test_training_prints_a_report_and_keeps_it_as_json(corpus, tmp_path, capsys)
   assert facts['count_error'] == 0 and 'pruned' not in told
   assert '[UNK]  ' not in told and 'case  ' not in told
   again = tmp_path / 'again.json'  # the same for a vocabulary that exists
-  flags = [f'--input={corpus}', f'--vocab={tmp_path}/v.txt', f'--report={again}']
+  flags = [f'--input={corpus}', f'--vocab={tmp_path}/v.txt', f'--report_file={again}']
   assert main(['vocab', *flags]) == 0
   assert capsys.readouterr().out == told and json.loads(again.read_text()) == facts
 
@@ -163,14 +163,14 @@ def test_invalid_bytes_and_rows_without_text_are_counted_as_prepare_counts_them(
   (tmp_path / 'a.txt').write_bytes('An old café. A naïve résumé.'.encode('latin-1'))
   (tmp_path / 'b.jsonl').write_text('{"text": null}\n{"text": "One. Two."}')
   report = tmp_path / 'a.json'
-  program.run(input=f'{tmp_path}/a.txt', vocab=str(vocab), report=str(report))
+  program.run(input=f'{tmp_path}/a.txt', vocab=str(vocab), report_file=str(report))
   assert json.loads(report.read_text())['invalid_utf8'] == 4
   assert '4 invalid byte sequences' in caplog.text and '--encoding=cp1252' in caplog.text
   options = {'input': f'{tmp_path}/a.txt', 'vocab': str(vocab), 'encoding': 'latin-1'}
-  program.run(**options, report=f'{tmp_path}/b.json')
+  program.run(**options, report_file=f'{tmp_path}/b.json')
   assert json.loads((tmp_path / 'b.json').read_text())['invalid_utf8'] == 0
   options = {'input': f'{tmp_path}/b.jsonl', 'vocab': str(vocab), 'format': 'jsonl'}
-  program.run(**options, on_bad_row='skip', report=f'{tmp_path}/c.json')
+  program.run(**options, on_bad_row='skip', report_file=f'{tmp_path}/c.json')
   assert json.loads((tmp_path / 'c.json').read_text())['bad_rows'] == 1
 
 
@@ -181,30 +181,30 @@ def test_a_vocabulary_of_chinese_holds_its_characters(tmp_path):
   report, options = tmp_path / 'r.json', {'input': f'{tmp_path}/a.txt', 'out': f'{tmp_path}/v.txt'}
   with pytest.raises(ValueError, match=r'for its 3001 characters .* choose a size of at most 3105'):
     program.run(**options, size=4000)
-  program.run(**options, size=3105, report=str(report))
+  program.run(**options, size=3105, report_file=str(report))
   facts = json.loads(report.read_text())
   assert (facts['unknown'], facts['words'], facts['sentences']) == (0, 6000, 3000)
 
 
 def test_pruning_is_told_in_the_report(corpus, tmp_path, capsys):
-  program.run(input=str(corpus), out=f'{tmp_path}/v.txt', size=700, max_words=1000, report='')
+  program.run(input=str(corpus), out=f'{tmp_path}/v.txt', size=700, max_words=1000)
   assert 'pruned      --max_words was reached: counts are up to' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
   'trained, read, told',
   [
-    ('lower', 'keep', 'the vocabulary does not fit; it has no capitals: --case=lower?'),
-    ('keep', 'lower', 'entries have capitals and are never used with --case=lower'),
-    ('keep', 'keep', None),
-    ('lower', 'lower', None),
+    (True, False, 'the vocabulary does not fit; it has no capitals: --lowercase?'),
+    (False, True, 'entries have capitals and are never used with --lowercase'),
+    (False, False, None),
+    (True, True, None),
   ],
 )
 def test_a_vocabulary_of_the_other_case_is_noticed(corpus, tmp_path, capsys, trained, read, told):
   path = f'{tmp_path}/v.txt'
-  program.run(input=str(corpus), out=path, size=700, case=trained)
+  program.run(input=str(corpus), out=path, size=700, lowercase=trained, report=False)
   assert capsys.readouterr().out == ''  # no report unless asked for
-  program.run(input=str(corpus), vocab=path, case=read, report='')
+  program.run(input=str(corpus), vocab=path, lowercase=read)
   out = capsys.readouterr().out
   assert told in out if told else not {'[UNK]  ', 'case  '} & {line[:7] for line in out.split('\n')}
 
@@ -214,7 +214,7 @@ def test_documents_of_one_sentence_are_no_food_for_next_sentence_prediction(
 ):
   path = tmp_path / 'a.jsonl'
   path.write_text('{"text": "Only this."}\n' * 5 + '{"text": "Two. Sentences."}\n' * 3)
-  program.run(input=str(path), format='jsonl', vocab=str(vocab), report='')
+  program.run(input=str(path), format='jsonl', vocab=str(vocab))
   out = capsys.readouterr().out
   assert '3 documents have two sentences or more: --config.nsp=False' in out
   assert '6 documents have the very text of an earlier one' in out
@@ -228,12 +228,13 @@ def test_documents_of_one_sentence_are_no_food_for_next_sentence_prediction(
     (['--out=/tmp/v', '--kind=bpe'], "--kind must be one of .*'sentencepiece'.*got 'bpe'"),
     (['--out=/tmp/v', '--kind=sentencepiece'], r'is named \*.model; got .* --out=/tmp/v'),
     (['--out=/tmp/v.model'], r'is named \*.model; got --kind=wordpiece --out=/tmp/v.model'),
-    (['--out=/tmp/v', '--case=upper'], "--case must be 'lower' or 'keep', got 'upper'"),
+    (['--out=/tmp/v', '--lowercase=upper'], "--lowercase takes bool, as in True; got 'upper'"),
+    (['--out=/tmp/v', '--noreport', '--report_file=r'], '--noreport .* with --report_file'),
     (['--out=/tmp/v', '--max_words=5'], '--max_words must be at least --size=30522, got 5'),
-    (['--vocab=/tmp/v', '--report=none'], '--vocab with --report=none leaves nothing to do'),
+    (['--vocab=/tmp/v', '--noreport'], '--noreport leaves nothing to do with --vocab'),
     (['--vocab=/no/such'], 'no vocabulary file /no/such'),
     ([f'--out={__file__}'], 'exists already; remove it or choose another --out'),
-    (['--vocab=/tmp/v', f'--report={__file__}'], 'exists already; .* another --report'),
+    (['--vocab=/tmp/v', f'--report_file={__file__}'], 'exists already; .* another --report_file'),
     (['--out=/no/v', '--input=/no/such.txt'], 'no such file or folder'),
   ],
 )
@@ -248,7 +249,7 @@ def test_wrong_flags_are_told_in_one_sentence(capsys, flags, message):
 def test_text_without_words_gets_one_sentence(tmp_path, vocab):
   (tmp_path / 'a.txt').write_text(' \n')
   with pytest.raises(ValueError, match='the input holds no text'):
-    program.run(input=str(tmp_path / 'a.txt'), vocab=str(vocab), report='')
+    program.run(input=str(tmp_path / 'a.txt'), vocab=str(vocab))
 
 
 @pytest.mark.data
@@ -264,7 +265,7 @@ def test_google_s_uncased_vocabulary_fits_wikitext_and_not_with_case(data_dir):
 
 @pytest.mark.data
 def test_books_give_the_same_vocabulary_in_any_process_with_any_workers(data_dir, tmp_path):
-  flags = [f'--input={data_dir}/books/[A-D]*', '--size=30522', '--report=none']  # two units
+  flags = [f'--input={data_dir}/books/[A-D]*', '--size=30522', '--noreport']  # two units
   for seed in ('1', '2'):
     command(f'--out={tmp_path}/{seed}', f'--workers={seed}', *flags, seed=seed)
   assert (tmp_path / '1').read_bytes() == (tmp_path / '2').read_bytes()

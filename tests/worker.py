@@ -1,6 +1,6 @@
 """One process of several for tests/test_distributed.py: pre-trains and notes the batches it brings.
 
-  python -m tests.worker FOLDER FIELDS.json COORDINATOR PROCESSES --process=I
+  python -m tests.worker FOLDER FIELDS.json COORDINATOR PROCESSES --process_id=I
 
 FAULT="ACTION PROCESSES STEP" in the environment lets those processes term, kill or stall when they
 make the batch of a step, kill right after they begin to save (`save`) at or after it, or fail to
@@ -24,7 +24,7 @@ from bertjax.training import checkpoint
 
 
 def main(folder, fields, coordinator, processes, process):
-  process = int(process.removeprefix('--process='))
+  process = int(process.removeprefix('--process_id='))
   logging.basicConfig(level=logging.INFO, format='%(message)s', force=True)
   seen, real = {}, loader.iterate
 

@@ -61,7 +61,7 @@ class Report:
     if lowercase and self.stripped:
       _log.warning(
         'an uncased tokenizer also drops marks that are part of letters, as in %s of this text; '
-        'keep them with --config.data.lowercase=False (vocab: --case=keep).', self.stripped,
+        'keep them with --config.data.lowercase=False (vocab: --lowercase=false).', self.stripped,
       )  # fmt: skip
     if self.unmarked:
       _log.info(

@@ -96,7 +96,7 @@ def check(path, output) -> None:
     raise ValueError(f'the output must be a local file that ends in .jsonl, got {output}.')
   output = pathlib.Path(output)
   if output.exists() and not _parts(output)[0].exists():
-    raise ValueError(f'{output} exists already; delete it or choose another --output.')
+    raise ValueError(f'{output} exists already; delete it or choose another --out.')
   if not epath.Path(path).is_file():
     raise ValueError(f'no file {path}.')
 

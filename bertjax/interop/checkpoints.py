@@ -33,7 +33,7 @@ def find_checkpoint(workdir, step: int | None = None) -> epath.Path:
   if not steps:
     raise ValueError(
       f'{workdir} has no complete checkpoint; once the run has saved one, `bertjax convert '
-      f'--from={workdir} --step=N --to=DIR` makes a model of it.'
+      f'--from={workdir} --checkpoint=N --out=DIR` makes a model of it.'
     )
   if step not in (None, *steps):
     raise ValueError(f'{workdir} has no checkpoint of step {step}; those kept are {steps}.')

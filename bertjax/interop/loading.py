@@ -41,8 +41,8 @@ def find_model(source):
     return folder / 'model'
   found = checkpoints.find_checkpoint(folder)
   _log.info(
-    '%s has no model/ yet; reading its newest checkpoint, %s (bertjax convert --from=%s --step=N '
-    '--to=DIR makes a model of another)', folder, found.name, folder,
+    '%s has no model/ yet; reading its newest checkpoint, %s (bertjax convert --from=%s '
+    '--checkpoint=N --out=DIR makes a model of another)', folder, found.name, folder,
   )  # fmt: skip
   return found
 

@@ -38,14 +38,17 @@ except (ImportError, AttributeError):
 _log = logging.getLogger(__name__)
 
 FLAGS = {
-  'coordinator': ('', 'HOST:PORT of process 0; default: TPU metadata, SLURM or one process'),
-  'processes': (0, 'number of processes, with --coordinator'),
-  'process': (-1, 'number of this process from 0, with --coordinator'),
+  'coordinator_address': (
+    '',
+    'HOST:PORT of process 0; default: TPU metadata, SLURM or one process',
+  ),
+  'num_processes': (0, 'number of processes, with --coordinator_address'),
+  'process_id': (-1, 'number of this process from 0, with --coordinator_address'),
 }
 START_SECONDS = 300  # how long the first process waits for the last one
 
 
-def start(coordinator: str = '', processes: int = 0, process: int = -1) -> None:
+def start(coordinator_address: str = '', num_processes: int = 0, process_id: int = -1) -> None:
   """Joins the other processes of this run, if there are any, before jax touches a device.
 
   Raises:
@@ -54,19 +57,20 @@ def start(coordinator: str = '', processes: int = 0, process: int = -1) -> None:
   """
   if jax.distributed.is_initialized():
     return
+  coordinator, processes, process = coordinator_address, num_processes, process_id
   if coordinator:
     if not 0 <= process < processes:
       raise ValueError(
-        f'--coordinator={coordinator} needs --processes=N and --process=0..N-1, got '
-        f'--processes={processes} --process={process}.'
+        f'--coordinator_address={coordinator} needs --num_processes=N and --process_id=0..N-1, got '
+        f'--num_processes={processes} --process_id={process}.'
       )
     local = None
   elif processes == 1 and process in (-1, 0):
     return
   elif (processes, process) != (0, -1):
     raise ValueError(
-      f'--processes={processes} and --process={process} need --coordinator=HOST:PORT; without it '
-      'they are taken from TPU metadata or SLURM.'
+      f'--num_processes={processes} and --process_id={process} need '
+      '--coordinator_address=HOST:PORT; without it they are taken from TPU metadata or SLURM.'
     )
   elif _in_cluster() and _detect is None:
     _log.warning('jax %s moved its cluster detection; starting without it', jax.__version__)
@@ -112,7 +116,7 @@ def roll_call(coordinator: str, processes: int, process: int, seconds: float) ->
   """
   host, _, port = coordinator.rpartition(':')
   words = '\n'.join(['', *sys.argv[1:], ''])
-  words = re.sub(r'\n--?process[=\n]\d+(?=\n)', '', words).split('\n')
+  words = re.sub(r'\n--?process_id[=\n]\d+(?=\n)', '', words).split('\n')
   hello = {'process': process, 'host': socket.gethostname(), 'words': words}
   limit = time.monotonic() + seconds
   answer = (
