@@ -38,7 +38,7 @@ FLAGS = {
   'batch_size': (32, 'examples'),
   'length': (0, "tokens a row; 0 = the recipe's"),
   'max_train': (0, 'training examples; 0 = all'),
-  'pack': (-1, 'data.pack of our whole runs'),
+  'pack': (-1, 'data.packed_length of our whole runs'),
   'over_padding': (0, "1 = SQuAD's loss as transformers has it, over padding too"),
   'out': ('', 'JSON file to write'),
 }
@@ -48,11 +48,11 @@ def run(config, source, files, model, steps, seeds, first_seed, who, epochs, lea
         batch_size, length, max_train, pack, over_padding, out):  # fmt: skip
   name, config = config, load_recipe(config)
   config.update({'init_from': model, 'batch_size': batch_size, 'learning_rate': learning_rate,
-                 'epochs': epochs, 'schedule': 'linear', 'seed': first_seed})  # fmt: skip
-  config.data.update({'source': source, 'files': files, 'max_train': max_train, 'test': '',
+                 'num_train_epochs': epochs, 'schedule': 'linear', 'seed': first_seed})  # fmt: skip
+  config.data.update({'source': source, 'files': files, 'max_train_examples': max_train, 'test': '',
                       'length': length or config.data.length})  # fmt: skip
   config.optimizer.name, config.log_every = 'adamw', 20
-  config.span_over_padding = bool(over_padding)
+  config.span_loss_includes_padding = bool(over_padding)
   result = {'config': name, 'learning_rate': learning_rate, 'batch_size': batch_size,
             'length': config.data.length, 'max_train': max_train, 'pack': pack,
             'over_padding': over_padding}  # fmt: skip
@@ -72,7 +72,11 @@ def losses_side_by_side(config, steps: int) -> dict:
   config.model.update(
     dict.fromkeys(('hidden_dropout', 'attention_dropout', 'classifier_dropout'), 0.0)
   )
-  config.span_over_padding, config.log_every, config.data.pack = True, 1, 0  # as theirs
+  config.span_loss_includes_padding, config.log_every, config.data.packed_length = (
+    True,
+    1,
+    0,
+  )  # as theirs
   setup = finetune.set_up(config)
   peer = transformers_twin(setup, train_padding=True)
   rate = optimizer.unit_schedule('linear', steps, steps // 10)
@@ -112,7 +116,7 @@ def runs_side_by_side(config, seeds: int, who: str, pack: int) -> dict:
   for name in contenders if who == 'both' else [who]:
     found[name], seconds = [], []
     for seed in range(config.seed, config.seed + seeds):
-      config.seed, config.data.pack = seed, pack if name == 'ours' else 0
+      config.seed, config.data.packed_length = seed, pack if name == 'ours' else 0
       before = time.perf_counter()
       scores = contenders[name](config)
       seconds.append(time.perf_counter() - before)

@@ -31,11 +31,13 @@ FLAGS = {
 def run(config, source, model, batch_size, length, pack, steps, repeats, out):
   name, config = config, load_recipe(config)
   config.update({'init_from': model, 'batch_size': batch_size})
-  config.data.update({'source': source, 'length': length, 'max_train': 20 * batch_size * steps})
+  config.data.update(
+    {'source': source, 'length': length, 'max_train_examples': 20 * batch_size * steps}
+  )
   config.optimizer.name = 'adamw'
   buckets = config.data.buckets
-  ways = {f'bertjax, packed into {pack}': {'data.pack': pack},
-          'bertjax, length buckets': {'data.pack': 0},
+  ways = {f'bertjax, packed into {pack}': {'data.packed_length': pack},
+          'bertjax, length buckets': {'data.packed_length': 0},
           f'bertjax, padded to {length}': {'data.buckets': ''}}  # fmt: skip
   setups = {}
   for way, changes in ways.items():

@@ -124,14 +124,19 @@ def pretrain_for(recipe, prepared, workdir, batch_size, minutes) -> dict:
   batch = make_batch(model, batch_size, config.data.length, config.masking.max_predictions)
   rates = measure({'ours': ours(model, batch, 5)}, repeats=3)['ours']
   _free()
-  config.steps = round(60 * minutes * statistics.median(rates) / batch['input_ids'].size)
-  config.warmup_steps = config.steps // 10
-  config.log_every = max(1, config.steps // 50)
-  config.eval_every = max(1, config.steps // 4)
-  print(f'pre-training {config.steps} steps of {batch_size} rows')
+  config.num_train_steps = round(60 * minutes * statistics.median(rates) / batch['input_ids'].size)
+  config.warmup_steps = config.num_train_steps // 10
+  config.log_every = max(1, config.num_train_steps // 50)
+  config.eval_every = max(1, config.num_train_steps // 4)
+  print(f'pre-training {config.num_train_steps} steps of {batch_size} rows')
   scores = pretrain.run(config, workdir=workdir)
   rows = log.read_metrics(workdir)
-  return {'steps': config.steps, 'batch_size': batch_size, 'scores': scores, 'curve': rows}
+  return {
+    'steps': config.num_train_steps,
+    'batch_size': batch_size,
+    'scores': scores,
+    'curve': rows,
+  }
 
 
 def _finish(cell, sheet):

@@ -61,7 +61,9 @@ def count_tokens(tokenizer, text):
 
 
 def ours(path, tokenizer, folder, workers, passes, tokens):
-  settings = prepare.Settings(format='google', heldout=0.1, shards=2, passes=passes)
+  settings = prepare.Settings(
+    format='google', heldout_fraction=0.1, num_shards=2, dupe_factor=passes
+  )
   manifest = prepare.prepare(str(path), tokenizer, settings, folder / 'rows', workers=workers)
   counts = manifest['counts']
   assert counts['train_tokens'] + counts['heldout_tokens'] == tokens

@@ -30,7 +30,7 @@ FLAGS = {
   'steps': (30, 'of each run'),
   'batch_size': (8, 'examples'),
   'length': (64, 'tokens a row'),
-  'pack': (0, 'data.pack; -1 = as runs have it by default'),
+  'pack': (0, 'data.packed_length; -1 = as runs have it by default'),
   'only': ('', "do one run and stop, 'SEED,RATE': what each process does"),
   'out': ('', 'JSON file to write'),
 }
@@ -38,9 +38,9 @@ FLAGS = {
 
 def run(config, source, model, seeds, learning_rates, steps, batch_size, length, pack, only, out):
   config = load_recipe(config)
-  config.update({'init_from': model, 'batch_size': batch_size, 'seeds': seeds,
+  config.update({'init_from': model, 'batch_size': batch_size, 'num_seeds': seeds,
                  'learning_rates': learning_rates})  # fmt: skip
-  config.data.update({'source': source, 'length': length, 'buckets': '', 'pack': pack})
+  config.data.update({'source': source, 'length': length, 'buckets': '', 'packed_length': pack})
   if only:
     seed, rate = only.split(',')
     train(one_trial(config, int(seed), float(rate)), steps)
@@ -76,7 +76,7 @@ def run(config, source, model, seeds, learning_rates, steps, batch_size, length,
 
 def one_trial(config, seed: int, rate: float):
   one = config.copy_and_resolve_references()
-  one.update({'seed': seed, 'seeds': 1, 'learning_rate': rate, 'learning_rates': ''})
+  one.update({'seed': seed, 'num_seeds': 1, 'learning_rate': rate, 'learning_rates': ''})
   return finetune.set_up(one)
 
 

@@ -55,11 +55,11 @@ ALIASES = {
   'case': ('lowercase', 'data.lowercase'),
   'dataset_name': ('data.source', 'data.input'),
   'do_lower_case': ('data.lowercase', 'lowercase'),
-  'dupe_factor': ('data.passes',),
   'eval_steps': ('eval_every',),
   'evaluation_strategy': ('eval_every',),
   'fp16': ('model.dtype',),
-  'gradient_accumulation_steps': ('accumulation',),
+  'accumulation': ('gradient_accumulation_steps',),
+  'epochs': ('num_train_epochs',),
   'gradient_checkpointing': ('model.remat',),
   'init_checkpoint': ('init_from', 'model'),
   'input_file': ('data.input', 'input'),
@@ -71,14 +71,14 @@ ALIASES = {
   'max_grad_norm': ('optimizer.clip_norm',),
   'max_predictions_per_seq': ('masking.max_predictions',),
   'max_seq_length': ('data.length',),
-  'max_steps': ('steps',),
-  'max_train_samples': ('data.max_train',),
+  'max_steps': ('num_train_steps',),
+  'max_train_samples': ('data.max_train_examples',),
   'mlm_probability': ('masking.rate',),
   'model_name_or_path': ('init_from', 'model', 'from'),
   'num_labels': ('data.options',),
-  'num_train_epochs': ('epochs', 'steps'),
-  'num_train_steps': ('steps',),
-  'num_warmup_steps': ('warmup_steps', 'warmup_share'),
+  'num_train_epochs': ('num_train_epochs', 'num_train_steps'),
+  'steps': ('num_train_steps',),
+  'num_warmup_steps': ('warmup_steps', 'warmup_ratio'),
   'optim': ('optimizer.name',),
   'out': ('workdir',),
   'output': ('head', 'out', 'workdir'),
@@ -89,7 +89,7 @@ ALIASES = {
   'recipe': ('config',),
   'rows': ('max_eval_examples',),
   'save_steps': ('save_every',),
-  'save_total_limit': ('keep',),
+  'save_total_limit': ('max_to_keep',),
   'step': ('checkpoint',),
   'task_name': ('task', 'do'),
   'to': ('out', 'workdir'),
@@ -98,8 +98,8 @@ ALIASES = {
   'train_file': ('data.files', 'data.input'),
   'validation_file': ('data.files',),
   'vocab_file': ('data.vocab', 'vocab'),
-  'warmup_ratio': ('warmup_share', 'warmup_steps'),
-  'warmup_steps': ('warmup_share',),
+  'warmup_ratio': ('warmup_steps',),
+  'warmup_steps': ('warmup_ratio',),
   'which': ('checkpoint',),
 }
 
@@ -145,9 +145,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 _SMALLER = {  # what to change where memory is short
-  'pretrain': 'lower --config.batch_size, split each batch with --config.accumulation=2 (or 4, 8: '
+  'pretrain': 'lower --config.batch_size, split each batch with --config.gradient_accumulation_steps=2 (or 4, 8: '
   'without dropout the same result), or set --config.model.remat=full',
-  'finetune': 'lower --config.batch_size, --config.data.length or --config.seeds, or set '
+  'finetune': 'lower --config.batch_size, --config.data.length or --config.num_seeds, or set '
   '--config.model.remat=full',
   'evaluate': 'evaluate the model directory (--model, --config=RECIPE) with a lower '
   '--config.batch_size',

@@ -123,7 +123,7 @@ def report_of(phase, devices, *, measure: bool = False) -> dict:
   """Compiles the step of one phase of a run; with `measure` also runs it on `devices`."""
   config = phase.config
   mesh = mesh_lib.make_mesh(**config.mesh, devices=devices)
-  mesh_lib.check_batch_size(mesh, config.batch_size, config.accumulation)
+  mesh_lib.check_batch_size(mesh, config.batch_size, config.gradient_accumulation_steps)
   bert = pretrain.make_model(config, config.model.vocab_size or VOCAB_SIZE)
   transform = pretrain.make_transform(config)
   make = pretrain.state_maker(config, bert, transform)
@@ -131,8 +131,8 @@ def report_of(phase, devices, *, measure: bool = False) -> dict:
   abstract, shardings = run_lib.abstract_state(make, shard)
   step = loop.make_train_step(
     *losses.pretraining_loss(bert), transform,
-    optimizer.unit_schedule(config.schedule, config.steps, config.warmup_steps),
-    mesh=mesh, state_shardings=shardings, accumulation=config.accumulation,
+    optimizer.unit_schedule(config.schedule, config.num_train_steps, config.warmup_steps),
+    mesh=mesh, state_shardings=shardings, accumulation=config.gradient_accumulation_steps,
   )  # fmt: skip
   sharding, size = mesh_lib.batch_sharding(mesh), config.batch_size
   rows = random_batch(config, bert.config.vocab_size)
@@ -170,7 +170,7 @@ def report_of(phase, devices, *, measure: bool = False) -> dict:
 
 def random_batch(config, vocab_size: int) -> dict:
   """A batch of one full row of random text, by the code that makes real ones."""
-  length, sequences = config.data.length, config.data.sequences
+  length, sequences = config.data.length, config.data.max_sequences_per_row
   ends = np.arange(1, sequences + 1)[:, None] * (length // sequences) - np.array([2, 0])
   columns = {
     'input_ids': np.random.default_rng(0).integers(5, vocab_size, (1, length)),

@@ -3,7 +3,7 @@
   bertjax evaluate --workdir=DIR                      the run's best checkpoint
   bertjax evaluate --workdir=DIR --checkpoint=newest  or its newest
   bertjax evaluate --config=... --model=DIR           any model directory, on the config's data
-  bertjax evaluate --config=... --model=DIR --config.data.heldout=1 --unigram=TEXTS
+  bertjax evaluate --config=... --model=DIR --config.data.heldout_fraction=1 --unigram=TEXTS
                                                       on all of a test text
   bertjax evaluate --workdir=DIR --split=test         of a task: its best model, on any split
 
@@ -43,7 +43,7 @@ FLAGS = {
   'config': ('', 'recipe with the data to evaluate --model on'),
   'split': ('', 'split of a task to evaluate on; default: data.dev'),
   'out': ('', 'folder for the predictions of a task; existing files are replaced (logged)'),
-  'max_eval_examples': (0, "held-out rows to read at most; 0 = the config's eval_rows"),
+  'max_eval_examples': (0, "held-out rows to read at most; 0 = the config's max_eval_examples"),
   'unigram': ('', 'texts to count tokens in for the unigram figure; default: the training rows'),
 } | distributed.FLAGS
 
@@ -88,7 +88,7 @@ def _scores(config, workdir, model, which, rows, split, out, unigram) -> dict[st
     checkpoints, step = _choose(config, workdir, which)
     phase = next((p for p in phases if step <= p.stop), phase)
   config = phase.config
-  rows = rows or config.eval_rows
+  rows = rows or config.max_eval_examples
   if rows < 1:
     raise ValueError(f'--max_eval_examples must be at least 1, got {rows}.')
   mesh = mesh_lib.make_evaluation_mesh(config.batch_size)  # whatever the run had
@@ -198,7 +198,7 @@ def _check_rows(workdir, folder, name: str) -> None:
 def _choose(config, workdir, which: str):
   """The run's checkpoints, and the step of the one that is asked for."""
   folder = epath.Path(workdir) / 'checkpoints'
-  checkpoints = checkpoint.Checkpoints(folder, keep=config.keep, read_only=True)
+  checkpoints = checkpoint.Checkpoints(folder, keep=config.max_to_keep, read_only=True)
   steps = checkpoints.steps()
   if not steps:
     raise ValueError(f'{folder} holds no checkpoint yet.')

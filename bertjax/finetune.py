@@ -5,7 +5,7 @@
 
 `init_from` is a model of any kind (see `bertjax convert --help`), whose vocabulary is taken too.
 The same command started again resumes. With several seeds or learning rates
-(`--config.seeds=5 --config.learning_rates=2e-5,3e-5,5e-5`) all runs train at once, in one program,
+(`--config.num_seeds=5 --config.learning_rates=2e-5,3e-5,5e-5`) all runs train at once, in one program,
 and `trials.json` has their mean, deviation, best and failed ones. The workdir gets what `pretrain`
 leaves, `metrics.json` with the task's official metrics on the dev split, `predictions/` of dev and
 test in the official format, `report.html`, and `model/`, the best of the evaluations by the task's
@@ -50,18 +50,18 @@ def default_config(task: str = 'sst2') -> ml_collections.ConfigDict:
   return c({
     'task': task,  # a name in bertjax.TASKS
     'init_from': '',  # the model to start from: a folder (ours, HF's, Google's) or a hub name
-    'fresh_head': True,  # False: goes on with the model's own output layer for this task
-    'redraw_layers': 0,  # top layers and pooler drawn afresh (Zhang et al. 2021)
-    'trained_layers': -1,  # top layers that are trained, without embeddings; -1 = all, 0 = frozen
-    'layer_decay': 1.0,  # factor of the learning rate from each layer to the one below
-    'head_factor': 1.0,  # of the learning rate outside the encoder, say 10.0 for a CRF or BiLSTM
+    'reinit_head': True,  # False: goes on with the model's own output layer for this task
+    'reinit_top_layers': 0,  # top layers and pooler drawn afresh (Zhang et al. 2021)
+    'num_trainable_layers': -1,  # top layers that are trained, without embeddings; -1 = all, 0 = frozen
+    'layerwise_lr_decay': 1.0,  # factor of the learning rate from each layer to the one below
+    'head_lr_multiplier': 1.0,  # of the learning rate outside the encoder, say 10.0 for a CRF or BiLSTM
     'seed': 0,  # of the new layer, data order and dropout
-    'seeds': 1,  # trials from this many seeds, the first is `seed`
-    'epochs': 3.0,  # passes over the training split
+    'num_seeds': 1,  # trials from this many seeds, the first is `seed`
+    'num_train_epochs': 3.0,  # passes over the training split
     'batch_size': 32,  # examples of a global batch
     'learning_rate': 2e-5,  # the peak
     'learning_rates': '',  # trials of several peaks, as '2e-5,3e-5,5e-5', each with every seed
-    'warmup_share': 0.1,  # of the steps, from 0 to the peak
+    'warmup_ratio': 0.1,  # of the steps, from 0 to the peak
     'schedule': 'google',  # decay counted from step 0; 'linear': from the warm-up; 'constant'
     'patience': 0,  # evaluations without improvement before the run stops; 0 = never
     'class_weights': '',  # of the loss: 'balanced', or a number for each class, as '1.0,2.5'
@@ -80,11 +80,11 @@ def default_config(task: str = 'sst2') -> ml_collections.ConfigDict:
       'options': '',  # of the task, as 'text=review,label=stars'; see bertjax/tasks
       'length': 128,  # tokens a row; longer examples are cut, and counted
       'buckets': '32,48,64,96,128,192,256,384',  # lengths of batches that are not packed
-      'pack': -1,  # tokens of a row of several examples; 0 = one a row; -1 = length, at least 128
+      'packed_length': -1,  # tokens of a row of several examples; 0 = one a row; -1 = length, at least 128
       'train': 'train',  # split to train on
       'dev': 'dev',  # split to evaluate on
       'test': 'test',  # split to predict at the end, if the source has it; '' = none
-      'max_train': 0,  # training examples at most, the first of a shuffle by `seed`; 0 = all
+      'max_train_examples': 0,  # training examples at most, the first of a shuffle by `seed`; 0 = all
       'loader': 'auto',  # 'tfdata', 'threads', or the first of them that is installed
     }),
     'model': c({
@@ -100,7 +100,7 @@ def default_config(task: str = 'sst2') -> ml_collections.ConfigDict:
       'remat': 'none',  # 'full' saves nothing within a layer, 'dots' saves matrix products
       'unroll': 1,  # layers per iteration of the layer loop
     }),
-    'span_over_padding': False,  # True: Google's SQuAD loss, which also ranks padding; no buckets
+    'span_loss_includes_padding': False,  # True: Google's SQuAD loss, which also ranks padding; no buckets
     'mesh': c({
       'data': -1,  # replicas; -1 takes the devices left over
       'fsdp': 1,  # replicas that split parameters and moments between them
@@ -109,7 +109,7 @@ def default_config(task: str = 'sst2') -> ml_collections.ConfigDict:
     'log_every': 50,  # steps between log lines
     'eval_every': 0,  # steps between evaluations; 0 = after each epoch
     'save_every': 0,  # steps between checkpoints besides those of evaluations
-    'keep': 1,  # newest checkpoints kept; the best one stays besides
+    'max_to_keep': 1,  # newest checkpoints kept; the best one stays besides
     'save_model': 'best',  # step saved in model/: 'best' by the task's metric, or 'last'
   }).lock()  # fmt: skip
 
@@ -133,7 +133,7 @@ def run(config, *, workdir: str, **peers) -> dict[str, float]:
   distributed.agree('configuration', [identity, config.to_dict()])
   workdir.mkdir(parents=True, exist_ok=True)
   checkpoints = checkpoint.Checkpoints(
-    workdir / 'checkpoints', keep=config.keep, best=setup.task.metric, highest=True
+    workdir / 'checkpoints', keep=config.max_to_keep, best=setup.task.metric, highest=True
   )
   state, shardings, meta = run_lib.start(
     state_maker(setup), setup.shard, checkpoints, functools.partial(load_params, setup)

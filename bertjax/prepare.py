@@ -84,9 +84,9 @@ def run(
     config = config.copy_and_resolve_references()
     config.masking.max_predictions = predictions(config.masking, config.data.length)
     Masking(**config.masking)
-    if not config.nsp or config.data.sequences > 1:
+    if not config.nsp or config.data.max_sequences_per_row > 1:
       raise ValueError(
-        "Google's TFRecords hold sentence pairs, one a row; set nsp=True and data.sequences=1."
+        "Google's TFRecords hold sentence pairs, one a row; set nsp=True and data.max_sequences_per_row=1."
       )
   folder, remote = out, '://' in out
   if remote or format == 'google':  # goes through a folder of rows on this machine

@@ -82,9 +82,9 @@ def default_config(preset: str = 'base') -> ml_collections.ConfigDict:
     'init_from': '',  # a model to start from: a folder (ours, HF's, Google's) or a hub name
     'init_resize': False,  # True: its vocabulary and its longest row may differ from this run's
     'seed': 0,  # of initial weights, data order, masks and dropout
-    'steps': 1_000_000,  # the run's last step
+    'num_train_steps': 1_000_000,  # total number of training steps
     'batch_size': 256,  # rows of a global batch, over all devices and microbatches
-    'accumulation': 1,  # microbatches a step; without dropout the result is one big batch's
+    'gradient_accumulation_steps': 1,  # microbatches a step; without dropout the result is one big batch's
     'learning_rate': 1e-4,  # the peak
     'warmup_steps': 10_000,  # steps from 0 to the peak
     'schedule': 'google',  # decay counted from step 0; 'linear': from the warm-up; 'constant'
@@ -108,11 +108,11 @@ def default_config(preset: str = 'base') -> ml_collections.ConfigDict:
       'rules': 'huggingface',  # or 'google': where the two tokenizers differ
       'kind': '',  # of rows: nsp, sop, doc_sentences or full_sentences; '' = by the field nsp
       'length': 128,  # tokens a row
-      'heldout': 0.05,  # fraction of documents for evaluation, by a hash of their text; 1 = all
-      'passes': 1,  # passes over the text with other sentence pairs (Google's dupe_factor)
-      'short_probability': 0.1,  # share of documents cut to a random shorter length in a pass
-      'sequences': 1,  # packed into a row at most; 1 = no packing
-      'shards': 0,  # of training rows on disk; 0 = one for each 64 MB of text
+      'heldout_fraction': 0.05,  # fraction of documents for evaluation, by a hash of their text; 1 = all
+      'dupe_factor': 1,  # passes over the text with other sentence pairs (Google's dupe_factor)
+      'short_seq_prob': 0.1,  # share of documents cut to a random shorter length in a pass
+      'max_sequences_per_row': 1,  # packed into a row at most; 1 = no packing
+      'num_shards': 0,  # of training rows on disk; 0 = one for each 64 MB of text
       'binary': 'refuse',  # or 'skip' binary files
       'cache_dir': '',  # where raw text is prepared; '' = $BERTJAX_CACHE or ~/.cache/bertjax
       'loader': 'auto',  # 'tfdata', 'threads', or the first of them that is installed
@@ -120,8 +120,8 @@ def default_config(preset: str = 'base') -> ml_collections.ConfigDict:
     'masking': c({
       'rate': 0.15,  # share of a row's tokens to predict
       'max_predictions': 20,  # maximum per row: 20 at length 128, 76 at 512; -1 = derived from rate
-      'mask_share': 0.8,  # of the chosen tokens: replaced by [MASK]
-      'random_share': 0.1,  # replaced by a random token; the rest is kept
+      'mask_prob': 0.8,  # of the chosen tokens: replaced by [MASK]
+      'random_prob': 0.1,  # replaced by a random token; the rest is kept
       'unit': 'subword',  # what is chosen: 'subword', 'whole_word' or 'span' (n-grams of words)
       'max_span': 3,  # words in the longest span, shorter ones are likelier (1/n)
     }),
@@ -140,15 +140,15 @@ def default_config(preset: str = 'base') -> ml_collections.ConfigDict:
     'log_every': 100,  # steps between log lines
     'eval_every': 10_000,  # steps between evaluations on held-out rows; 0 = at the end only
     'patience': 0,  # evaluations without a lower held-out loss before the run stops; 0 = never
-    'eval_rows': 10_000,  # rows an evaluation reads at most
+    'max_eval_examples': 10_000,  # rows an evaluation reads at most
     'save_every': 1_000,  # steps between checkpoints
     'on_divergence': 'stop',  # or 'skip': back to the last checkpoint, its batches since left out
-    'spike': 0.0,  # nats above the median of 100 losses that are a divergence too; 0.0 = none
-    'compile_cache': '',  # folder where compiled programs stay for the next start; gs:// works
+    'loss_spike_threshold': 0.0,  # nats above the median of 100 losses that are a divergence too; 0.0 = none
+    'compilation_cache_dir': '',  # folder where compiled programs stay for the next start; gs:// works
     'one_program': False,  # True: compiling the step a second time is an error
     'check_replicas': False,  # compare the parameters of all replicas before each save
     'stall_seconds': 3600.0,  # a step that takes longer ends the process, code 75; 0.0 = never
-    'keep': 2,  # newest checkpoints kept; the best one stays besides
+    'max_to_keep': 2,  # newest checkpoints kept; the best one stays besides
     'save_model': 'last',  # step saved in model/: 'last', or 'best' (lowest held-out loss)
   }).lock()  # fmt: skip
 
@@ -172,17 +172,17 @@ def vary(config, arg: str, smoke: dict):
       config.long.share = 0.1
     elif word == 'length_512':
       config.data.length, config.masking.max_predictions = 512, 76
-      config.steps, config.warmup_steps, config.learning_rate = 100_000, 1_000, 1e-5
+      config.num_train_steps, config.warmup_steps, config.learning_rate = 100_000, 1_000, 1e-5
     elif word == 'continued':  # Google's README: a smaller learning rate, such as 2e-5
-      config.steps, config.warmup_steps, config.learning_rate = 20_000, 1_000, 2e-5
+      config.num_train_steps, config.warmup_steps, config.learning_rate = 20_000, 1_000, 2e-5
       config.eval_every = 1_000
     elif word == 'no_nsp':
-      config.nsp, config.data.passes = False, 1
+      config.nsp, config.data.dupe_factor = False, 1
     elif word == 'ltr':
       config.nsp, config.objective, config.model.causal = False, 'next_token', True
-      config.data.passes = 1  # there are no pairs to draw again
+      config.data.dupe_factor = 1  # there are no pairs to draw again
     elif word in MLM_VARIANTS:
-      config.masking.mask_share, config.masking.random_share = MLM_VARIANTS[word]
+      config.masking.mask_prob, config.masking.random_prob = MLM_VARIANTS[word]
     elif size := re.fullmatch(r'size_(\d+)_(\d+)_(\d+)', word):
       layers, width, num_heads = map(int, size.groups())
       config.model.update(
@@ -198,10 +198,10 @@ def vary(config, arg: str, smoke: dict):
 # A smoke form of any recipe: the whole way in seconds.
 SMOKE = {
   'model.num_layers': 2, 'model.hidden_size': 32, 'model.num_heads': 2, 'model.mlp_size': 64,
-  'model.max_positions': 64, 'model.dtype': 'float32', 'data.length': 64, 'data.passes': 1,
-  'masking.max_predictions': 10, 'batch_size': 8, 'accumulation': 1, 'steps': 20,
+  'model.max_positions': 64, 'model.dtype': 'float32', 'data.length': 64, 'data.dupe_factor': 1,
+  'masking.max_predictions': 10, 'batch_size': 8, 'gradient_accumulation_steps': 1, 'num_train_steps': 20,
   'long.length': 64, 'long.batch_size': 8, 'warmup_steps': 5, 'log_every': 5, 'eval_every': 10,
-  'eval_rows': 64, 'save_every': 10,
+  'max_eval_examples': 64, 'save_every': 10,
 }  # fmt: skip
 
 
@@ -225,7 +225,7 @@ def run(config, *, workdir: str, **peers) -> dict[str, float]:
   run_lib.check_same(workdir, setup.identity)
   distributed.agree('configuration', [setup.identity, config.to_dict()])
   workdir.mkdir(parents=True, exist_ok=True)
-  checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints', keep=config.keep)
+  checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints', keep=config.max_to_keep)
   state, shardings, meta = start(setup, checkpoints)
   if jax.process_index() == 0:
     log.write_run(workdir / 'run.json', config.to_dict(), identity=setup.identity, losses=LOSSES)
@@ -233,11 +233,11 @@ def run(config, *, workdir: str, **peers) -> dict[str, float]:
   loss = losses.pretraining_loss(setup.bert)
   train_step = loop.make_train_step(
     *loss, setup.transform, setup.schedule, mesh=setup.mesh, state_shardings=shardings,
-    accumulation=config.accumulation,
+    accumulation=config.gradient_accumulation_steps,
   )  # fmt: skip
   eval_step = loop.make_eval_step(*loss, mesh=setup.mesh)
   run_log = log.RunLog(
-    workdir, steps=config.steps, start=int(state.step), active=jax.process_index() == 0
+    workdir, steps=config.num_train_steps, start=int(state.step), active=jax.process_index() == 0
   )
   skipped = meta.get('skipped', [])  # batches that are left out, see `on_divergence`
   history = meta.get('evaluations', [])  # {'step', 'loss'}
@@ -248,12 +248,12 @@ def run(config, *, workdir: str, **peers) -> dict[str, float]:
         state, scores, stopped = train(
           setup, phase, state, train_step, eval_step, checkpoints, skipped, history, run_log
         )
-    if config.save_model == 'best' and not (stopped and state.step < config.steps):
+    if config.save_model == 'best' and not (stopped and state.step < config.num_train_steps):
       state, scores, stopped = best(setup, state, checkpoints), {}, 0
   finally:
     checkpoints.close()  # first: it waits for what is still being written
     run_log.close()
-  if state.step < config.steps:
+  if state.step < config.num_train_steps:
     run_lib.exit_if_stopped(stopped, int(state.step))
   if not scores:  # a run that had already ended, or its best step
     scores = evaluator(setup, setup.phases[-1], eval_step)(state.params)
@@ -287,17 +287,17 @@ class Setup(NamedTuple):
 def set_up(config) -> Setup:
   """Checks a config, prepares its text if need be, and makes what a run needs."""
   check_intervals(config)
-  if config.data.input and config.data.heldout == 1:
+  if config.data.input and config.data.heldout_fraction == 1:
     raise ValueError(
-      'data.heldout=1 leaves no document to train on; it is for `bertjax evaluate`. Use 0.05.'
+      'data.heldout_fraction=1 leaves no document to train on; it is for `bertjax evaluate`. Use 0.05.'
     )
   config = config.copy_and_resolve_references()
   mesh = mesh_lib.make_mesh(**config.mesh)
   phases = make_phases(config)
   for phase in phases:
-    mesh_lib.check_batch_size(mesh, phase.config.batch_size, config.accumulation)
+    mesh_lib.check_batch_size(mesh, phase.config.batch_size, config.gradient_accumulation_steps)
   transform = make_transform(config)
-  schedule = optimizer.unit_schedule(config.schedule, config.steps, config.warmup_steps)
+  schedule = optimizer.unit_schedule(config.schedule, config.num_train_steps, config.warmup_steps)
   loader = loader_lib.choose_loader(config.data.loader)
   for phase in phases:  # raises now what it would raise after a long preparation
     make_model(phase.config, vocab_size=1)
@@ -314,10 +314,10 @@ def make_phases(config) -> list[Phase]:
   long = config.long
   if not 0 <= long.share < 1:
     raise ValueError(f'long.share must be at least 0 and below 1, got {long.share}.')
-  switch = config.steps - round(long.share * config.steps)
+  switch = config.num_train_steps - round(long.share * config.num_train_steps)
   derive_predictions(config)
-  if switch == config.steps:
-    return [Phase(0, config.steps, config)]
+  if switch == config.num_train_steps:
+    return [Phase(0, config.num_train_steps, config)]
   if bool(config.data.prepared) != bool(long.prepared):
     raise ValueError(
       'a run of two lengths needs two prepared folders, or raw text: got data.prepared='
@@ -328,14 +328,16 @@ def make_phases(config) -> list[Phase]:
   later.data.update(length=long.length, prepared=long.prepared)
   derive_predictions(later)
   long.max_predictions = later.masking.max_predictions
-  return [Phase(0, switch, config), Phase(switch, config.steps, later)]
+  return [Phase(0, switch, config), Phase(switch, config.num_train_steps, later)]
 
 
 def derive_predictions(config) -> None:
   """Replaces `masking.max_predictions=-1` by the number that rate and length need."""
-  sequences = config.data.sequences
+  sequences = config.data.max_sequences_per_row
   if config.data.prepared:  # packed as the folder says
-    sequences = dataset.read_manifest(config.data.prepared)['settings'].get('sequences', sequences)
+    sequences = dataset.read_manifest(config.data.prepared)['settings'].get(
+      'max_sequences_per_row', sequences
+    )
   if config.objective == 'mlm' or config.masking.max_predictions == -1:
     config.masking.max_predictions = masking.predictions(
       config.masking, config.data.length, sequences
@@ -385,7 +387,7 @@ def train(
         state, train_step, loop.to_device(run_log.watched(stream), mesh), steps=phase.stop,
         log=run_log, log_every=config.log_every, evaluate_fn=evaluate,
         eval_every=config.eval_every, save=save, save_every=config.save_every, watch=watch.at,
-        spike=config.spike, one_program=config.one_program, finished=finished,
+        spike=config.loss_spike_threshold, one_program=config.one_program, finished=finished,
       )  # fmt: skip
 
   skip = config.on_divergence == 'skip'
@@ -408,7 +410,7 @@ def evaluator(setup, phase, eval_step):
   """`evaluate(params)` on the held-out rows of a phase."""
   heldout = make_batches(phase.config, phase.folder, 'heldout', setup.tokenizer, setup.mesh)
   return functools.partial(
-    evaluate_rows, eval_step, heldout=heldout, rows=setup.config.eval_rows, mesh=setup.mesh,
+    evaluate_rows, eval_step, heldout=heldout, rows=setup.config.max_eval_examples, mesh=setup.mesh,
     loader=setup.loader,
   )  # fmt: skip
 
@@ -426,10 +428,19 @@ def finish(workdir, config, params, tokenizer, scores) -> None:
 def check_intervals(config) -> None:
   """Raises ValueError for counts that are out of range."""
   run_lib.check_integers(config)
-  counts = ('steps', 'log_every', 'eval_rows', 'keep', 'long.length', 'long.batch_size')
+  counts = (
+    'num_train_steps',
+    'log_every',
+    'max_eval_examples',
+    'max_to_keep',
+    'long.length',
+    'long.batch_size',
+  )
   run_lib.check_least(config, 1, counts)
   run_lib.check_save_model(config)
-  run_lib.check_least(config, 0, ('patience', 'eval_every', 'save_every', 'stall_seconds', 'spike'))
+  run_lib.check_least(
+    config, 0, ('patience', 'eval_every', 'save_every', 'stall_seconds', 'loss_spike_threshold')
+  )
   optimizer.check_rate('learning_rate', config.learning_rate)
   if config.on_divergence not in ('stop', 'skip'):
     raise ValueError(f"on_divergence must be 'stop' or 'skip', got {config.on_divergence!r}.")
@@ -579,12 +590,12 @@ def start(setup, checkpoints):
 
   shard = mesh_lib.sharder(setup.mesh, encoder.PARAM_AXES)
   return run_lib.start(
-    make, shard, checkpoints, load if config.init_from else None, steps=config.steps
+    make, shard, checkpoints, load if config.init_from else None, steps=config.num_train_steps
   )
 
 
 # What a resumed run must share with the one it goes on with.
-_SAME = ('init_from', 'init_resize', 'nsp', 'objective', 'seed', 'batch_size', 'accumulation',
+_SAME = ('init_from', 'init_resize', 'nsp', 'objective', 'seed', 'batch_size', 'gradient_accumulation_steps',
          'learning_rate', 'warmup_steps', 'schedule', 'optimizer', 'masking')  # fmt: skip
 
 

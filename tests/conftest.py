@@ -104,6 +104,6 @@ def corpus(tmp_path_factory, documents) -> pathlib.Path:
 def tiny_rows(tmp_path_factory, corpus, vocab) -> pathlib.Path:
   """Prepared rows: sentence pairs of 64 tokens."""
   folder = tmp_path_factory.mktemp('rows') / 'rows'
-  settings = prepare.Settings(length=64, heldout=0.2)
+  settings = prepare.Settings(length=64, heldout_fraction=0.2)
   prepare.prepare(str(corpus), Tokenizer.from_file(vocab), settings, folder)
   return folder

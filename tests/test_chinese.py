@@ -68,7 +68,7 @@ def vocab(work):
 def rows(work, vocab):
   call(
     'prepare', *TINY, f'--out={work / "rows"}', f'--config.data.input={work / "texts"}',
-    f'--config.data.vocab={vocab}', '--config.data.passes=2',
+    f'--config.data.vocab={vocab}', '--config.data.dupe_factor=2',
   )  # fmt: skip
   return work / 'rows'
 
@@ -78,7 +78,7 @@ def model(work, rows):
   call(
     'pretrain', *TINY, f'--workdir={work / "run"}', f'--config.data.prepared={rows}',
     '--config.masking.unit=whole_word', '--config.masking.max_predictions=10',
-    '--config.steps=500', '--config.warmup_steps=100', '--config.batch_size=32',
+    '--config.num_train_steps=500', '--config.warmup_steps=100', '--config.batch_size=32',
     '--config.learning_rate=2e-3', '--config.eval_every=0', '--config.save_every=500',
   )  # fmt: skip
   return work / 'run' / 'model'
@@ -123,7 +123,7 @@ def test_reviews_are_classified_explained_and_reported(work, model):
     with (work / f'{split}.csv').open('w', encoding='utf-8', newline='') as file:
       csv.writer(file).writerows([('评论', '评价'), *chinese.reviews(count, seed)])
   folder, scores = tune(
-    work, model, 'table', '--config.data.files=train=train.csv,dev=dev.csv', '--config.epochs=3.0',
+    work, model, 'table', '--config.data.files=train=train.csv,dev=dev.csv', '--config.num_train_epochs=3.0',
     '--config.data.options=text=评论,label=评价', '--config.learning_rate=1e-3',
   )  # fmt: skip
   assert scores['accuracy'] > 0.85
@@ -143,7 +143,7 @@ def test_names_are_tagged_character_by_character(work, model):
     (work / f'{split}.conll').write_text('\n\n'.join(blocks) + '\n', encoding='utf-8')
   folder, scores = tune(
     work, model, 'tagging:conll', '--config.data.files=train=train.conll,dev=dev.conll',
-    '--config.epochs=4.0', '--config.learning_rate=2e-3',
+    '--config.num_train_epochs=4.0', '--config.learning_rate=2e-3',
   )  # fmt: skip
   assert scores['f1'] > 0.9
   spans = ask(folder / 'model', 'tag', '昨天下午，欧阳雪坐火车去了哈尔滨。')
@@ -157,7 +157,7 @@ def test_questions_are_answered_and_scored_as_in_cmrc_2018(work, model):
     (work / f'{split}.json').write_text(content, encoding='utf-8')
   folder, scores = tune(
     work, model, 'squad', '--config.data.files=train=train.json,dev=dev.json',
-    '--config.data.options=scorer=cmrc2018,max_query=24', '--config.epochs=6.0',
+    '--config.data.options=scorer=cmrc2018,max_query=24', '--config.num_train_epochs=6.0',
     '--config.learning_rate=2e-3',
   )  # fmt: skip
   assert scores['f1'] >= scores['exact'] and scores['f1'] > 0.5

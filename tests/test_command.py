@@ -80,8 +80,8 @@ def test_a_workdir_is_a_model(run, tmp_path):
     ('pretrain --coordinator=a:1', r'did you mean --coordinator_address;'),
     ('finetune --processes=2', r'did you mean --num_processes;'),
     ('evaluate --process=2', r'did you mean --process_id;'),
-    ('finetune --num_train_epochs=3', r'did you mean --config.epochs;'),
-    ('pretrain --num_train_epochs=3', r'did you mean --config.steps;'),
+    ('finetune --num_train_epochs=3', r'did you mean --config.num_train_epochs;'),
+    ('pretrain --num_train_epochs=3', r'did you mean --config.num_train_steps;'),
     ('finetune --per_device_train_batch_size 8', r'did you mean --config.batch_size;'),
     ('finetune --max_seq_length=64', r'did you mean --config.data.length;'),
     ('finetune --output_dir=x', r'did you mean --workdir;'),
@@ -91,14 +91,17 @@ def test_a_workdir_is_a_model(run, tmp_path):
     ('predict --model_name_or_path=x', r'did you mean --model;'),
     ('convert --model_name_or_path=x', r'did you mean --from;'),
     (
-      'finetune --config.num_train_epochs=3',
-      r"no field 'num_train_epochs', did you mean --config",
+      'finetune --config.epochs=3',
+      r"no field 'epochs', did you mean --config",
     ),
     ('finetune --config.max_seq_length=3', r'did you mean --config.data.length'),
     ('pretrain --config.lenght=3', r'did you mean --config.data.length'),
     ('pretrain --config.data.lenght=3', r'did you mean --config.data.length'),
-    ('pretrain --config.steps=many', r"--config.steps takes int, as in 40000; got 'many'"),
-    ('pretrain --config.steps', r'[Mm]issing value for .*--config.steps'),
+    (
+      'pretrain --config.num_train_steps=many',
+      r"--config.num_train_steps takes int, as in 40000; got 'many'",
+    ),
+    ('pretrain --config.num_train_steps', r'[Mm]issing value for .*--config.num_train_steps'),
     ('pretrain --config', r'--config needs a recipe'),
     ('predict --batch_size=x', r"--batch_size takes int, as in 32; got 'x'"),
     ('convert --from=m --out=c --gelu=x', r"--gelu is 'erf' or 'tanh', got 'x'"),
@@ -127,7 +130,7 @@ def test_every_alias_is_a_flag_or_a_field_somewhere():
       'config.data.lenght = 64',
       r"line 4: the config has no field 'lenght', did you mean data.length",
     ),
-    ('config.num_train_epochs = 2', r"no field 'num_train_epochs', did you mean epochs"),
+    ('config.epochs = 2', r"no field 'epochs', did you mean num_train_epochs"),
     ('print(config.data.lenght)', r"line 4: the config has no field 'lenght', did you mean data.l"),
     ("config.update_from_flattened_dict({'data.lenght': 64})", r'did you mean data.length'),
     ("config.update_from_flattened_dict({'dat.length': 64})", r"'dat.length', did you mean data.l"),
@@ -142,8 +145,8 @@ def test_every_alias_is_a_flag_or_a_field_somewhere():
     ('config.unlock().data.extra = 1', r"has no field 'data.extra'"),
     ('return {}', r'get_config returned no config'),
     ('return None', r'get_config returned no config'),
-    ('config.epochs = epochz', r"line 4: NameError: name 'epochz' is not defined"),
-    ('config.epochs = = 3', r'line 4: SyntaxError: invalid syntax'),
+    ('config.num_train_epochs = epochz', r"line 4: NameError: name 'epochz' is not defined"),
+    ('config.num_train_epochs = = 3', r'line 4: SyntaxError: invalid syntax'),
     ("raise ValueError('say why')", r'say why'),
   ],
 )
@@ -185,9 +188,12 @@ def test_predict_takes_a_workdir_and_the_task_of_its_only_head(
 
 
 def test_a_run_of_another_version_is_read_and_unknown_fields_are_named(tmp_path, caplog):
-  fields = pretrain.default_config().to_dict() | {'steps': 7, 'gone': 1}
+  fields = pretrain.default_config().to_dict() | {'num_train_steps': 7, 'gone': 1}
   fields['data'] |= {'lenght': 3}
   (tmp_path / 'run.json').write_text(json.dumps({'config': fields}))
   config = evaluate.run_config(str(tmp_path))
-  assert config.steps == 7 and config.to_dict().keys() == pretrain.default_config().to_dict().keys()
+  assert (
+    config.num_train_steps == 7
+    and config.to_dict().keys() == pretrain.default_config().to_dict().keys()
+  )
   assert 'fields of another version are ignored: data.lenght, gone' in caplog.text

@@ -159,7 +159,11 @@ def test_a_run_takes_a_longer_table_and_another_vocabulary_on_request(
 
 def test_the_recipe_for_ones_own_domain_starts_from_googles_files(model, tmp_path, begin):
   config = load_recipe('bert_base:continued')
-  assert (config.learning_rate, config.steps, config.model.num_layers) == (2e-5, 20_000, 12)
+  assert (config.learning_rate, config.num_train_steps, config.model.num_layers) == (
+    2e-5,
+    20_000,
+    12,
+  )
   save_google(tmp_path / 'google', *model)
   params = begin(recipe='bert_base:continued,smoke', init_from=str(tmp_path / 'google'))
   jax.tree.map(np.testing.assert_array_equal, params, model[1])

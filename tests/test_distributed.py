@@ -22,7 +22,13 @@ from bertjax.training import distributed
 from bertjax.training.log import read_metrics
 
 STEPS, DEVICES = 20, 4
-FIELDS = {'steps': STEPS, 'log_every': 1, 'eval_every': 0, 'save_every': 6, 'learning_rate': 3e-3}
+FIELDS = {
+  'num_train_steps': STEPS,
+  'log_every': 1,
+  'eval_every': 0,
+  'save_every': 6,
+  'learning_rate': 3e-3,
+}
 
 
 def free_port():
@@ -82,7 +88,7 @@ def tiny_rows(tmp_path_factory, corpus, vocab):
   """Sentence pairs of 64 tokens, of which batches of 8 leave a rest in both splits."""
   for seed in range(20):  # the texts, and so the numbers of rows, are those of this Python
     folder = tmp_path_factory.mktemp('rows') / 'rows'
-    settings = prepare.Settings(length=64, heldout=0.2, seed=seed)
+    settings = prepare.Settings(length=64, heldout_fraction=0.2, seed=seed)
     prepare.prepare(str(corpus), Tokenizer.from_file(vocab), settings, folder)
     if all(len(dataset.Dataset(folder, split)) % 8 for split in dataset.SPLITS):
       return folder
@@ -194,7 +200,7 @@ def test_after_a_kill_the_same_command_continues_bitwise(tmp_path, tiny_rows, fa
 
 @pytest.mark.slow
 def test_a_checkpoint_that_one_process_cannot_read_is_set_aside(tmp_path, tiny_rows):
-  folder = run(tmp_path / 'run', tiny_rows, 2, steps=12)
+  folder = run(tmp_path / 'run', tiny_rows, 2, num_train_steps=12)
   codes, errors = finish(launch(folder, tiny_rows, 2, fault='unread 1 12'))
   assert codes[1] == 75 and codes[0] != 0, errors
   assert 'step 12 is unreadable' in errors[1] and (folder / 'run/checkpoints/12.damaged').exists()

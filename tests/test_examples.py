@@ -85,7 +85,7 @@ def test_rows_are_those_of_google_s_rule(seed, length, short, count):
   for number, index in itertools.product(range(2), range(count)):
     rng = random.Random(int(hash_u64(seed, EXAMPLES, number, index)))
     wanted += google_rows(documents, index, rng, length, short)
-  assert build(documents, length=length, short_probability=short, passes=2, seed=seed) == wanted
+  assert build(documents, length=length, short_seq_prob=short, passes=2, seed=seed) == wanted
 
 
 @given(st.integers(0, 2**32), st.integers(8, 40), st.sampled_from(instances.KINDS))
@@ -119,14 +119,14 @@ def test_label_0_continues_the_same_document_and_label_1_comes_from_another():
 @settings(deadline=None, max_examples=50)
 def test_displaced_sentences_are_used_again(seed):
   documents = make_documents(seed, sentences=60, tokens=1)  # so that nothing is ever cut off
-  rows = build(documents, length=16, short_probability=0.3, seed=seed)
+  rows = build(documents, length=16, short_seq_prob=0.3, seed=seed)
   used = [token for a, b, label in rows for token in (a if label else a + b)]
   assert used == list(homes(documents))
 
 
 def test_long_parts_are_cut_at_both_ends_until_they_fit_evenly():
   documents = [[list(range(100))], [list(range(100, 300))]]
-  for a, b, _ in build(documents, length=64, short_probability=0.0, passes=20):
+  for a, b, _ in build(documents, length=64, short_seq_prob=0.0, passes=20):
     assert len(a) + len(b) == 61 and abs(len(a) - len(b)) == 1
     for part, whole in ((a, documents[a[0] >= 100][0]), (b, documents[b[0] >= 100][0])):
       assert part == list(range(part[0], part[0] + len(part)))
@@ -135,7 +135,7 @@ def test_long_parts_are_cut_at_both_ends_until_they_fit_evenly():
 
 def test_a_short_target_is_drawn_once_for_a_document():
   documents = [[[n]] * 300 for n in range(30)]  # sentences of one token
-  rows = build(documents, length=64, short_probability=1.0)
+  rows = build(documents, length=64, short_seq_prob=1.0)
   sizes = {}
   for document, group in itertools.groupby(rows, key=lambda row: row[0][0]):
     whole = [len(a) + len(b) for a, b, label in list(group)[:-1] if not label]
@@ -152,7 +152,7 @@ def test_every_pass_makes_other_pairs_and_the_seed_too():
 
 
 def test_one_document_is_too_few_for_next_sentences():
-  with pytest.raises(ValueError, match=r'got 1 document.*data.shards.*--config.nsp=False'):
+  with pytest.raises(ValueError, match=r'got 1 document.*data.num_shards.*--config.nsp=False'):
     build(make_documents(0, count=1))
 
 
@@ -178,7 +178,7 @@ def test_half_of_the_ordered_pairs_are_swapped():
 
 def test_a_single_sentence_has_no_order_and_is_left_out():
   documents = [[[1] * 20], [[2] * 3, [3] * 3, [4] * 3]]  # 5 tokens fit: two sentences, then one
-  pairs = build(documents, kind='sop', length=8, short_probability=0.0)
+  pairs = build(documents, kind='sop', length=8, short_seq_prob=0.0)
   assert [{*a, *b} for a, b, _ in pairs] == [{2, 3}]
 
 
@@ -194,7 +194,7 @@ def test_sentences_of_a_document_lose_no_token_and_mix_no_documents(seed, length
 
 def test_sentences_of_a_document_fill_rows_and_only_those_longer_than_a_row_are_cut():
   documents = [[[1] * 3, [2] * 3, [3] * 2, [4] * 14, [5] * 4, [6]]]
-  rows = build(documents, kind='doc_sentences', length=8, short_probability=0.0)
+  rows = build(documents, kind='doc_sentences', length=8, short_seq_prob=0.0)
   assert [a for a, _ in rows] == [
     [1, 1, 1, 2, 2, 2], [3, 3], [4] * 6, [4] * 6, [4, 4, 5, 5, 5, 5], [6],
   ]  # fmt: skip
@@ -204,7 +204,7 @@ def test_sentences_of_a_document_fill_rows_and_only_those_longer_than_a_row_are_
 @settings(deadline=None, max_examples=100)
 def test_full_sentences_lose_no_token_and_a_span_ends_where_its_document_does(seed, length, short):
   documents = make_documents(seed, tokens=60)
-  rows = build(documents, kind='full_sentences', length=length, short_probability=short)
+  rows = build(documents, kind='full_sentences', length=length, short_seq_prob=short)
   home = homes(documents)
   assert [token for *spans, _ in rows for span in spans for token in span] == list(home)
   for *spans, _ in rows:
@@ -219,7 +219,7 @@ def test_a_row_of_full_sentences_has_no_room_for_the_next_sentence(seed, length)
   documents = make_documents(seed, tokens=60, count=12)
   home = homes(documents)
   left = {token: s[-1] - token + 1 for d in documents for s in d for token in s}  # of its sentence
-  rows = build(documents, kind='full_sentences', length=length, short_probability=0.0)
+  rows = build(documents, kind='full_sentences', length=length, short_seq_prob=0.0)
   for (*spans, _), (following, *_) in itertools.pairwise(rows):
     size = 1 + sum(len(span) + 1 for span in spans)
     separator = home[spans[-1][-1]] != home[following[0]]
@@ -228,14 +228,14 @@ def test_a_row_of_full_sentences_has_no_room_for_the_next_sentence(seed, length)
 
 def test_full_sentences_go_on_in_the_next_document_after_a_separator():
   documents = [[[1] * 3, [2] * 2], [[3]], [[4] * 9], [[5] * 2], [[6] * 7]]
-  rows = build(documents, kind='full_sentences', length=10, short_probability=0.0)
+  rows = build(documents, kind='full_sentences', length=10, short_seq_prob=0.0)
   wanted = [[[1, 1, 1, 2, 2], [3]], [[4] * 8], [[4], [5, 5]], [[6] * 7]]  # only the 4s must be cut
   assert [spans for *spans, _ in rows] == wanted
 
 
 def test_short_rows_of_full_sentences_have_all_lengths():
   documents = [[[n]] * 500 for n in range(10)]
-  rows = build(documents, kind='full_sentences', length=32, short_probability=1.0)
+  rows = build(documents, kind='full_sentences', length=32, short_seq_prob=1.0)
   sizes = {1 + sum(len(span) + 1 for span in spans) for *spans, _ in rows}
   assert sizes >= set(range(3, 32))
 

@@ -114,7 +114,7 @@ def make(model, tmp_path):
     config.init_from, config.data.source = str(model), str(source)
     config.data.length = 96 if recipe == 'squad' else 32
     config.data.loader = 'threads'
-    config.batch_size, config.epochs, config.learning_rate = 8, 6.0, 2e-3
+    config.batch_size, config.num_train_epochs, config.learning_rate = 8, 6.0, 2e-3
     config.log_every = 1
     return config
 
@@ -147,14 +147,19 @@ def test_a_sentence_task_is_learnt_scored_written_and_saved(make, tmp_path, capl
     config.data.options = f'text=sentence,labels={labels}'
     with pytest.raises(ValueError, match=message):
       scoring.evaluate(config, trained)
-    config.init_from, config.fresh_head = trained, False
+    config.init_from, config.reinit_head = trained, False
     with pytest.raises(ValueError, match=message):
       finetune.set_up(config)
 
 
 def test_the_last_step_or_any_other_becomes_the_model(make, tmp_path):
   config, run = make('sst2'), tmp_path / 'run'
-  config.epochs, config.keep, config.save_model, config.data.test = 2.0, 5, 'last', ''
+  config.num_train_epochs, config.max_to_keep, config.save_model, config.data.test = (
+    2.0,
+    5,
+    'last',
+    '',
+  )
   finetune.run(config, workdir=str(run))
   _, last = loading.load_weights(run / 'model')
   folders = [checkpoints.find_checkpoint(run, step) for step in (15, 30)]
@@ -167,8 +172,8 @@ def test_the_last_step_or_any_other_becomes_the_model(make, tmp_path):
   with pytest.raises(ValueError, match=r'no checkpoint of step 7; those kept are \[15, 30\]'):
     checkpoints.find_checkpoint(run, 7)
   (run / 'model').rename(tmp_path / 'model')  # a run that has not ended is read as its newest step
-  config.init_from, config.fresh_head = str(run), False
-  config.epochs, config.learning_rate = 0.1, 1e-9
+  config.init_from, config.reinit_head = str(run), False
+  config.num_train_epochs, config.learning_rate = 0.1, 1e-9
   finetune.run(config, workdir=str(tmp_path / 'second'))
   near = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-7)
   jax.tree.map(near, loading.load_weights(tmp_path / 'second')[1], last)
@@ -190,7 +195,7 @@ def test_the_tuned_threshold_of_a_run_is_that_of_its_model(tmp_path):
 @pytest.mark.full
 def test_other_splits_are_answered_with_the_threshold_tuned_on_dev(make, tmp_path):
   config = make('squad2', 'squad')
-  config.epochs, config.data.test = 10.0, 'test'
+  config.num_train_epochs, config.data.test = 10.0, 'test'
   config.data.files = 'test=dev-v2.0.json'  # the same questions, as if they had no labels
   scores = finetune.run(config, workdir=str(tmp_path / 'run'))
   assert scores['best_f1'] > 0.6 and scores['best_f1_threshold'] != 0
@@ -220,7 +225,7 @@ def test_other_splits_are_answered_with_the_threshold_tuned_on_dev(make, tmp_pat
 )
 def test_every_kind_of_task_is_learnt(make, tmp_path, task, recipe, metric, least):
   config = make(task, recipe)
-  config.epochs = 10.0
+  config.num_train_epochs = 10.0
   scores = finetune.run(config, workdir=str(tmp_path / 'run'))
   assert scores[metric] > least, scores
   assert list((tmp_path / 'run' / 'predictions').iterdir())
@@ -230,7 +235,7 @@ def test_every_kind_of_task_is_learnt(make, tmp_path, task, recipe, metric, leas
 @pytest.mark.full
 def test_prepared_rows_train_as_raw_ones_do(make, tmp_path):
   config = make('sst2')
-  config.epochs, config.data.max_train = 1.0, 50
+  config.num_train_epochs, config.data.max_train_examples = 1.0, 50
   finetune.run(config, workdir=str(tmp_path / 'raw'))
   manifest = prepare.run(config, out=str(tmp_path / 'rows'))
   assert manifest['counts']['train_rows'] == 50
@@ -262,10 +267,10 @@ def test_a_killed_run_resumes_bitwise(make, tmp_path, monkeypatch):
   with pytest.raises(KeyboardInterrupt):
     finetune.run(config, workdir=str(tmp_path / 'cut'))
   monkeypatch.setattr(RunLog, 'train', train)
-  config.data.pack = 0  # other rows would draw other dropout
-  with pytest.raises(ValueError, match=r'another config \(data.pack: -1 there, 0 here\)'):
+  config.data.packed_length = 0  # other rows would draw other dropout
+  with pytest.raises(ValueError, match=r'another config \(data.packed_length: -1 there, 0 here\)'):
     finetune.run(config, workdir=str(tmp_path / 'cut'))
-  config.data.pack = -1
+  config.data.packed_length = -1
   finetune.run(config, workdir=str(tmp_path / 'cut'))
   assert logged(tmp_path / 'cut') == logged(tmp_path / 'whole')
   one, two = ((tmp_path / n / 'model' / 'model.safetensors').read_bytes() for n in ('cut', 'whole'))
@@ -276,12 +281,12 @@ def test_a_killed_run_resumes_bitwise(make, tmp_path, monkeypatch):
 def test_an_intermediate_task_gives_its_encoder_or_its_head_too(make, tmp_path):
   config = make('sst2')
   finetune.run(config, workdir=str(tmp_path / 'first'))
-  config.init_from, config.epochs = str(tmp_path / 'first' / 'model'), 1.0
+  config.init_from, config.num_train_epochs = str(tmp_path / 'first' / 'model'), 1.0
   config.learning_rate = 1e-30  # changes nothing
-  config.warmup_share = 0.0
+  config.warmup_ratio = 0.0
   kept = dict(config.items())
   fresh = finetune.run(config, workdir=str(tmp_path / 'fresh'))
-  config.fresh_head = False
+  config.reinit_head = False
   same = finetune.run(config, workdir=str(tmp_path / 'same'))
   assert kept['task'] == 'sst2' and same['accuracy'] > 0.9 and same['loss'] < fresh['loss']
 
@@ -289,7 +294,7 @@ def test_an_intermediate_task_gives_its_encoder_or_its_head_too(make, tmp_path):
 @pytest.mark.full
 def test_google_s_files_start_the_same_run_as_hugging_face_s(make, model, tmp_path):
   config = make('sst2')
-  config.epochs = 0.2
+  config.num_train_epochs = 0.2
   config.data.test = ''
   finetune.run(config, workdir=str(tmp_path / 'hf'))
   google.save_google(tmp_path / 'google', *loading.load_model(model))
@@ -312,22 +317,25 @@ def test_google_s_files_start_the_same_run_as_hugging_face_s(make, model, tmp_pa
     ({'task': 'conll2003', 'data.options': 'context=1'}, "context must be True or False, got '1'"),
     ({'data.dev': 'test'}, 'need labels, example 0 has none'),
     ({'data.train': 'test'}, 'need labels, example 0 has none'),
-    ({'data.max_train': -5}, 'data.max_train must be at least 0, got -5'),
+    ({'data.max_train_examples': -5}, 'data.max_train_examples must be at least 0, got -5'),
     ({'data.length': -1}, 'data.length must be at least 4, .*, got -1'),
-    ({'data.pack': -2}, 'data.pack=-2 must be -1, 0 or from 32'),
+    ({'data.packed_length': -2}, 'data.packed_length=-2 must be -1, 0 or from 32'),
     ({'seed': -1}, r'seed must be at least 0 and below 2\*\*63, got -1'),
-    ({'seeds': 2**31}, r'seeds must be below 2\*\*31, got 2147483648'),
-    ({'redraw_layers': -1}, r'redraw_layers must be in 0\.\.2, the layers of .*, got -1'),
-    ({'trained_layers': 3}, r'trained_layers must be in -1\.\.2, the layers of .*, got 3'),
+    ({'num_seeds': 2**31}, r'num_seeds must be below 2\*\*31, got 2147483648'),
+    ({'reinit_top_layers': -1}, r'reinit_top_layers must be in 0\.\.2, the layers of .*, got -1'),
+    (
+      {'num_trainable_layers': 3},
+      r'num_trainable_layers must be in -1\.\.2, the layers of .*, got 3',
+    ),
     ({'model.bilstm': -1}, 'bilstm must be 0 .* or a number of layers, got -1'),
     ({'model.bilstm_size': -1}, 'bilstm_size must be at least 1, got -1'),
     ({'model.unroll': -1}, 'unroll must be at least 1, got -1'),
     ({'mesh.fsdp': 0}, 'mesh sizes must be positive'),
     ({'log_every': 0}, 'log_every must be at least 1, got 0'),
-    ({'batch_size': 0, 'seeds': 2}, 'batch_size must be at least 1, got 0'),
-    ({'mesh.fsdp': 2, 'seeds': 2}, 'trials lie whole on the devices'),
+    ({'batch_size': 0, 'num_seeds': 2}, 'batch_size must be at least 1, got 0'),
+    ({'mesh.fsdp': 2, 'num_seeds': 2}, 'trials lie whole on the devices'),
     ({'patience': -1}, 'patience must be at least 0, got -1'),
-    ({'epochs': 0.0}, 'epochs must be above 0, got 0.0'),
+    ({'num_train_epochs': 0.0}, 'num_train_epochs must be above 0, got 0.0'),
     ({'batch_size': 7}, 'batch'),
   ],
 )
@@ -342,7 +350,7 @@ def test_a_mistake_gets_one_sentence_and_no_workdir(make, tmp_path, changes, mes
 def test_the_command_names_the_fields_of_fine_tuning(capsys):
   assert main(['finetune', '--help']) == 0
   text = capsys.readouterr().out
-  assert '--config.warmup_share=0.1' in text and 'of the steps, from 0 to the peak' in text
+  assert '--config.warmup_ratio=0.1' in text and 'of the steps, from 0 to the peak' in text
   assert 'Recipes: choice, glue, squad, table, tagging' in text
   fields = [line.split(None, 1) for line in text.splitlines() if line.startswith('  --config.')]
   assert [field for field in fields if len(field) < 2] == []

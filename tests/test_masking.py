@@ -109,7 +109,7 @@ def test_every_position_is_chosen_as_often_as_any_other(many):
 
 def test_a_random_replacement_is_any_entry_equally_often():
   batch = make_batch(3000, full=True)
-  out = mask(batch, vocab_size=50, mask_share=0.0, random_share=1.0)
+  out = mask(batch, vocab_size=50, mask_prob=0.0, random_prob=1.0)
   counts = np.bincount(out['input_ids'][chosen(out)], minlength=50)
   assert len(counts) == 50 and all(within(count, 1 / 50, counts.sum()) for count in counts)
 
@@ -314,8 +314,8 @@ def test_next_token_targets_stay_within_their_sequence():
     ({'rate': 0.0}, r'masking.rate must be in \(0, 1\], got 0.0'),
     ({'rate': 1.5}, 'masking.rate'),
     ({'max_predictions': 0}, 'max_predictions must be at least 1, got 0'),
-    ({'mask_share': 0.9, 'random_share': 0.2}, 'got 0.9 and 0.2'),
-    ({'random_share': -0.1}, 'must be at least 0'),
+    ({'mask_prob': 0.9, 'random_prob': 0.2}, 'got 0.9 and 0.2'),
+    ({'random_prob': -0.1}, 'must be at least 0'),
     ({'unit': 'word'}, r"masking.unit must be one of .*'whole_word'.* got 'word'"),
     ({'max_span': 0}, 'masking.max_span must be at least 1, got 0'),
   ],

@@ -25,7 +25,7 @@ def packed(documents, vocab):
   corpus = instances.Corpus.of(
     [tokenizer.encode(sentences.split_prose(text)) for text in documents]
   )
-  items = list(instances.build(corpus, 'nsp', length=32, short_probability=0.8))
+  items = list(instances.build(corpus, 'nsp', length=32, short_seq_prob=0.8))
   rows = list(packing.first_fit(items, LENGTH, 4))[:40]
   ids = {f'{name}_id': tokenizer.special[name] for name in ('cls', 'sep', 'pad')}
   (columns,) = instances.to_columns(rows, corpus.tokens, LENGTH, 4, **ids)
@@ -108,12 +108,19 @@ def test_other_tokens_in_one_sequence_change_no_logit_of_the_others(packed, run)
   'changes',
   [
     {'data.kind': 'sop'},
-    {'data.sequences': 4, 'data.short_probability': 1.0, 'data.heldout': 0.5, 'accumulation': 2},
+    {
+      'data.max_sequences_per_row': 4,
+      'data.short_seq_prob': 1.0,
+      'data.heldout_fraction': 0.5,
+      'gradient_accumulation_steps': 2,
+    },
   ],
 )
 def test_a_run_trains_and_evaluates(changes, corpus, vocab, tmp_path):
   config = pretrain.vary(pretrain.default_config('tiny'), 'smoke', pretrain.SMOKE)
-  config.data.update(input=str(corpus), vocab=str(vocab), heldout=0.2, cache_dir=str(tmp_path))
+  config.data.update(
+    input=str(corpus), vocab=str(vocab), heldout_fraction=0.2, cache_dir=str(tmp_path)
+  )
   config.update(steps=3, warmup_steps=1, batch_size=16)
   config.update_from_flattened_dict(changes)
   scores = pretrain.run(config, workdir=str(tmp_path / 'run'))
@@ -122,4 +129,4 @@ def test_a_run_trains_and_evaluates(changes, corpus, vocab, tmp_path):
   assert manifest['settings']['kind'] == (config.data.kind or 'nsp')
   assert scores['mlm_weight'] > 0 and 0 < scores['mlm_loss'] < 10
   pairs, rows = scores['nsp_weight'], min(manifest['counts']['heldout_rows'], 64)
-  assert pairs == rows if config.data.sequences == 1 else pairs > rows
+  assert pairs == rows if config.data.max_sequences_per_row == 1 else pairs > rows

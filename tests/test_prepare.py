@@ -26,7 +26,7 @@ from bertjax.data.spill import Spill
 from bertjax.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from tests import articles
 
-SETTINGS = prepare.Settings(format='google', length=32, heldout=0.3)
+SETTINGS = prepare.Settings(format='google', length=32, heldout_fraction=0.3)
 
 
 @pytest.fixture(scope='module')
@@ -65,7 +65,7 @@ def make(tmp_path, corpus_file, tokenizer):
 def config(tmp_path, corpus_file, vocab):
   config = pretrain.default_config('tiny')
   config.data.update(input=str(corpus_file), vocab=str(vocab), format='google', length=32)
-  config.data.update(heldout=0.3, cache_dir=str(tmp_path / 'cache'))
+  config.data.update(heldout_fraction=0.3, cache_dir=str(tmp_path / 'cache'))
   return config
 
 
@@ -111,7 +111,11 @@ def test_rows_of_any_language_have_random_labels_by_the_rule(make, tmp_path, lan
   vocab = vocabulary.train_wordpiece(counts, sizes.get(language, 350))
   tokenizer = Tokenizer(vocab, lowercase=False)
   _, manifest = make(
-    source=tmp_path / 'texts', tokenizer=tokenizer, format='prose', length=128, heldout=0.15
+    source=tmp_path / 'texts',
+    tokenizer=tokenizer,
+    format='prose',
+    length=128,
+    heldout_fraction=0.15,
   )
   report = manifest['report']
   assert report['sentences_per_document'] > 25 and report['unknown'] == 0
@@ -139,14 +143,14 @@ def test_labels_tokens_and_unknown_words_far_from_the_rule_are_warned_about(make
 
 
 def test_the_vocabulary_report_foresees_the_share_of_random_labels(make, tokenizer, vocab, texts):
-  _, manifest = make(length=128, heldout=0.3)
+  _, manifest = make(length=128, heldout_fraction=0.3)
   found = corpus_lib.describe(texts, vocab, format='google')['random_labels']
   assert abs(found - manifest['report']['random_labels']) < 0.1
 
 
 @pytest.mark.parametrize('kind', ['doc_sentences', 'full_sentences'])
 def test_full_sentences_hold_the_whole_text_between_special_tokens(make, kind, texts, tokenizer):
-  folder, _ = make(kind=kind, shards=3)
+  folder, _ = make(kind=kind, num_shards=3)
   found = []
   for split in dataset.SPLITS:
     rows = dataset.Dataset(folder, split)
@@ -181,39 +185,39 @@ def small_batches(monkeypatch):
 
 
 def test_rows_are_the_same_for_any_number_of_workers(make, small_batches, tmp_path, monkeypatch):
-  none = contents(make('none', shards=3)[0])
-  assert none == contents(make('one', shards=3, workers=1)[0])
+  none = contents(make('none', num_shards=3)[0])
+  assert none == contents(make('one', num_shards=3, workers=1)[0])
   # Three workers without TensorFlow, which takes each of them seconds to import.
   (tmp_path / 'site').mkdir()
   (tmp_path / 'site' / 'sitecustomize.py').write_text(
     "import sys; sys.modules['tensorflow_text'] = None"
   )
   monkeypatch.setenv('PYTHONPATH', str(tmp_path / 'site'))
-  assert none == contents(make('three', shards=3, workers=3)[0])
+  assert none == contents(make('three', num_shards=3, workers=3)[0])
 
 
 @pytest.mark.parametrize('order', [(0, 1), (1, 0)])
 def test_parts_of_two_machines_make_the_bytes_of_one(make, order, tmp_path):
-  whole, _ = make('whole', shards=3)
+  whole, _ = make('whole', num_shards=3)
   for _ in range(2):  # the second time there is nothing left to do
-    assert make(shards=3, part=(order[0], 2))[1] is None
+    assert make(num_shards=3, part=(order[0], 2))[1] is None
     assert not (tmp_path / 'rows').exists()
-  folder, manifest = make(shards=3, part=(order[1], 2))
+  folder, manifest = make(num_shards=3, part=(order[1], 2))
   assert manifest == dataset.read_manifest(whole) and contents(folder) == contents(whole)
 
 
 def test_the_last_part_clears_up_behind_one_that_has_not_yet(make, monkeypatch):
-  whole, _ = make('whole', shards=3)
+  whole, _ = make('whole', num_shards=3)
   with monkeypatch.context() as patch:
     patch.setattr(Spill, 'clear', lambda self: None)
-    make(shards=3, part=(0, 2))
-  folder, manifest = make(shards=3, part=(1, 2))
+    make(num_shards=3, part=(0, 2))
+  folder, manifest = make(num_shards=3, part=(1, 2))
   assert manifest and contents(folder) == contents(whole)
 
 
 def test_more_parts_than_shards_are_refused(make, tmp_path):
-  with pytest.raises(ValueError, match=r'--shard=4/5: there are only 4 shards.*data.shards'):
-    make(shards=3, part=(4, 5))
+  with pytest.raises(ValueError, match=r'--shard=4/5: there are only 4 shards.*data.num_shards'):
+    make(num_shards=3, part=(4, 5))
   assert [path.name for path in tmp_path.iterdir()] == ['in']
 
 
@@ -260,8 +264,8 @@ KILLED = """if True:
 def test_a_killed_preparation_goes_on_to_the_bytes_of_an_undisturbed_one(
   what, make, small_batches, corpus_file, vocab, tmp_path, monkeypatch
 ):
-  whole, _ = make('whole', shards=3)
-  settings = json.dumps(dataclasses.asdict(dataclasses.replace(SETTINGS, shards=3)))
+  whole, _ = make('whole', num_shards=3)
+  settings = json.dumps(dataclasses.asdict(dataclasses.replace(SETTINGS, num_shards=3)))
   command = [sys.executable, '-c', KILLED, what, corpus_file, vocab, tmp_path / 'rows', settings]
   assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
   assert not (tmp_path / 'rows').exists()
@@ -276,7 +280,7 @@ def test_a_killed_preparation_goes_on_to_the_bytes_of_an_undisturbed_one(
   encoded, built = record(encode, 'encode'), record(preprocess, '_build_shard')
   if what == 'building':
     monkeypatch.setattr(text_lib, 'read_documents', None)  # it is not called
-  folder, _ = make(shards=3)
+  folder, _ = make(num_shards=3)
   assert contents(folder) == contents(whole)
   assert sum(map(len, encoded)) == 40 - tokenised  # nothing is done twice
   if what == 'tokenising':
@@ -409,12 +413,12 @@ def test_exact_duplicates_are_on_the_same_side(make, tmp_path, texts):
 def test_the_held_out_share_is_as_asked(make, tmp_path):
   path = tmp_path / 'many.txt'
   path.write_text('\n\n'.join(f'Document {i}.' for i in range(3000)))
-  counts = make('many', path, heldout=0.2, kind='doc_sentences')[1]['counts']
+  counts = make('many', path, heldout_fraction=0.2, kind='doc_sentences')[1]['counts']
   assert abs(counts['heldout_documents'] - 600) < 5 * np.sqrt(3000 * 0.2 * 0.8)
 
 
 def test_more_passes_are_over_training_documents_only(make):
-  one, four = (make(str(n), passes=n)[1]['counts'] for n in (1, 4))
+  one, four = (make(str(n), dupe_factor=n)[1]['counts'] for n in (1, 4))
   assert four['train_rows'] > 3.5 * one['train_rows']
   assert four['heldout_rows'] == one['heldout_rows']
 
@@ -492,15 +496,23 @@ ONE_SENTENCE = '\n\n'.join(f'Sentence {i}.' for i in range(30))
   [
     ('One.\nTwo.', {}, r'is one document \(data.format=google\).*--config.nsp=False'),
     ('\n \n\n', {}, 'holds no text once blank documents are left out'),
-    ('A.\n\nB.\n\nC.', {'heldout': 1e-9}, 'of 3 documents, 0 were assigned to held-out and 2 are'),
-    ('A.\n\nB.\n\nC.', {'heldout': 1 - 1e-9}, '0 were assigned to train and 2 are needed'),
-    ('A.', {'kind': 'doc_sentences', 'heldout': 1e-9}, '0 were assigned to held-out and 1 are'),
+    (
+      'A.\n\nB.\n\nC.',
+      {'heldout_fraction': 1e-9},
+      'of 3 documents, 0 were assigned to held-out and 2 are',
+    ),
+    ('A.\n\nB.\n\nC.', {'heldout_fraction': 1 - 1e-9}, '0 were assigned to train and 2 are needed'),
+    (
+      'A.',
+      {'kind': 'doc_sentences', 'heldout_fraction': 1e-9},
+      '0 were assigned to held-out and 1 are',
+    ),
     (ONE_SENTENCE, {}, r'every document of data.input=.* is one sentence.*--config.nsp=False'),
     (ONE_SENTENCE, {'kind': 'sop'}, 'every document of data.input=.* is one sentence'),
     (
       ONE_SENTENCE.replace('.', '.\nYes.'),
-      {'shards': 16},
-      r'got [01] document.*fewer shards \(--config.data.shards\)',
+      {'num_shards': 16},
+      r'got [01] document.*fewer shards \(--config.data.num_shards\)',
     ),
   ],
 )
@@ -520,7 +532,7 @@ def test_a_mistake_in_the_last_file_leaves_nothing(make, small_batches, tmp_path
 
 
 def test_shards_without_documents_hold_no_rows(make):
-  many, one = (make(str(n), kind='doc_sentences', shards=n)[1] for n in (64, 1))
+  many, one = (make(str(n), kind='doc_sentences', num_shards=n)[1] for n in (64, 1))
   entries = many['shards']['train']
   assert len(entries) == 64 and 0 in {entry['rows'] for entry in entries}
   for name in ('train_documents', 'train_tokens', 'heldout_rows'):
@@ -553,14 +565,14 @@ def test_no_vocabulary_and_no_folder_are_refused_with_what_to_pass(config):
   'field, value',
   [
     ('kind', 'pairs'),
-    ('shards', -1),
-    ('sequences', 0),
+    ('num_shards', -1),
+    ('max_sequences_per_row', 0),
     ('length', 7),
     ('length', 2**16),
-    ('heldout', 0.0),
-    ('heldout', 1.5),
-    ('passes', 0),
-    ('short_probability', 1.1),
+    ('heldout_fraction', 0.0),
+    ('heldout_fraction', 1.5),
+    ('dupe_factor', 0),
+    ('short_seq_prob', 1.1),
   ],
 )
 def test_a_wrong_setting_is_named_with_its_value(field, value):

@@ -75,7 +75,7 @@ def weights(workdir):
 def uninterrupted(tiny_rows, tmp_path_factory):
   """120 steps in one go, fed by tf.data."""
   folder = tmp_path_factory.mktemp('uninterrupted')
-  more = ['--config.steps=120', *QUIET, '--config.data.loader=tfdata']
+  more = ['--config.num_train_steps=120', *QUIET, '--config.data.loader=tfdata']
   finish(start(arguments(tiny_rows, folder, *more)))
   return folder
 
@@ -97,7 +97,7 @@ def test_a_killed_and_resumed_run_is_bitwise_the_uninterrupted_one(
   kill, code, uninterrupted, tiny_rows, tmp_path
 ):
   args = arguments(
-    tiny_rows, tmp_path, '--config.steps=120', *QUIET, '--config.data.loader=threads'
+    tiny_rows, tmp_path, '--config.num_train_steps=120', *QUIET, '--config.data.loader=threads'
   )
   process = start(args)
   wait_for_step(process, tmp_path, random.randint(21, 60))
@@ -127,7 +127,7 @@ def test_training_fine_tuning_and_prediction_need_no_tensorflow(tiny_rows, tmp_p
     'assert main(["evaluate", "--workdir=" + run]) == 0\n'
     'fills = bertjax.Predictor.from_dir(run + "/model").fill_mask("a [MASK] b", 3)\n'
     'assert len(fills[0]) == 3\n'
-    'data = ["--config=table", "--config.init_from=" + run + "/model", "--config.epochs=2.0",\n'
+    'data = ["--config=table", "--config.init_from=" + run + "/model", "--config.num_train_epochs=2.0",\n'
     '        "--config.data.source=" + run, "--config.data.files=train=a.csv,dev=a.csv",\n'
     '        "--config.data.options=text=x,label=y", "--config.data.length=16",\n'
     '        "--config.data.loader=threads"]\n'
@@ -185,14 +185,18 @@ def test_a_relative_workdir_will_do(tiny_rows, tmp_path, monkeypatch):
 @pytest.mark.full
 def test_more_steps_go_on_from_the_last(finished, tiny_rows, tmp_path):
   shutil.copytree(finished, tmp_path / 'run')
-  assert main(arguments(tiny_rows, tmp_path / 'run', '--config.steps=30')) == 0
+  assert main(arguments(tiny_rows, tmp_path / 'run', '--config.num_train_steps=30')) == 0
   assert sorted(losses(tmp_path / 'run'))[-1] == 30
 
 
 def test_fewer_steps_than_the_newest_checkpoint_has_are_refused(finished, tiny_rows, capsys):
   before = sorted(finished.rglob('*'))
   check_refused(
-    arguments(tiny_rows, finished, '--config.steps=15'), capsys, 'steps=15', 'step 20', '--workdir'
+    arguments(tiny_rows, finished, '--config.num_train_steps=15'),
+    capsys,
+    'steps=15',
+    'step 20',
+    '--workdir',
   )
   assert sorted(finished.rglob('*')) == before
 
@@ -215,17 +219,19 @@ def test_evaluate_takes_a_run_or_a_model_with_a_config(flags, capsys):
 
 def test_what_prepared_rows_decide_is_recorded_as_it_is(tiny_rows, vocab, caplog):
   config = load_recipe('bert_mini:smoke')
-  config.data.update(prepared=str(tiny_rows), passes=3, heldout=0.5, vocab=str(vocab))
+  config.data.update(prepared=str(tiny_rows), dupe_factor=3, heldout_fraction=0.5, vocab=str(vocab))
   config.masking.update(max_predictions=-1, rate=0.3)
   setup = pretrain.set_up(config)
-  assert (setup.config.data.passes, setup.config.data.heldout) == (1, 0.2)
+  assert (setup.config.data.dupe_factor, setup.config.data.heldout_fraction) == (1, 0.2)
   assert setup.config.masking.max_predictions == 19  # of 64 tokens
-  assert (config.data.passes, config.masking.max_predictions) == (3, -1)  # the caller's stay
-  assert 'was prepared with data.passes=1; the value of the config, 3, is replaced' in caplog.text
+  assert (config.data.dupe_factor, config.masking.max_predictions) == (3, -1)  # the caller's stay
+  assert (
+    'was prepared with data.dupe_factor=1; the value of the config, 3, is replaced' in caplog.text
+  )
 
 
 def test_predictions_are_derived_for_the_sequences_of_prepared_rows(corpus, vocab, tmp_path):
-  settings = prepare.Settings(length=64, sequences=8, heldout=0.2)
+  settings = prepare.Settings(length=64, max_sequences_per_row=8, heldout_fraction=0.2)
   prepare.prepare(str(corpus), Tokenizer.from_file(vocab), settings, tmp_path / 'rows')
   config = load_recipe('bert_mini:smoke')
   config.data.prepared, config.masking.max_predictions = str(tmp_path / 'rows'), -1
@@ -264,7 +270,7 @@ def test_a_run_without_a_model_yet_is_its_newest_checkpoint(finished, tiny_rows,
   assert f'{run} has no model/ yet; reading its newest checkpoint, 20' in caplog.text
   with pytest.raises(ValueError, match=r"no \['tagging'\] head"):
     loading.load_weights(run, heads=('tagging',))
-  small = ['--config.learning_rate=1e-9', '--config.steps=1', '--config.warmup_steps=0']
+  small = ['--config.learning_rate=1e-9', '--config.num_train_steps=1', '--config.warmup_steps=0']
   second = tmp_path / 'second'
   assert main(arguments(tiny_rows, second, f'--config.init_from={run}', *small)) == 0
   near = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-7)
@@ -302,7 +308,9 @@ def test_evaluate_of_a_folder_without_a_run_says_so(tmp_path, capsys):
 
 
 def test_a_config_field_without_a_recipe_is_refused(capsys):
-  check_refused(['evaluate', '--workdir=a', '--config.eval_rows=3'], capsys, 'config.eval_rows')
+  check_refused(
+    ['evaluate', '--workdir=a', '--config.max_eval_examples=3'], capsys, 'config.max_eval_examples'
+  )
 
 
 def test_evaluate_reads_a_model_directory(finished, tiny_rows, capsys):
@@ -320,7 +328,7 @@ def test_evaluate_scores_a_whole_text_with_the_unigram_of_another(
   args = [
     'evaluate', '--config=bert_mini:smoke', f'--model={finished}/model',
     '--max_eval_examples=100000',
-    f'--config.data.input={corpus}', f'--config.data.vocab={vocab}', '--config.data.heldout=1.0',
+    f'--config.data.input={corpus}', f'--config.data.vocab={vocab}', '--config.data.heldout_fraction=1.0',
   ]  # fmt: skip
   assert main([*args, f'--unigram={corpus}/0*.txt']) == 0
   printed = json.loads(capsys.readouterr().out)
@@ -340,7 +348,7 @@ def test_evaluate_scores_a_whole_text_with_the_unigram_of_another(
   for name in ('mlm_loss', 'nsp_loss', 'nsp_weight'):
     assert again[name] == pytest.approx(printed[name], rel=1e-5)
   check_refused(
-    ['pretrain', *args[1:2], *args[4:], f'--workdir={tmp_path}/run'], capsys, 'data.heldout=1',
+    ['pretrain', *args[1:2], *args[4:], f'--workdir={tmp_path}/run'], capsys, 'data.heldout_fraction=1',
     'no document to train on',
   )  # fmt: skip
 
@@ -393,7 +401,7 @@ def test_every_ablation_trains(words, corpus, vocab, tmp_path, monkeypatch):
   monkeypatch.setenv('BERTJAX_CACHE', str(tmp_path / 'cache'))
   args = ['pretrain', f'--config=bert_base:smoke,{words}', f'--workdir={tmp_path}/run',
           f'--config.data.input={corpus}', f'--config.data.vocab={vocab}']  # fmt: skip
-  assert main([*args, '--config.steps=6']) == 0
+  assert main([*args, '--config.num_train_steps=6']) == 0
   scores = json.loads((tmp_path / 'run' / 'metrics.json').read_text())
   assert np.isfinite(scores['mlm_loss']) and ('nsp_loss' in scores) == (
     words[:4] in ('mask', 'size')
@@ -415,7 +423,11 @@ def test_recipes_are_installed_with_the_package():
 def test_the_paper_recipes_have_the_papers_numbers():
   base, large = load_recipe('bert_base'), load_recipe('bert_large')
   for config in (base, large):
-    assert (config.batch_size, config.steps, config.warmup_steps) == (256, 1_000_000, 10_000)
+    assert (config.batch_size, config.num_train_steps, config.warmup_steps) == (
+      256,
+      1_000_000,
+      10_000,
+    )
     assert (config.learning_rate, config.optimizer.weight_decay) == (1e-4, 0.01)
     assert (config.data.length, config.masking.max_predictions) == (128, 20)
   assert (base.model.num_layers, base.model.hidden_size) == (12, 768)
@@ -438,7 +450,7 @@ def check_refused(args, capsys, *words):
     (['--config.batch_size=12'], ['batch_size=12', '8 replicas', 'try 8']),
     (['--config.mesh.tensor=3'], ['8 devices']),
     (['--config.stesp=3'], ['steps']),
-    (['--config.steps=1e3'], ['int', '1e3']),
+    (['--config.num_train_steps=1e3'], ['int', '1e3']),
     (['--config.masking.rate=1.5'], ['masking.rate', '1.5']),
     (['--config.optimizer.name=adam'], ['adamw']),
     (['--config.model.hidden_size=33'], ['multiple of num_heads']),
@@ -449,24 +461,24 @@ def check_refused(args, capsys, *words):
     (['--config.data.loader=torch'], ['tfdata']),
     (['--config.schedule=cosine'], ['google']),
     (['--config.warmup_steps=21'], ['warmup_steps=21']),
-    (['--config.accumulation=0'], ['accumulation=0', 'try 8']),
+    (['--config.gradient_accumulation_steps=0'], ['accumulation=0', 'try 8']),
     ([f'--config.seed={2**63}'], ['seed', 'below 2**63', str(2**63)]),
     (['--config.seed=-1'], ['seed', 'at least 0', '-1']),
-    ([f'--config.steps={2**31}'], ['steps', 'below 2**31']),
+    ([f'--config.num_train_steps={2**31}'], ['steps', 'below 2**31']),
     ([f'--config.model.hidden_size={2**63}'], ['model.hidden_size', 'below 2**31']),
     (['--config.log_every=0'], ['log_every', 'at least 1']),
     (['--config.long.length=0'], ['long.length must be at least 1, got 0']),
     (['--config.long.batch_size=-1'], ['long.batch_size must be at least 1, got -1']),
     (['--config.stall_seconds=-1'], ['stall_seconds', 'at least 0']),
-    (['--config.spike=nan'], ['spike', 'nan']),
+    (['--config.loss_spike_threshold=nan'], ['spike', 'nan']),
     (['--config.learning_rate=-1e-4'], ['learning_rate', 'above 0']),
     (['--config.optimizer.eps=0.0'], ['optimizer.eps', 'above 0']),
     (['--config.optimizer.weight_decay=nan'], ['optimizer.weight_decay']),
-    (['--config.masking.mask_share=nan'], ['masking.mask_share', 'nan']),
+    (['--config.masking.mask_prob=nan'], ['masking.mask_prob', 'nan']),
     (['--config.model.hidden_dropout=0.9999'], ['hidden_dropout', '0.99']),
     (['--config.model.type_vocab_size=1'], ['type_vocab_size of 2', '--config.nsp=False']),
     (['--config.objective=next'], ["objective must be one of ('mlm', 'next_token')"]),
-    (['--config.eval_rows=0'], ['eval_rows', 'at least 1']),
+    (['--config.max_eval_examples=0'], ['max_eval_examples', 'at least 1']),
     (['--config.init_from=nowhere'], ['nowhere', 'config.json']),
     (['--workdri=x'], ['workdir']),
     (['--config=bert_mni'], ['bert_mini']),
@@ -569,7 +581,7 @@ def test_a_workdir_of_another_run_is_refused_and_the_fields_are_listed(finished,
 @pytest.mark.full
 def test_a_kernel_and_a_remat_policy_may_change_on_resumption(finished, tiny_rows, tmp_path):
   shutil.copytree(finished, tmp_path / 'run')
-  more = ['--config.model.remat=dots', '--config.model.unroll=2', '--config.steps=24']
+  more = ['--config.model.remat=dots', '--config.model.unroll=2', '--config.num_train_steps=24']
   assert main(arguments(tiny_rows, tmp_path / 'run', *more)) == 0
   info = json.loads((tmp_path / 'run' / 'run.json').read_text())
   before = json.loads((finished / 'run.json').read_text())
@@ -622,7 +634,7 @@ def small_disk(tmp_path):
 
 def test_a_disk_that_fills_loses_no_checkpoint(tiny_rows, small_disk):
   run = small_disk / 'run'
-  args = arguments(tiny_rows, run, '--config.steps=300', *QUIET)
+  args = arguments(tiny_rows, run, '--config.num_train_steps=300', *QUIET)
   process = start(args)
   wait_for_step(process, run, 45)
   filler = small_disk / 'filler'
@@ -634,7 +646,7 @@ def test_a_disk_that_fills_loses_no_checkpoint(tiny_rows, small_disk):
   (line,) = [line for line in errors.splitlines() if line.startswith('bertjax pretrain:')]
   assert re.search('No space left|MB are free', line)
   filler.unlink()
-  errors = finish(start([*args, '--config.steps=60']))
+  errors = finish(start([*args, '--config.num_train_steps=60']))
   assert re.search('resuming from step (20|40) ', errors)
   assert sorted(losses(run))[-1] == 60
 
@@ -669,7 +681,7 @@ def test_flags_reach_the_config():
 
 @pytest.mark.parametrize(
   ('verb', 'advice'),
-  [('pretrain', '--config.accumulation=2'), ('finetune', '--config.model.remat=full'),
+  [('pretrain', '--config.gradient_accumulation_steps=2'), ('finetune', '--config.model.remat=full'),
    ('evaluate', '--config.batch_size'), ('predict', '--batch_size'), ('explain', 'smaller')],
 )  # fmt: skip
 def test_out_of_memory_is_one_sentence_with_what_to_change(verb, advice, monkeypatch, capsys):
@@ -702,7 +714,7 @@ def test_a_traceback_means_a_bug(monkeypatch):
 
 BOOKS = [
   '--config=bert_mini', '--config.log_every=1', '--config.save_every=20', '--config.eval_every=0',
-  '--config.eval_rows=256', '--config.warmup_steps=20',
+  '--config.max_eval_examples=256', '--config.warmup_steps=20',
 ]  # fmt: skip
 
 
@@ -713,7 +725,7 @@ def test_the_mini_recipe_on_books_killed_and_resumed_is_bitwise_the_same(data_di
   vocab = tmp_path / 'vocab.txt'
   assert main(['vocab', f'--input={data_dir}/books', '--size=8192', f'--out={vocab}']) == 0
   common = [
-    'pretrain', *BOOKS, '--config.steps=120', f'--config.data.input={data_dir}/books',
+    'pretrain', *BOOKS, '--config.num_train_steps=120', f'--config.data.input={data_dir}/books',
     f'--config.data.vocab={vocab}', f'--config.data.cache_dir={tmp_path}/cache',
   ]  # fmt: skip
   finish(start([*common, f'--workdir={tmp_path}/whole']))

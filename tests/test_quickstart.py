@@ -59,7 +59,7 @@ def test_a_vocabulary_and_rows_are_made_by_command(corpus, tmp_path, capsys):
   assert main(['vocab', f'--input={corpus}', '--size=700', f'--out={vocab}']) == 0
   assert len(vocab.read_text().splitlines()) == 700
   args = ['prepare', '--config=bert_mini:smoke', f'--out={rows}', f'--config.data.input={corpus}']
-  assert main([*args, f'--config.data.vocab={vocab}', '--config.data.heldout=0.2']) == 0
+  assert main([*args, f'--config.data.vocab={vocab}', '--config.data.heldout_fraction=0.2']) == 0
   assert 'train_rows' in capsys.readouterr().out
   assert prepare.dataset.read_manifest(rows)['settings']['length'] == 64
   assert main([*args, f'--config.data.vocab={vocab}']) == 2

@@ -21,10 +21,10 @@ README = (pathlib.Path(__file__).parent.parent / 'README.md').read_text()
 
 # What of a command is changed, by regular expressions.
 SMALLER = (
-  (r'--config=(bert_\w+):(\w+)', r'--config=\1:\2,smoke --config.data.heldout=0.2'),
-  (r'--config=(bert_\w+)(?![:\w])', r'--config=\1:smoke --config.data.heldout=0.2'),
+  (r'--config=(bert_\w+):(\w+)', r'--config=\1:\2,smoke --config.data.heldout_fraction=0.2'),
+  (r'--config=(bert_\w+)(?![:\w])', r'--config=\1:smoke --config.data.heldout_fraction=0.2'),
   (r'(--config=(?:glue|table)\S*)', r'\1 --config.data.length=32 '
-   '--config.epochs=1.0 --config.batch_size=8'),
+   '--config.num_train_epochs=1.0 --config.batch_size=8'),
   (r'(bertjax quickstart)', r'\1 --config=quickstart:smoke'),
   (r'--size=8192', '--size=700'),
   (r'--topology=v\w+:\w+', '--topology=v5e:2x2'),

@@ -18,7 +18,7 @@ from bertjax.training.log import read_metrics
 
 @pytest.fixture(scope='module', autouse=True)
 def compiled_once(tmp_path_factory):
-  """The runs here share their compiled programs, by the cache that `compile_cache` names."""
+  """The runs here share their compiled programs, by the cache that `compilation_cache_dir` names."""
   folder = tmp_path_factory.mktemp('xla')
   jax.config.update('jax_compilation_cache_dir', str(folder))
   yield folder
@@ -30,8 +30,8 @@ def config_of(rows, **fields):
   config = pretrain.default_config('tiny')
   config.update_from_flattened_dict(
     pretrain.SMOKE
-    | {'data.prepared': str(rows), 'data.loader': 'threads', 'steps': 20, 'log_every': 1}
-    | {'eval_every': 0, 'save_every': 5, 'on_divergence': 'skip', 'keep': 9}
+    | {'data.prepared': str(rows), 'data.loader': 'threads', 'num_train_steps': 20, 'log_every': 1}
+    | {'eval_every': 0, 'save_every': 5, 'on_divergence': 'skip', 'max_to_keep': 9}
     | fields
   )
   return config
@@ -77,9 +77,9 @@ def test_a_divergence_goes_back_and_leaves_the_batches_since_out(tmp_path, tiny_
 def test_a_resumed_run_knows_what_was_left_out(tmp_path, tiny_rows, poisoned):
   read, bad = poisoned
   bad.add(7)
-  pretrain.run(config_of(tiny_rows, steps=10), workdir=str(tmp_path))
+  pretrain.run(config_of(tiny_rows, num_train_steps=10), workdir=str(tmp_path))
   read.clear()
-  pretrain.run(config_of(tiny_rows, steps=12), workdir=str(tmp_path))
+  pretrain.run(config_of(tiny_rows, num_train_steps=12), workdir=str(tmp_path))
   assert min(read) == 13  # 10 steps and 3 batches
 
 

@@ -225,7 +225,9 @@ def test_static_masks_need_no_tensorflow():
 @pytest.fixture
 def config(corpus, vocab, tmp_path):
   config = load_recipe('bert_mini:smoke')
-  config.data.update(input=str(corpus), vocab=str(vocab), heldout=0.2, cache_dir=str(tmp_path))
+  config.data.update(
+    input=str(corpus), vocab=str(vocab), heldout_fraction=0.2, cache_dir=str(tmp_path)
+  )
   config.eval_every = 0
   return config
 
@@ -271,8 +273,8 @@ def test_prepared_text_written_in_google_s_format_trains_from_its_masks(config, 
   ('changes', 'message'),
   [
     ({'data.length': 48}, r'holds sentence pairs .* of 64 tokens.* got kind=nsp, data.length=48'),
-    ({'nsp': False, 'data.passes': 1}, r'got kind=doc_sentences'),
-    ({'data.heldout': 1e-9}, 'no row was assigned to heldout'),
+    ({'nsp': False, 'data.dupe_factor': 1}, r'got kind=doc_sentences'),
+    ({'data.heldout_fraction': 1e-9}, 'no row was assigned to heldout'),
   ],
 )
 def test_what_does_not_fit_google_s_rows_is_refused(config, tmp_path, vocab, changes, message):

@@ -11,7 +11,7 @@ from bertjax.training.log import RunLog, read_metrics
 @pytest.fixture(scope='module')
 def long_rows(tmp_path_factory, corpus, vocab):
   folder = tmp_path_factory.mktemp('long') / 'rows'
-  settings = prepare.Settings(length=128, heldout=0.2)
+  settings = prepare.Settings(length=128, heldout_fraction=0.2)
   prepare.prepare(str(corpus), Tokenizer.from_file(vocab), settings, folder)
   return folder
 

@@ -44,13 +44,23 @@ def own(model, tmp_path):  # noqa: F811
   config.data.files = 'train=train.jsonl,dev=dev.jsonl'
   config.data.options = 'text=body,label=mood'
   config.data.length, config.data.loader, config.data.buckets = 32, 'threads', '12,20'
-  config.batch_size, config.epochs, config.learning_rate, config.log_every = 8, 3.0, 2e-3, 1
+  config.batch_size, config.num_train_epochs, config.learning_rate, config.log_every = (
+    8,
+    3.0,
+    2e-3,
+    1,
+  )
   return config
 
 
 @pytest.mark.slow  # twin: the steps of trials, below
 def test_trials_equal_single_runs(own, tmp_path):
-  own.seeds, own.learning_rates, own.epochs, own.data.buckets = 2, '2e-3,1e-3', 2.0, ''
+  own.num_seeds, own.learning_rates, own.num_train_epochs, own.data.buckets = (
+    2,
+    '2e-3,1e-3',
+    2.0,
+    '',
+  )
   scores = finetune.run(own, workdir=str(tmp_path / 'trials'))
   table = json.loads((tmp_path / 'trials' / 'trials.json').read_text())
   assert [(t['seed'], t['learning_rate']) for t in table['trials']] == [
@@ -61,7 +71,7 @@ def test_trials_equal_single_runs(own, tmp_path):
   assert table['learning_rates']['0.002']['mean'] == pytest.approx(
     np.mean([t['best'] for t in table['trials'][:2]])
   )
-  own.seed, own.seeds, own.learning_rate, own.learning_rates = 1, 1, 1e-3, ''
+  own.seed, own.num_seeds, own.learning_rate, own.learning_rates = 1, 1, 1e-3, ''
   single = tmp_path / 'single'
   finetune.run(own, workdir=str(single))
   found = [r['accuracy'] for r in read_metrics(single) if r['kind'] == 'eval']
@@ -71,11 +81,16 @@ def test_trials_equal_single_runs(own, tmp_path):
 
 
 def test_steps_of_trials_equal_steps_of_single_runs(own):
-  own.seeds, own.learning_rates, own.data.buckets, own.data.pack = 5, '2e-3,1e-3,5e-4', '', 0
+  own.num_seeds, own.learning_rates, own.data.buckets, own.data.packed_length = (
+    5,
+    '2e-3,1e-3,5e-4',
+    '',
+    0,
+  )
   own.model.hidden_dropout = 0.1  # drawn by shape: a trial's own bucket might be shorter
   many = losses_of(own, 4)
   assert many.shape == (4, 15)
-  own.seed, own.seeds, own.learning_rate, own.learning_rates = 3, 1, 1e-3, ''
+  own.seed, own.num_seeds, own.learning_rate, own.learning_rates = 3, 1, 1e-3, ''
   np.testing.assert_allclose(losses_of(own, 4), many[:, 8], rtol=2e-4)
   assert len(set(many[0].tolist())) == 5 and len(set(many[3].tolist())) == 15
 
@@ -98,7 +113,7 @@ def losses_of(config, steps):
 
 
 def test_buckets_change_no_loss_and_compile_few_programs(own):
-  own.data.pack = 0
+  own.data.packed_length = 0
   short = losses_of(own, 6)
   own.data.buckets = ''
   np.testing.assert_allclose(short, losses_of(own, 6), rtol=1e-5)
@@ -118,7 +133,7 @@ def test_buckets_change_no_loss_and_compile_few_programs(own):
   [
     ('sst2', 'glue', {'class_weights': '1.0,3.0'}),
     ('stsb', 'glue', {}),
-    ('squad1', 'squad', {'data.pack': 128}),
+    ('squad1', 'squad', {'data.packed_length': 128}),
     ('conll2003', 'tagging', {}),
     ('codah', 'choice', {'data.length': 24}),
     ('own', 'table', {'data.options': 'text=body,label=words,kind=multilabel'}),
@@ -128,9 +143,9 @@ def test_packed_examples_have_the_losses_and_gradients_of_single_ones(
   task, recipe, changes, make, model, own  # noqa: F811
 ):  # fmt: skip
   config = own if task == 'own' else make(task, recipe)
-  config.update_from_flattened_dict({'batch_size': 32, 'data.pack': 96} | changes)
+  config.update_from_flattened_dict({'batch_size': 32, 'data.packed_length': 96} | changes)
   packed = finetune.set_up(config)
-  config.data.pack = 0
+  config.data.packed_length = 0
   single = finetune.set_up(config)
   params = finetune.load_params(single)
   loss_fn, loss_weights = single.loss
@@ -153,12 +168,12 @@ def test_packed_examples_have_the_losses_and_gradients_of_single_ones(
 
 def test_a_packed_run_learns_on_many_devices(make, tmp_path):  # noqa: F811
   config = make('sst2')
-  config.data.pack, config.batch_size, config.eval_every = 64, 32, 20
+  config.data.packed_length, config.batch_size, config.eval_every = 64, 32, 20
   assert finetune.run(config, workdir=str(tmp_path / 'run'))['accuracy'] > 0.9
 
 
 def test_processes_share_packed_rows(own):
-  own.batch_size, own.data.pack = 16, 64
+  own.batch_size, own.data.packed_length = 16, 64
   setup = finetune.set_up(own)
   whole = dataclasses.replace(setup.batches, local=None, replicas=2)
   halves = [dataclasses.replace(whole, local=local) for local in np.split(np.arange(16), 2)]
@@ -171,9 +186,9 @@ def test_processes_share_packed_rows(own):
 @pytest.mark.parametrize(
   ('changes', 'words'),
   [
-    ({'data.pack': 20}, '0 or from 32, the longest example, to 128'),
-    ({'data.pack': 256}, 'to 128, the positions'),
-    ({'data.pack': 64, 'model.bilstm': 1}, 'bilstm reads a row as one example'),
+    ({'data.packed_length': 20}, '0 or from 32, the longest example, to 128'),
+    ({'data.packed_length': 256}, 'to 128, the positions'),
+    ({'data.packed_length': 64, 'model.bilstm': 1}, 'bilstm reads a row as one example'),
   ],
 )
 def test_what_cannot_be_packed_is_refused(own, changes, words):
@@ -216,7 +231,7 @@ def test_layers_learn_by_their_factors():
 
 
 def test_top_layers_alone_are_trained_and_redrawn(own, model, tmp_path):  # noqa: F811
-  own.trained_layers, own.redraw_layers, own.epochs = 1, 1, 1.0
+  own.num_trainable_layers, own.reinit_top_layers, own.num_train_epochs = 1, 1, 1.0
   finetune.run(own, workdir=str(tmp_path / 'run'))
   _, before = loading.load_weights(model)
   _, after = loading.load_weights(tmp_path / 'run' / 'model')
@@ -231,7 +246,7 @@ def test_top_layers_alone_are_trained_and_redrawn(own, model, tmp_path):  # noqa
 
 
 def test_a_run_ends_when_it_gets_no_better(own, tmp_path):
-  own.patience, own.learning_rate, own.epochs = 2, 1e-30, 10.0
+  own.patience, own.learning_rate, own.num_train_epochs = 2, 1e-30, 10.0
   finetune.run(own, workdir=str(tmp_path / 'run'))
   steps = [r['step'] for r in read_metrics(tmp_path / 'run') if r['kind'] == 'eval']
   assert steps == [10, 20, 30]
@@ -242,8 +257,12 @@ def test_a_run_ends_when_it_gets_no_better(own, tmp_path):
 
 def test_a_frozen_encoder_feeds_a_bilstm_that_reads_the_document(make, model, tmp_path):  # noqa: F811
   config = make('conll2003', 'tagging')
-  config.data.options, config.epochs, config.head_factor = 'context=true', 10.0, 5.0
-  config.trained_layers, config.model.features = 0, 'weighted_sum'
+  config.data.options, config.num_train_epochs, config.head_lr_multiplier = (
+    'context=true',
+    10.0,
+    5.0,
+  )
+  config.num_trainable_layers, config.model.features = 0, 'weighted_sum'
   config.model.bilstm, config.model.bilstm_size, config.data.buckets = 1, 16, ''
   scores = finetune.run(config, workdir=str(tmp_path / 'run'))
   assert scores['f1'] > 0.7
@@ -254,9 +273,9 @@ def test_a_frozen_encoder_feeds_a_bilstm_that_reads_the_document(make, model, tm
 def test_the_order_of_sentences_of_a_book_is_a_task(model, data_dir, tmp_path):  # noqa: F811
   books = sorted((data_dir / 'books').glob('*.md'))[:2]
   config = load_recipe('table:sentence_order')
-  config.init_from, config.batch_size, config.epochs = str(model), 32, 1.0
+  config.init_from, config.batch_size, config.num_train_epochs = str(model), 32, 1.0
   config.data.files = f'train={books[0]},dev={books[1]}'
-  config.data.length, config.data.max_train = 64, 300
+  config.data.length, config.data.max_train_examples = 64, 300
   scores = finetune.run(config, workdir=str(tmp_path / 'run'))
   lines = (tmp_path / 'run' / 'predictions' / 'dev.tsv').read_text().splitlines()[1:]
   golds = [item.label for item in rows.make_task(config).read('dev')]
@@ -335,7 +354,7 @@ def test_balanced_weights_and_their_mistakes(own):
 
 def test_several_labels_are_learnt_and_evaluated_by_the_command(own, tmp_path, capsys):
   own.data.options = 'text=body,label=words,kind=multilabel'
-  own.epochs, own.learning_rate, own.data.buckets = 8.0, 1.5e-3, ''
+  own.num_train_epochs, own.learning_rate, own.data.buckets = 8.0, 1.5e-3, ''
   scores = finetune.run(own, workdir=str(tmp_path / 'run'))
   assert scores['micro_f1'] > 0.85
   capsys.readouterr()
@@ -348,7 +367,7 @@ def test_several_labels_are_learnt_and_evaluated_by_the_command(own, tmp_path, c
 
 def test_tags_are_chosen_by_a_crf(make, tmp_path):  # noqa: F811
   config = make('conll2003', 'tagging')
-  config.model.crf, config.epochs = True, 10.0
+  config.model.crf, config.num_train_epochs = True, 10.0
   scores = finetune.run(config, workdir=str(tmp_path / 'run'))
   assert scores['f1'] > 0.8
   again = scoring.evaluate(config, str(tmp_path / 'run' / 'model'))
@@ -356,7 +375,7 @@ def test_tags_are_chosen_by_a_crf(make, tmp_path):  # noqa: F811
 
 
 def test_resumed_trials_equal_uninterrupted_ones(own, tmp_path, monkeypatch):
-  own.seeds, own.epochs = 2, 2.0
+  own.num_seeds, own.num_train_epochs = 2, 2.0
   finetune.run(own, workdir=str(tmp_path / 'whole'))
   real = loop.fit
 
@@ -382,9 +401,12 @@ def test_resumed_trials_equal_uninterrupted_ones(own, tmp_path, monkeypatch):
     ({'data.options': 'text'}, "data.options is written 'name=value,name=value'"),
     ({'data.buckets': '12,x'}, "data.buckets are written '32,64'"),
     ({'learning_rates': '1e-3;2e-3'}, "learning_rates are written '2e-5,3e-5'"),
-    ({'seeds': 0}, 'seeds must be at least 1'),
-    ({'trained_layers': 3}, r'trained_layers must be in -1\.\.2, the layers of .*, got 3'),
-    ({'layer_decay': 0.0}, 'layer_decay must be above 0'),
+    ({'num_seeds': 0}, 'num_seeds must be at least 1'),
+    (
+      {'num_trainable_layers': 3},
+      r'num_trainable_layers must be in -1\.\.2, the layers of .*, got 3',
+    ),
+    ({'layerwise_lr_decay': 0.0}, 'layerwise_lr_decay must be above 0'),
     ({'model.crf': True}, 'crf=True is for tags'),
   ],
 )
@@ -397,14 +419,14 @@ def test_a_mistake_gets_one_sentence(own, tmp_path, changes, message):
 
 @pytest.mark.slow  # twin: pre-training by two processes, in test_distributed.py
 def test_two_processes_fine_tune_as_one_does(own, tmp_path):
-  own.epochs = 1.0
+  own.num_train_epochs = 1.0
   finetune.run(own, workdir=str(tmp_path / 'one'))
   flags = [
     f'--config.{name}={value}'
     for name, value in {
       'init_from': own.init_from, 'data.source': own.data.source, 'data.files': own.data.files,
       'data.options': own.data.options, 'data.length': 32, 'data.loader': 'threads',
-      'data.buckets': '12,20', 'batch_size': 8, 'epochs': 1.0, 'learning_rate': 2e-3,
+      'data.buckets': '12,20', 'batch_size': 8, 'num_train_epochs': 1.0, 'learning_rate': 2e-3,
       'log_every': 1,
     }.items()
   ]  # fmt: skip

@@ -74,7 +74,7 @@ def columns(kind: str, length: int, vocab_size: int, sequences: int = 1) -> dict
 
 
 def build(
-  corpus: Corpus, kind: str, *, length: int, short_probability: float = 0.1, passes: int = 1,
+  corpus: Corpus, kind: str, *, length: int, short_seq_prob: float = 0.1, passes: int = 1,
   seed: int = 0,
 ) -> Iterator[Instance]:  # fmt: skip
   """Yields the sequences of all documents, `passes` times with other pairs each time.
@@ -83,7 +83,7 @@ def build(
     corpus: of one shard; random second sentences are drawn from its documents.
     kind: 'nsp' (Google's pairs), 'sop' (ALBERT's), 'doc_sentences', 'full_sentences' (RoBERTa's).
     length: L, special tokens included.
-    short_probability: share of documents ('full_sentences': of rows) cut to a random length.
+    short_seq_prob: share of documents ('full_sentences': of rows) cut to a random length.
     passes: Google's dupe_factor.
     seed: every document of every pass has a random stream of its own.
 
@@ -93,19 +93,19 @@ def build(
   if kind == 'nsp' and len(corpus) < 2:
     raise ValueError(
       f'next-sentence prediction draws its wrong answers from other documents, got {len(corpus)} '
-      'document(s); add text, use fewer shards (--config.data.shards), or train without it '
+      'document(s); add text, use fewer shards (--config.data.num_shards), or train without it '
       '(--config.nsp=False).'
     )
   special = {'nsp': 3, 'sop': 3, 'doc_sentences': 2, 'full_sentences': 1}[kind]
   for number in range(passes):
     if kind == 'full_sentences':
       rng = random.Random(int(hash_u64(seed, EXAMPLES, number)))
-      yield from full_sentences(corpus, rng, length - special, short_probability)
+      yield from full_sentences(corpus, rng, length - special, short_seq_prob)
       continue
     keys = hash_u64(seed, EXAMPLES, number, np.arange(len(corpus))).tolist()
     for index, key in enumerate(keys):
       rng, limit = random.Random(key), length - special
-      target = _randint(rng, 2, limit) if rng.random() < short_probability else limit
+      target = _randint(rng, 2, limit) if rng.random() < short_seq_prob else limit
       if kind == 'nsp':
         yield from nsp_pairs(corpus, index, rng, limit, target)
       elif kind == 'sop':

@@ -25,8 +25,8 @@ class Masking:
   Attributes:
     rate: share of a row's tokens (special tokens counted, as Google counts) to predict.
     max_predictions: P, slots for predictions in a row; Google uses 20 at length 128, 76 at 512.
-    mask_share: share of the chosen tokens replaced by [MASK].
-    random_share: share replaced by a random token; the rest stays as it is.
+    mask_prob: share of the chosen tokens replaced by [MASK].
+    random_prob: share replaced by a random token; the rest stays as it is.
     unit: what is chosen: 'subword' tokens, 'whole_word' (all pieces of a word; one that would
       exceed the count is skipped, as in Google's code) or 'span' of up to `max_span` words, its
       length n drawn with probability proportional to 1/n (ALBERT). Where no unit of a sequence
@@ -39,8 +39,8 @@ class Masking:
 
   rate: float = 0.15
   max_predictions: int = 20
-  mask_share: float = 0.8
-  random_share: float = 0.1
+  mask_prob: float = 0.8
+  random_prob: float = 0.1
   unit: str = 'subword'
   max_span: int = 3
 
@@ -56,11 +56,11 @@ class Masking:
         f'masking.max_predictions must be at least 1, got {self.max_predictions}; in a config, -1 '
         'stands for what rate and length need.'
       )
-    shares = (self.mask_share, self.random_share)
+    shares = (self.mask_prob, self.random_prob)
     if not (min(shares) >= 0 and sum(shares) <= 1):
       raise ValueError(
-        'masking.mask_share and masking.random_share must be at least 0 and at most 1 together, '
-        f'got {self.mask_share} and {self.random_share}.'
+        'masking.mask_prob and masking.random_prob must be at least 0 and at most 1 together, '
+        f'got {self.mask_prob} and {self.random_prob}.'
       )
 
 
@@ -142,9 +142,9 @@ def mask_tokens(
   action = hash_u64(key, positions) / np.float64(2**64)  # uniform in [0, 1)
   random_ids = hash_u64(key, positions, REPLACEMENT) % np.uint64(vocab_size)
   replaced = np.where(
-    action < masking.mask_share,
+    action < masking.mask_prob,
     mask_id,
-    np.where(action < masking.mask_share + masking.random_share, random_ids, originals),
+    np.where(action < masking.mask_prob + masking.random_prob, random_ids, originals),
   )
   masked = ids.copy()
   rows, slot = np.nonzero(used)

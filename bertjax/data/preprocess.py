@@ -24,7 +24,7 @@ from bertjax.data.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
 
-_SHARD_BYTES = 64 * 2**20  # of text: a shard's size where data.shards is 0
+_SHARD_BYTES = 64 * 2**20  # of text: a shard's size where data.num_shards is 0
 _WORKER_BYTES = 192 * 2**20  # of text: below it, starting workers takes longer than the work
 _THREAD_BYTES = 4 * 2**20  # of text: less is read and tokenised by turns
 _BATCH_CHARS = 2**18  # of text: what a worker gets at a time
@@ -41,36 +41,42 @@ class Settings:
   text_key: str = 'text'  # field of the text in JSONL and TFDS, column in Parquet
   encoding: str = 'utf-8'  # of text files
   on_bad_row: str = 'stop'  # or 'skip' rows of JSONL and Parquet that hold no text
-  heldout: float = 0.05  # fraction of documents kept for evaluation; 1 = all, to score a text
-  passes: int = 1  # passes over the documents with other pairs (Google's dupe_factor)
-  short_probability: float = 0.1  # share of documents cut to a random shorter length in a pass
+  heldout_fraction: float = (
+    0.05  # fraction of documents kept for evaluation; 1 = all, to score a text
+  )
+  dupe_factor: int = 1  # passes over the documents with other pairs (Google's dupe_factor)
+  short_seq_prob: float = 0.1  # share of documents cut to a random shorter length in a pass
   seed: int = 0  # of pairs and lengths
   binary: str = 'refuse'  # 'refuse' or 'skip' binary files
-  shards: int = 0  # of training rows; 0 = one for each 64 MB of text
-  sequences: int = 1  # packed into a row at most; 1 = no packing
+  num_shards: int = 0  # of training rows; 0 = one for each 64 MB of text
+  max_sequences_per_row: int = 1  # packed into a row at most; 1 = no packing
 
   def __post_init__(self):
     if self.kind not in instances.KINDS:
       raise ValueError(f'kind must be one of {instances.KINDS}, got {self.kind!r}.')
     if not 8 <= self.length < 2**16:
       raise ValueError(f'data.length must be in 8..65535, got {self.length}.')
-    if not 0 < self.heldout <= 1:
-      raise ValueError(f'data.heldout must be above 0 and at most 1, got {self.heldout}.')
+    if not 0 < self.heldout_fraction <= 1:
+      raise ValueError(
+        f'data.heldout_fraction must be above 0 and at most 1, got {self.heldout_fraction}.'
+      )
     if not 0 <= self.seed < 2**63:
       raise ValueError(f'seed must be at least 0 and below 2**63, got {self.seed}.')
-    if self.passes < 1:
-      raise ValueError(f'data.passes must be at least 1, got {self.passes}.')
-    if self.passes > 1 and self.kind not in instances.PAIR_KINDS:
+    if self.dupe_factor < 1:
+      raise ValueError(f'data.dupe_factor must be at least 1, got {self.dupe_factor}.')
+    if self.dupe_factor > 1 and self.kind not in instances.PAIR_KINDS:
       raise ValueError(
-        f'data.passes makes other pairs each time, {self.kind!r} has none; got {self.passes}, '
-        'pass --config.data.passes=1.'
+        f'data.dupe_factor makes other pairs each time, {self.kind!r} has none; got {self.dupe_factor}, '
+        'pass --config.data.dupe_factor=1.'
       )
-    if not 0 <= self.shards <= 99_999:
-      raise ValueError(f'data.shards must be in 0..99999, got {self.shards}.')
-    if not 1 <= self.sequences <= 100:
-      raise ValueError(f'data.sequences must be in 1..100, got {self.sequences}.')
-    if not 0 <= self.short_probability <= 1:
-      raise ValueError(f'data.short_probability must be in [0, 1], got {self.short_probability}.')
+    if not 0 <= self.num_shards <= 99_999:
+      raise ValueError(f'data.num_shards must be in 0..99999, got {self.num_shards}.')
+    if not 1 <= self.max_sequences_per_row <= 100:
+      raise ValueError(
+        f'data.max_sequences_per_row must be in 1..100, got {self.max_sequences_per_row}.'
+      )
+    if not 0 <= self.short_seq_prob <= 1:
+      raise ValueError(f'data.short_seq_prob must be in [0, 1], got {self.short_seq_prob}.')
 
 
 def prepare(
@@ -101,13 +107,13 @@ def prepare(
   incomplete = directory.with_name(directory.name + '.incomplete')
   listing = [(name, size) for name, size, _ in text_lib.list_source(source)]
   size = sum(size for _, size in listing)
-  shards = 0 if settings.heldout == 1 else settings.shards or 1 + size // _SHARD_BYTES
+  shards = 0 if settings.heldout_fraction == 1 else settings.num_shards or 1 + size // _SHARD_BYTES
   outputs = [('train', number) for number in range(shards)] + [('heldout', 0)]
   mine = outputs[part[0] :: part[1]]
   if not mine:
     raise ValueError(
       f'--shard={part[0]}/{part[1]}: there are only {len(outputs)} shards to divide; raise '
-      'data.shards or take fewer parts.'
+      'data.num_shards or take fewer parts.'
     )
   plan = {
     'settings': dataclasses.asdict(settings), 'tokenizer': tokenizer.fingerprint,
@@ -118,7 +124,7 @@ def prepare(
       shutil.rmtree(incomplete, ignore_errors=True)
       return manifest
     columns = instances.columns(
-      settings.kind, settings.length, tokenizer.vocab_size, settings.sequences
+      settings.kind, settings.length, tokenizer.vocab_size, settings.max_sequences_per_row
     )
     try:
       writer = dataset.Writer(directory, plan, columns)
@@ -217,10 +223,11 @@ def _from_tfrecords(source, tokenizer, settings, directory) -> dict:
   if first is None:
     raise ValueError(f'data.input={source} holds no records.')
   length, slots = first['input_ids'].shape[1], first['masked_lm_ids'].shape[1]
-  if (settings.kind, settings.length, settings.sequences) != ('nsp', length, 1):
+  if (settings.kind, settings.length, settings.max_sequences_per_row) != ('nsp', length, 1):
     raise ValueError(
       f'data.input={source} holds sentence pairs (nsp=True) of {length} tokens, one a row; got '
-      f'kind={settings.kind}, data.length={settings.length}, data.sequences={settings.sequences}.'
+      f'kind={settings.kind}, data.length={settings.length}, '
+      f'data.max_sequences_per_row={settings.max_sequences_per_row}.'
     )
   columns = tfrecords.masked_columns(length, slots, tokenizer.vocab_size)
   plan = {'settings': dataclasses.asdict(settings), 'tokenizer': tokenizer.fingerprint}
@@ -230,14 +237,14 @@ def _from_tfrecords(source, tokenizer, settings, directory) -> dict:
     for split in dataset.SPLITS:
       counts = collections.Counter()
       batches = (
-        _held_out(batch, settings.heldout, split == 'heldout', tokenizer, counts)
+        _held_out(batch, settings.heldout_fraction, split == 'heldout', tokenizer, counts)
         for batch in tfrecords.rows_from_tfrecords(source, tokenizer.vocab_size)
       )
       rows = writer.add_shard(split, 0, batches, tally=counts)['rows']
-      if not rows and not (split == 'train' and settings.heldout == 1):
+      if not rows and not (split == 'train' and settings.heldout_fraction == 1):
         shutil.rmtree(writer.folder)
         raise ValueError(
-          f'no row was assigned to {split}; change data.heldout (now {settings.heldout}).'
+          f'no row was assigned to {split}; change data.heldout_fraction (now {settings.heldout_fraction}).'
         )
     writer.finish(
       dict.fromkeys(dataset.SPLITS, 1), settings=dataclasses.asdict(settings), source=source,
@@ -274,7 +281,7 @@ def _write_shards(writer, source, size, settings, tokenizer, shards, mine, worke
   folder = writer.folder / f'spill-{part[0]}-of-{part[1]}'
   spill = Spill(folder, [output_name(output) for output in mine], dtype)
   if spill.facts is None:
-    made_by = (str(writer.folder), settings.format, settings.heldout, shards, tuple(mine))
+    made_by = (str(writer.folder), settings.format, settings.heldout_fraction, shards, tuple(mine))
     count = _auto(workers, size, _WORKER_BYTES)
     threads = size >= _THREAD_BYTES
     if threads and not count:
@@ -292,7 +299,7 @@ def _write_shards(writer, source, size, settings, tokenizer, shards, mine, worke
       _check_documents(corpora, source, settings)
     _check_pairs(corpora.values(), source, settings)
   build = functools.partial(_build_shard, writer, settings, tokenizer.special, read)
-  count = _auto(workers, size * settings.passes, 2 * _WORKER_BYTES) if len(todo) > 2 else 0
+  count = _auto(workers, size * settings.dupe_factor, 2 * _WORKER_BYTES) if len(todo) > 2 else 0
   gc.freeze()  # else each collection walks all of TensorFlow: a third of the time in one process
   try:
     with worker_lib.processes(count, threads=False) as in_order:
@@ -342,17 +349,19 @@ def _build_shard(writer: dataset.Writer, settings: Settings, special, read, outp
   corpus = read(output_name(output))
   rows = instances.build(
     corpus, settings.kind, length=settings.length, seed=int(hash_u64(settings.seed, number)),
-    short_probability=settings.short_probability,
-    passes=settings.passes if split == 'train' else 1,
+    short_seq_prob=settings.short_seq_prob,
+    passes=settings.dupe_factor if split == 'train' else 1,
   )  # fmt: skip
   counts = {
     'documents': len(corpus), 'sentences': len(corpus.sentences) - 1, 'tokens': len(corpus.tokens),
     'unknown': int((np.asarray(corpus.tokens) == special['unk']).sum()),
   }  # fmt: skip
   rows = instances.tally(rows, corpus, counts)
-  packed = packing.first_fit(rows, settings.length, settings.sequences)
+  packed = packing.first_fit(rows, settings.length, settings.max_sequences_per_row)
   ids = {f'{name}_id': special[name] for name in ('cls', 'sep', 'pad')}
-  columns = instances.to_columns(packed, corpus.tokens, settings.length, settings.sequences, **ids)
+  columns = instances.to_columns(
+    packed, corpus.tokens, settings.length, settings.max_sequences_per_row, **ids
+  )
   writer.add_shard(split, number, columns, tally=counts)
 
 
@@ -371,17 +380,17 @@ def _check_documents(corpora: dict[tuple[str, int], instances.Corpus], source, s
     )
   least = 2 if settings.kind == 'nsp' else 1
   for split, count in (('train', train), ('held-out', heldout)):
-    if count < least and not (split == 'train' and settings.heldout == 1):
+    if count < least and not (split == 'train' and settings.heldout_fraction == 1):
       raise ValueError(
         f'of {train + heldout} documents, {count} were assigned to {split} and {least} are needed; '
-        f'change data.heldout (now {settings.heldout}) or add documents.'
+        f'change data.heldout_fraction (now {settings.heldout_fraction}) or add documents.'
       )
   fewest = min(map(len, corpora.values()))
   if fewest < least == 2:
     raise ValueError(
       f'next-sentence prediction draws its wrong answers from other documents, and one of '
       f'{len(corpora) - 1} shards got {fewest} document(s); add text, use fewer shards '
-      '(--config.data.shards), or train without it (--config.nsp=False).'
+      '(--config.data.num_shards), or train without it (--config.nsp=False).'
     )
 
 

@@ -26,12 +26,15 @@ def make_predict(config, bert, task, mesh, many: bool = False):
   """Returns (params, encoded) -> (logits [K, N, ...] in the order of rows, mean losses [K]).
 
   K is the number of trials, 1 without. With a CRF the logits are its tags [K, N, L]. Only the
-  text's own positions are ranked as spans, unless `span_over_padding`. Every process gets all.
+  text's own positions are ranked as spans, unless `span_loss_includes_padding`. Every process gets all.
   """
   loss_fn, loss_weights = losses.task_loss(
-    bert, task.kind, choices=task.choices, span_over_padding=config.span_over_padding
+    bert,
+    task.kind,
+    choices=task.choices,
+    span_loss_includes_padding=config.span_loss_includes_padding,
   )
-  apart = task.kind == 'span' and not config.span_over_padding
+  apart = task.kind == 'span' and not config.span_loss_includes_padding
 
   def step(params, batch):
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # kernels ask where they will run

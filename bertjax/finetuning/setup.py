@@ -60,9 +60,11 @@ def set_up(config) -> Setup:
   """Reads and checks everything that a run needs."""
   run_lib.check_integers(config)
   run_lib.check_save_model(config)
-  run_lib.check_least(config, 1, ('batch_size', 'log_every', 'keep'))
-  run_lib.check_least(config, 0, ('patience', 'eval_every', 'save_every', 'data.max_train'))
-  optimizer.check_rate('epochs', config.epochs)
+  run_lib.check_least(config, 1, ('batch_size', 'log_every', 'max_to_keep'))
+  run_lib.check_least(
+    config, 0, ('patience', 'eval_every', 'save_every', 'data.max_train_examples')
+  )
+  optimizer.check_rate('num_train_epochs', config.num_train_epochs)
   task, runs = rows.make_task(config), trials.list_trials(config)
   one = len(runs) == 1
   if one:
@@ -77,7 +79,7 @@ def set_up(config) -> Setup:
   tokenizer = loading.load_tokenizer(config.init_from)
   weights = loading.load_weights(config.init_from)
   bert = make_model(config, task, weights[0])
-  if not config.fresh_head and task.head in weights[1]:
+  if not config.reinit_head and task.head in weights[1]:
     check_labels(config.init_from, weights[1], task)
   packing = (packed_length(config, task, bert.config), mesh_lib.replicas(mesh) if one else 1)
   columns = rows.training_columns(config, task, tokenizer)
@@ -86,8 +88,8 @@ def set_up(config) -> Setup:
   dev = rows.encode(task, examples, tokenizer, config.data.length, config.data.dev)
   local = mesh_lib.local_rows(mesh_lib.batch_sharding(mesh), config.batch_size) if one else None
   each = [batches.make_batches(config, task, columns, seed, local, *packing) for seed, _ in runs]
-  steps = math.ceil(config.epochs * each[0].examples / config.batch_size)
-  schedule = optimizer.unit_schedule(config.schedule, steps, round(config.warmup_share * steps))
+  steps = math.ceil(config.num_train_epochs * each[0].examples / config.batch_size)
+  schedule = optimizer.unit_schedule(config.schedule, steps, round(config.warmup_ratio * steps))
   shard = mesh_lib.sharder(mesh, encoder.PARAM_AXES) if one else trials.sharder(mesh)
   return Setup(
     config, runs, task, tokenizer, bert, weights, mesh, shard,
@@ -131,7 +133,7 @@ def make_model(config, task, encoder_config) -> heads.Bert:
     name: value for name, value in config.model.items()
     if not (name.endswith('dropout') and value == -1.0)
   }  # fmt: skip
-  changes['frozen'] = config.trained_layers == 0
+  changes['frozen'] = config.num_trainable_layers == 0
   if len(trials.list_trials(config)) > 1 and config.model.attention == 'auto':
     changes['attention'] = 'xla'  # the mesh splits trials, which no kernel knows of
   encoder_config = dataclasses.replace(encoder_config, **changes)
@@ -140,7 +142,7 @@ def make_model(config, task, encoder_config) -> heads.Bert:
       f'data.length={config.data.length} is longer than the {encoder_config.max_positions} '
       f'positions of {config.init_from}.'
     )
-  for field, least in (('trained_layers', -1), ('redraw_layers', 0)):
+  for field, least in (('num_trainable_layers', -1), ('reinit_top_layers', 0)):
     if not least <= config[field] <= encoder_config.num_layers:
       raise ValueError(
         f'{field} must be in {least}..{encoder_config.num_layers}, the layers of '
@@ -155,34 +157,37 @@ def make_model(config, task, encoder_config) -> heads.Bert:
 def packed_length(config, task, encoder_config) -> int:
   """Tokens of a training row that holds several examples; 0 where a row holds one.
 
-  `data.pack=-1` is `data.length`, at least 128; but 0 with choices, a CRF or BiLSTM, and with
-  `span_over_padding`, where a row is one example.
+  `data.packed_length=-1` is `data.length`, at least 128; but 0 with choices, a CRF or BiLSTM, and with
+  `span_loss_includes_padding`, where a row is one example.
 
   Raises:
-    ValueError: if rows of `data.pack` tokens cannot hold every example, or may not hold several.
+    ValueError: if rows of `data.packed_length` tokens cannot hold every example, or may not hold several.
   """
-  pack, most = config.data.pack, encoder_config.max_positions
+  pack, most = config.data.packed_length, encoder_config.max_positions
   alone = [
     name for name, used in (('bilstm', encoder_config.bilstm), ('crf', encoder_config.crf),
-                            ('span_over_padding', config.span_over_padding)) if used
+                            ('span_loss_includes_padding', config.span_loss_includes_padding)) if used
   ]  # fmt: skip
   if pack == -1:
     return 0 if alone or task.choices > 1 else max(config.data.length, min(128, most))
   least = config.data.length * task.choices
   if pack and not least <= pack <= most:
     raise ValueError(
-      f'data.pack={pack} must be -1, 0 or from {least}, the longest example, to {most}, the '
+      f'data.packed_length={pack} must be -1, 0 or from {least}, the longest example, to {most}, the '
       'positions of the model.'
     )
   if pack and alone:
-    raise ValueError(f'{alone[0]} reads a row as one example; set data.pack=0.')
+    raise ValueError(f'{alone[0]} reads a row as one example; set data.packed_length=0.')
   return pack
 
 
 def factors_of(config, bert):
   """How much of the learning rate each layer has; None if all have it whole."""
   return encoder.layer_factors(
-    bert.config.num_layers, config.trained_layers, config.layer_decay, config.head_factor
+    bert.config.num_layers,
+    config.num_trainable_layers,
+    config.layerwise_lr_decay,
+    config.head_lr_multiplier,
   )
 
 
@@ -196,7 +201,7 @@ def make_transform(config, bert):
 def make_loss(config, bert, task, columns):
   """`(loss_fn, loss_weights)` of a task, parts with factor 0 cut off from the gradient."""
   loss_fn, loss_weights = losses.task_loss(
-    bert, task.kind, choices=task.choices, span_over_padding=config.span_over_padding,
+    bert, task.kind, choices=task.choices, span_loss_includes_padding=config.span_loss_includes_padding,
     class_weights=rows.class_weights(config, task, columns),
   )  # fmt: skip
   factors = factors_of(config, bert)
@@ -226,16 +231,16 @@ def load_params(setup: Setup) -> dict:
     params = loading.load_params(
       config.init_from, setup.bert, weights=setup.weights, tokenizer=setup.tokenizer,
       fresh=('pooler', head), initial=drawn,
-      redraw=((head,) if config.fresh_head else ()) + (('pooler',) if config.redraw_layers else ()),
+      redraw=((head,) if config.reinit_head else ()) + (('pooler',) if config.reinit_top_layers else ()),
     )  # fmt: skip
-    loaded.append(loading.redraw_layers(params, drawn, config.redraw_layers))
+    loaded.append(loading.reinit_top_layers(params, drawn, config.reinit_top_layers))
   return jax.tree.map(lambda *x: np.stack(x), *loaded) if setup.many else loaded[0]
 
 
-_SAME = ('task', 'init_from', 'fresh_head', 'redraw_layers', 'trained_layers', 'layer_decay',
-         'head_factor',
-         'epochs', 'batch_size', 'warmup_share', 'schedule', 'patience', 'class_weights',
-         'optimizer', 'model', 'span_over_padding')  # fmt: skip
+_SAME = ('task', 'init_from', 'reinit_head', 'reinit_top_layers', 'num_trainable_layers', 'layerwise_lr_decay',
+         'head_lr_multiplier',
+         'num_train_epochs', 'batch_size', 'warmup_ratio', 'schedule', 'patience', 'class_weights',
+         'optimizer', 'model', 'span_loss_includes_padding')  # fmt: skip
 _FREE = ('model.attention', 'model.remat', 'model.unroll')  # change no result
 
 
@@ -250,7 +255,7 @@ def run_identity(setup: Setup) -> dict:
   flat = run_lib.flatten(setup.config, _SAME)
   flat = {name: value for name, value in flat.items() if name not in _FREE}
   return flat | {
-    'data.pack': setup.config.data.pack, 'data.buckets': setup.config.data.buckets,
+    'data.packed_length': setup.config.data.packed_length, 'data.buckets': setup.config.data.buckets,
     'trials': [list(trial) for trial in setup.trials],
     'tokenizer': setup.tokenizer.fingerprint, **digests,
   }  # fmt: skip

@@ -179,7 +179,7 @@ def _check_task_head(config, bert, params, source):
     if ours != theirs and set(bert.heads) & set(params) - {'mlm', 'nsp'}:
       raise ValueError(
         f"{source} has a head with {name}={theirs!r}, this run's has {ours!r}; set "
-        f'--config.model.{name}={theirs}, or --config.fresh_head=True for a new head.'
+        f'--config.model.{name}={theirs}, or --config.reinit_head=True for a new head.'
       )
 
 
@@ -237,7 +237,7 @@ def _move_rows(params, initial, paths, theirs, ours):
     old[leaf] = table
 
 
-def redraw_layers(params: dict, drawn: dict, count: int) -> dict:
+def reinit_top_layers(params: dict, drawn: dict, count: int) -> dict:
   """The parameters with the top `count` layers of `drawn` in place of their own."""
   if not count:
     return params

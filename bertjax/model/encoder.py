@@ -93,9 +93,9 @@ def layer_factors(num_layers: int, trained: int = -1, decay: float = 1.0, head: 
     Path of a parameter -> factor, or [num_layers] for the stacked layers; None if all are 1.
   """
   if not 0 < decay <= 1:
-    raise ValueError(f'layer_decay must be above 0 and at most 1, got {decay}.')
+    raise ValueError(f'layerwise_lr_decay must be above 0 and at most 1, got {decay}.')
   if head <= 0:
-    raise ValueError(f'head_factor must be above 0, got {head}.')
+    raise ValueError(f'head_lr_multiplier must be above 0, got {head}.')
   if trained < 0 and decay == head == 1:
     return None
   depth = num_layers - np.arange(num_layers)  # 1 for the top

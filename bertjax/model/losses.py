@@ -106,7 +106,7 @@ def pretraining_loss(model):
 
 
 def task_loss(
-  model, kind: str, *, choices: int = 1, span_over_padding: bool = False,
+  model, kind: str, *, choices: int = 1, span_loss_includes_padding: bool = False,
   class_weights: Sequence[float] = (),
 ) -> tuple:  # fmt: skip
   """Returns `(loss_fn, loss_weights)` of a task, with the one term 'task', for `training.loop`.
@@ -120,7 +120,7 @@ def task_loss(
       no answer, -1 = not counted), 'choice' [B] (the rows of a question follow one another). Of
       packed rows [B, S] in the place of [B], but for tags.
     choices: rows of a question.
-    span_over_padding: whether a span's softmax runs over padding too, as in run_squad.py.
+    span_loss_includes_padding: whether a span's softmax runs over padding too, as in run_squad.py.
     class_weights: [C], how much an example of each class (a token of each tag) counts.
 
   Raises:
@@ -157,7 +157,7 @@ def task_loss(
     elif kind == 'choice':
       values = cross_entropy(logits.reshape(-1, choices), labels.reshape(-1, choices)[:, 0])
     elif kind == 'span':
-      values = _span_losses(logits, batch, span_over_padding)
+      values = _span_losses(logits, batch, span_loss_includes_padding)
     else:
       values = cross_entropy(logits, jnp.maximum(labels, 0))
     return {'task': (values * weights_of(batch)).sum()}, {}

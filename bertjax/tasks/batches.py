@@ -155,7 +155,7 @@ def make_batches(
     lengths = tuple(sorted(int(n) for n in config.data.buckets.split(',') if n))
   except ValueError:
     raise ValueError(f"data.buckets are written '32,64', got {config.data.buckets!r}.") from None
-  over_padding = config.span_over_padding and task.kind == 'span'
+  over_padding = config.span_loss_includes_padding and task.kind == 'span'
   return TaskBatches(
     columns, config.batch_size, seed, task.choices, () if over_padding else lengths,
     kind=task.kind, local=local, pack=pack, replicas=replicas,

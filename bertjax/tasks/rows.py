@@ -117,7 +117,7 @@ def training_columns(config, task: Task, tokenizer) -> dict[str, np.ndarray]:
     golds(examples)
     if task.kind == 'span':
       examples = question_answering.with_places(examples)
-    examples = sample(examples, config.data.max_train, config.seed)
+    examples = sample(examples, config.data.max_train_examples, config.seed)
     return encode(task, examples, tokenizer, config.data.length, config.data.train).columns
   rows = dataset.Dataset(config.data.prepared, 'train')
   wanted = _settings(config, task, tokenizer)
@@ -160,8 +160,8 @@ def prepare(config, task: Task, tokenizer, out: str) -> dict:
 
 
 def _settings(config, task, tokenizer) -> dict:
-  named = ('length', 'train', 'max_train', 'options', 'files')
+  named = ('length', 'train', 'max_train_examples', 'options', 'files')
   chosen = {name: config.data[name] for name in named} | {'labels': list(task.labels)}
-  if config.data.max_train:
+  if config.data.max_train_examples:
     chosen['seed'] = config.seed  # of the sample
   return {'task': config.task, 'tokenizer': tokenizer.fingerprint, 'settings': chosen}

@@ -24,13 +24,13 @@ def list_trials(config) -> list[tuple[int, float]]:
     ) from None
   for rate in rates or [config.learning_rate]:
     check_rate('learning_rate', rate)
-  if config.seeds < 1:
-    raise ValueError(f'seeds must be at least 1, got {config.seeds}.')
-  if config.seed + config.seeds > 2**63:
+  if config.num_seeds < 1:
+    raise ValueError(f'num_seeds must be at least 1, got {config.num_seeds}.')
+  if config.seed + config.num_seeds > 2**63:
     raise ValueError(
-      f'seed + seeds must be at most 2**63, got seed={config.seed}, seeds={config.seeds}.'
+      f'seed + num_seeds must be at most 2**63, got seed={config.seed}, num_seeds={config.num_seeds}.'
     )
-  seeds = range(config.seed, config.seed + config.seeds)
+  seeds = range(config.seed, config.seed + config.num_seeds)
   return [(seed, rate) for rate in rates or [config.learning_rate] for seed in seeds]
 
 

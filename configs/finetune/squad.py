@@ -14,6 +14,6 @@ from bertjax import finetune
 def get_config(arg='squad1'):
   config = finetune.default_config(arg or 'squad1')
   config.data.length, config.learning_rate = 384, 5e-5
-  config.batch_size, config.epochs = (48, 2.0) if config.task == 'squad2' else (32, 3.0)
+  config.batch_size, config.num_train_epochs = (48, 2.0) if config.task == 'squad2' else (32, 3.0)
   config.data.test = ''
   return config

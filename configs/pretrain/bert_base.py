@@ -21,5 +21,5 @@ from bertjax import pretrain
 def get_config(arg=''):
   config = pretrain.default_config('base')
   config.model.dtype = 'bfloat16'
-  config.data.passes = 10
+  config.data.dupe_factor = 10
   return pretrain.vary(config, arg, pretrain.SMOKE)

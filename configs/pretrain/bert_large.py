@@ -3,7 +3,7 @@
   bertjax pretrain --config=bert_large --workdir=DIR --config.data.prepared=ROWS
 
 As `bert_base`, whose words after the colon it shares. The paper took 4 days on 64 TPU chips. On
-less memory, `--config.model.remat=dots` and `--config.accumulation=8` keep the batch as it is.
+less memory, `--config.model.remat=dots` and `--config.gradient_accumulation_steps=8` keep the batch as it is.
 """
 
 from bertjax import pretrain
@@ -12,5 +12,5 @@ from bertjax import pretrain
 def get_config(arg=''):
   config = pretrain.default_config('large')
   config.model.dtype = 'bfloat16'
-  config.data.passes = 10
+  config.data.dupe_factor = 10
   return pretrain.vary(config, arg, pretrain.SMOKE)

@@ -4,7 +4,7 @@
   bertjax pretrain --config=bert_mini --workdir=DIR \\
       --config.data.input=TEXTS --config.data.vocab=vocab.txt
 
-On 131 books, with `--config.steps=5500` of a decay, next-sentence accuracy rose from step 3,500 on
+On 131 books, with `--config.num_train_steps=5500` of a decay, next-sentence accuracy rose from step 3,500 on
 (README). Takes the words of `bert_base` after a colon: `no_nsp`, `ltr`, `mask_80_20`,
 `size_2_128_2`, `smoke`.
 """
@@ -15,9 +15,14 @@ from bertjax import pretrain
 def get_config(arg=''):
   config = pretrain.default_config('mini')
   config.batch_size = 16  # more steps for the same tokens; not compared with 32
-  config.steps, config.warmup_steps, config.learning_rate = 40_000, 1_000, 1e-3
+  config.num_train_steps, config.warmup_steps, config.learning_rate = 40_000, 1_000, 1e-3
   config.model.initializer_range = 0.05  # as the quickstart; 0.02 suits 768 wide
   config.model.unroll = 4  # a 2-layer model ran at 21.8k instead of 18.1k tokens/s on two cores
   config.model.hidden_dropout = config.model.attention_dropout = 0.0  # far from one epoch too many
-  config.log_every, config.eval_every, config.eval_rows, config.save_every = 50, 1_000, 1_024, 500
+  config.log_every, config.eval_every, config.max_eval_examples, config.save_every = (
+    50,
+    1_000,
+    1_024,
+    500,
+  )
   return pretrain.vary(config, arg, pretrain.SMOKE)

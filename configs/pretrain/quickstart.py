@@ -14,13 +14,13 @@ def get_config(arg=''):
   config = pretrain.default_config('tiny')
   config.nsp = False
   config.data.input, config.data.length, config.masking.max_predictions = 'embedded', 64, 10
-  config.data.short_probability = 0.0
+  config.data.short_seq_prob = 0.0
   config.model.max_positions = 128
   config.model.initializer_range = 0.05
   config.model.hidden_dropout = config.model.attention_dropout = 0.0
   config.model.unroll = 2
-  config.batch_size, config.steps, config.warmup_steps = 32, 3_200, 200
+  config.batch_size, config.num_train_steps, config.warmup_steps = 32, 3_200, 200
   config.learning_rate = 1e-3
-  config.data.heldout = 0.1  # of some 380 documents
+  config.data.heldout_fraction = 0.1  # of some 380 documents
   config.log_every, config.eval_every, config.save_every = 100, 800, 400
   return pretrain.vary(config, arg, pretrain.SMOKE)
