@@ -25,12 +25,12 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from jax.experimental import topologies
 
-from bertjax import pretrain
+from bertjax import io, pretrain
 from bertjax.data.loader import Batches
 from bertjax.data.masking import Masking
 from bertjax.model import encoder, losses
 from bertjax.model.flops import train_flops
-from bertjax.training import hlo, log, loop, optimizer
+from bertjax.training import hlo, loop, optimizer
 from bertjax.training import mesh as mesh_lib
 from bertjax.training import run as run_lib
 from bertjax.training.chips import chip
@@ -67,7 +67,7 @@ def run(config, *, topology: str = '', sweep: str = '', out: str = '') -> list[d
   if sweep and fitting:
     print('best that fits:', max(fitting, key=lambda r: r['tokens_per_second'])['sweep'])
   if out:
-    log.write_json(out, reports)
+    io.write_json(out, reports)
   return reports
 
 

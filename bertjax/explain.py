@@ -12,8 +12,7 @@ attention by layer and head and its roll-out.
 import logging
 import pathlib
 
-from bertjax import pages
-from bertjax.data import dataset
+from bertjax import io, pages
 from bertjax.inference import inspect
 from bertjax.inference.predictor import Predictor
 
@@ -44,5 +43,5 @@ def run(*, model: str, text: str, pair: str = '', out: str = 'explain.html') -> 
   path.parent.mkdir(parents=True, exist_ok=True)
   if path.exists():
     _log.warning('%s exists already and is replaced', path)
-  dataset.write_text(path, page)
+  io.write_text(path, page)
   _log.info('written to %s', path)

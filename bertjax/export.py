@@ -31,7 +31,6 @@ import datetime
 import json
 import logging
 import pathlib
-import shutil
 from functools import partial
 
 import jax
@@ -39,6 +38,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export as jax_export
 
+from bertjax import io
 from bertjax.inference.predictor import Predictor
 from bertjax.inference.runner import POOLINGS
 from bertjax.interop import sentences
@@ -106,15 +106,10 @@ def run(
     raise ValueError('a CRF chooses among the tags of words, which the program does not know.')
   save, load = {'savedmodel': (save_savedmodel, _load_savedmodel),
                 'stablehlo': (save_stablehlo, _load_stablehlo)}[format]  # fmt: skip
-  temporary = folder.with_name(folder.name + '.tmp')
-  shutil.rmtree(temporary, ignore_errors=True)
-  temporary.mkdir(parents=True)
-  try:
+  with io.replacing(folder) as temporary:
+    temporary.mkdir()
     save(temporary, predictor, output, limit)
     check(load(temporary, predictor), predictor, output, limit)
-    temporary.replace(folder)
-  finally:
-    shutil.rmtree(temporary, ignore_errors=True)
   _log.info('%s: %s as %s', folder, output, format)
 
 

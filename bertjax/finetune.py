@@ -20,7 +20,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from bertjax.data import dataset
+from bertjax import io
 from bertjax.data import loader as loader_lib
 from bertjax.finetuning.scoring import decode_and_score, make_predict, score
 from bertjax.finetuning.setup import Setup, load_params, run_identity, set_up, state_maker
@@ -256,8 +256,8 @@ def finish(setup: Setup, workdir, predict, params, chosen: dict, history) -> dic
   )  # fmt: skip
   table = trials_table(setup, history) if setup.many else {}
   if table:
-    log.write_json(workdir / 'trials.json', table)
-  log.write_json(workdir / 'metrics.json', scores)
+    io.write_json(workdir / 'trials.json', table)
+  io.write_json(workdir / 'metrics.json', scores)
   facts = {'task': task.name, 'from': config.init_from, **chosen,
            'training examples': setup.examples_to_train, 'steps': setup.steps}  # fmt: skip
   notes = report.remarks(task, config.data.dev, setup.examples, predictions, scores)
@@ -265,7 +265,7 @@ def finish(setup: Setup, workdir, predict, params, chosen: dict, history) -> dic
     task, setup.examples, predictions, logits, scores, log.read_metrics(workdir), facts, table,
     notes,
   )  # fmt: skip
-  dataset.write_text(workdir / 'report.html', page)
+  io.write_text(workdir / 'report.html', page)
   _log.info(
     '%s: step %d, %s %.4f', config.save_model, chosen['step'], task.metric, scores[task.metric]
   )

@@ -21,6 +21,7 @@ import re
 
 from etils import epath
 
+from bertjax import io
 from bertjax.data import dataset, instances
 from bertjax.data import text as text_lib
 from bertjax.data.corpus import count_cased
@@ -80,7 +81,7 @@ def run(
   if format not in ('rows', 'google'):
     raise ValueError(f"--format must be 'rows' or 'google', got {format!r}.")
   if format == 'google':  # before the long work
-    text_lib.import_tensorflow('--format=google', 'prepare')
+    io.import_tensorflow('--format=google', 'prepare')
     config = config.copy_and_resolve_references()
     config.masking.max_predictions = predictions(config.masking, config.data.length)
     Masking(**config.masking)
@@ -115,23 +116,20 @@ def _write_tfrecords(config, folder, out) -> None:
   from bertjax.data import tfrecords
 
   tokenizer, masking = Tokenizer.from_dir(folder), Masking(**config.masking)
-  partial = out.parent / f'{out.name}.incomplete'
-  if partial.exists():
-    partial.rmtree()
-  tokenizer.save(partial)
   shards = dataset.read_manifest(folder)['shards']
-  for split, entries in shards.items():
-    made = Batches(
-      dataset.Dataset(folder, split), 1024, config.seed, masking, tokenizer.vocab_size,
-      tokenizer.special, tokenizer.word_flags,
-    )  # fmt: skip
-    trained = split == 'train'  # evaluation's order is the rows', its masks are epoch 0's
-    make = made.shuffled if trained else made.evaluation
-    batches = map(make, range(made.evaluation_steps))
-    count = len(entries)
-    paths = [partial / f'{split}-{i:05d}-of-{count:05d}.tfrecord' for i in range(count)]
-    tfrecords.write_tfrecords(paths, batches)
-  partial.rename(out)
+  with io.replacing(out) as partial:
+    tokenizer.save(partial)
+    for split, entries in shards.items():
+      made = Batches(
+        dataset.Dataset(folder, split), 1024, config.seed, masking, tokenizer.vocab_size,
+        tokenizer.special, tokenizer.word_flags,
+      )  # fmt: skip
+      trained = split == 'train'  # evaluation's order is the rows', its masks are epoch 0's
+      make = made.shuffled if trained else made.evaluation
+      batches = map(make, range(made.evaluation_steps))
+      count = len(entries)
+      paths = [partial / f'{split}-{i:05d}-of-{count:05d}.tfrecord' for i in range(count)]
+      tfrecords.write_tfrecords(paths, batches)
 
 
 def load_vocab(data) -> Tokenizer:

@@ -24,7 +24,7 @@ import ml_collections
 import optax
 from etils import epath
 
-from bertjax import prepare
+from bertjax import io, prepare
 from bertjax.data import dataset, instances, masking
 from bertjax.data import loader as loader_lib
 from bertjax.data.masking import Masking
@@ -421,7 +421,7 @@ def finish(workdir, config, params, tokenizer, scores) -> None:
   if jax.process_index():
     return
   loading.save_model(workdir / 'model', config, params, tokenizer)
-  log.write_json(workdir / 'metrics.json', scores)
+  io.write_json(workdir / 'metrics.json', scores)
   _log.info('model written to %s', workdir / 'model')
 
 

@@ -17,6 +17,7 @@ import os
 
 from etils import epath
 
+from bertjax import io
 from bertjax.data import corpus, preprocess, vocabulary
 from bertjax.data import text as text_lib
 from bertjax.data.tokenizer import Tokenizer
@@ -76,7 +77,7 @@ def run(
       texts, lowercase=lowercase, max_words=max_words, workers=workers
     )
     entries, error = vocabulary.train_wordpiece(counts, size), counts.error
-    _write(out, '\n'.join([*entries, '']).encode())
+    io.write_bytes(out, '\n'.join([*entries, '']).encode())
     _log.info('%s: %d entries from %d distinct words', out, size, len(counts))
   elif out:
     from bertjax.data import sentencepiece
@@ -89,7 +90,7 @@ def run(
     model = sentencepiece.train_sentencepiece(
       sentences, size, lowercase=lowercase, coverage=coverage
     )
-    _write(out, model)
+    io.write_bytes(out, model)
     _log.info('%s: %d pieces, %d characters (%d more are too rare)', out, size, len(kept), rare)
   if found:
     found[0].warn(lowercase)
@@ -103,7 +104,7 @@ def run(
     facts['bad_rows'] = found[0].bad_rows
     print('\n'.join(_lines(facts, Tokenizer.from_file(out or vocab, lowercase=lowercase))))
     if report_file:
-      _write(report_file, (json.dumps(facts, indent=1) + '\n').encode())
+      io.write_bytes(report_file, (json.dumps(facts, indent=1) + '\n').encode())
 
 
 def _sentences(texts, format: str):
@@ -135,15 +136,6 @@ def _check(out, vocab, kind, report, report_file, max_words, size) -> None:
   for name, path in (('out', out), ('report_file', report_file)):
     if path and epath.Path(path).exists():
       raise ValueError(f'{path} exists already; remove it or choose another --{name}.')
-
-
-def _write(path: str, data: bytes) -> None:
-  """Writes under a temporary name first."""
-  path = epath.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.parent / (path.name + '.tmp')
-  temporary.write_bytes(data)
-  temporary.replace(path)
 
 
 def _lines(facts: dict, tokenizer: Tokenizer) -> list[str]:

@@ -24,6 +24,8 @@ from collections.abc import Iterable
 import numpy as np
 from etils import epath
 
+from bertjax import io
+
 _log = logging.getLogger(__name__)
 
 VERSION = 2
@@ -63,7 +65,8 @@ class Writer:
       raise DatasetError(
         f'{self.folder} was begun with other {", ".join(differ)}; remove it, or give the same.'
       )
-    write_text(path, json.dumps(plan))
+    if not path.exists():
+      io.write_text(path, json.dumps(plan))
 
   def shard(self, split: str, number: int) -> dict | None:
     """What the manifest will say of a shard, or None if it is not written yet."""
@@ -97,7 +100,7 @@ class Writer:
           files[column].write(array)
         rows += len(array)
     entry = {'name': name, 'rows': rows, 'crc32': crc, **facts, **(tally or {})}
-    write_text(self.folder / split / f'{name}.json', json.dumps(entry))
+    io.write_text(self.folder / split / f'{name}.json', json.dumps(entry))
     return entry
 
   def finish(self, shards: dict[str, int], **facts) -> bool:
@@ -123,7 +126,7 @@ class Writer:
     if 'report' in facts:
       manifest['report'] = facts['report'](manifest)
     try:
-      write_text(self.folder / 'manifest.json', json.dumps(manifest, indent=1))
+      io.write_text(self.folder / 'manifest.json', json.dumps(manifest, indent=1))
       if self.directory.exists():
         self.directory.rmdir()  # empty
       self.folder.rename(self.directory)
@@ -153,13 +156,6 @@ def lock(path):
     yield
 
 
-def write_text(path, text: str) -> None:
-  """Writes a small UTF-8 file under a temporary name, then renames it."""
-  temporary = path.with_name(path.name + '.tmp')
-  temporary.write_text(text, encoding='utf-8')
-  temporary.replace(path)
-
-
 def refuse_remote(directory) -> None:
   if '://' in os.fspath(directory):
     raise DatasetError(f'prepared rows are memory-mapped from a local disk, got {directory}; copy.')
@@ -185,13 +181,10 @@ def local(directory, cache) -> epath.Path:
           f'{directory} has {size / 1e9:.2f} GB, {target.parent} has only '
           f'{free / 1e9:.2f} GB left; name another data.cache_dir.'
         )
-      partial = target.with_name(target.name + '.incomplete')
-      if partial.exists():
-        partial.rmtree()
-      copy(source, partial)
-      for split in SPLITS:
-        Dataset(partial, split)  # checks every file
-      partial.rename(target)
+      with io.replacing(target) as partial:
+        copy(source, partial)
+        for split in SPLITS:
+          Dataset(partial, split)  # checks every file
   return target
 
 

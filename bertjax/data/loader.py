@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from bertjax import io
 from bertjax.data.dataset import Dataset
 from bertjax.data.masking import Masking, mask_tokens, next_token_targets
 from bertjax.data.prng import ORDER, hash_u64, permute, training_slots
@@ -165,9 +166,7 @@ def iterate(
     loader: 'tfdata' (needs TensorFlow) or 'threads'; the batches are the same.
   """
   if loader == 'tfdata':
-    from bertjax.data.pipeline import tfdata_batches
-
-    yield from tfdata_batches(make, start, stop)
+    yield from _tfdata(make, start, stop)
     return
   if loader != 'threads':
     raise ValueError(f"loader must be 'tfdata' or 'threads', got {loader!r}.")
@@ -181,3 +180,26 @@ def iterate(
         yield queue.pop(0).result()
     finally:
       pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _tfdata(make, start: int, stop: int | None) -> Iterator[dict[str, np.ndarray]]:
+  """Maps `make` over the steps with tf.data: in parallel, in order, with prefetching.
+
+  `make` runs in NumPy through `tf.numpy_function`, so there is one implementation with and without
+  TensorFlow, whose numbers no TensorFlow version can change.
+  """
+  tf = io.import_tensorflow("data.loader='tfdata'", "use 'threads'")
+  example = make(start)  # names and dtypes; the shapes of batches may change from step to step
+  names = list(example)
+
+  def arrays(step):
+    batch = make(int(step))
+    return [batch[name] for name in names]
+
+  def one(step):
+    outputs = tf.numpy_function(arrays, [step], [example[name].dtype for name in names])
+    return dict(zip(names, outputs, strict=True))
+
+  steps = tf.data.Dataset.range(start, np.iinfo(np.int64).max if stop is None else stop)
+  batches = steps.map(one, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+  yield from batches.prefetch(tf.data.AUTOTUNE).as_numpy_iterator()

@@ -10,6 +10,7 @@ import pathlib
 
 import numpy as np
 
+from bertjax import io
 from bertjax.data import dataset
 from bertjax.data.instances import Corpus
 
@@ -63,7 +64,7 @@ class Spill:
       file.flush()
     sizes = {pathlib.Path(file.name).name: file.tell() for file in self._files.values()}
     state = {'texts': texts, 'facts': facts, 'sizes': sizes}
-    dataset.write_text(self._journal, json.dumps(state))
+    io.write_text(self._journal, json.dumps(state))
 
   def close(self) -> None:
     for file in self._files.values():

@@ -21,7 +21,6 @@ import contextlib
 import dataclasses
 import glob
 import gzip
-import importlib
 import io
 import itertools
 import json
@@ -37,6 +36,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from etils import epath
 
+from bertjax import io as io_lib
 from bertjax.data import sentences
 
 FORMATS = ('prose', 'google', 'wikitext', 'jsonl', 'parquet', 'tfds')
@@ -498,27 +498,6 @@ def _tfds(name: str, text_key: str, report: Report) -> Iterator[str]:
     yield text
 
 
-def import_tensorflow(feature: str, instead: str, module: str = 'tensorflow'):
-  """TensorFlow, or a module that needs it, with the accelerators left to JAX.
-
-  Raises:
-    ValueError: if it is not installed; says which feature needs it and what to do instead.
-  """
-  try:
-    import tensorflow as tf
-
-    imported = importlib.import_module(module)
-  except ImportError as error:
-    raise ValueError(
-      f'{feature}: TensorFlow cannot be imported ({error}); pip install tensorflow '
-      f'tensorflow-datasets (they are for Python 3.11 to 3.13), or {instead} where it is installed.'
-    ) from error
-  with contextlib.suppress(RuntimeError):  # its devices are in use already
-    for kind in ('GPU', 'TPU'):
-      tf.config.set_visible_devices([], kind)
-  return imported
-
-
 def open_tfds(name: str, split: str):
   """The builder and the examples, in order, of a TFDS data set or of a folder that TFDS wrote.
 
@@ -526,7 +505,7 @@ def open_tfds(name: str, split: str):
     ValueError: if there is no such data set, version or split.
   """
   instead = 'write the data as .jsonl or .parquet files'
-  tfds = import_tensorflow(f'tfds:{name}', instead, 'tensorflow_datasets')
+  tfds = io_lib.import_tensorflow(f'tfds:{name}', instead, 'tensorflow_datasets')
   try:
     if epath.Path(name).is_dir():
       builder = tfds.builder_from_directory(name)

@@ -12,8 +12,8 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
-from etils import epath
 
+from bertjax import io
 from bertjax.data import instances
 from bertjax.data import text as text_lib
 from bertjax.data.loader import PREDICTIONS
@@ -65,7 +65,7 @@ def rows_from_tfrecords(
 
 def _read(path, size: int) -> Iterator[dict[str, np.ndarray]]:
   """The features of one file, each an array [n, length]."""
-  tf = text_lib.import_tensorflow(str(path), 'prepare its rows (`bertjax prepare`)')
+  tf = io.import_tensorflow(str(path), 'prepare its rows (`bertjax prepare`)')
   spec = {name: tf.io.RaggedFeature(tf.int64) for name in _INTEGERS}
   spec['masked_lm_weights'] = tf.io.RaggedFeature(tf.float32)
   records = tf.data.TFRecordDataset(os.fspath(path)).batch(size)
@@ -135,24 +135,16 @@ def write_tfrecords(paths: Sequence, batches: Iterable[dict[str, np.ndarray]]) -
     ValueError: if a batch has no next-sentence labels or holds packed rows, which those files
       cannot; nothing is left behind.
   """
-  tf = text_lib.import_tensorflow('TFRecords', 'write them')
-  paths = [epath.Path(path) for path in paths]
-  parts = [path.parent / f'{path.name}.tmp' for path in paths]
+  tf = io.import_tensorflow('TFRecords', 'write them')
   count = 0
-  try:
-    with contextlib.ExitStack() as stack:
-      writers = [stack.enter_context(tf.io.TFRecordWriter(os.fspath(part))) for part in parts]
-      for batch in batches:
-        for features in _features(batch):
-          example = tf.train.Example(features=tf.train.Features(feature=features))
-          writers[count % len(writers)].write(example.SerializeToString())
-          count += 1
-  except BaseException:
-    for part in parts:
-      part.unlink(missing_ok=True)
-    raise
-  for part, path in zip(parts, paths, strict=True):
-    part.replace(path)
+  with contextlib.ExitStack() as renames, contextlib.ExitStack() as closes:
+    files = [renames.enter_context(io.replacing(path)) for path in paths]
+    writers = [closes.enter_context(tf.io.TFRecordWriter(os.fspath(file))) for file in files]
+    for batch in batches:
+      for features in _features(batch):
+        example = tf.train.Example(features=tf.train.Features(feature=features))
+        writers[count % len(writers)].write(example.SerializeToString())
+        count += 1
   return count
 
 

@@ -20,11 +20,11 @@ except ImportError as error:
     '3.11 to 3.13; without them use bertjax.Tokenizer, and --format=stablehlo to export.'
   ) from error
 
+from bertjax import io
 from bertjax.data import normalization
 from bertjax.data.tokenizer import MAX_CHARS_PER_WORD, SPECIAL_TOKENS, Tokenizer
 
-for _kind in ('GPU', 'TPU'):
-  tf.config.set_visible_devices([], _kind)
+io.import_tensorflow('the graph tokenizer', 'use bertjax.Tokenizer')  # hides the accelerators
 
 _ASCII = r'[\t\n\r -~]*'
 # The same without what might be a special token: '[' may stand before other letters only.

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from etils import epath
 
+from bertjax import io
+
 
 @dataclasses.dataclass(frozen=True)
 class Hit:
@@ -33,10 +35,8 @@ class Index:
   def save(self, path) -> None:
     """Writes an .npz file: texts (JSON), vectors and pooling."""
     content = json.dumps({'texts': self.texts, 'pooling': self.pooling}).encode()
-    path, partial = epath.Path(path), epath.Path(f'{path}.incomplete')
-    with partial.open('wb') as file:
+    with io.replacing(path) as temporary, temporary.open('wb') as file:
       np.savez(file, vectors=self.vectors, content=np.frombuffer(content, np.uint8))
-    partial.replace(path)
 
   @classmethod
   def load(cls, path) -> 'Index':

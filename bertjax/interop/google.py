@@ -13,6 +13,7 @@ import re
 
 from etils import epath
 
+from bertjax import io
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.interop import files, huggingface
 from bertjax.model.config import EncoderConfig
@@ -191,13 +192,6 @@ def _is_checkpoint(prefix):
 
 
 def _tensorflow():
-  try:
-    import tensorflow as tf
-  except ImportError as error:
-    raise ValueError(
-      "Google's checkpoints need TensorFlow: pip install tensorflow (it is for Python 3.11 to "
-      '3.13), or convert them (bertjax convert) where it is installed.'
-    ) from error
-  for kind in ('GPU', 'TPU'):  # it only reads and writes; the accelerators are JAX's
-    tf.config.set_visible_devices([], kind)
-  return tf
+  return io.import_tensorflow(
+    "Google's checkpoints need TensorFlow", 'convert them (bertjax convert)'
+  )

@@ -16,7 +16,8 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 
-from bertjax.data import dataset, tables
+from bertjax import io
+from bertjax.data import tables
 from bertjax.tasks import metrics
 from bertjax.tasks.task import Encoded, Example, Task, golds, known_split, lay_out
 
@@ -385,5 +386,5 @@ def write(folder, split: str, items, predictions, *, version_2: bool) -> list[pa
   ids, paths = [item.id for item in items], []
   for name, values in contents.items():
     paths.append(folder / f'{name}.json')
-    dataset.write_text(paths[-1], json.dumps(dict(zip(ids, values, strict=True)), indent=1) + '\n')
+    io.write_text(paths[-1], json.dumps(dict(zip(ids, values, strict=True)), indent=1) + '\n')
   return paths

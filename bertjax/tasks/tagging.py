@@ -14,7 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from etils import epath
 
-from bertjax.data import dataset, tables
+from bertjax import io
+from bertjax.data import tables
 from bertjax.tasks import metrics
 from bertjax.tasks.task import Encoded, Example, Task, golds, known_split, lay_out, text_room
 
@@ -278,5 +279,5 @@ def write(folder, split: str, items: Sequence[Example], predictions) -> list[pat
     blocks.append('\n'.join(blank.join(line) for line in zip(*columns, strict=True)))
   path = pathlib.Path(folder) / f'{split}.conll'
   path.parent.mkdir(parents=True, exist_ok=True)
-  dataset.write_text(path, '\n\n'.join(blocks) + '\n')
+  io.write_text(path, '\n\n'.join(blocks) + '\n')
   return [path]

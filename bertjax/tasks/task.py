@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bertjax.data import dataset, instances, loader
+from bertjax import io
+from bertjax.data import instances, loader
 from bertjax.data.tokenizer import Tokenizer
 
 HEADS = {  # what a kind of label is predicted by
@@ -191,5 +192,5 @@ def write_predictions(
   lines = [f'{item.id}\t{text}' for item, text in zip(items, predictions, strict=True)]
   path = pathlib.Path(folder) / f'{name}.tsv'
   path.parent.mkdir(parents=True, exist_ok=True)
-  dataset.write_text(path, '\n'.join(['index\tprediction', *lines]) + '\n')
+  io.write_text(path, '\n'.join(['index\tprediction', *lines]) + '\n')
   return [path]

@@ -19,6 +19,7 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
+from bertjax import io
 from bertjax.training.chips import chip
 
 
@@ -232,10 +233,8 @@ def plot_curves(workdir) -> None:
     axes.grid(alpha=0.3)
     if name != 'learning_rate':
       axes.legend()
-  temporary = workdir / 'loss.png.tmp'
-  with temporary.open('wb') as file:
+  with io.replacing(workdir / 'loss.png') as path, path.open('wb') as file:
     FigureCanvasAgg(figure).print_png(file)
-  temporary.replace(workdir / 'loss.png')
 
 
 def run_info(config: dict, **facts) -> dict:
@@ -266,7 +265,7 @@ def write_run(path, config: dict, **facts) -> None:
     before = json.loads(path.read_text())
     start = {name: before[name] for name in ('command', 'started', 'commit', 'versions')}
     info['earlier'] = [*before.get('earlier', []), start]
-  write_json(path, info)
+  io.write_json(path, info)
 
 
 def _commit() -> str:
@@ -276,11 +275,3 @@ def _commit() -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
   except (OSError, subprocess.CalledProcessError):
     return 'unknown'
-
-
-def write_json(path, value) -> None:
-  """Writes JSON under a temporary name, then renames it."""
-  path = epath.Path(path)
-  temporary = path.parent / (path.name + '.tmp')
-  temporary.write_text(json.dumps(value, indent=2, default=str) + '\n')
-  temporary.replace(path)

@@ -1,0 +1,81 @@
+"""Input and output that other modules share.
+
+A file or directory is written under a temporary name and then renamed, so that a killed process
+leaves the old content or none, never a part of the new. TensorFlow, where it is used at all, reads
+and writes files; the accelerators belong to JAX.
+"""
+
+import contextlib
+import importlib
+import json
+from collections.abc import Iterator
+
+from etils import epath
+
+
+@contextlib.contextmanager
+def replacing(path) -> Iterator[epath.Path]:
+  """Gives a temporary path to write a file or directory to, and renames it to `path` afterwards.
+
+  What an earlier process left under the temporary name is deleted first, and so is the temporary
+  file after an error. `path` itself may be a file, which is replaced, or an empty directory.
+  """
+  path = epath.Path(path)
+  temporary = path.parent / f'{path.name}.incomplete'
+  path.parent.mkdir(parents=True, exist_ok=True)
+  remove(temporary)
+  try:
+    yield temporary
+    temporary.replace(path)
+  finally:
+    remove(temporary)
+
+
+def remove(path) -> None:
+  """Deletes a file or a directory with its content, if there is one."""
+  path = epath.Path(path)
+  if path.is_dir():
+    path.rmtree()
+  elif path.exists():
+    path.unlink()
+
+
+def write_bytes(path, data: bytes) -> None:
+  with replacing(path) as temporary:
+    temporary.write_bytes(data)
+
+
+def write_text(path, text: str) -> None:
+  """Writes UTF-8."""
+  write_bytes(path, text.encode())
+
+
+def write_json(path, value) -> None:
+  """Writes indented JSON; what JSON does not know becomes its `str`."""
+  write_text(path, json.dumps(value, indent=2, default=str) + '\n')
+
+
+def import_tensorflow(feature: str, instead: str, module: str = 'tensorflow'):
+  """Imports TensorFlow, or a module that needs it, and hides the accelerators from it.
+
+  Args:
+    feature: what needs TensorFlow, for the message.
+    instead: what to do where it is not installed, for the message.
+    module: the module to import and return.
+
+  Raises:
+    ValueError: if TensorFlow is not installed.
+  """
+  try:
+    import tensorflow as tf
+
+    imported = importlib.import_module(module)
+  except ImportError as error:
+    raise ValueError(
+      f'{feature}: TensorFlow cannot be imported ({error}); pip install tensorflow '
+      f'tensorflow-datasets (they are for Python 3.11 to 3.13), or {instead} where it is installed.'
+    ) from error
+  with contextlib.suppress(RuntimeError):  # its devices are initialised already
+    for kind in ('GPU', 'TPU'):
+      tf.config.set_visible_devices([], kind)
+  return imported
