@@ -35,18 +35,17 @@ def make_batch(config, rows: int, length: int, predictions: int, seed: int = 0) 
 
 def our_program(config, batch: dict):
   """(train step, state, device batch) on the first device."""
-  bert, transform = heads.Bert(config), optimizer.make_optimizer('adamw')
+  bert, transform = heads.Bert(config), optimizer.make_optimizer('adamw', RATE)
   mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
 
   def make_state():
     params = heads.init_params(bert, jax.random.key(0))
-    return loop.TrainState.create(params, transform, jax.random.key(1), RATE)
+    return loop.TrainState.create(params, transform, jax.random.key(1))
 
   state, shardings = loop.init_state(make_state, mesh_lib.sharder(mesh, PARAM_AXES))
   step = loop.make_train_step(
-    *losses.pretraining_loss(bert), transform,
-    optimizer.unit_schedule('constant', 1000, 0), mesh=mesh, state_shardings=shardings,
-  )  # fmt: skip
+    *losses.pretraining_loss(bert), transform, mesh=mesh, state_shardings=shardings
+  )
   return step, state, loop.shard_batch(batch, mesh_lib.batch_sharding(mesh))
 
 

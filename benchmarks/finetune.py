@@ -20,6 +20,7 @@ from benchmarks import machine
 from benchmarks._transformers_loop import TransformersLoop
 from bertjax import finetune
 from bertjax.__main__ import load_recipe
+from bertjax.finetuning.setup import make_transform
 from bertjax.interop import loading
 from bertjax.tasks import batches
 from bertjax.training import loop, optimizer
@@ -72,25 +73,23 @@ def losses_side_by_side(config, steps: int) -> dict:
   config.model.update(
     dict.fromkeys(('hidden_dropout', 'attention_dropout', 'classifier_dropout'), 0.0)
   )
-  config.span_loss_includes_padding, config.log_every, config.data.packed_length = (
-    True,
-    1,
-    0,
-  )  # as theirs
+  config.span_loss_includes_padding, config.log_every, config.data.packed_length = True, 1, 0  # as theirs
+  config.schedule, config.warmup_ratio = 'linear', 0.1
   setup = finetune.set_up(config)
+  transform = make_transform(config, setup.bert, config.learning_rate, steps)
+  setup = setup._replace(transform=transform)
   peer = transformers_twin(setup, train_padding=True)
-  rate = optimizer.unit_schedule('linear', steps, steps // 10)
   state, shardings = loop.init_state(
     finetune.state_maker(setup), setup.shard, finetune.load_params(setup)
   )
   step = loop.make_train_step(
-    *setup.loss, setup.transform, rate, mesh=setup.mesh, state_shardings=shardings
+    *setup.loss, setup.transform, mesh=setup.mesh, state_shardings=shardings
   )
   ours, theirs = [], []
   for number in range(steps):
     batch = setup.batches.training(number)
-    theirs.append(peer.step(batch, config.learning_rate * float(rate(number))))
     state, metrics = step(state, batch)
+    theirs.append(peer.step(batch, float(metrics['learning_rate'])))
     ours.append(float(metrics['loss']))
     print(f'{number} {ours[-1]:.6f} {theirs[-1]:.6f}', flush=True)
   apart = np.abs(np.subtract(ours, theirs))
@@ -147,7 +146,10 @@ def their_run(config) -> dict:
   config.eval_every = 10**9
   setup = finetune.set_up(config)
   peer = transformers_twin(setup, train_padding=False)
-  rates = jax.device_get(jax.vmap(setup.schedule)(np.arange(setup.steps)))
+  schedule = optimizer.make_schedule(
+    config.schedule, setup.steps, round(config.warmup_ratio * setup.steps)
+  )
+  rates = jax.device_get(jax.vmap(schedule)(np.arange(setup.steps)))
   for number in range(setup.steps):
     loss = peer.step(setup.batches.training(number), config.learning_rate * float(rates[number]))
     if number % 50 == 0:

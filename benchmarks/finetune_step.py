@@ -64,7 +64,7 @@ def ours(setup, steps: int, texts: int):
     finetune.state_maker(setup), setup.shard, finetune.load_params(setup)
   )
   step = loop.make_train_step(
-    *setup.loss, setup.transform, setup.schedule, mesh=setup.mesh, state_shardings=shardings
+    *setup.loss, setup.transform, mesh=setup.mesh, state_shardings=shardings
   )
 
   def once():

@@ -18,7 +18,7 @@ import numpy as np
 from benchmarks import report
 from bertjax import finetune
 from bertjax.__main__ import load_recipe
-from bertjax.training import loop, optimizer
+from bertjax.training import loop
 from bertjax.training import trials as trials_lib
 
 FLAGS = {
@@ -87,8 +87,7 @@ def train(setup, steps: int, train_step=None):
   )
   if train_step is None:
     train_step = loop.make_train_step(
-      *setup.loss, setup.transform, optimizer.unit_schedule('google', steps, steps // 10),
-      mesh=setup.mesh, state_shardings=shardings, trials=setup.many,
+      *setup.loss, setup.transform, mesh=setup.mesh, state_shardings=shardings, trials=setup.many
     )  # fmt: skip
   for number in range(steps):
     state, metrics = train_step(state, setup.batches.training(number))

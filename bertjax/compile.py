@@ -30,7 +30,7 @@ from bertjax.data.loader import Batches
 from bertjax.data.masking import Masking
 from bertjax.model import encoder, losses
 from bertjax.model.flops import train_flops
-from bertjax.training import hlo, loop, optimizer
+from bertjax.training import hlo, loop
 from bertjax.training import mesh as mesh_lib
 from bertjax.training import run as run_lib
 from bertjax.training.chips import chip
@@ -130,9 +130,8 @@ def report_of(phase, devices, *, measure: bool = False) -> dict:
   shard = mesh_lib.sharder(mesh, encoder.PARAM_AXES)
   abstract, shardings = run_lib.abstract_state(make, shard)
   step = loop.make_train_step(
-    *losses.pretraining_loss(bert), transform,
-    optimizer.unit_schedule(config.schedule, config.num_train_steps, config.warmup_steps),
-    mesh=mesh, state_shardings=shardings, accumulation=config.gradient_accumulation_steps,
+    *losses.pretraining_loss(bert), transform, mesh=mesh, state_shardings=shardings,
+    accumulation=config.gradient_accumulation_steps,
   )  # fmt: skip
   sharding, size = mesh_lib.batch_sharding(mesh), config.batch_size
   rows = random_batch(config, bert.config.vocab_size)

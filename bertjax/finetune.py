@@ -163,7 +163,7 @@ def train(
   and the last step."""
   config, task = setup.config, setup.task
   train_step = loop.make_train_step(
-    *setup.loss, setup.transform, setup.schedule, mesh=setup.mesh, state_shardings=shardings,
+    *setup.loss, setup.transform, mesh=setup.mesh, state_shardings=shardings,
     trials=setup.many,
   )  # fmt: skip
 

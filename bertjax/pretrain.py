@@ -16,7 +16,6 @@ import functools
 import logging
 import math
 import re
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -232,7 +231,7 @@ def run(config, *, workdir: str, **peers) -> dict[str, float]:
     setup.tokenizer.save(workdir / 'tokenizer', max_length=setup.bert.config.max_positions)
   loss = losses.pretraining_loss(setup.bert)
   train_step = loop.make_train_step(
-    *loss, setup.transform, setup.schedule, mesh=setup.mesh, state_shardings=shardings,
+    *loss, setup.transform, mesh=setup.mesh, state_shardings=shardings,
     accumulation=config.gradient_accumulation_steps,
   )  # fmt: skip
   eval_step = loop.make_eval_step(*loss, mesh=setup.mesh)
@@ -278,7 +277,6 @@ class Setup(NamedTuple):
   tokenizer: Tokenizer
   bert: heads.Bert
   transform: optax.GradientTransformation
-  schedule: Callable  # step to factor of the peak rate
   loader: str
   mesh: jax.sharding.Mesh
   identity: dict
@@ -297,7 +295,6 @@ def set_up(config) -> Setup:
   for phase in phases:
     mesh_lib.check_batch_size(mesh, phase.config.batch_size, config.gradient_accumulation_steps)
   transform = make_transform(config)
-  schedule = optimizer.unit_schedule(config.schedule, config.num_train_steps, config.warmup_steps)
   loader = loader_lib.choose_loader(config.data.loader)
   for phase in phases:  # raises now what it would raise after a long preparation
     make_model(phase.config, vocab_size=1)
@@ -306,7 +303,7 @@ def set_up(config) -> Setup:
   tokenizer = Tokenizer.from_dir(phases[0].folder)
   bert = make_model(config, tokenizer.vocab_size)
   identity = run_identity(config, bert.config, phases)
-  return Setup(config, phases, tokenizer, bert, transform, schedule, loader, mesh, identity)
+  return Setup(config, phases, tokenizer, bert, transform, loader, mesh, identity)
 
 
 def make_phases(config) -> list[Phase]:
@@ -548,8 +545,11 @@ def loss_terms(config) -> tuple[str, ...]:
 
 
 def make_transform(config):
-  settings = config.optimizer.to_dict()
-  return optimizer.make_optimizer(**settings, param_axes=encoder.PARAM_AXES)
+  schedule = optimizer.make_schedule(config.schedule, config.num_train_steps, config.warmup_steps)
+  return optimizer.make_optimizer(
+    **config.optimizer.to_dict(), learning_rate=config.learning_rate, schedule=schedule,
+    param_axes=encoder.PARAM_AXES,
+  )  # fmt: skip
 
 
 def make_batches(config, folder, split, tokenizer, mesh) -> loader_lib.Batches:
@@ -572,7 +572,7 @@ def evaluate_rows(eval_step, params, heldout, rows: int, mesh, loader: str) -> d
 def state_maker(config, bert, transform):
   """`make(params=None)`, a state at step 0; for `run.start` and `run.abstract_state`."""
   init = functools.partial(heads.init_params, bert)
-  return functools.partial(run_lib.make_state, init, transform, config.seed, config.learning_rate)
+  return functools.partial(run_lib.make_state, init, transform, config.seed)
 
 
 def start(setup, checkpoints):

@@ -9,7 +9,9 @@ import struct
 import threading
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from bertjax.model import losses
@@ -19,7 +21,7 @@ from bertjax.training import loop
 from bertjax.training import mesh as mesh_lib
 from bertjax.training import run as run_lib
 from bertjax.training.log import RunLog, plot_curves, read_metrics
-from bertjax.training.optimizer import make_optimizer, unit_schedule
+from bertjax.training.optimizer import make_optimizer, make_schedule
 from tests.test_model import TINY, dataclasses
 
 STILL = dataclasses.replace(TINY, hidden_dropout=0.0, attention_dropout=0.0, vocab_size=96)
@@ -46,19 +48,20 @@ def program(config, sizes, devices, accumulation=1, name='bert'):
   """(train step, eval step, make a state, mesh) on the first `devices` devices."""
   mesh = mesh_lib.make_mesh(*sizes, devices=jax.devices()[:devices])
   bert = Bert(config)
-  transform = make_optimizer(name, param_axes=PARAM_AXES)
+  transform = make_optimizer(
+    name, 3e-3, schedule=make_schedule('google', 40, 4), param_axes=PARAM_AXES
+  )
   loss = losses.pretraining_loss(bert)
 
   def make_state():
     params = init_params(bert, jax.random.key(0))
-    return loop.TrainState.create(params, transform, jax.random.key(1), 3e-3)
+    return loop.TrainState.create(params, transform, jax.random.key(1))
 
   shard = mesh_lib.sharder(mesh, PARAM_AXES)
   _, shardings = loop.init_state(make_state, shard)
   train_step = loop.make_train_step(
-    *loss, transform, unit_schedule('google', 40, 4), mesh=mesh,
-    state_shardings=shardings, accumulation=accumulation,
-  )  # fmt: skip
+    *loss, transform, mesh=mesh, state_shardings=shardings, accumulation=accumulation
+  )
   eval_step = loop.make_eval_step(*loss, mesh=mesh)
   return train_step, eval_step, lambda: loop.init_state(make_state, shard)[0], mesh
 
@@ -115,6 +118,101 @@ def test_the_step_reports_weighted_means():
   )
   right = (logits.argmax(-1) == batch['masked_lm_ids']) * weights
   assert float(metrics['mlm_accuracy']) == pytest.approx(right.sum() / weights.sum(), rel=1e-5)
+
+
+OPTAX = {
+  'adamw': lambda: optax.adamw(1e-3),
+  'scheduled': lambda: optax.adamw(optax.schedules.linear_schedule(0.0, 1e-3, 5)),
+  'chain': lambda: optax.chain(optax.clip_by_global_norm(0.5), optax.sgd(0.1, momentum=0.9)),
+  'hyperparams': lambda: optax.inject_hyperparams(optax.adamw)(learning_rate=1e-3),
+  'multi_steps': lambda: optax.MultiSteps(optax.adamw(1e-3), 2).gradient_transformation(),
+}
+
+
+def optax_loop(optimizer, accumulation, batches):
+  """The losses, last parameters and last optimizer state of a hand-written optax loop."""
+  bert = Bert(STILL)
+  loss_fn, loss_weights = losses.pretraining_loss(bert)
+
+  @jax.jit
+  def step(params, opt_state, batch):
+    weights = loss_weights(batch)
+
+    def loss(params, part):
+      sums, _ = loss_fn(params, part, jax.random.key(0))
+      return sum(sums[term] / weights[term] for term in ('mlm', 'nsp'))
+
+    parts = [{k: v[i::accumulation] for k, v in batch.items()} for i in range(accumulation)]
+    value, grads = jax.value_and_grad(loss)(params, parts[0])
+    for part in parts[1:]:
+      value, grads = jax.tree.map(jnp.add, (value, grads), jax.value_and_grad(loss)(params, part))
+    updates, opt_state = optimizer.update(grads, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state, value
+
+  params, values = jax.jit(lambda: init_params(bert, jax.random.key(0)))(), []
+  opt_state = optimizer.init(params)
+  for batch in batches:
+    params, opt_state, value = step(params, opt_state, batch)
+    values.append(float(value))
+  return values, params, opt_state
+
+
+@pytest.mark.parametrize('accumulation', [1, 4])
+@pytest.mark.parametrize('name', OPTAX)
+def test_any_optax_optimizer_trains_as_in_a_hand_written_loop(name, accumulation):
+  optimizer, batches = OPTAX[name](), [batch_at(0)] * 12
+  expected, params, _ = optax_loop(optimizer, accumulation, batches)
+  assert expected[-1] < expected[0] - 0.01  # descends
+  step = loop.make_train_step(
+    *losses.pretraining_loss(Bert(STILL)), optimizer, accumulation=accumulation
+  )
+  start = jax.jit(lambda: init_params(Bert(STILL), jax.random.key(0)))()
+  state, values = loop.TrainState.create(start, optimizer, jax.random.key(1)), []
+  for batch in batches:
+    state, metrics = step(state, batch)
+    values.append(float(metrics['loss']))
+  assert ('learning_rate' in metrics) == (name == 'hyperparams')
+  if accumulation == 1:
+    assert values == expected
+    jax.tree.map(np.testing.assert_array_equal, state.params, params)
+  else:  # the sum of four gradients may be rounded in another order
+    np.testing.assert_allclose(values, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize('sizes', [(8, 1, 1), (2, 2, 2)])
+@pytest.mark.parametrize('name', ['adamw', 'hyperparams'])
+def test_any_optax_optimizer_trains_on_eight_devices(name, sizes):
+  optimizer, batches = OPTAX[name](), [batch_at(0)] * 12
+  expected, _, _ = optax_loop(optimizer, 1, batches)
+  mesh = mesh_lib.make_mesh(*sizes)
+
+  def make():
+    params = init_params(Bert(STILL), jax.random.key(0))
+    return loop.TrainState.create(params, optimizer, jax.random.key(1))
+
+  state, shardings = loop.init_state(make, mesh_lib.sharder(mesh, PARAM_AXES))
+  step = loop.make_train_step(
+    *losses.pretraining_loss(Bert(STILL)), optimizer, mesh=mesh, state_shardings=shardings
+  )
+  values = []
+  for batch in loop.to_device(iter(batches), mesh):
+    state, metrics = step(state, batch)
+    values.append(float(metrics['loss']))
+  np.testing.assert_allclose(values, expected, rtol=2e-4)
+
+
+def test_the_learning_rate_metric_is_that_of_the_step():
+  rate = optax.schedules.linear_schedule(1e-3, 0.0, 4)
+  step = loop.make_train_step(
+    *losses.pretraining_loss(Bert(STILL)),
+    optimizer := optax.inject_hyperparams(optax.adamw)(learning_rate=rate),
+  )
+  params = init_params(Bert(STILL), jax.random.key(0))
+  state, found = loop.TrainState.create(params, optimizer, jax.random.key(1)), []
+  for _ in range(3):
+    state, metrics = step(state, batch_at(0))
+    found.append(float(metrics['learning_rate']))
+  assert found == pytest.approx([1e-3, 0.75e-3, 0.5e-3])
 
 
 def test_the_first_step_of_a_warm_up_changes_nothing():

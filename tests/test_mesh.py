@@ -17,7 +17,7 @@ def state_shapes():
   bert = Bert(TINY)
   return jax.eval_shape(
     lambda: TrainState.create(
-      init_params(bert, jax.random.key(0)), make_optimizer(), jax.random.key(1), 1e-3
+      init_params(bert, jax.random.key(0)), make_optimizer(), jax.random.key(1)
     )
   )
 

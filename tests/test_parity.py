@@ -277,22 +277,22 @@ class GoogleAdam(torch.optim.Optimizer):
 def test_twenty_training_steps_follow_pytorchs(tmp_path, vocab, optimizer):
   from bertjax.model.encoder import PARAM_AXES
   from bertjax.training import loop, mesh
-  from bertjax.training.optimizer import make_optimizer, unit_schedule
+  from bertjax.training.optimizer import make_optimizer, make_schedule
 
   size, rate = Tokenizer.from_file(vocab).vocab_size, 2e-3
   model = theirs(size, num_hidden_layers=2, **STILL).train()
   model.save_pretrained(tmp_path)
   config, params = load_weights(tmp_path)
   one = mesh.make_mesh(devices=jax.devices()[:1])
-  transform, schedule = make_optimizer(optimizer), unit_schedule('google', 20, 5)
+  schedule = make_schedule('google', 20, 5)
+  transform = make_optimizer(optimizer, rate, schedule=schedule)
   state, shardings = loop.init_state(
-    lambda: loop.TrainState.create(params, transform, jax.random.key(0), rate),
+    lambda: loop.TrainState.create(params, transform, jax.random.key(0)),
     mesh.sharder(one, PARAM_AXES),
   )
   step = loop.make_train_step(
-    *losses.pretraining_loss(Bert(config)), transform, schedule,
-    mesh=one, state_shardings=shardings,
-  )  # fmt: skip
+    *losses.pretraining_loss(Bert(config)), transform, mesh=one, state_shardings=shardings
+  )
   kept = [p for n, p in model.named_parameters() if 'bias' in n or 'LayerNorm' in n]
   decayed = [p for n, p in model.named_parameters() if not ('bias' in n or 'LayerNorm' in n)]
   groups = [{'params': kept, 'weight_decay': 0.0}, {'params': decayed, 'weight_decay': 0.01}]

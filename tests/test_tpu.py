@@ -19,7 +19,7 @@ from bertjax.model.encoder import PARAM_AXES
 from bertjax.model.heads import Bert, init_params
 from bertjax.training import loop
 from bertjax.training import mesh as mesh_lib
-from bertjax.training.optimizer import make_optimizer, unit_schedule
+from bertjax.training.optimizer import make_optimizer, make_schedule
 
 pytest.importorskip('libtpu')
 
@@ -31,18 +31,18 @@ ROWS = 32
 
 def compiled(mesh, length, **changes):
   """The optimized HLO of a train step on the mesh."""
-  bert, transform = Bert(dataclasses.replace(CONFIG, **changes)), make_optimizer()
+  bert = Bert(dataclasses.replace(CONFIG, **changes))
+  transform = make_optimizer(learning_rate=1e-4, schedule=make_schedule('google', 10, 1))
 
   def make_state():
     params = init_params(bert, jax.random.key(0))
-    return loop.TrainState.create(params, transform, jax.random.key(1), 1e-4)
+    return loop.TrainState.create(params, transform, jax.random.key(1))
 
   shapes = jax.eval_shape(make_state)
   shardings = mesh_lib.sharder(mesh, PARAM_AXES)(shapes)
   step = loop.make_train_step(
-    *losses.pretraining_loss(bert), transform,
-    unit_schedule('google', 10, 1), mesh=mesh, state_shardings=shardings,
-  )  # fmt: skip
+    *losses.pretraining_loss(bert), transform, mesh=mesh, state_shardings=shardings
+  )
   rows, slots = (ROWS, length), (ROWS, length * 3 // 20)
   columns = {
     'input_ids': (rows, jnp.int32), 'token_type_ids': (rows, jnp.int32),

@@ -83,7 +83,7 @@ def test_a_second_compilation_is_an_error_by_choice(run_log, one_program):
     return state, {'loss': batch.mean(), 'grad_norm': batch.mean()}
 
   def fit(sizes):
-    state = loop.TrainState(jnp.zeros([], int), {}, (), jax.random.key(0), jnp.ones([]))
+    state = loop.TrainState(jnp.zeros([], int), {}, (), jax.random.key(0))
     loop.fit(
       state, step, (jnp.ones(size) for size in sizes), steps=len(sizes), log=run_log, log_every=2,
       one_program=one_program,

@@ -96,14 +96,14 @@ def test_steps_of_trials_equal_steps_of_single_runs(own):
 
 
 def losses_of(config, steps):
-  """The losses of the first steps [steps] or [steps, K]."""
+  """The losses of the first steps [steps] or [steps, K], at a constant learning rate."""
+  config.schedule, config.warmup_ratio = 'constant', 0.0
   setup = finetune.set_up(config)
   state, shardings = loop.init_state(
     finetune.state_maker(setup), setup.shard, finetune.load_params(setup)
   )
   step = loop.make_train_step(
-    *setup.loss, setup.transform, optimizer.unit_schedule('constant', steps, 0),
-    mesh=setup.mesh, state_shardings=shardings, trials=setup.many,
+    *setup.loss, setup.transform, mesh=setup.mesh, state_shardings=shardings, trials=setup.many
   )  # fmt: skip
   found = []
   for number in range(steps):
@@ -210,7 +210,7 @@ def test_layers_learn_by_their_factors():
     'classification': {'bias': np.ones(2, np.float32)},
   }  # fmt: skip
   top = layer_factors(3, trained=1)
-  transform = optimizer.scale_by_part(optimizer.make_optimizer('bert', weight_decay=0.1), top)
+  transform = optimizer.make_optimizer('bert', weight_decay=0.1, factors=top)
   state = transform.init(params)
   names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)]
   assert not any('embeddings' in name for name in names)  # no moments

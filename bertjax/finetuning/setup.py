@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import optax
 
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.interop import loading
@@ -36,7 +37,6 @@ class Setup(NamedTuple):
   shard: Any  # trees of shapes to trees of shardings
   loss: tuple  # `loss_fn` and `loss_weights`
   transform: Any  # the optimizer
-  schedule: Any  # step to factor of the peak rate
   columns: dict[str, np.ndarray]  # rows to train on
   batches: batches.TaskBatches | batches.TrialBatches  # makes the training batches
   examples: list[task_lib.Example]  # of the dev split
@@ -89,12 +89,11 @@ def set_up(config) -> Setup:
   local = mesh_lib.local_rows(mesh_lib.batch_sharding(mesh), config.batch_size) if one else None
   each = [batches.make_batches(config, task, columns, seed, local, *packing) for seed, _ in runs]
   steps = math.ceil(config.num_train_epochs * each[0].examples / config.batch_size)
-  schedule = optimizer.unit_schedule(config.schedule, steps, round(config.warmup_ratio * steps))
   shard = mesh_lib.sharder(mesh, encoder.PARAM_AXES) if one else trials.sharder(mesh)
   return Setup(
     config, runs, task, tokenizer, bert, weights, mesh, shard,
-    make_loss(config, bert, task, columns), make_transform(config, bert), schedule, columns,
-    each[0] if one else batches.TrialBatches(each), examples, dev, steps,
+    make_loss(config, bert, task, columns), make_transform(config, bert, runs[0][1], steps),
+    columns, each[0] if one else batches.TrialBatches(each), examples, dev, steps,
   )  # fmt: skip
 
 
@@ -191,11 +190,13 @@ def factors_of(config, bert):
   )
 
 
-def make_transform(config, bert):
+def make_transform(config, bert, learning_rate: float, steps: int):
   """The optimizer of a config, with the factors of its layers."""
-  transform = optimizer.make_optimizer(**config.optimizer.to_dict(), param_axes=encoder.PARAM_AXES)
-  factors = factors_of(config, bert)
-  return optimizer.scale_by_part(transform, factors) if factors else transform
+  schedule = optimizer.make_schedule(config.schedule, steps, round(config.warmup_ratio * steps))
+  return optimizer.make_optimizer(
+    **config.optimizer.to_dict(), learning_rate=learning_rate, schedule=schedule,
+    param_axes=encoder.PARAM_AXES, factors=factors_of(config, bert),
+  )  # fmt: skip
 
 
 def make_loss(config, bert, task, columns):
@@ -216,9 +217,14 @@ def state_maker(setup: Setup):
   init = functools.partial(heads.init_params, setup.bert)
   make = functools.partial(run_lib.make_state, init, setup.transform)
   if not setup.many:
-    return functools.partial(make, *setup.trials[0])
+    return functools.partial(make, setup.trials[0][0])
+
+  def trial(seed, rate, *params):
+    state = make(seed, *params)
+    return state.replace(opt_state=optax.tree.set(state.opt_state, peak_learning_rate=rate))
+
   seeds, rates = (np.array(column) for column in zip(*setup.trials, strict=True))
-  return lambda *params: jax.vmap(make)(seeds, rates.astype(np.float32), *params)
+  return lambda *params: jax.vmap(trial)(seeds, rates.astype(np.float32), *params)
 
 
 def load_params(setup: Setup) -> dict:

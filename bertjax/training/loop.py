@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
 from bertjax.training.mesh import batch_sharding, shard_batch
 
@@ -47,24 +48,17 @@ class TrainState:
     params: nested dict of float32 arrays.
     opt_state: optax state.
     rng: typed key []; the key of step s is `fold_in(rng, s)`.
-    learning_rate: float32 [], the peak rate.
   """
 
   step: jax.Array
   params: dict
   opt_state: optax.OptState
   rng: jax.Array
-  learning_rate: jax.Array
 
   @classmethod
-  def create(cls, params, optimizer, rng, learning_rate: float) -> 'TrainState':
-    return cls(
-      step=jnp.zeros([], jnp.int32),
-      params=params,
-      opt_state=optimizer.init(params),
-      rng=rng,
-      learning_rate=jnp.asarray(learning_rate, jnp.float32),
-    )
+  def create(cls, params: dict, optimizer: optax.GradientTransformation, rng) -> 'TrainState':
+    """The state at step 0."""
+    return cls(jnp.zeros([], jnp.int32), params, optimizer.init(params), rng)
 
 
 def init_state(make_state: Callable[..., TrainState], shard: Callable, *args):
@@ -84,10 +78,9 @@ def make_train_step(
   loss_fn: Callable,
   loss_weights: Callable,
   optimizer: optax.GradientTransformation,
-  schedule: Callable,
   *,
-  mesh,
-  state_shardings: TrainState,
+  mesh: Mesh | None = None,
+  state_shardings: TrainState | None = None,
   accumulation: int = 1,
   trials: bool = False,
 ) -> Callable:
@@ -96,17 +89,31 @@ def make_train_step(
   Args:
     loss_fn: (params, batch, rng) -> ({term: weighted sum}, {metric: weighted sum}).
     loss_weights: batch -> {term: total weight}.
-    optimizer: gradients to directions, as `make_optimizer` gives.
-    schedule: step -> factor of the peak learning rate.
-    mesh: the device mesh.
-    state_shardings: as `init_state` returned.
-    accumulation: microbatches a batch is cut into. Their gradients add up exactly, since each is
-      divided by the weights of the whole batch.
+    optimizer: any optax optimizer; its updates, which include the learning rate, are added to the
+      parameters (`optax.apply_updates`).
+    mesh: device mesh; None compiles for wherever the arguments are.
+    state_shardings: as returned by `init_state`; required with a mesh.
+    accumulation: number of microbatches that each batch is split into. Their gradients add up
+      exactly, since each is divided by the weights of the whole batch.
     trials: whether states and batches are K ones stacked along a first axis; so are the metrics.
 
   Returns:
     The compiled step. Its metrics are scalars: those of `means`, 'grad_norm' before clipping, and
-    'learning_rate'.
+    the step's 'learning_rate' if the optimizer's state has it (`make_optimizer`,
+    `optax.inject_hyperparams`).
+
+  Example:
+    >>> import bertjax, jax, jax.numpy as jnp, optax
+    >>> def loss_fn(params, batch, rng):
+    ...   return {'fit': jnp.square(batch['x'] * params['w'] - batch['y']).sum()}, {}
+    >>> optimizer = optax.adamw(0.1)
+    >>> step = bertjax.make_train_step(loss_fn, lambda b: {'fit': b['x'].size}, optimizer)
+    >>> params = {'w': jnp.zeros(())}
+    >>> state = bertjax.TrainState.create(params, optimizer, jax.random.key(0))
+    >>> for _ in range(100):
+    ...   state, metrics = step(state, {'x': jnp.ones(4), 'y': jnp.full(4, 2.0)})
+    >>> bool(metrics['loss'] < 0.01)
+    True
   """
 
   def step(state: TrainState, batch: dict):
@@ -118,7 +125,7 @@ def make_train_step(
       return means(losses, {}, weights)['loss'], (losses, sums)
 
     def gradients(part, key):
-      with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # kernels ask where they will run
+      with _compiling_for(mesh):
         (_, aux), grads = jax.value_and_grad(objective, has_aux=True)(state.params, part, key)
       return grads, aux
 
@@ -138,26 +145,37 @@ def make_train_step(
 
       (grads, (losses, sums)), _ = jax.lax.scan(add, zeros, (parts, keys))
 
-    direction, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    rate = state.learning_rate * schedule(state.step)
-    params = jax.tree.map(lambda p, d: (p - rate * d).astype(p.dtype), state.params, direction)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
     metrics = means(losses, sums, weights)
-    metrics |= {'grad_norm': optax.tree.norm(grads), 'learning_rate': rate}
+    metrics |= {'grad_norm': optax.tree.norm(grads)} | learning_rate_of(opt_state)
     return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
-  return jax.jit(
-    jax.vmap(step) if trials else step,
-    in_shardings=(state_shardings, batch_sharding(mesh)),
-    out_shardings=(state_shardings, None),
-    donate_argnums=0,
-  )
+  shardings = {}
+  if mesh is not None:
+    shardings = {
+      'in_shardings': (state_shardings, batch_sharding(mesh)),
+      'out_shardings': (state_shardings, None),
+    }
+  return jax.jit(jax.vmap(step) if trials else step, donate_argnums=0, **shardings)
+
+
+def _compiling_for(mesh: Mesh | None):
+  """Tells kernels, which choose an implementation while they are traced, where they will run."""
+  return jax.sharding.use_abstract_mesh(mesh.abstract_mesh) if mesh else contextlib.nullcontext()
+
+
+def learning_rate_of(opt_state: optax.OptState) -> dict[str, jax.Array]:
+  """{'learning_rate': that of the last step}; {} if the optimizer's state has none or several."""
+  rates = [rate for _, rate in optax.tree.get_all_with_path(opt_state, 'learning_rate')]
+  return {'learning_rate': rates[0]} if len(rates) == 1 else {}
 
 
 def make_eval_step(loss_fn: Callable, loss_weights: Callable, *, mesh) -> Callable:
   """Compiles `eval_step(params, batch) -> (loss sums, metric sums, weights)`, without dropout."""
 
   def step(params, batch):
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+    with _compiling_for(mesh):
       return *loss_fn(params, batch, None), loss_weights(batch)
 
   return jax.jit(step, in_shardings=(None, batch_sharding(mesh)))

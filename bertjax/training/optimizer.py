@@ -1,13 +1,13 @@
 """Optimizers and schedules: BERT's own AdamW (google-research/bert, optimization.py) and others.
 
-A transformation here gives the *direction* of a step. `training.loop` multiplies it by the peak
-learning rate, which lies in the train state, and by the unit schedule of the step, so that runs of
-several peak rates can share one compiled program.
+All are optax transformations that include their learning rate. The peak rate is part of their
+state, so that runs with different peaks share one compiled program (`training.sweep`).
 """
 
 import math
 import re
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -116,28 +116,68 @@ def decay_mask(params):
   return jax.tree.map_with_path(lambda path, _: not re.search(NO_DECAY, path_name(path)), params)
 
 
+class PeakRateState(NamedTuple):
+  """State of `scale_by_peak_rate`."""
+
+  count: jax.Array  # int32 [], steps done
+  peak_learning_rate: jax.Array  # float32 []
+  learning_rate: jax.Array  # float32 [], that of the last step; a metric of the train step
+
+
+def scale_by_peak_rate(
+  peak: float, schedule: Callable | None = None
+) -> optax.GradientTransformation:
+  """Multiplies updates by -peak * schedule(count); the peak is read from the state.
+
+  Args:
+    peak: peak learning rate.
+    schedule: step -> fraction of the peak; None is constant.
+  """
+
+  def init(params):
+    del params
+    peak_rate = jnp.asarray(peak, jnp.float32)
+    return PeakRateState(jnp.zeros([], jnp.int32), peak_rate, jnp.zeros([], jnp.float32))
+
+  def update(updates, state, params=None):
+    del params
+    count, peak_rate, _ = state
+    rate = peak_rate * schedule(count) if schedule else peak_rate
+    updates = jax.tree.map(lambda u: -rate * u, updates)
+    return updates, PeakRateState(count + 1, peak_rate, rate)
+
+  return optax.GradientTransformation(init, update)
+
+
 def make_optimizer(
   name: str = 'bert',
+  learning_rate: float = 1e-4,
   *,
+  schedule: Callable | None = None,
   b1: float = 0.9,
   b2: float = 0.999,
   eps: float = 1e-6,
   weight_decay: float = 0.01,
   clip_norm: float = 1.0,
   param_axes: AxisTable = (),
+  factors: Factors | None = None,
 ) -> optax.GradientTransformation:
-  """Makes a transformation from gradients to step directions (not yet times a learning rate).
+  """Makes an optimizer with its learning rate, for `make_train_step` or any optax training loop.
 
   Args:
     name: 'bert' (AdamW without bias correction, the paper's), 'adamw' (optax's, with it), 'lamb'
       (You et al. 2019; decay and trust ratio skip biases and LayerNorm) or 'sgd' (momentum b1).
+    learning_rate: peak learning rate.
+    schedule: step -> fraction of the peak, as returned by `make_schedule`; None is constant.
     b1: first-moment decay, or the momentum of 'sgd'.
     b2: second-moment decay.
     eps: added to the root of the second moment.
     weight_decay: decoupled decay, scaled by the learning rate, on all but `NO_DECAY`.
     clip_norm: global norm the gradient of the whole batch is clipped to; 0.0 switches it off.
       Google's TPU code clips each core's gradient before it sums them; we clip the sum.
-    param_axes: path -> axes table; 'lamb' needs it to tell stacked layers apart.
+    param_axes: path -> axes table; 'lamb' needs it to separate stacked layers.
+    factors: path of a parameter -> factor of its learning rate, or one factor per stacked layer;
+      parameters with factor 0 have no moments.
 
   Raises:
     ValueError: for an unknown name or settings out of range.
@@ -162,7 +202,10 @@ def make_optimizer(
   steps += [scale, optax.add_decayed_weights(weight_decay, mask=decay_mask)]
   if name == 'lamb':
     steps.append(optax.masked(scale_by_layer_trust_ratio(param_axes), decay_mask))
-  return optax.chain(*steps)
+  direction = optax.chain(*steps)
+  if factors:
+    direction = scale_by_part(direction, factors)
+  return optax.chain(direction, scale_by_peak_rate(learning_rate, schedule))
 
 
 def check_rate(name: str, value: float) -> None:
@@ -171,8 +214,8 @@ def check_rate(name: str, value: float) -> None:
     raise ValueError(f'{name} must be above 0, got {value}.')
 
 
-def unit_schedule(name: str, total_steps: int, warmup_steps: int) -> Callable:
-  """Returns step -> factor in [0, 1] of the peak learning rate.
+def make_schedule(name: str, total_steps: int, warmup_steps: int) -> Callable:
+  """Returns step -> fraction in [0, 1] of the peak learning rate.
 
   'google': warm-up from 0, then 1 - step / total_steps with step counted from the start, so the
   rate jumps down by warmup_steps / total_steps when the warm-up ends (optimization.py). 'linear':

@@ -19,11 +19,11 @@ from bertjax.training.loop import STOPPED_EXIT_CODE, DivergedError, TrainState, 
 _log = logging.getLogger(__name__)
 
 
-def make_state(init: Callable, optimizer, seed: int, learning_rate: float, params=None):
+def make_state(init: Callable, optimizer, seed: int, params=None) -> TrainState:
   """A `TrainState` at step 0: `params`, or those that `init(rng)` draws."""
   rng = jax.random.key(seed)
   params = init(jax.random.fold_in(rng, 0)) if params is None else params
-  return TrainState.create(params, optimizer, jax.random.fold_in(rng, 1), learning_rate)
+  return TrainState.create(params, optimizer, jax.random.fold_in(rng, 1))
 
 
 def model_facts(config, *, labels=(), problem_type: str = '', trials: int = 1) -> dict:
