@@ -142,10 +142,8 @@ def default_config(preset: str = 'base') -> ml_collections.ConfigDict:
     'max_eval_examples': 10_000,  # rows an evaluation reads at most
     'save_every': 1_000,  # steps between checkpoints
     'on_divergence': 'stop',  # or 'skip': back to the last checkpoint, its batches since left out
-    'loss_spike_threshold': 0.0,  # nats above the median of 100 losses that are a divergence too; 0.0 = none
-    'compilation_cache_dir': '',  # folder where compiled programs stay for the next start; gs:// works
-    'one_program': False,  # True: compiling the step a second time is an error
-    'check_replicas': False,  # compare the parameters of all replicas before each save
+    'loss_spike_threshold': 0.0,  # nats above the median of 100 losses that count as divergence
+    'compilation_cache_dir': '',  # folder of compiled programs for the next start; gs:// works
     'stall_seconds': 3600.0,  # a step that takes longer ends the process, code 75; 0.0 = never
     'max_to_keep': 2,  # newest checkpoints kept; the best one stays besides
     'save_model': 'last',  # step saved in model/: 'last', or 'best' (lowest held-out loss)
@@ -356,8 +354,6 @@ def train(
   evaluate = evaluator(setup, phase, eval_step)
 
   def save(state, step, scores):
-    if config.check_replicas:
-      distributed.check_replicas(state.params)
     if scores:
       history.append({'step': step, 'loss': scores['loss']})
     meta = {'identity': setup.identity, 'config': config.to_dict(), 'next_batch': step,
@@ -384,7 +380,7 @@ def train(
         state, train_step, loop.to_device(run_log.watched(stream), mesh), steps=phase.stop,
         log=run_log, log_every=config.log_every, evaluate_fn=evaluate,
         eval_every=config.eval_every, save=save, save_every=config.save_every, watch=watch.at,
-        spike=config.loss_spike_threshold, one_program=config.one_program, finished=finished,
+        spike=config.loss_spike_threshold, finished=finished,
       )  # fmt: skip
 
   skip = config.on_divergence == 'skip'

@@ -6,12 +6,10 @@ import jax
 import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
-from jax.sharding import NamedSharding, PartitionSpec
 
 from bertjax import pretrain
 from bertjax.data.loader import Batches
-from bertjax.training import distributed, loop
-from bertjax.training import mesh as mesh_lib
+from bertjax.training import loop
 from bertjax.training.checkpoint import Checkpoints
 from bertjax.training.log import read_metrics
 
@@ -98,23 +96,3 @@ def test_a_run_that_diverges_again_and_again_ends(tmp_path, tiny_rows, poisoned)
   poisoned[1].update(range(5, 1000))
   with pytest.raises(loop.DivergedError):
     pretrain.run(config_of(tiny_rows), workdir=str(tmp_path))
-
-
-def copies(values):
-  """A replicated array of 8 devices whose copies are `values`."""
-  sharding = NamedSharding(mesh_lib.make_mesh(), PartitionSpec())
-  arrays = [jax.device_put(v, d) for v, d in zip(values, jax.devices(), strict=True)]
-  return jax.make_array_from_single_device_arrays(values[0].shape, sharding, arrays)
-
-
-def test_copies_that_differ_in_one_bit_are_named():
-  value = np.arange(6, dtype=np.float32)
-  other = value.copy()
-  other.view(np.uint32)[3] ^= 1
-  whole = copies([value] * 8)
-  split = jax.device_put(
-    np.arange(16.0), NamedSharding(mesh_lib.make_mesh(4, 2), PartitionSpec('fsdp'))
-  )
-  distributed.check_replicas({'fine': whole, 'split': split})
-  with pytest.raises(RuntimeError, match='replicas of layer/kernel differ'):
-    distributed.check_replicas({'fine': whole, 'layer': {'kernel': copies([value] * 7 + [other])}})

@@ -1,13 +1,12 @@
-"""What a run's log tells of the machine: stalls, padding, pace, MFU, traces, recompilation."""
+"""What a run's log tells of the machine: stalls, padding, pace, MFU, traces."""
 
 import time
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bertjax.training import log, loop
+from bertjax.training import log
 from bertjax.training.chips import Chip, chip
 
 
@@ -74,24 +73,3 @@ def test_a_file_asks_for_a_trace_of_the_next_steps(run_log, tmp_path):
   run_log.train(2, {'loss': 1.0}, 1.0, 1)
   assert list((tmp_path / 'logs/profile').rglob('*.xplane.pb'))
   run_log.train(3, {'loss': 1.0}, 1.0, 1)  # one trace for one request
-
-
-@pytest.mark.parametrize('one_program', [False, True])
-def test_a_second_compilation_is_an_error_by_choice(run_log, one_program):
-  @jax.jit
-  def step(state, batch):
-    return state, {'loss': batch.mean(), 'grad_norm': batch.mean()}
-
-  def fit(sizes):
-    state = loop.TrainState(jnp.zeros([], int), {}, (), jax.random.key(0))
-    loop.fit(
-      state, step, (jnp.ones(size) for size in sizes), steps=len(sizes), log=run_log, log_every=2,
-      one_program=one_program,
-    )  # fmt: skip
-
-  fit([3, 3, 3])
-  if one_program:
-    with pytest.raises(loop.RecompiledError, match='step 3 was compiled again'):
-      fit([4, 4, 5, 5])
-  else:
-    fit([4, 4, 5, 5])

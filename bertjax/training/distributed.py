@@ -16,14 +16,12 @@ import socket
 import sys
 import threading
 import time
-import zlib
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from bertjax.training.loop import STOPPED_EXIT_CODE
-from bertjax.training.mesh import path_name
 
 # The only private names of jax in the package. A release may move them; without them processes
 # start without the handshake, and a stall is reported without the state of the other processes.
@@ -203,30 +201,6 @@ def host_copy(tree):
   mesh = jax.tree.leaves(tree)[0].sharding.mesh
   whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
   return jax.device_get(jax.jit(lambda t: t, out_shardings=whole)(tree))
-
-
-def check_replicas(params) -> None:
-  """Compares the bytes of every copy of every parameter, on all devices of all processes.
-
-  Raises:
-    RuntimeError: if copies differ; names the first parameter. Nothing but a faulty device or a bug
-      makes them.
-  """
-  leaves = jax.tree_util.tree_leaves_with_path(params)
-  here = []  # [leaf, device, (place, checksum)]
-  for _, leaf in leaves:
-    shards = sorted(leaf.addressable_shards, key=lambda shard: shard.device.id)
-    here.append(
-      [(zlib.crc32(str(s.index).encode()), zlib.crc32(np.asarray(s.data))) for s in shards]
-    )
-  every = multihost_utils.process_allgather(np.array(here, np.uint32)[None], tiled=True)
-  copies = every.swapaxes(0, 1).reshape(len(leaves), -1, 2)
-  for (path, _), places in zip(leaves, copies, strict=True):
-    if len(np.unique(places, axis=0)) != len(np.unique(places[:, 0])):
-      raise RuntimeError(
-        f'the replicas of {path_name(path)} differ between devices; nothing was saved. Go on from '
-        'the last checkpoint on other hardware.'
-      )
 
 
 class Watch:

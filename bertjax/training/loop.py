@@ -35,10 +35,6 @@ class DivergedError(RuntimeError):
     self.step = step
 
 
-class RecompiledError(RuntimeError):
-  """The train step was compiled a second time."""
-
-
 @flax.struct.dataclass
 class TrainState:
   """All that a step reads and writes; arrays only.
@@ -271,7 +267,6 @@ def fit(
   trials: bool = False,
   watch: Callable[[int, str], None] = lambda step, doing: None,
   spike: float = 0.0,
-  one_program: bool = False,
 ) -> tuple[TrainState, dict, int]:
   """Trains from `state.step` to `steps`.
 
@@ -295,7 +290,6 @@ def fit(
     watch: told what is begun for which step (`distributed.Watch.at`).
     spike: nats by which a loss above the median of the 100 before it counts as divergence; 0.0 =
       none does.
-    one_program: whether a second compilation of the step is an error.
 
   Returns:
     The last state, the metrics of the last evaluation ({} if there was none), and the signal that
@@ -304,7 +298,6 @@ def fit(
   Raises:
     DivergedError: when a loss or gradient norm is not finite, or the loss jumps by `spike`; names
       the step, and saves nothing later.
-    RecompiledError: with `one_program`.
     KeyboardInterrupt: at the second Ctrl-C.
   """
   step = int(np.ravel(state.step)[0])
@@ -329,24 +322,18 @@ def fit(
     save(state, step, scores)
     saved, last_log = step, time.perf_counter()  # tokens/s counts training alone
 
-  saved, last_scores, ended, programs = step, {}, finished(), 0
+  saved, last_scores, ended = step, {}, finished()
   with _StopSignal() as stop:
     while step < steps and not ended and not stop.asked(step):
       watch(step, 'reading a batch')
       batch = next(batches)
       watch(step, 'running')
       state, metrics = train_step(state, batch)
-      programs = programs or train_step._cache_size() if one_program else 0
       step += 1
       pending.append(metrics)
       if len(pending) > 2:  # two steps stay queued; further ahead the host would tell no times
         watch(step, 'waiting for the devices')
         jax.block_until_ready(pending[-3])
-      if programs and train_step._cache_size() > programs:
-        raise RecompiledError(
-          f'step {step} was compiled again: its batch or state has another shape, type or sharding '
-          'than those before it.'
-        )
       if step % log_every == 0:
         flush()
       scores = None
