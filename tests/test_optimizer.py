@@ -82,8 +82,8 @@ def test_biases_and_layer_norms_alone_are_not_decayed(params):
 def test_lamb_takes_a_norm_for_each_layer_and_projection(params):
   grads = gradients(params, 0)
   options = {'weight_decay': 0.0, 'clip_norm': 0.0}
-  lamb = make_optimizer('lamb', **options, param_axes=PARAM_AXES)
-  adam = make_optimizer('adamw', **options)
+  lamb = make_optimizer('lamb', 1.0, **options, param_axes=PARAM_AXES)
+  adam = make_optimizer('adamw', 1.0, **options)
   scaled, plain = (t.update(grads, t.init(params), params)[0] for t in (lamb, adam))
 
   def kernel(tree):

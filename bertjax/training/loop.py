@@ -163,7 +163,8 @@ def _compiling_for(mesh: Mesh | None):
 
 def learning_rate_of(opt_state: optax.OptState) -> dict[str, jax.Array]:
   """{'learning_rate': that of the last step}; {} if the optimizer's state has none or several."""
-  rates = [rate for _, rate in optax.tree.get_all_with_path(opt_state, 'learning_rate')]
+  found = optax.tree.get_all_with_path(opt_state, 'learning_rate')
+  rates = [rate for _, rate in found if hasattr(rate, 'dtype')]  # not a schedule's state
   return {'learning_rate': rates[0]} if len(rates) == 1 else {}
 
 
