@@ -215,8 +215,8 @@ def run(config, *, workdir: str, **peers) -> dict[str, float]:
     raise ValueError('pretrain needs --workdir=DIR, the folder of the run.')
   workdir = checkpoint.check_path(workdir)
   distributed.start(**peers)
-  if config.compile_cache:
-    jax.config.update('jax_compilation_cache_dir', config.compile_cache)
+  if config.compilation_cache_dir:
+    jax.config.update('jax_compilation_cache_dir', config.compilation_cache_dir)
   setup = set_up(config)
   config = setup.config
   run_lib.check_same(workdir, setup.identity)
