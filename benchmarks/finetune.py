@@ -73,7 +73,8 @@ def losses_side_by_side(config, steps: int) -> dict:
   config.model.update(
     dict.fromkeys(('hidden_dropout', 'attention_dropout', 'classifier_dropout'), 0.0)
   )
-  config.span_loss_includes_padding, config.log_every, config.data.packed_length = True, 1, 0  # as theirs
+  config.span_loss_includes_padding, config.data.packed_length = True, 0  # as theirs
+  config.log_every = 1
   config.schedule, config.warmup_ratio = 'linear', 0.1
   setup = finetune.set_up(config)
   transform = make_transform(config, setup.bert, config.learning_rate, steps)
