@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import optax
 
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.interop import loading
@@ -221,7 +220,7 @@ def state_maker(setup: Setup):
 
   def trial(seed, rate, *params):
     state = make(seed, *params)
-    return state.replace(opt_state=optax.tree.set(state.opt_state, peak_learning_rate=rate))
+    return state.replace(opt_state=optimizer.with_peak(state.opt_state, rate))
 
   seeds, rates = (np.array(column) for column in zip(*setup.trials, strict=True))
   return lambda *params: jax.vmap(trial)(seeds, rates.astype(np.float32), *params)

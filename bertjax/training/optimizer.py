@@ -149,6 +149,11 @@ def scale_by_peak_rate(
   return optax.GradientTransformation(init, update)
 
 
+def with_peak(opt_state: optax.OptState, peak: float) -> optax.OptState:
+  """The state of a `make_optimizer` optimizer with another peak learning rate."""
+  return optax.tree.set(opt_state, peak_learning_rate=peak)
+
+
 def make_optimizer(
   name: str = 'bert',
   learning_rate: float = 1e-4,
