@@ -4,10 +4,9 @@ import numpy as np
 import torch
 import transformers
 
-_CLASSES = {
-  'class': 'BertForSequenceClassification',
-  'regression': 'BertForSequenceClassification',
-  'tags': 'BertForTokenClassification',
+_CLASSES = {  # by our head
+  'classification': 'BertForSequenceClassification',
+  'tagging': 'BertForTokenClassification',
   'span': 'BertForQuestionAnswering',
   'choice': 'BertForMultipleChoice',
 }
@@ -24,9 +23,8 @@ class TransformersLoop:
 
   def __init__(self, directory, task, *, train_padding: bool):
     self.task = task
-    labels = {'num_labels': 1} if task.kind == 'regression' else {}
-    cls = getattr(transformers, _CLASSES[task.kind])
-    self.model = cls.from_pretrained(directory, **labels)
+    cls = getattr(transformers, _CLASSES[task.head])
+    self.model = cls.from_pretrained(directory, **({'num_labels': 1} if task.label.numeric else {}))
     self.model.train()
     if train_padding:
       self.model.bert.embeddings.word_embeddings.padding_idx = None
@@ -53,26 +51,28 @@ class TransformersLoop:
     self.model.eval()
     out = self._run(batch, labels=False)
     self.model.train()
-    if self.task.kind == 'span':
+    if self.task.head == 'span':
       return torch.stack([out.start_logits, out.end_logits], -1).numpy()
-    return out.logits.numpy().reshape(-1) if self.task.kind == 'choice' else out.logits.numpy()
+    return out.logits.numpy().reshape(-1) if self.task.choices > 1 else out.logits.numpy()
 
   def _run(self, batch, labels: bool):
     names = {'input_ids': 'input_ids', 'token_type_ids': 'token_type_ids',
              'attention_mask': 'segment_ids'}  # fmt: skip
     inputs = {name: torch.tensor(np.asarray(batch[ours])).long() for name, ours in names.items()}
     choices = self.task.choices
-    if self.task.kind == 'choice':
+    if choices > 1:
       inputs = {n: x.reshape(-1, choices, x.shape[1]) for n, x in inputs.items()}
     return self.model(**inputs, **(self._labels(batch) if labels else {}))
 
   def _labels(self, batch) -> dict:
     labels = torch.tensor(np.asarray(batch['labels']))
-    if self.task.kind == 'regression':
+    if self.task.label.numeric:
       return {'labels': labels}
     labels = labels.long()
-    if self.task.kind == 'span':
+    if self.task.head == 'span':
       return {'start_positions': labels[:, 0], 'end_positions': labels[:, 1]}
-    if self.task.kind == 'choice':
-      return {'labels': labels.reshape(-1, self.task.choices)[:, 0]}
-    return {'labels': torch.where(labels < 0, -100, labels) if self.task.kind == 'tags' else labels}
+    if self.task.label.per_token:
+      labels = torch.where(labels < 0, -100, labels)
+    return {
+      'labels': labels.reshape(-1, self.task.choices)[:, 0] if self.task.choices > 1 else labels
+    }

@@ -73,8 +73,8 @@ def losses_side_by_side(config, steps: int) -> dict:
   config.model.update(
     dict.fromkeys(('hidden_dropout', 'attention_dropout', 'classifier_dropout'), 0.0)
   )
-  config.span_loss_includes_padding, config.data.packed_length = True, 0  # as theirs
-  config.log_every = 1
+  config.span_loss_includes_padding = config.task.startswith('squad')  # as theirs
+  config.log_every, config.data.packed_length = 1, 0
   config.schedule, config.warmup_ratio = 'linear', 0.1
   setup = finetune.set_up(config)
   transform = make_transform(config, setup.bert, config.learning_rate, steps)
@@ -99,12 +99,12 @@ def losses_side_by_side(config, steps: int) -> dict:
 
 def transformers_twin(setup, train_padding: bool) -> TransformersLoop:
   """Their loop from the same weights, the new head's included."""
-  task, problem = setup.task, finetune.PROBLEMS.get(setup.task.kind, '')
+  task = setup.task
   with tempfile.TemporaryDirectory() as folder:
     start = pathlib.Path(folder) / 'start'
     loading.save_model(
       start, setup.bert.config, finetune.load_params(setup), setup.tokenizer,
-      labels=task.labels if task.kind in ('class', 'tags') else (), problem_type=problem,
+      labels=task.labels, problem_type=task.label.problem_type,
     )  # fmt: skip
     return TransformersLoop(start, task, train_padding=train_padding)
 
@@ -157,7 +157,6 @@ def their_run(config) -> dict:
       print(f'{number}/{setup.steps} {loss:.4f}', flush=True)
   data = batches.make_batches(config, setup.task, setup.dev.columns)
   parts = [peer.logits(data.in_order(step))[None] for step in range(data.steps)]
-  fill = -1e9 if setup.task.kind == 'span' else 0.0
-  logits = batches.gather(data, parts, fill)[0]
+  logits = batches.gather(data, parts)[0]
   predictions = setup.task.decode(setup.examples, setup.dev, logits)
   return setup.task.score(setup.examples, predictions)

@@ -37,12 +37,6 @@ FLAGS = {
   'workdir': ('', 'folder of the run; the same folder resumes it'),
 } | distributed.FLAGS
 
-PROBLEMS = {
-  'class': 'single_label_classification',
-  'regression': 'regression',
-  'multilabel': 'multi_label_classification',
-}
-
 
 def default_config(task: str = 'sst2') -> ml_collections.ConfigDict:
   """Every field of a fine-tuning run; recipes change some and flags change any."""
@@ -191,7 +185,7 @@ def train(
     meta = {'identity': identity, 'config': config.to_dict(), 'next_batch': step,
             'evaluations': history,
             'model': run_lib.model_facts(
-              setup.bert.config, labels=task.labels, problem_type=PROBLEMS.get(task.kind, ''),
+              setup.bert.config, labels=task.labels, problem_type=task.label.problem_type,
               trials=len(setup.trials),
             )}  # fmt: skip
     checkpoints.save(step, state, meta, scores)
@@ -252,7 +246,7 @@ def finish(setup: Setup, workdir, predict, params, chosen: dict, history) -> dic
     task.write(workdir / 'predictions', split, examples, found)
   loading.save_model(
     workdir / 'model', setup.bert.config, params, setup.tokenizer,
-    labels=task.labels, problem_type=PROBLEMS.get(task.kind, ''),
+    labels=task.labels, problem_type=task.label.problem_type,
   )  # fmt: skip
   table = trials_table(setup, history) if setup.many else {}
   if table:
@@ -292,9 +286,7 @@ def trials_table(setup: Setup, history) -> dict:
   no better than always the most frequent class."""
   task, examples = setup.task, setup.examples
   metric = np.array([[scores[task.metric] for scores in e['scores']] for e in history])
-  floor = -np.inf
-  if task.kind == 'class':
-    floor = report.majority_score(task, examples)[1]
+  _, floor = report.majority_score(task, examples) or ('', -np.inf)
 
   def failed(trial, last):
     loss = history[last]['scores'][trial]['loss']

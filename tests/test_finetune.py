@@ -16,6 +16,7 @@ from bertjax.finetuning import scoring
 from bertjax.interop import checkpoints, google, loading
 from bertjax.model.config import EncoderConfig
 from bertjax.model.heads import Bert, init_params
+from bertjax.objectives.labels import Choice
 from bertjax.tasks.batches import TaskBatches
 from bertjax.training.log import RunLog, read_metrics
 from tests.test_official_scorers import evaluate_squad
@@ -364,7 +365,7 @@ def test_batches_hold_whole_questions_and_every_example_once():
     'labels': np.zeros(24, np.int32),
     'example_ids': np.arange(24, dtype=np.int32) // 4,
   }
-  data = TaskBatches(rows, 4, 0, 4)
+  data = TaskBatches(rows, 4, Choice(rows=4))
   seen = []
   for step in range(3):
     ids = data.training(step)['input_ids'][:, 0].reshape(4, 4)

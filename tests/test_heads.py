@@ -15,10 +15,11 @@ from jax.sharding import PartitionSpec
 
 from bertjax.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from bertjax.interop import google, huggingface, loading, mapping
-from bertjax.model import crf, losses
+from bertjax.model import crf
 from bertjax.model.config import FEATURES, EncoderConfig
 from bertjax.model.encoder import PARAM_AXES
 from bertjax.model.heads import Bert, init_params
+from bertjax.objectives.labels import Class, Tags
 from bertjax.tasks import tagging
 from bertjax.tasks.task import Example, make_batch
 from bertjax.training import mesh as mesh_lib
@@ -140,7 +141,7 @@ def test_weighted_sums_start_as_the_mean_and_learn_their_shares():
   head = params['tagging']
   mean = out['all_hidden'][1:].mean(0)
   np.testing.assert_allclose(out['tagging_logits'], mean @ head['kernel'] + head['bias'], atol=1e-5)
-  loss_fn, _ = losses.task_loss(bert, 'tags')
+  loss_fn, _ = Tags().make_loss(bert)
   grads = jax.jit(jax.grad(lambda p: loss_fn(p, batch, None)[0]['task']))(params)['tagging']
   assert (np.abs(grads['layer_weights']) > 0).all() and np.abs(grads['layer_scale']) > 0
 
@@ -215,7 +216,7 @@ def test_bilstms_are_pytorchs_and_respect_padding():
 @functools.cache
 def compiled_loss(config):
   bert = Bert(config, heads=('tagging',), pooler=False, num_labels=TAGS)
-  loss_fn, weights = losses.task_loss(bert, 'tags')
+  loss_fn, weights = Tags().make_loss(bert)
   return jax.jit(lambda params, batch: (loss_fn(params, batch, None)[0], weights(batch)))
 
 
@@ -259,16 +260,16 @@ def test_tags_are_chosen_alike_with_and_without_gold_tags():
     encoded = tagging.encode(items, tokenizer, 12, labels=labels, context=False)
     logits = run(config, params, make_batch(encoded.columns))['tagging_logits']
     chosen = crf.viterbi(params['tagging'], logits, encoded.alignment >= 0)
-    found.append(tagging.decode(items, encoded, chosen, labels=labels))
+    found.append(Tags(labels).decode(items, encoded, chosen))
     if tags:
       np.testing.assert_array_equal(encoded.alignment >= 0, encoded.columns['labels'] >= 0)
   assert found[0] == found[1] and all(len(tags) == 4 for tags in found[0])
-  assert found[0] != tagging.decode(items, encoded, logits, labels=labels)
+  assert found[0] != Tags(labels).decode(items, encoded, logits)
 
 
 def test_a_split_model_has_the_gradients_of_a_whole_one():
   config = dataclasses.replace(FULL, bilstm=1)
-  loss_fn, _ = losses.task_loss(Bert(config, ('tagging',), False, TAGS), 'tags')
+  loss_fn, _ = Tags().make_loss(Bert(config, ('tagging',), False, TAGS))
   params, batch = random_params(config), batch_of(8)
   found = []
   for sizes in ((1, 1, 1), (1, 2, 2)):
@@ -381,7 +382,7 @@ def test_a_wrong_switch_says_the_choices(changes, message):
 
 def test_what_does_not_go_together_is_refused():
   with pytest.raises(ValueError, match=r"crf=True is for tags, .* 'class'; set crf=False"):
-    losses.task_loss(Bert(dataclasses.replace(PLAIN, crf=True), ('classification',)), 'class')
+    Class().make_loss(Bert(dataclasses.replace(PLAIN, crf=True), ('classification',)))
   config = dataclasses.replace(PLAIN, bilstm=1, bilstm_size=6)
   packed = batch_of() | {'cls_positions': np.zeros((4, 2), np.int32)}
   with pytest.raises(ValueError, match='read a row as one sequence'):

@@ -13,6 +13,7 @@ PACKAGE = pathlib.Path(__file__).parent.parent / 'bertjax'
 # Folder -> what its modules may import, besides the standard library and themselves.
 ALLOWED = {
   'model': {'jax', 'flax', 'optax', 'numpy'},
+  'objectives': {'jax', 'optax', 'numpy', 'bertjax.model'},
   'training': {
     'jax', 'flax', 'optax', 'orbax', 'numpy', 'etils', 'tqdm', 'tensorboardX', 'matplotlib'
   },
@@ -26,7 +27,8 @@ ALLOWED = {
     'bertjax.model', 'bertjax.data', 'bertjax.interop', 'bertjax.tasks', 'bertjax.pages',
   },
   'pages': set(),
-  'tasks': {'numpy', 'scipy', 'etils', 'matplotlib', 'bertjax.data', 'bertjax.pages'},
+  'tasks': {'numpy', 'scipy', 'etils', 'matplotlib', 'bertjax.data', 'bertjax.objectives',
+            'bertjax.pages'},
   'finetuning': {
     'jax', 'numpy', 'etils',
     'bertjax.model', 'bertjax.data', 'bertjax.interop', 'bertjax.tasks', 'bertjax.training',
@@ -117,3 +119,20 @@ def test_an_unknown_public_name_lists_the_known_ones():
 
   with pytest.raises(AttributeError, match='EncoderConfig'):
     bertjax.BertModel  # noqa: B018
+
+
+def test_only_label_kinds_know_what_their_labels_are():
+  """A kind is one class in `objectives.labels`; other code calls its methods and never branches."""
+  kinds = {'class', 'regression', 'multilabel', 'tags', 'span', 'choice'}
+  names = '|'.join(kind.capitalize() for kind in kinds)
+  for path in [*PACKAGE.rglob('*.py'), *(PACKAGE.parent / 'benchmarks').glob('*.py')]:
+    tree = ast.parse(path.read_text())
+    compared = [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Compare)]
+    found = [text for text in compared if re.search(r'\bkind\b', text) and kinds & quoted(text)]
+    called = [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    found += [text for text in called if re.match(rf'(isinstance|type)\(.*\b({names})\b', text)]
+    assert not found, path
+
+
+def quoted(text: str) -> set[str]:
+  return set(re.findall(r"'(\w+)'", text))

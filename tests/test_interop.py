@@ -371,7 +371,7 @@ def test_labels_that_are_taken_by_their_number_are_logged(vocab, tmp_path, caplo
   params = random_params(config, ('classification',), num_labels=2)
   save_hf(tmp_path / 'a', config, params, tokenizer, labels=named)
   task = types.SimpleNamespace(
-    kind='class', head='classification', name='reviews', num_labels=2, labels=('bad', 'good')
+    head='classification', name='reviews', num_labels=2, labels=('bad', 'good')
   )
   if named == ('good', 'bad'):
     with pytest.raises(ValueError, match='must be the same in the same order'):

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from bertjax import TASKS, Tokenizer
 from bertjax.data.tokenizer import SPECIAL_TOKENS
+from bertjax.objectives.labels import Tags
 from bertjax.tasks import metrics, tagging
 from bertjax.tasks.task import Example
 
@@ -79,7 +80,7 @@ def test_a_long_sentence_gets_several_rows_and_every_word_one_tag():
   assert encoded.columns['example_ids'].tolist() == [0, 1, 1, 1]
   words = [row[row >= 0].tolist() for row in encoded.alignment]
   assert words == [[0, 1], [0, 1], [2], [3, 4]]
-  tags = tagging.decode(items, encoded, np.maximum(encoded.columns['labels'], 0), labels=LABELS)
+  tags = Tags(LABELS).decode(items, encoded, np.maximum(encoded.columns['labels'], 0))
   assert tags == [['O', 'O'], ['O', 'B-T', 'I-T', 'I-T', 'O']]
   assert shown(encoded.columns['input_ids'][3]) == '[CLS]xx b c [SEP]'  # the word before fills
 
@@ -110,8 +111,8 @@ def test_logits_and_chosen_tags_decode_alike(tmp_path):
   items = [example('a ax', tags='B-T I-T')]
   encoded = tagging.encode(items, TOKENIZER, 6, labels=LABELS, context=False)
   logits = np.random.default_rng(0).normal(size=(1, 6, 3))
-  tags = tagging.decode(items, encoded, logits, labels=LABELS)
-  assert tags == tagging.decode(items, encoded, logits.argmax(-1), labels=LABELS)
+  tags = Tags(LABELS).decode(items, encoded, logits)
+  assert tags == Tags(LABELS).decode(items, encoded, logits.argmax(-1))
   [path] = tagging.write(tmp_path, 'dev', items * 2, [['B-T', 'O']] * 2)
   assert path.read_text() == 'a B-T B-T\nax I-T O\n\na B-T B-T\nax I-T O\n'
   [path] = tagging.write(tmp_path, 'test', [Example('0', ('New York',))], [['B-T']])

@@ -9,6 +9,7 @@ from bertjax import TASKS, Tokenizer
 from bertjax.data import dataset
 from bertjax.data.tokenizer import SPECIAL_TOKENS
 from bertjax.model.heads import BATCH_KEYS
+from bertjax.objectives.labels import Class
 from bertjax.tasks import rows, task
 
 WORDS = ['a', 'b', 'c', 'd', 'e', 'f', '##x', 'good', 'bad', 'film', '.']
@@ -48,7 +49,7 @@ def test_tables_are_read_and_their_labels_found(tmp_path, name, text):
   first, second = table.read('train')
   assert table.labels in (('neg', 'pos'), ('0', '1')) and (first.label, second.label) == (1, 0)
   assert first.texts == ('good, "film"',) and second.texts[0].split() == ['bad', 'film']
-  assert (table.head, table.kind, table.metric) == ('classification', 'class', 'accuracy')
+  assert (table.head, type(table.label), table.metric) == ('classification', Class, 'accuracy')
 
 
 def test_pairs_are_cut_at_the_end_of_the_longer_and_counted(tokenizer):

@@ -15,8 +15,8 @@ from bertjax.__main__ import load_recipe, main
 from bertjax.data import loader
 from bertjax.finetuning import scoring
 from bertjax.interop import loading
-from bertjax.model import losses
 from bertjax.model.encoder import PARAM_AXES, layer_factors
+from bertjax.objectives.labels import Class, Span
 from bertjax.tasks import rows
 from bertjax.training import loop, optimizer, trials
 from bertjax.training.log import read_metrics
@@ -315,7 +315,7 @@ def test_class_weights_are_torch_s():
     def apply(*_, **__):
       return {'classification_logits': logits}
 
-  loss_fn, weights_of = losses.task_loss(Model, 'class', class_weights=(1.0, 3.0, 0.5))
+  loss_fn, weights_of = Class().make_loss(Model, (1.0, 3.0, 0.5))
   batch = {'labels': labels, 'example_weights': np.ones(6, np.float32)}
   ours = loss_fn({}, batch, None)[0]['task'] / weights_of(batch)['task']
   theirs = torch.nn.CrossEntropyLoss(weight=torch.tensor([1.0, 3.0, 0.5]))
@@ -332,7 +332,7 @@ def test_a_question_whose_answer_has_no_place_is_left_out_of_the_loss():
     def apply(*_, **__):
       return {'span_logits': logits}
 
-  loss_fn, weights_of = losses.task_loss(Model, 'span')
+  loss_fn, weights_of = Span().make_loss(Model)
   labels = np.array([[1, 2], [-1, -1], [0, 0]])
   batch = {'labels': labels, 'example_weights': np.ones(3, np.float32),
            'segment_ids': np.ones((3, 5), np.int32)}  # fmt: skip
@@ -344,12 +344,10 @@ def test_a_question_whose_answer_has_no_place_is_left_out_of_the_loss():
 
 def test_balanced_weights_and_their_mistakes(own):
   task = rows.make_task(own)
-  columns = {'labels': np.array([0, 0, 0, 1])}
-  own.class_weights = 'balanced'
-  assert rows.class_weights(own, task, columns) == pytest.approx((4 / 6, 2.0))
-  own.class_weights = '1.0'
+  column = np.array([0, 0, 0, 1])
+  assert task.label.class_weights('balanced', column) == pytest.approx((4 / 6, 2.0))
   with pytest.raises(ValueError, match=r"'balanced' or 2 numbers, of bad, good; got '1\.0'"):
-    rows.class_weights(own, task, columns)
+    task.label.class_weights('1.0', column)
 
 
 def test_several_labels_are_learnt_and_evaluated_by_the_command(own, tmp_path, capsys):

@@ -5,21 +5,18 @@ import logging
 import pathlib
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 
 from bertjax.finetuning.setup import check_labels
 from bertjax.interop import loading
-from bertjax.model import crf, heads, losses
+from bertjax.model import crf, heads
 from bertjax.tasks import batches, report, rows
 from bertjax.training import loop, trials
 from bertjax.training import mesh as mesh_lib
 
 _log = logging.getLogger(__name__)
-
-_NEVER = -1e9  # the logit of what cannot be chosen
 
 
 def make_predict(config, bert, task, mesh, many: bool = False):
@@ -28,20 +25,12 @@ def make_predict(config, bert, task, mesh, many: bool = False):
   K is the number of trials, 1 without. With a CRF the logits are its tags [K, N, L]. Only the
   text's own positions are ranked as spans, unless `span_loss_includes_padding`. Every process gets all.
   """
-  loss_fn, loss_weights = losses.task_loss(
-    bert,
-    task.kind,
-    choices=task.choices,
-    span_loss_includes_padding=config.span_loss_includes_padding,
-  )
-  apart = task.kind == 'span' and not config.span_loss_includes_padding
+  loss_fn, loss_weights = task.label.make_loss(bert)
 
   def step(params, batch):
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # kernels ask where they will run
-      logits = bert.apply({'params': params}, batch)[f'{task.head}_logits']
+      logits = task.label.select(bert.apply({'params': params}, batch), batch)
       loss = loss_fn(params, batch, None)[0]['task']
-    if apart:
-      logits = jnp.where(batch['segment_ids'][..., None] > 0, logits, _NEVER)
     return logits, loss, loss_weights(batch)['task']
 
   everywhere = NamedSharding(mesh, PartitionSpec())
@@ -60,7 +49,7 @@ def make_predict(config, bert, task, mesh, many: bool = False):
     parts = jax.device_get([compiled(params, batch) for batch in stream])
     if not many:
       parts = jax.tree.map(lambda x: np.asarray(x)[None], parts)
-    logits = batches.gather(data, [part for part, _, _ in parts], _NEVER if apart else 0.0)
+    logits = batches.gather(data, [part for part, _, _ in parts])
     loss, weight = (sum(p[i].astype(np.float64) for p in parts) for i in (1, 2))
     if bert.config.crf:
       tagging = params['tagging'] if many else jax.tree.map(lambda x: x[None], params['tagging'])

@@ -12,8 +12,7 @@ import numpy as np
 
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.interop import loading
-from bertjax.model import encoder, heads, losses
-from bertjax.model.config import POOLED_HEADS
+from bertjax.model import encoder, heads
 from bertjax.tasks import batches, rows
 from bertjax.tasks import task as task_lib
 from bertjax.training import mesh as mesh_lib
@@ -102,8 +101,6 @@ def check_labels(source, params: dict, task) -> None:
   Without a name in common (`LABEL_0`) they cannot be compared: the labels are matched by index,
   which is logged.
   """
-  if task.kind in ('span', 'choice'):
-    return
   own, count = loading.read_labels(source)[0], params[task.head]['bias'].size
   if count != task.num_labels:
     raise ValueError(f'{source} predicts {count} labels {own}, {task.name} has {task.num_labels}: '
@@ -147,7 +144,7 @@ def make_model(config, task, encoder_config) -> heads.Bert:
         f'{config.init_from}, got {config[field]}.'
       )
   return heads.Bert(
-    encoder_config, heads=(task.head,), pooler=task.head in POOLED_HEADS,
+    encoder_config, heads=(task.head,), pooler=task.label.pooled,
     num_labels=task.num_labels,
   )  # fmt: skip
 
@@ -164,7 +161,7 @@ def packed_length(config, task, encoder_config) -> int:
   pack, most = config.data.packed_length, encoder_config.max_positions
   alone = [
     name for name, used in (('bilstm', encoder_config.bilstm), ('crf', encoder_config.crf),
-                            ('span_loss_includes_padding', config.span_loss_includes_padding)) if used
+                            ('span_loss_includes_padding', task.label.includes_padding)) if used
   ]  # fmt: skip
   if pack == -1:
     return 0 if alone or task.choices > 1 else max(config.data.length, min(128, most))
@@ -200,10 +197,8 @@ def make_transform(config, bert, learning_rate: float, steps: int):
 
 def make_loss(config, bert, task, columns):
   """`(loss_fn, loss_weights)` of a task, parts with factor 0 cut off from the gradient."""
-  loss_fn, loss_weights = losses.task_loss(
-    bert, task.kind, choices=task.choices, span_loss_includes_padding=config.span_loss_includes_padding,
-    class_weights=rows.class_weights(config, task, columns),
-  )  # fmt: skip
+  weights = task.label.class_weights(config.class_weights, columns['labels'])
+  loss_fn, loss_weights = task.label.make_loss(bert, weights)
   factors = factors_of(config, bert)
   if factors is None:
     return loss_fn, loss_weights

@@ -7,13 +7,9 @@ divides by `weight + 1e-5` for each core and averages the cores' means instead.
 """
 
 import functools
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import optax
-
-from bertjax.model import crf
 
 Sums = dict[str, jax.Array]
 
@@ -103,72 +99,3 @@ def pretraining_loss(model):
     return pretraining_sums(out, batch, terms)
 
   return loss_fn, functools.partial(pretraining_weights, terms=terms)
-
-
-def task_loss(
-  model, kind: str, *, choices: int = 1, span_loss_includes_padding: bool = False,
-  class_weights: Sequence[float] = (),
-) -> tuple:  # fmt: skip
-  """Returns `(loss_fn, loss_weights)` of a task, with the one term 'task', for `training.loop`.
-
-  Args:
-    model: `Bert` with the head of the task.
-    kind: of label, with `labels` as in contract 1: 'class' [B], 'regression' [B] (squared error),
-      'multilabel' [B, C] (mean of C binary cross-entropies), 'tags' [B, L] (each token counts, -1 =
-      none; with `config.crf` a sentence's log likelihood, which also counts as many times as it
-      has tokens, so that both are nats for a token), 'span' [B, 2] (mean of start and end; [CLS] =
-      no answer, -1 = not counted), 'choice' [B] (the rows of a question follow one another). Of
-      packed rows [B, S] in the place of [B], but for tags.
-    choices: rows of a question.
-    span_loss_includes_padding: whether a span's softmax runs over padding too, as in run_squad.py.
-    class_weights: [C], how much an example of each class (a token of each tag) counts.
-
-  Raises:
-    ValueError: if the model has a CRF and the labels are no tags, or class weights have no meaning.
-  """
-  if class_weights and (kind not in ('class', 'tags') or model.config.crf):
-    raise ValueError(f'class_weights are for classes and tags without a CRF, not for {kind!r}.')
-  if model.config.crf and kind != 'tags':
-    raise ValueError(f'crf=True is for tags, the labels are of the kind {kind!r}; set crf=False.')
-  head = {'tags': 'tagging', 'span': 'span', 'choice': 'choice'}.get(kind, 'classification')
-
-  def weights_of(batch):
-    labels, weights = batch['labels'], batch['example_weights']
-    if kind == 'tags':
-      sequence = jnp.maximum(batch['segment_ids'] - 1, 0)
-      weights = jnp.take_along_axis(weights.reshape(len(labels), -1), sequence, 1) * (labels >= 0)
-    if kind == 'span':
-      weights = weights * (labels[..., 0] >= 0)
-    if class_weights:
-      weights *= jnp.asarray(class_weights, jnp.float32)[jnp.maximum(labels, 0)]
-    return weights.reshape(-1, choices)[:, 0] if kind == 'choice' else weights
-
-  def loss_fn(params, batch, rng):
-    rngs = None if rng is None else {'dropout': rng}
-    out = model.apply({'params': params}, batch, train=rng is not None, rngs=rngs)
-    logits, labels = out[f'{head}_logits'], batch['labels']
-    if model.config.crf:
-      nats = crf.negative_log_likelihood(params['tagging'], logits, labels)
-      return {'task': (nats * batch['example_weights']).sum()}, {}
-    if kind == 'regression':
-      values = jnp.square(logits[..., 0] - labels)
-    elif kind == 'multilabel':
-      values = optax.losses.sigmoid_binary_cross_entropy(logits, labels).mean(-1)
-    elif kind == 'choice':
-      values = cross_entropy(logits.reshape(-1, choices), labels.reshape(-1, choices)[:, 0])
-    elif kind == 'span':
-      values = _span_losses(logits, batch, span_loss_includes_padding)
-    else:
-      values = cross_entropy(logits, jnp.maximum(labels, 0))
-    return {'task': (values * weights_of(batch)).sum()}, {}
-
-  return loss_fn, lambda batch: {'task': weights_of(batch).sum()}
-
-
-def _span_losses(logits, batch, over_padding: bool):
-  """The mean loss of start and end of each sequence, among its own tokens [B] or [B, S]."""
-  labels, segments = batch['labels'], batch['segment_ids']
-  pairs = jnp.maximum(labels, 0).reshape(len(labels), -1, 2).swapaxes(1, 2)  # [B, 2, S]
-  own = segments[:, None] == jnp.arange(1, pairs.shape[2] + 1)[:, None]  # [B, S, L]
-  logits = jnp.where(own[:, None] | over_padding, logits.swapaxes(1, 2)[:, :, None], -1e9)
-  return cross_entropy(logits, pairs).mean(1).reshape(labels.shape[:-1])

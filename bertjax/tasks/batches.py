@@ -8,6 +8,7 @@ import numpy as np
 
 from bertjax.data import packing
 from bertjax.data.prng import training_slots
+from bertjax.objectives.labels import Label
 from bertjax.tasks.task import make_batch
 
 
@@ -17,12 +18,11 @@ class TaskBatches:
 
   Attributes:
     rows: columns of `Encoded`, L long.
-    batch_size: B, examples of the global batch; an example has `group` rows, one after another.
+    batch_size: B, examples of the global batch.
+    label: what the labels are; an example has `label.rows` rows, one after another.
     seed: of the order.
-    group: rows of an example (choices).
     buckets: lengths a batch may have besides L: the shortest that holds all its tokens is taken, so
       that at most `len(buckets) + 1` programs are compiled.
-    kind: of the labels.
     local: which examples of a global batch this process brings; None = all.
     pack: tokens of a packed training row; 0 = a row holds one sequence. The number of rows is one
       of sixteen, so that at most as many programs are compiled.
@@ -31,13 +31,17 @@ class TaskBatches:
 
   rows: dict[str, np.ndarray]
   batch_size: int
+  label: Label
   seed: int = 0
-  group: int = 1
   buckets: tuple[int, ...] = ()
-  kind: str = 'class'
   local: np.ndarray | None = None
   pack: int = 0
   replicas: int = 1
+
+  @property
+  def group(self) -> int:
+    """Rows of an example."""
+    return self.label.rows
 
   @property
   def examples(self) -> int:
@@ -114,10 +118,9 @@ class TaskBatches:
     ]
     batch, places = packing.pack(
       self._read(examples, self.pack), rows, count=count, length=self.pack,
-      slots=self.per_row * self.group, per_token=('labels',) if self.kind == 'tags' else (),
+      slots=self.per_row * self.group, per_token=('labels',) if self.label.per_token else (),
     )  # fmt: skip
-    if self.kind == 'span':
-      batch['labels'][places.row, places.slot] += places.start[:, None].astype(np.int32)
+    self.label.shift(batch['labels'], places)
     if self.local is None:
       return batch
     replica = np.arange(count) * self.replicas // count
@@ -128,7 +131,7 @@ class TaskBatches:
     row = (examples[:, None] * self.group + np.arange(self.group)).ravel()
     columns = {name: column[row] for name, column in self.rows.items()}
     columns['input_ids'] = columns['input_ids'][:, :length]
-    if self.kind == 'tags':
+    if self.label.per_token:
       columns['labels'] = columns['labels'][:, :length]
     return make_batch(columns)
 
@@ -155,19 +158,18 @@ def make_batches(
     lengths = tuple(sorted(int(n) for n in config.data.buckets.split(',') if n))
   except ValueError:
     raise ValueError(f"data.buckets are written '32,64', got {config.data.buckets!r}.") from None
-  over_padding = config.span_loss_includes_padding and task.kind == 'span'
   return TaskBatches(
-    columns, config.batch_size, seed, task.choices, () if over_padding else lengths,
-    kind=task.kind, local=local, pack=pack, replicas=replicas,
+    columns, config.batch_size, task.label, seed,
+    () if task.label.includes_padding else lengths, local=local, pack=pack, replicas=replicas,
   )  # fmt: skip
 
 
-def gather(batches: TaskBatches, parts: list[np.ndarray], fill: float) -> np.ndarray:
+def gather(batches: TaskBatches, parts: list[np.ndarray]) -> np.ndarray:
   """Logits [K, B, ...] of batches by length, put in the order of rows: [K, N, ...]."""
   count, full = batches.rows['input_ids'].shape
   per_token = parts[0].ndim == 4
   shape = (full, parts[0].shape[-1]) if per_token else parts[0].shape[2:]
-  logits = np.full((len(parts[0]), count, *shape), fill, np.float32)
+  logits = np.full((len(parts[0]), count, *shape), batches.label.fill, np.float32)
   order = (batches.by_length[:, None] * batches.group + np.arange(batches.group)).ravel()
   for number, part in enumerate(parts):
     row = order[number * part.shape[1] :][: part.shape[1]]

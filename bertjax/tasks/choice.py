@@ -3,13 +3,15 @@
 Each ending is a row of its own behind its beginning; the rows of a question follow one another.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from bertjax.objectives.labels import Choice, Class
 from bertjax.tasks import classification
 from bertjax.tasks.classification import Layout
-from bertjax.tasks.task import Encoded, Example, Task, golds, write_predictions
+from bertjax.tasks.task import Encoded, Example, Task, golds
 
 _SWAG = tuple(f'ending{i}' for i in range(4))
 
@@ -38,18 +40,18 @@ def choice(
   reading = classification.Reading(delimiter, encoding, on_bad_row).check()
   columns = (prompt, *([] if start == '' else [start]), *endings)
   layouts = {s: Layout(f, columns, label, s in unlabelled) for s, f in files.items()}
-  numbers = tuple(str(i) for i in range(len(endings)))
+  numbers = Class(tuple(str(i) for i in range(len(endings))))
+  made = Choice(rows=len(endings))
 
   def read(split):
     found = classification.read_texts(
-      split, source=source, layouts=layouts, kind='class', labels=numbers, every_class=False,
-      reading=reading,
-    )  # fmt: skip
+      split, source=source, layouts=layouts, label=numbers, every_class=False, reading=reading
+    )
     return [_pairs(item, len(endings)) for item in found]
 
   return Task(
-    name, 'choice', 'accuracy', read, encode, decode, score, _write, tuple(layouts),
-    choices=len(endings),
+    name, made, read, encode, made.decode, score,
+    functools.partial(classification.write_texts, label=made), tuple(layouts),
   )  # fmt: skip
 
 
@@ -80,19 +82,10 @@ def encode(items: Sequence[Example], tokenizer, length: int) -> Encoded:
   choices = len(items[0].texts) // 2 if items else 1
   rows = [item._replace(texts=item.texts[i : i + 2]) for item in items
           for i in range(0, 2 * choices, 2)]  # fmt: skip
-  encoded = classification.encode(rows, tokenizer, length, kind='class', classes=choices)
+  encoded = classification.encode(rows, tokenizer, length, label=Choice(rows=choices))
   encoded.columns['example_ids'] //= choices
   return encoded
 
 
-def decode(items, encoded: Encoded, logits, threshold: float = 0.0) -> np.ndarray:
-  """The number of the chosen ending, for each example."""
-  return np.asarray(logits).reshape(len(items), -1).argmax(1)
-
-
 def score(items: Sequence[Example], predictions) -> dict[str, float]:
   return {'accuracy': float(np.mean(np.asarray(predictions) == np.asarray(golds(items))))}
-
-
-def _write(folder, split, items, predictions):
-  return write_predictions(folder, split, items, [str(number) for number in predictions])

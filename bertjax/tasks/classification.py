@@ -3,9 +3,9 @@
 GLUE is built on this, and so is your own data: any table that `data.tables` reads.
 """
 
+import dataclasses
 import functools
 import logging
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -15,21 +15,26 @@ from etils import epath
 from bertjax.data import tables
 from bertjax.data import text as text_lib
 from bertjax.data.prng import EXAMPLES, hash_u64
+from bertjax.objectives.labels import Class, Label, Multilabel, Regression
 from bertjax.tasks import metrics
-from bertjax.tasks.task import Encoded, Example, Task, golds, known_split, lay_out, truncate
-from bertjax.tasks.task import write_predictions as write_lines
+from bertjax.tasks.task import (
+  Encoded,
+  Example,
+  Task,
+  golds,
+  known_split,
+  lay_out,
+  truncate,
+  write_predictions,
+)
 
 _log = logging.getLogger(__name__)
 
-_CLASS_METRICS = {
-  'accuracy': metrics.accuracy, 'f1': metrics.binary_f1, 'macro_f1': metrics.macro_f1,
-  'matthews': metrics.matthews,
-}  # fmt: skip
 _NULLS = ('nan', 'none', 'null', 'nil', 'n/a', 'na', '<na>', '#n/a', '-', '?')
-METRICS = {  # of own data, the main one first
-  'class': ('accuracy', 'macro_f1', 'matthews'),
-  'regression': ('spearman', 'pearson'),
-  'multilabel': ('micro_f1', 'macro_f1', 'exact'),
+_KINDS = {  # of labels in tables, and how they are scored
+  'class': (Class, metrics.of_classes),
+  'regression': (Regression, metrics.correlations),
+  'multilabel': (Multilabel, metrics.multilabel),
 }
 
 
@@ -81,33 +86,33 @@ def table(
   Raises:
     ValueError: for an unknown kind, or labels to be found and no training split.
   """
-  if kind not in METRICS:
-    raise ValueError(f'kind must be one of {tuple(METRICS)}, got {kind!r}.')
+  if kind not in _KINDS:
+    raise ValueError(f'kind must be one of {tuple(_KINDS)}, got {kind!r}.')
   reading = Reading(delimiter, encoding, on_bad_row).check()
   texts = (text, pair) if pair else (text,)
   layouts = {name: Layout(file, texts, label, name == 'test') for name, file in files.items()}
-  labels = [name.strip() for name in labels]
-  if not labels and kind != 'regression':
-    if 'train' not in layouts:
+  make, measure = _KINDS[kind]
+  made = make(separator=separator)
+  if made.least:
+    names = tuple(name.strip() for name in labels)
+    if not names and 'train' not in layouts:
       raise ValueError("labels are found in the 'train' split; name its file, or give `labels`.")
-    labels = _find_labels(source, layouts['train'], reading, kind, separator)
-  read = functools.partial(
-    read_texts, source=source, layouts=layouts, kind=kind, labels=tuple(labels),
-    separator=separator, reading=reading,
-  )  # fmt: skip
-  return text_task('table', kind, METRICS[kind], labels, read, layouts, separator=separator)
+    names = names or _find_labels(source, layouts['train'], reading, made)
+    made = dataclasses.replace(made, names=names)
+  read = functools.partial(read_texts, source=source, layouts=layouts, label=made, reading=reading)
+  return text_task('table', made, measure, read, layouts)
 
 
-def _find_labels(source, layout: Layout, reading: Reading, kind: str, separator: str) -> list[str]:
-  """The labels of a split, sorted; warns about names that hardly are classes of their own."""
+def _find_labels(source, layout: Layout, reading: Reading, label: Class) -> tuple[str, ...]:
+  """The labels of a split, sorted; warns about names that hardly are classes."""
   found = set()
   for row in read_rows(source, layout, reading):
-    names = [None] if row.error else _names(row.values[layout.label], kind, separator)
+    names = [None] if row.error else label.split(row.values[layout.label])
     if None not in names:
       found.update(names)
     elif reading.on_bad_row == 'stop':
       raise ValueError(f'{row.where}: {row.error or "the label is missing"}.')
-  if kind == 'class' and len(found) < 2:
+  if len(found) < label.least:
     raise ValueError(f'{layout.file}: classes must be two or more, found {sorted(found)}.')
   for name in sorted(found):
     alike = [other for other in found if other < name and other.casefold() == name.casefold()]
@@ -116,22 +121,20 @@ def _find_labels(source, layout: Layout, reading: Reading, kind: str, separator:
     for other in alike:
       note = '%s: %r and %r differ by case only and are two labels.'
       _log.warning(note, layout.file, other, name)
-  return sorted(found)
+  return tuple(sorted(found))
 
 
 def text_task(
-  name: str, kind: str, names: Sequence[str], labels: Sequence[str], read: Callable, splits,
-  write: Callable | None = None, separator: str = '|',
-) -> Task:  # fmt: skip
-  """A task of texts or pairs; `names` are its metrics, the main one first."""
-  labels, classes = tuple(labels), len(labels)
+  name: str, label: Class, measure: Callable, read: Callable, splits, write: Callable | None = None
+) -> Task:
+  """A task of texts or pairs; `measure(predicted, gold)` has the metrics of its label."""
   return Task(
-    name, kind, names[0], read,
-    encode=functools.partial(encode, kind=kind, classes=classes),
-    decode=functools.partial(decode, kind=kind),
-    score=functools.partial(score, kind=kind, names=tuple(names), classes=classes),
-    write=write or functools.partial(_write, kind=kind, labels=labels, separator=separator),
-    splits=tuple(splits), labels=labels,
+    name, label, read,
+    encode=functools.partial(encode, label=label),
+    decode=label.decode,
+    score=functools.partial(score, label=label, measure=measure),
+    write=write or functools.partial(write_texts, label=label),
+    splits=tuple(splits),
   )  # fmt: skip
 
 
@@ -150,8 +153,8 @@ def read_rows(source: str, layout: Layout, reading: Reading) -> Iterator[tables.
 
 
 def read_texts(
-  split: str, *, source: str, layouts: Mapping[str, Layout], kind: str, labels: Sequence[str],
-  separator: str = '|', reading: Reading | None = None, every_class: bool = True,
+  split: str, *, source: str, layouts: Mapping[str, Layout], label: Class,
+  reading: Reading | None = None, every_class: bool = True,
 ) -> list[Example]:  # fmt: skip
   """The examples of a split; their ids count its rows.
 
@@ -159,9 +162,7 @@ def read_texts(
     split: its name.
     source: see `read_rows`.
     layouts: of the splits there are.
-    kind: of label.
-    labels: their names.
-    separator: between several labels.
+    label: what their labels are.
     reading: how the files are read. With `on_bad_row='skip'`, blank texts are skipped in 'train'
       only, and nothing is skipped in a split without labels, whose predictions are counted.
     every_class: the training split must have examples of every class; others cannot be learnt.
@@ -172,9 +173,9 @@ def read_texts(
   skipped, others, number = [], [], -1
   for number, row in enumerate(read_rows(source, layout, reading)):
     error = row.error or tables.text_problem(row.values, layout.texts, blank)
-    label = None
+    parsed = None
     if not error and layout.label != '':
-      label, error = _label(row.values.get(layout.label), kind, labels, separator)
+      parsed, error = label.parse(row.values.get(layout.label))
       if error and layout.optional:  # a placeholder: predicted, not scored
         others.append(row.values.get(layout.label))
         error = ''
@@ -183,28 +184,27 @@ def read_texts(
     if error:
       skipped.append(f'{row.where}: {error}')
     else:
-      found.append(Example(str(number), tuple(row.values[c] for c in layout.texts), label))
+      found.append(Example(str(number), tuple(row.values[c] for c in layout.texts), parsed))
   if skipped:
     _log.warning('%s: %d of %d rows skipped: %s.', split, len(skipped), number + 1,
                  '; '.join(skipped[:10] + ['...'] * (len(skipped) > 10)))  # fmt: skip
   if not found:
     raise ValueError(f'{layout.file} holds no examples.')
   if layout.optional:
-    found = _drop_placeholders(split, found, others, kind)
-  if learnt and every_class and kind != 'regression':
-    seen = {n for item in found for n in (item.label if kind == 'multilabel' else [item.label])}
-    absent = [name for number, name in enumerate(labels) if number not in seen]
+    found = _drop_placeholders(split, found, others, label)
+  if learnt and every_class:
+    seen = {number for item in found for number in label.unpack(item.label)}
+    absent = [name for number, name in enumerate(label.names) if number not in seen]
     if absent:
       raise ValueError(f'{layout.file} has no training example of the class {absent[0]!r}.')
   return found
 
 
-def _drop_placeholders(split: str, items: list[Example], others: list, kind: str) -> list[Example]:
-  """The examples of a split that may lack labels; logs what stood in their place."""
+def _drop_placeholders(split: str, items: list[Example], others: list, label) -> list[Example]:
+  """The examples of a split that may lack labels; logs what was in their place."""
   values = [value for value in others if value is not None]
-  numbers = {item.label for item in items}
-  if kind == 'regression' and len(numbers) == 1 and len(items) > 1 and numbers != {None}:
-    values, items = [*numbers], [item._replace(label=None) for item in items]
+  if label.are_placeholders([item.label for item in items]):
+    values, items = [items[0].label], [item._replace(label=None) for item in items]
   if values:
     count = sum(item.label is None for item in items)
     _log.warning('%s: %d of %d examples have no label of the task (the first has %r); they are '
@@ -212,86 +212,26 @@ def _drop_placeholders(split: str, items: list[Example], others: list, kind: str
   return items
 
 
-def _names(value, kind: str, separator: str) -> list[str | None]:
-  """The names of labels in a field, None for a missing one; blanks around them do not count."""
-  names = value if isinstance(value, list) and kind == 'multilabel' else [value]
-  if kind == 'multilabel' and isinstance(value, str):
-    names = [part for part in value.split(separator) if part.strip()]
-  names = [None if name is None or name != name else str(name).strip() for name in names]  # NaN
-  return [name or None for name in names]
-
-
-def _label(value, kind: str, labels: Sequence[str], separator: str) -> tuple:
-  """(a field as a label, '') or (None, why it is none)."""
-  if kind == 'regression':
-    try:
-      number = float(value)
-    except (TypeError, ValueError):
-      number = math.nan
-    if not math.isfinite(number):
-      return None, f'the label must be a finite number, got {value!r}'
-    return number, ''
-  names = _names(value, kind, separator)
-  if None in names:
-    return None, 'the label is missing'
-  unknown = next((name for name in names if name not in labels), None)
-  if unknown is not None:
-    return None, f'unknown label {unknown!r}; the labels are {list(labels)}'
-  numbers = tuple(labels.index(name) for name in names)
-  return (numbers if kind == 'multilabel' else numbers[0]), ''
-
-
-def encode(items: Sequence[Example], tokenizer, length: int, *, kind: str, classes: int) -> Encoded:
-  """Rows of texts or pairs, cut by Google's rule; `counts['cut']` tells how many."""
+def encode(items: Sequence[Example], tokenizer, length: int, *, label: Label) -> Encoded:
+  """Rows of texts or pairs, truncated by Google's rule; `counts['cut']` is how many were."""
   parts = [tokenizer.encode(texts) for texts in zip(*(item.texts for item in items), strict=True)]
   rows = list(zip(*parts, strict=True))
   cut = sum(truncate(row, length) for row in rows)
   columns = lay_out(rows, tokenizer, length)
-  columns['labels'] = _label_column([item.label for item in items], kind, classes)
+  columns['labels'] = label.column([item.label for item in items])
   columns['example_ids'] = np.arange(len(items), dtype=np.int32)
   return Encoded(columns, {'rows': len(rows), 'cut': cut})
 
 
-def _label_column(labels: Sequence, kind: str, classes: int) -> np.ndarray:
-  if kind == 'class':
-    return np.array([-1 if label is None else label for label in labels], np.int32)
-  if kind == 'regression':
-    return np.array([math.nan if label is None else label for label in labels], np.float32)
-  column = np.zeros((len(labels), classes), np.float32)
-  for row, label in zip(column, labels, strict=True):
-    row[slice(None) if label is None else list(label)] = math.nan if label is None else 1
-  return column
+def score(items, predictions, *, label: Label, measure: Callable) -> dict[str, float]:
+  """The metrics that the label names."""
+  scores = measure(np.asarray(predictions), label.references(golds(items)))
+  return {name: scores[name] for name in label.metrics}
 
 
-def decode(items, encoded: Encoded, logits, threshold: float = 0.0, *, kind: str) -> np.ndarray:
-  """Class numbers [N], numbers [N], or bool [N, C]."""
-  logits = np.asarray(logits)
-  if kind == 'class':
-    return logits.argmax(-1)
-  return logits.reshape(len(items)) if kind == 'regression' else logits > threshold
-
-
-def score(items, predictions, *, kind: str, names: Sequence[str], classes: int) -> dict:
-  """The metrics called `names`."""
-  labels = golds(items)
-  if kind == 'class':
-    counts = metrics.confusion(predictions, labels, classes)
-    return {name: _CLASS_METRICS[name](counts) for name in names}
-  if kind == 'regression':
-    scores = metrics.correlations(predictions, labels)
-  else:
-    scores = metrics.multilabel(np.asarray(predictions), _label_column(labels, kind, classes) > 0)
-  return {name: scores[name] for name in names}
-
-
-def _write(folder, split, items, predictions, *, kind, labels, separator):
-  if kind == 'class':
-    texts = [labels[number] for number in predictions]
-  elif kind == 'regression':
-    texts = [f'{number:.9g}' for number in predictions]  # float32 to the last bit
-  else:
-    texts = [separator.join(labels[n] for n in np.flatnonzero(row)) for row in predictions]
-  return write_lines(folder, split, items, texts)
+def write_texts(folder, split, items, predictions, *, label: Label) -> list:
+  """Writes FOLDER/SPLIT.tsv."""
+  return write_predictions(folder, split, items, [label.text(p) for p in predictions])
 
 
 def sentence_pairs(
@@ -324,7 +264,7 @@ def sentence_pairs(
     keys = hash_u64(seed, EXAMPLES, np.arange(len(pairs))).tolist()
     return [_spoil(pairs, number, key, order) for number, key in enumerate(keys)]
 
-  return text_task(name, 'class', METRICS['class'], labels, read, files)
+  return text_task(name, Class(labels), metrics.of_classes, read, files)
 
 
 def _spoil(pairs, number: int, key: int, order: bool) -> Example:

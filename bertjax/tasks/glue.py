@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bertjax.tasks import classification
+from bertjax.objectives.labels import Class, Regression
+from bertjax.tasks import classification, metrics
 from bertjax.tasks.classification import Layout
 from bertjax.tasks.task import Task, known_split, write_predictions
 
@@ -63,14 +64,15 @@ def glue(name: str, source: str = '', *, files: Mapping[str, str] | None = None)
   layouts = _tfds_layouts(name, spec) if source.startswith('tfds:') else _layouts(name, spec)
   for split, file in (files or {}).items():
     layouts[split] = known_split(split, layouts)._replace(file=file)
-  kind = 'class' if spec.labels else 'regression'
+  make, measure = (Class, metrics.of_classes) if spec.labels else (Regression, metrics.correlations)
+  label = make(spec.labels, spec.metrics)
   bad = 'skip' if name == 'qqp' else 'stop'  # its train.tsv has malformed rows
   read = functools.partial(
-    classification.read_texts, source=source, layouts=layouts, kind=kind, labels=spec.labels,
+    classification.read_texts, source=source, layouts=layouts, label=label,
     reading=classification.Reading(on_bad_row=bad),
   )  # fmt: skip
   write = functools.partial(_write, spec)
-  task = classification.text_task(name, kind, spec.metrics, spec.labels, read, layouts, write)
+  task = classification.text_task(name, label, measure, read, layouts, write)
   return task if spec.labels else dataclasses.replace(task, decode=_decode_similarity)
 
 

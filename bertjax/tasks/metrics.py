@@ -14,12 +14,24 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 from scipy import stats
 
+from bertjax.objectives.labels import entities
+
 
 def confusion(predicted, gold, classes: int) -> np.ndarray:
   """Counts [C, C]: rows are the gold classes, columns the predicted ones."""
   table = np.zeros((classes, classes), np.int64)
   np.add.at(table, (np.asarray(gold, int), np.asarray(predicted, int)), 1)
   return table
+
+
+def of_classes(predicted, gold) -> dict[str, float]:
+  """All metrics of classes, from their numbers [N]."""
+  predicted, gold = np.asarray(predicted, int), np.asarray(gold, int)
+  table = confusion(predicted, gold, max(predicted.max(), gold.max(), 1) + 1)
+  return {
+    'accuracy': accuracy(table), 'f1': binary_f1(table), 'macro_f1': macro_f1(table),
+    'matthews': matthews(table),
+  }  # fmt: skip
 
 
 def accuracy(table: np.ndarray) -> float:
@@ -80,7 +92,8 @@ def correlations(predicted, gold) -> dict[str, float]:
 
 
 def multilabel(predicted: np.ndarray, gold: np.ndarray) -> dict[str, float]:
-  """Micro and macro F1, and the share of examples with all labels right, of bool arrays [N, C]."""
+  """Micro and macro F1, and the fraction of examples with all labels right, from [N, C] arrays."""
+  predicted, gold = np.asarray(predicted, bool), np.asarray(gold, bool)
   hits = (predicted & gold).sum(0)
   sizes = predicted.sum(0) + gold.sum(0)
   return {
@@ -88,28 +101,6 @@ def multilabel(predicted: np.ndarray, gold: np.ndarray) -> dict[str, float]:
     'macro_f1': float((2 * hits / np.maximum(sizes, 1)).mean()),
     'exact': float((predicted == gold).all(1).mean()),
   }
-
-
-_IOBES = {'L': 'E', 'U': 'S', 'M': 'I'}
-
-
-def entities(tags: Sequence[str]) -> list[tuple[str, int, int]]:
-  """Typed spans (type, first, last + 1) of tags in IOB1, IOB2 or IOBES, as conlleval reads them.
-
-  A span ends before O, B and S, after E and S, and where the type changes. The tags of BILOU (L, U)
-  and BMES (M) are read as those of IOBES.
-  """
-  found, start, before = [], 0, ('O', '')
-  for place, tag in enumerate([*tags, 'O']):
-    prefix, _, name = tag.partition('-')
-    prefix = _IOBES.get(prefix, prefix)
-    breaks = prefix in 'OBS' or before[0] in 'OES' or name != before[1]
-    if breaks and before[0] != 'O':
-      found.append((before[1], start, place))
-    if breaks:
-      start = place
-    before = (prefix, name)
-  return found
 
 
 def span_scores(predicted: Iterable[Sequence[str]], gold: Iterable[Sequence[str]]) -> dict:

@@ -18,6 +18,7 @@ from etils import epath
 
 from bertjax import io
 from bertjax.data import tables
+from bertjax.objectives.labels import Span
 from bertjax.tasks import metrics
 from bertjax.tasks.task import Encoded, Example, Task, golds, known_split, lay_out
 
@@ -63,6 +64,7 @@ class Answer(NamedTuple):
 def squad(
   source: str = '', *, version_2: bool, files: Mapping[str, str] | None = None, stride: int = 128,
   max_query: int = 64, nbest: int = 20, max_answer: int = 0, scorer: str = 'squad',
+  loss_includes_padding: bool = False,
 ) -> Task:  # fmt: skip
   """SQuAD from JSON files, or from 'tfds:squad/v1.1' and 'tfds:squad/v2.0'.
 
@@ -75,6 +77,7 @@ def squad(
     nbest: candidates kept.
     max_answer: tokens of the longest answer; 0 = 30, or 50 with 'cmrc2018' (Han characters).
     scorer: 'squad', words without articles, or 'cmrc2018', characters, for Chinese.
+    loss_includes_padding: the loss ranks padding too, as in run_squad.py.
   """
   if scorer not in SCORERS:
     raise ValueError(f'scorer must be one of {tuple(SCORERS)}, got {scorer!r}.')
@@ -99,13 +102,25 @@ def squad(
     _warn_about_ids(found, file)
     return found
 
+  label = Span(
+    metrics=('best_f1' if version_2 else 'f1',), includes_padding=loss_includes_padding,
+    right=functools.partial(_measure(scorer, version_2), SCORERS[scorer][0]),
+  )  # fmt: skip
   return Task(
-    'squad2' if version_2 else 'squad1', 'span', 'best_f1' if version_2 else 'f1', read,
+    'squad2' if version_2 else 'squad1', label, read,
     encode=functools.partial(encode, stride=stride, max_query=max_query),
     decode=functools.partial(decode, version_2=version_2, size=nbest, max_answer=max_answer),
     score=functools.partial(score, version_2=version_2, scorer=scorer),
     write=functools.partial(write, version_2=version_2), splits=tuple(known),
+    trainable=with_places,
   )  # fmt: skip
+
+
+def _measure(scorer: str, version_2: bool):
+  """The best of a measure over all reference answers: (measure, answer, answers) -> value."""
+  if version_2:
+    return functools.partial(metrics.best_answer_v2, normalize=SCORERS[scorer][2])
+  return metrics.best_answer
 
 
 def _from_json(path) -> Iterator[tuple[str, dict]]:
@@ -352,11 +367,8 @@ def score(
   by_id = {item.id: p for item, p in zip(items, predictions, strict=True)}
   predictions = [by_id[item.id] for item in items]  # what is written where questions share an id
   labels = [[text for text, _ in label] for label in golds(items)]
-  exact, f1, normalize = SCORERS[scorer]
-  pick = metrics.best_answer
-  if version_2:
-    pick = functools.partial(metrics.best_answer_v2, normalize=normalize)
-  measures = {'exact': exact, 'f1': f1}
+  pick = _measure(scorer, version_2)
+  measures = dict(zip(('exact', 'f1'), SCORERS[scorer], strict=False))
   answerable = np.array([bool(label) for label in labels])
   scores = {}
   for name, measure in measures.items():

@@ -7,9 +7,7 @@ import warnings
 from collections.abc import Sequence
 
 import numpy as np
-import scipy.special
 
-from bertjax.data import words
 from bertjax.tasks import metrics
 from bertjax.tasks.task import Example, Task
 
@@ -67,11 +65,14 @@ def page(
   )
 
 
-def majority_score(task: Task, items: Sequence[Example]) -> tuple[str, float]:
-  """The most frequent class of examples, and the main metric of always predicting it."""
-  number = int(np.bincount([item.label for item in items]).argmax())
-  name = task.labels[number] if task.labels else str(number)
-  return name, task.score(items, np.full(len(items), number))[task.metric]
+def majority_score(task: Task, items: Sequence[Example]) -> tuple[str, float] | None:
+  """The most frequent class of examples, and the main metric of always predicting it; None for
+  labels that have no such class."""
+  number = task.label.most_frequent([item.label for item in items])
+  if number is None:
+    return None
+  score = task.score(items, np.full(len(items), number))[task.metric]
+  return task.label.text(number), score
 
 
 def remarks(task: Task, split: str, items: Sequence[Example], predictions, scores) -> list[str]:
@@ -84,22 +85,11 @@ def remarks(task: Task, split: str, items: Sequence[Example], predictions, score
     predictions: one for each.
     scores: as from `task.score`; {} if the examples have no labels.
   """
-  count, found = len(items), []
-  if task.kind == 'tags':
-    if not any(metrics.entities(tags) for tags in predictions):
-      found.append(f'{split}: no entity is predicted in {count:,} sentences')
-  elif task.kind == 'multilabel':
-    if not np.any(predictions):
-      found.append(f'{split}: no label is predicted for any of {count:,} examples')
-  else:
-    values = [p.text if task.kind == 'span' else p for p in predictions]
-    if count > 1 and len(set(values)) == 1:
-      value = values[0]
-      if task.kind in ('class', 'choice'):
-        value = task.labels[value] if task.labels else value
-      found.append(f'{split}: all {count:,} predictions are {str(value)!r}')
-  if scores and task.kind == 'class' and len({item.label for item in items}) > 1:
-    name, floor = majority_score(task, items)
+  problem = task.label.collapsed(predictions)
+  found = [f'{split}: {problem}'] if problem else []
+  baseline = majority_score(task, items) if scores else None
+  if baseline and len({item.label for item in items}) > 1:
+    name, floor = baseline
     if scores[task.metric] <= floor:
       found.append(
         f'{split}: {task.metric} {scores[task.metric]:.4f} is not above {floor:.4f}, that of '
@@ -183,24 +173,19 @@ def _trials_table(trials: dict) -> str:
 
 
 def _picture(task: Task, items, predictions) -> str:
-  """What is taken for what, or numbers against numbers."""
-  if task.kind == 'regression':
+  """A confusion matrix, or numbers against numbers."""
+  labels = [item.label for item in items]
+  if task.label.numeric:
     figure = _figure(4.5, 4)
     axes = figure.add_subplot()
-    axes.scatter([item.label for item in items], predictions, s=8, alpha=0.5)
+    axes.scatter(labels, predictions, s=8, alpha=0.5)
     axes.set(xlabel='gold', ylabel='predicted')
     return _svg(figure)
-  if task.kind in ('multilabel', 'span'):
+  counted = task.label.confusion(labels, predictions)
+  if counted is None:
     return ''
-  if task.kind == 'tags':
-    names = ['O', *dict.fromkeys(label[2:] for label in task.labels if label != 'O')]
-    number = {name: i for i, name in enumerate(names)}
-    gold = [number[tag[2:] or 'O'] for item in items for tag in item.label]
-    found = [number[tag[2:] or 'O'] for tags in predictions for tag in tags]
-  else:
-    names = list(task.labels) or [str(i) for i in range(task.choices)]
-    gold, found = [item.label for item in items], predictions
-  return _confusion(metrics.confusion(found, gold, len(names)), names)
+  gold, predicted, names = counted
+  return _confusion(metrics.confusion(predicted, gold, len(names)), names)
 
 
 def _confusion(counts: np.ndarray, names: Sequence[str]) -> str:
@@ -220,13 +205,10 @@ def _confusion(counts: np.ndarray, names: Sequence[str]) -> str:
 
 def _precision_recall(task: Task, items, logits: np.ndarray) -> str:
   """Precision against recall of each label, over all thresholds of its logit or probability."""
-  if task.kind not in ('class', 'multilabel'):
+  ranking = task.label.ranking([item.label for item in items], logits)
+  if ranking is None:
     return ''
-  gold = np.zeros(logits.shape, bool)
-  for row, item in zip(gold, items, strict=True):
-    row[np.atleast_1d(np.asarray(item.label, int))] = True
-  if task.kind == 'class':
-    logits = scipy.special.log_softmax(logits, axis=1)
+  gold, logits = ranking
   labels = list(enumerate(task.labels))[len(task.labels) == 2 :]  # of two, the second tells all
   figure = _figure(5.5, 4)
   axes = figure.add_subplot()
@@ -244,41 +226,15 @@ def _precision_recall(task: Task, items, logits: np.ndarray) -> str:
 def _mistakes(task: Task, items, predictions) -> str:
   found = []
   for item, prediction in zip(items, predictions, strict=True):
-    gold, said = _readable(task, item, prediction)
+    gold, said = task.label.compare(item.texts, item.label, prediction)
     if gold != said:
-      found.append((item.id, ' | '.join(_shorten(t) for t in _shown(task, item)), gold, said))
-  if task.kind == 'regression':  # the furthest off
+      texts = ' | '.join(map(_shorten, task.label.readable(item.texts)))
+      found.append((item.id, texts, gold, said))
+  if task.label.numeric:  # the furthest off
     found.sort(key=lambda row: -abs(float(row[2]) - float(row[3])))
   count = f'<p>{len(found):,} of {len(items):,} examples differ; {_MISTAKES} of them:</p>'
   return count + _table(found[:_MISTAKES], ('example', 'text', 'gold', 'predicted'))
 
 
-def _shown(task: Task, item: Example) -> Sequence[str]:
-  return [words.join(item.texts)[0]] if task.kind == 'tags' else item.texts
-
-
 def _shorten(text: str, most: int = 240) -> str:
   return text if len(text) <= most else text[:most] + ' …'
-
-
-def _readable(task: Task, item: Example, prediction) -> tuple[str, str]:
-  """Gold and predicted label in words, equal where the metric counts the prediction as right."""
-  if task.kind == 'span':
-    answers = [text for text, _ in item.label]
-    right = task.score([item], [prediction])['exact']
-    gold = answers[0] if answers else '(no answer)'
-    return gold, gold if right else prediction.text or '(no answer)'
-  if task.kind == 'tags':
-    gold, said = (set(metrics.entities(tags)) for tags in (item.label, prediction))
-    return tuple(
-      ', '.join(f'{words.join(item.texts[first:last])[0]} [{name}]'
-                for name, first, last in sorted(spans, key=lambda span: span[1:])) or '(none)'
-      for spans in (gold - said, said - gold)
-    )  # fmt: skip
-  if task.kind == 'regression':
-    return f'{item.label:.2f}', f'{prediction:.2f}'
-  if task.kind == 'multilabel':
-    said = np.flatnonzero(prediction)
-    return tuple(', '.join(task.labels[n] for n in sorted(which)) for which in (item.label, said))
-  names = task.labels or [str(i) for i in range(task.choices)]
-  return names[item.label], names[int(prediction)]

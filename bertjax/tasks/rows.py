@@ -1,13 +1,12 @@
 """From a config's task and data to encoded rows, made at the start of a run or prepared before."""
 
-import collections
 import inspect
 import logging
 
 import numpy as np
 
 from bertjax.data import dataset
-from bertjax.tasks import TASKS, metrics, question_answering
+from bertjax.tasks import TASKS
 from bertjax.tasks.task import Encoded, Task, columns, golds
 
 _log = logging.getLogger(__name__)
@@ -25,6 +24,12 @@ def make_task(config) -> Task:
     raise ValueError(f'{config.task} needs its data: --config.data.source=FOLDER.')
   make = TASKS[config.task]
   options = _options(config.task, make, _pairs('data.options', config.data.options))
+  if config.span_loss_includes_padding:
+    if 'loss_includes_padding' not in inspect.signature(make).parameters:
+      raise ValueError(
+        f'span_loss_includes_padding is for SQuAD, got task={config.task!r}; leave it False.'
+      )
+    options['loss_includes_padding'] = True
   return make(config.data.source, files=_pairs('data.files', config.data.files), **options)
 
 
@@ -90,20 +95,8 @@ def encode(task: Task, examples, tokenizer, length: int, split: str) -> Encoded:
 def describe_labels(task: Task, examples) -> str:
   """The labels of examples with their counts, the most frequent first; numbers by their range."""
   labels = [e.label for e in examples if e.label is not None]
-  counts = {'(none)': len(examples) - len(labels)} if len(labels) < len(examples) else {}
-  if task.kind == 'regression' and labels:
-    return '  '.join([f'from {min(labels):g} to {max(labels):g}, mean {np.mean(labels):g}',
-                      *(f'{name} {count:,}' for name, count in counts.items())])  # fmt: skip
-  if task.kind == 'span':
-    names = ['answer' if label else 'no answer' for label in labels]
-  elif task.kind == 'tags':
-    names = [f'{name} spans' for label in labels for name, _, _ in metrics.entities(label)]
-  else:
-    numbers = [n for label in labels for n in (label if task.kind == 'multilabel' else [label])]
-    names = [task.labels[n] if task.labels else str(n) for n in numbers]
-  found = collections.Counter(names).most_common()
-  shown = [f'{name} {count:,}' for name, count in [*found[:30], *counts.items()]]
-  return '  '.join([*shown, *([f'and {len(found) - 30} more'] if len(found) > 30 else [])])
+  none = len(examples) - len(labels)
+  return '  '.join([*task.label.describe(labels), *([f'(none) {none:,}'] if none else [])])
 
 
 def training_columns(config, task: Task, tokenizer) -> dict[str, np.ndarray]:
@@ -115,8 +108,7 @@ def training_columns(config, task: Task, tokenizer) -> dict[str, np.ndarray]:
   if not config.data.prepared:
     examples = task.read(config.data.train)
     golds(examples)
-    if task.kind == 'span':
-      examples = question_answering.with_places(examples)
+    examples = task.trainable(examples)
     examples = sample(examples, config.data.max_train_examples, config.seed)
     return encode(task, examples, tokenizer, config.data.length, config.data.train).columns
   rows = dataset.Dataset(config.data.prepared, 'train')
@@ -127,24 +119,6 @@ def training_columns(config, task: Task, tokenizer) -> dict[str, np.ndarray]:
       f'{config.data.prepared} was prepared with {found}, this run wants {wanted}; prepare again.'
     )
   return rows[np.arange(len(rows))]
-
-
-def class_weights(config, task, columns) -> tuple[float, ...]:
-  """The weight of each class; 'balanced' is examples / (classes * examples of the class)."""
-  text, count = config.class_weights, len(task.labels)
-  if not text:
-    return ()
-  if text == 'balanced':
-    labels = columns['labels']
-    found = np.bincount(labels[labels >= 0].astype(int), minlength=count)
-    return tuple((found.sum() / (count * np.maximum(found, 1))).tolist())
-  numbers = [float(part) for part in text.split(',') if part.replace('.', '', 1).isdecimal()]
-  if len(numbers) != count or len(numbers) != len(text.split(',')):
-    raise ValueError(
-      f"class_weights must be 'balanced' or {count} numbers, of {', '.join(task.labels)}; got "
-      f'{text!r}.'
-    )
-  return tuple(numbers)
 
 
 def prepare(config, task: Task, tokenizer, out: str) -> dict:

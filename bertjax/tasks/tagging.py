@@ -15,7 +15,8 @@ import numpy as np
 from etils import epath
 
 from bertjax import io
-from bertjax.data import tables
+from bertjax.data import tables, words
+from bertjax.objectives.labels import Tags, entities
 from bertjax.tasks import metrics
 from bertjax.tasks.task import Encoded, Example, Task, golds, known_split, lay_out, text_room
 
@@ -75,11 +76,11 @@ def conll(
       raise ValueError(f'{files[split]} has no training example of the class {absent[0]!r}.')
     return [item for _, item in found]
 
+  label = Tags(labels, join=lambda texts: words.join(texts)[0])
   return Task(
-    name, 'tags', 'f1', read,
+    name, label, read,
     encode=functools.partial(encode, labels=labels, context=context),
-    decode=functools.partial(decode, labels=labels),
-    score=score, write=write, splits=tuple(files), labels=labels,
+    decode=label.decode, score=score, write=write, splits=tuple(files),
   )  # fmt: skip
 
 
@@ -96,13 +97,13 @@ def conll2003(
 
 
 def _types(tags: Sequence[str] | None) -> list[str]:
-  return [name for name, _, _ in metrics.entities(tags or ())]
+  return [name for name, _, _ in entities(tags or ())]
 
 
 def to_bio(tags: Sequence[str]) -> tuple[str, ...]:
   """Tags in IOB1, IOB2, IOBES, BILOU or BMES as BIO (IOB2)."""
   result = ['O'] * len(tags)
-  for name, first, last in metrics.entities(tags):
+  for name, first, last in entities(tags):
     result[first:last] = [f'B-{name}'] + [f'I-{name}'] * (last - first - 1)
   return tuple(result)
 
@@ -207,10 +208,10 @@ def encode(
   room = text_room(length, 2)
   pieces, cut = _pieces(items, tokenizer, room)
   streams, begins = {}, []
-  for number, (item, words) in enumerate(zip(items, pieces, strict=True)):
+  for number, (item, tokens) in enumerate(zip(items, pieces, strict=True)):
     stream = streams.setdefault(item.document if context else number, [])
     begins.append((stream, len(stream)))
-    stream.extend(itertools.chain.from_iterable(words))
+    stream.extend(itertools.chain.from_iterable(tokens))
   number_of = {label: number for number, label in enumerate(labels)}
   rows, places, tags, owners = [], [], [], []
   for number, (item, (stream, begin)) in enumerate(zip(items, begins, strict=True)):
@@ -250,19 +251,6 @@ def _chunks(starts: np.ndarray, room: int) -> Iterator[tuple[int, int]]:
     last = int(np.searchsorted(starts, starts[first] + room, 'right')) - 1
     yield first, last
     first = last
-
-
-def decode(
-  items, encoded: Encoded, logits, threshold: float = 0.0, *, labels: Sequence[str]
-) -> list[list[str]]:
-  """A tag for each word."""
-  logits = np.asarray(logits)
-  chosen = logits if logits.ndim == 2 else logits.argmax(-1)
-  tags = [['O'] * len(item.texts) for item in items]
-  owners = encoded.columns['example_ids']
-  for row, place in zip(*np.nonzero(encoded.alignment >= 0), strict=True):
-    tags[owners[row]][encoded.alignment[row, place]] = labels[chosen[row, place]]
-  return tags
 
 
 def score(items: Sequence[Example], predictions) -> dict[str, float]:

@@ -21,11 +21,7 @@ import numpy as np
 from bertjax import io
 from bertjax.data import instances, loader
 from bertjax.data.tokenizer import Tokenizer
-
-HEADS = {  # what a kind of label is predicted by
-  'class': 'classification', 'regression': 'classification', 'multilabel': 'classification',
-  'tags': 'tagging', 'span': 'span', 'choice': 'choice',
-}  # fmt: skip
+from bertjax.objectives.labels import Label
 
 
 class Example(NamedTuple):
@@ -33,11 +29,9 @@ class Example(NamedTuple):
 
   Attributes:
     id: its name in the official files; a running number where they have none.
-    texts: a text or a pair; 'span': question and context; 'tags': the words; 'choice': for each
-      choice the pair of texts, end to end.
-    label: None where the split has none. 'class' and 'choice': int; 'regression': float;
-      'multilabel': the numbers of the labels; 'tags': a BIO tag for each word; 'span': answers
-      (text, first character), none if the question has no answer.
+    texts: a text or a pair; of a `Span` question and context; of `Tags` the words; of a `Choice`
+      the pairs of all endings, end to end.
+    label: as its class in `objectives.labels` describes it; None where the split has none.
     document: number of the document that the words stand in.
   """
 
@@ -51,11 +45,8 @@ class Encoded(NamedTuple):
   """Rows of N sequences.
 
   Attributes:
-    columns: 'input_ids' [N, L] and 'ends' [N, 1, 2] as in `data.instances`; 'example_ids' int32
-      [N], positions in the list of examples; 'labels': int32 [N] ('class', 'choice'), float32 [N]
-      ('regression') or [N, C] ('multilabel'), int32 [N, L] ('tags', -1 = no loss here), int32
-      [N, 2] ('span', first and last token; 0 = [CLS] = no answer). Missing ones are -1 or NaN.
-      The rows of the choices of an example follow one another and have the same label.
+    columns: 'input_ids' [N, L] and 'ends' [N, 1, 2] as in `data.instances`; 'example_ids' int32 [N],
+      positions in the list of examples; 'labels' [N, ...] as in `objectives.labels`.
     counts: what was cut, split or left out.
     alignment: what `decode` needs to find the way back to the text.
   """
@@ -71,50 +62,58 @@ class Task:
 
   Attributes:
     name: as in `TASKS`.
-    kind: of label: 'class', 'regression', 'multilabel', 'tags', 'span' or 'choice'.
-    metric: the main one, by which models are chosen.
+    label: what its labels are, and the loss of them.
     read: split -> examples.
     encode: (examples, tokenizer, L) -> `Encoded`.
-    decode: (examples, encoded, logits, threshold=0.0) -> predictions, one for each example, with
-      logits [N, C], [N, L, C] ('tags'; or tag numbers [N, L], where a CRF has chosen), [N, L, 2]
-      ('span') or [N] ('choice'). A 'multilabel' label is chosen where its logit is above the
-      threshold; a 'span' is refused where its null odds are (`best_f1_threshold` in its scores).
+    decode: (examples, encoded, logits [N, ...], threshold=0.0) -> predictions, one for each
+      example. Several labels are predicted where their logits are above the threshold; a question
+      has no answer where its null odds are (`best_f1_threshold` in its scores).
     score: (examples, predictions) -> {metric: value}.
     write: (folder, split, examples, predictions) -> the paths of the files written.
-    splits: what `read` knows, besides files named by hand.
-    labels: their names, by number.
-    choices: rows of an example, 'choice' only.
+    splits: names that `read` accepts.
+    trainable: examples -> those that can be learnt; logs the others.
   """
 
   name: str
-  kind: str
-  metric: str
+  label: Label
   read: Callable[[str], list[Example]]
   encode: Callable[[Sequence[Example], Tokenizer, int], Encoded]
   decode: Callable[..., Sequence]
   score: Callable[[Sequence[Example], Sequence], dict[str, float]]
   write: Callable[..., list[pathlib.Path]]
   splits: tuple[str, ...]
-  labels: tuple[str, ...] = ()
-  choices: int = 1
+  trainable: Callable[[list[Example]], list[Example]] = list
+
+  @property
+  def metric(self) -> str:
+    """The main metric, by which models are chosen."""
+    return self.label.metrics[0]
+
+  @property
+  def labels(self) -> tuple[str, ...]:
+    """Names of the classes, by number."""
+    return self.label.names
 
   @property
   def head(self) -> str:
     """The head of `bertjax.Bert` that predicts it."""
-    return HEADS[self.kind]
+    return self.label.head
 
   @property
   def num_labels(self) -> int:
-    """C of the head."""
-    return max(len(self.labels), 1)
+    """C, logits of the head."""
+    return self.label.num_outputs
+
+  @property
+  def choices(self) -> int:
+    """Rows of an example."""
+    return self.label.rows
 
 
 def columns(task: Task, length: int, vocab_size: int) -> dict[str, tuple[str, tuple[int, ...]]]:
   """The columns of a task's rows for `data.dataset.Writer`: {name: (dtype, shape of a row)}."""
-  shapes = {'multilabel': (task.num_labels,), 'tags': (length,), 'span': (2,)}
-  dtype = 'float32' if task.kind in ('regression', 'multilabel') else 'int32'
   return instances.columns('doc_sentences', length, vocab_size) | {
-    'labels': (dtype, shapes.get(task.kind, ())),
+    'labels': (task.label.dtype, task.label.shape(length)),
     'example_ids': ('int32', ()),
   }
 
@@ -130,7 +129,7 @@ def lay_out(
   """Lays out [CLS] A [SEP] or [CLS] A [SEP] B [SEP]: rows of one or two lists of ids."""
   ends = itertools.accumulate((len(part) for row in rows for part in row), initial=0)
   spans = itertools.pairwise(ends)
-  items = [[instances.Example(tuple(next(spans) for _ in r), pair=len(r) == 2)] for r in rows]
+  items = [[instances.Instance(tuple(next(spans) for _ in r), pair=len(r) == 2)] for r in rows]
   spec = instances.columns('doc_sentences', length, tokenizer.vocab_size)
   flat = itertools.chain.from_iterable(part for row in rows for part in row)
   laid = list(
