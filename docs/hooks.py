@@ -20,7 +20,10 @@ def on_page_markdown(markdown, page, **kwargs):
       f'docs/api.md and bertjax.__all__ differ: {sorted(listed ^ set(bertjax.__all__))}; '
       'list each public name once, as `::: bertjax.NAME`.'
     )
-  modules = bertjax._PUBLIC
-  return re.sub(
-    r'^::: bertjax\.(\w+)$', lambda m: f'::: {modules[m[1]]}.{m[1]}', markdown, flags=re.M
-  )
+  return re.sub(r'^::: bertjax\.(\w+)$', _directive, markdown, flags=re.M)
+
+
+def _directive(match: re.Match) -> str:
+  name = match[1]
+  heading = f'{{heading: bertjax.{name}, toc_label: {name}}}'
+  return f'::: {bertjax._PUBLIC[name]}.{name}\n    options: {heading}\n'

@@ -1,11 +1,15 @@
 """The documentation builds without warnings, and its pages need no other host."""
 
+import importlib
 import pathlib
 import re
+import shlex
 import subprocess
 import sys
 
 import pytest
+
+from bertjax.__main__ import load_recipe, parse
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = sorted((ROOT / 'docs').glob('**/*.md'))
@@ -49,7 +53,7 @@ def test_api_page_documents_every_public_name(site):
     assert re.search(rf'id="?bertjax\.[\w.]+\.{name}"?[ >]', text), name
 
 
-@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize('page', [ROOT / 'README.md', *PAGES], ids=lambda page: page.stem)
 def test_files_that_a_page_names_exist(page):
   """Tests, modules, launchers and benchmarks by path, and `python -m benchmarks NAME`."""
   text = page.read_text()
@@ -59,3 +63,41 @@ def test_files_that_a_page_names_exist(page):
     assert (ROOT / path).exists(), path
   for name in re.findall(r'python -m benchmarks ([a-z_]+)', text):
     assert (ROOT / 'benchmarks' / f'{name}.py').exists(), name
+
+
+def fields(config, prefix='') -> set[str]:
+  """The dotted names of a config's fields."""
+  names = set()
+  for name, value in config.items():
+    names |= fields(value, f'{prefix}{name}.') if hasattr(value, 'items') else {prefix + name}
+  return names
+
+
+RECIPES = ('bert_mini', 'glue', 'squad', 'tagging:conll', 'choice:choice', 'table')
+
+
+@pytest.mark.parametrize('page', [ROOT / 'README.md', *PAGES], ids=lambda page: page.stem)
+def test_config_fields_that_a_page_names_exist(page):
+  known = set().union(*(fields(load_recipe(name)) for name in RECIPES))
+  sections = {name.rpartition('.')[0] for name in known}
+  for name in re.findall(r'--config\.([a-z_0-9.]*[a-z_0-9])', page.read_text()):
+    assert name in known | sections, name
+
+
+def printed(page: pathlib.Path):
+  """The `bertjax VERB ...` lines of shell blocks, and those in sentences with two flags."""
+  text = re.sub(r'\\\n\s*', ' ', page.read_text())
+  for language, block in re.findall(r'^```(\w*)\n(.*?)^```$', text, re.M | re.S):
+    if language in ('', 'sh'):
+      yield from re.findall(r'^(?:pip install .* && )?(bertjax .*)$', block, re.M)
+  prose = re.sub(r'^```.*?^```$|^\|.*?$', '', text, flags=re.M | re.S)
+  for line in re.findall(r'`(bertjax [^`]*? --[^`]*? [-"][^`]*)`', prose):
+    yield ' '.join(line.split())
+
+
+@pytest.mark.parametrize('page', [ROOT / 'README.md', *PAGES], ids=lambda page: page.stem)
+def test_commands_of_a_page_have_flags_that_exist(page):
+  for line in printed(page):
+    _, verb, *arguments = shlex.split(line.replace('...', ''), comments=True)
+    program = importlib.import_module(f'bertjax.{verb}')
+    assert set(parse(program, arguments)) == set(program.FLAGS), line

@@ -1,4 +1,7 @@
-"""Every command of the README, at small settings, in the order in which it stands there."""
+"""Every command and Python block of README and the documentation, at small settings, a test each.
+
+They run in the order of the pages, in one folder: later commands use what earlier ones wrote.
+"""
 
 import json
 import pathlib
@@ -16,10 +19,14 @@ from bertjax.interop import google, loading
 from bertjax.model.config import EncoderConfig
 from bertjax.model.heads import Bert, init_params
 from tests import test_finetune
+from tests.test_docs import printed
 
-README = (pathlib.Path(__file__).parent.parent / 'README.md').read_text()
+ROOT = pathlib.Path(__file__).parent.parent
+_GUIDES = ('quickstart', 'pretraining', 'data', 'runs', 'finetuning', 'embeddings', 'inference',
+           'interop', 'serving', 'scaling')  # fmt: skip
+PAGES = (ROOT / 'README.md', *(ROOT / 'docs' / f'{name}.md' for name in _GUIDES))
 
-# What of a command is changed, by regular expressions.
+# What makes a command small, by regular expressions.
 SMALLER = (
   (r'--config=(bert_\w+):(\w+)', r'--config=\1:\2,smoke --config.data.heldout_fraction=0.2'),
   (r'--config=(bert_\w+)(?![:\w])', r'--config=\1:smoke --config.data.heldout_fraction=0.2'),
@@ -27,13 +34,14 @@ SMALLER = (
    '--config.num_train_epochs=1.0 --config.batch_size=8'),
   (r'(bertjax quickstart)', r'\1 --config=quickstart:smoke'),
   (r'--size=8192', '--size=700'),
+  (r'--checkpoint=\d+', '--checkpoint=20'),
   (r'--topology=v\w+:\w+', '--topology=v5e:2x2'),
   (r'--config.batch_size=\d{4}', '--config.batch_size=16'),
   (r'--sweep=\S+', '--sweep="model.remat=none,dots"'),
   (r'=bert-base-uncased', '=MODEL'),
 )  # fmt: skip
 
-# These need what a test in this process cannot give them; others run their twins.
+# These need other processes, a bucket or many devices; the test files named run them.
 ELSEWHERE = {
   '--coordinator_address=': 'test_distributed.py',
   'bertjax serve': 'test_serve.py',
@@ -41,53 +49,92 @@ ELSEWHERE = {
 }
 
 
-def printed():
-  """The `bertjax VERB ...` lines of code blocks, and those within sentences that have two flags."""
-  text = re.sub(r'\\\n\s*', ' ', README)
-  for language, block in re.findall(r'^```(\w*)\n(.*?)^```$', text, re.M | re.S):
-    if not language:
-      yield from re.findall(r'^(?:pip install .* && )?(bertjax .*)$', block, re.M)
-  prose = re.sub(r'^```.*?^```$', '', text, flags=re.M | re.S)
-  for line in re.findall(r'`(bertjax [^`]*? --[^`]*? [-"][^`]*)`', prose):
-    yield ' '.join(line.split())
-
-
-@pytest.fixture
-def home(tmp_path, monkeypatch, corpus, vocab):
-  """The working folder, with the files that the README's commands name."""
-  monkeypatch.chdir(tmp_path)
-  monkeypatch.setenv('BERTJAX_CACHE', str(tmp_path / 'cache'))
-  pathlib.Path('TEXTS').symlink_to(corpus)
-  pathlib.Path('GLUE/SST-2').mkdir(parents=True)
-  test_finetune.write_sst2(pathlib.Path('GLUE/SST-2'))
-  for name, count in (('a.csv', 60), ('b.csv', 20)):
-    rows = [f'{text},{label}' for text, label in test_finetune.sentences(count, count)]
-    pathlib.Path(name).write_text('\n'.join(['review,stars', *rows, '']))
-  pathlib.Path('texts.csv').write_text('body\nthe name\nof a class\n')
-  pathlib.Path('faq.txt').write_text('the name of a class\nraises an exception\n')
-  asked = {'question': ['the name?'], 'context': ['the name of a class']}
-  parquet.write_table(pyarrow.table(asked), 'q.parquet')
-  tokenizer = Tokenizer.from_file(vocab)
-  config = EncoderConfig(vocab_size=tokenizer.vocab_size, hidden_size=32, num_layers=2,
-                         num_heads=2, mlp_size=64, max_positions=64)  # fmt: skip
-  params = jax.device_get(init_params(Bert(config), jax.random.key(0)))
-  loading.save_model('MODEL', config, params, tokenizer)
-  google.save_google('uncased_L-12_H-768_A-12', config, params, tokenizer)
-  heads = Bert(config, heads=('mlm', 'classification', 'span'), num_labels=2)
-  params = jax.device_get(init_params(heads, jax.random.key(0)))
-  loading.save_model('DIR', config, params, tokenizer)
-  return tmp_path
-
-
-def test_every_command_of_the_readme_does_what_it_says(home, capsys):
-  lines = list(printed())
+def commands():
+  """Each command once, named after its page."""
+  lines = {}
+  for page in PAGES:
+    for line in printed(page):
+      lines.setdefault(' '.join(line.split()), page.stem)
   assert len(lines) > 25, lines
-  for line in lines:
-    if any(part in line for part in ELSEWHERE):
-      continue
-    for pattern, smaller in SMALLER:
-      line = re.sub(pattern, smaller, line)
-    _, *arguments = shlex.split(line)
-    code = main(arguments)
-    assert code == 0, f'{line}\n{capsys.readouterr().err}'
-  assert json.loads(pathlib.Path('runs/sst2/metrics.json').read_text())
+  for line, page in lines.items():
+    if not any(part in line for part in ELSEWHERE):
+      yield pytest.param(line, id=f'{page}: {line[8:60]}')
+
+
+@pytest.fixture(scope='module')
+def home(tmp_path_factory, corpus, vocab):
+  """The working folder, with the files that the commands name."""
+  folder = tmp_path_factory.mktemp('home')
+  with pytest.MonkeyPatch.context() as patch:
+    patch.chdir(folder)
+    patch.setenv('BERTJAX_CACHE', str(folder / 'cache'))
+    pathlib.Path('TEXTS').symlink_to(corpus)
+    pathlib.Path('GLUE/SST-2').mkdir(parents=True)
+    test_finetune.write_sst2(pathlib.Path('GLUE/SST-2'))
+    for name, count in (('a.csv', 60), ('b.csv', 20)):
+      records = [f'{text},{label}' for text, label in test_finetune.sentences(count, count)]
+      pathlib.Path(name).write_text('\n'.join(['review,stars', *records, '']))
+    pathlib.Path('texts.csv').write_text('body\nthe name\nof a class\n')
+    pathlib.Path('faq.txt').write_text('the name of a class\nraises an exception\n')
+    asked = {'question': ['the name?'], 'context': ['the name of a class']}
+    parquet.write_table(pyarrow.table(asked), 'q.parquet')
+    tokenizer = Tokenizer.from_file(vocab)
+    config = EncoderConfig(vocab_size=tokenizer.vocab_size, hidden_size=32, num_layers=2,
+                           num_heads=2, mlp_size=64, max_positions=64)  # fmt: skip
+    params = jax.device_get(init_params(Bert(config), jax.random.key(0)))
+    loading.save_model('MODEL', config, params, tokenizer)
+    google.save_google('uncased_L-12_H-768_A-12', config, params, tokenizer)
+    heads = Bert(config, heads=('mlm', 'nsp', 'classification', 'span'), num_labels=2)
+    params = jax.device_get(init_params(heads, jax.random.key(0)))
+    loading.save_model('DIR', config, params, tokenizer)
+    yield folder
+
+
+def outputs(verb: str, flags: dict[str, str]) -> list[str]:
+  """The files that a command promises."""
+  workdir, out = flags.get('workdir', 'bertjax-quickstart'), flags.get('out')
+  files = {
+    'quickstart': [f'{workdir}/model/model.safetensors', f'{workdir}/loss.png'],
+    'pretrain': [f'{workdir}/model/model.safetensors', f'{workdir}/metrics.json'],
+    'finetune': [f'{workdir}/model/model.safetensors', f'{workdir}/report.html'],
+    'vocab': [out],
+    'prepare': [f'{out}/manifest.json'],
+    'predict': [out, flags.get('index')],
+    'explain': [out or 'explain.html'],
+    'export': [f'{out}/model.stablehlo' if 'format' in flags else f'{out}/saved_model.pb'],
+    'convert': [f'{out}/bert_config.json' if 'format' in flags else f'{out}/model.safetensors'],
+  }
+  return [name for name in files.get(verb, []) if name]
+
+
+@pytest.mark.parametrize('line', commands())
+def test_command_writes_or_prints_what_it_promises(line, home, capsys):
+  for pattern, smaller in SMALLER:
+    line = re.sub(pattern, smaller, line)
+  _, verb, *arguments = shlex.split(line)
+  code = main([verb, *arguments])
+  said = capsys.readouterr()
+  assert code == 0, f'{line}\n{said.err}'
+  flags = dict(a[2:].partition('=')[::2] for a in arguments if a.startswith('--'))
+  for name in outputs(verb, flags):
+    assert pathlib.Path(name).stat().st_size, name
+  if verb == 'evaluate':
+    assert re.search(r'"?(mlm_loss|accuracy)', said.out)
+  elif verb == 'vocab':
+    assert 'unknown' in said.out or '[UNK]' in said.out
+  elif verb == 'compile':
+    assert 'FLOPs' in said.out
+  elif verb == 'predict':
+    text = pathlib.Path(flags['out']).read_text() if 'out' in flags else said.out
+    assert text.strip()
+    if 'out' in flags:
+      assert all('result' in json.loads(line) for line in text.splitlines())
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.stem)
+def test_python_blocks_run(page, home):
+  if not pathlib.Path('bertjax-quickstart').exists():
+    main(['quickstart', '--config=quickstart:smoke'])
+  names = {}
+  for block in re.findall(r'^```python\n(.*?)^```$', page.read_text(), re.M | re.S):
+    exec(block, names)

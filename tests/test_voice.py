@@ -1,0 +1,91 @@
+"""Text for people uses the field's terms: README, docs, help, errors, docstrings, comments, tests.
+
+The left column is what an earlier dialect of this project said, the right one what to say instead.
+"""
+
+import ast
+import io
+import json
+import pathlib
+import re
+import tokenize
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+WORDS = {
+  r'tells?|told|telling': 'log, warn, report, raise',
+  r'go(es|ing)? on( with)?|went on': 'resume, continue',
+  r'anew|afresh|for good': 're-sampled each epoch, re-initialised, static',
+  r'sees|do(es)? not see|none sees': 'attends to',
+  r'(stands?|stood|lies?|lay) (in|on|at|there|beside|behind|between|ready)': 'is in, is stored in',
+  r'by (itself|themselves)|of (its|their) own|alone': 'separately, standalone, only',
+  r'mask_share|random_share|warmup_share|long\.share|held-?out share|share of': 'fraction, ratio',
+  r'(?<!-)whole(?![- _](word|span))|half-written|damaged': 'complete, partial, corrupt',
+  r'pieces?|masked places?|places|slots?': 'tokens, positions, indices',
+  r'(matrix )?products|products? of matrices': 'matmuls',
+  r'cuts?|cutting|left out|leaves? out|leaving out|falls? to|fell to': 'truncate, skip, assign',
+  r'at best': 'roofline bound, upper bound',
+  r'twins?|peers?': 'reference implementation, baseline',
+  r'folds?|folded|folding': 'normalise, normalisation',
+  r'spill(s|ed)?|vouch(es|ed)?|journal': 'intermediate shards, commit, committed length',
+  r'roll call|blames?|(has|have|did) not come': 'handshake, join, stragglers',
+  r'hindrances?|whoever|gists?|golds?': 'reason, the caller, summary, references',
+  r'passes over|data\.passes|--passes': 'dupe_factor',
+  r'config\.(steps|accumulation|keep|spike|epochs|seeds|eval_rows)|redraw\w*|head_factor|fresh_head'
+  r'|--process(es)?\b|--coordinator\b': 'the names of transformers and jax.distributed',
+}
+
+# Words of the list in another sense.
+ALLOWED = re.compile(
+  r'tell apart|whole[- ]word|whole_word|case[- ]fold\w*|--cut-?off|fold_in|ru_\w+', re.I
+)
+PATTERN = {re.compile(rf'\b({left})\b', re.I): right for left, right in WORDS.items()}
+
+
+def hits(text: str):
+  """(word, what to say instead) for each word of the list in a text."""
+  text = ALLOWED.sub(' ', text)
+  for pattern, right in PATTERN.items():
+    for match in pattern.finditer(text):
+      yield match[0], right
+
+
+def markdown(path: pathlib.Path):
+  """(line number, text) of a page, or of a notebook's Markdown cells."""
+  text = path.read_text()
+  if path.suffix == '.ipynb':
+    cells = [c['source'] for c in json.loads(text)['cells'] if c['cell_type'] == 'markdown']
+    text = '\n'.join(''.join(cell) for cell in cells)
+  yield from enumerate(text.splitlines(), 1)
+
+
+def python(path: pathlib.Path):
+  """(line number, text) of comments, docstrings, other strings with a blank, and test names."""
+  source = path.read_text()
+  for token in tokenize.generate_tokens(io.StringIO(source).readline):
+    if token.type == tokenize.COMMENT:
+      yield token.start[0], token.string
+  for node in ast.walk(ast.parse(source)):
+    if isinstance(node, ast.Constant) and isinstance(node.value, str) and ' ' in node.value:
+      yield from enumerate(node.value.splitlines(), node.lineno)
+    elif isinstance(node, ast.FunctionDef) and node.name.startswith('test_'):
+      yield node.lineno, node.name.replace('_', ' ')
+
+
+PAGES = [ROOT / 'README.md', ROOT / 'CHANGELOG.md', ROOT / 'CONTRIBUTING.md',
+         *ROOT.glob('docs/**/*.md')]  # fmt: skip
+CODE = [*ROOT.glob('notebooks/*.ipynb'), *[path for folder in ('bertjax', 'configs', 'benchmarks', 'docs', 'tests')
+        for path in ROOT.glob(f'{folder}/**/*.py') if path != pathlib.Path(__file__)]]  # fmt: skip
+
+
+@pytest.mark.parametrize('path', PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_text_uses_the_terms_of_the_field(path):
+  lines = python(path) if path.suffix == '.py' else markdown(path)
+  wrong = [
+    f'{path.relative_to(ROOT)}:{number}: {word!r}: say {right}'
+    for number, line in lines
+    for word, right in hits(line)
+  ]
+  assert not wrong, '\n' + '\n'.join(wrong)
