@@ -73,7 +73,7 @@ def test_splash_runs_on_the_rows_and_heads_of_each_device(monkeypatch):
     ('cpu', 'bfloat16', 512, {}, 'xla', ''),
   ],
 )
-def test_auto_chooses_by_backend_length_and_dropout_and_tells_why(
+def test_auto_chooses_by_backend_length_and_dropout_and_logs_why(
   monkeypatch, caplog, backend, dtype, length, options, chosen, why
 ):
   attention_lib._log_choice.cache_clear()

@@ -118,7 +118,7 @@ def test_evaluation_s_masks_are_frozen_whatever_the_batch_size(make):
   assert_same(*joined)
 
 
-def test_a_training_batch_holds_the_rows_of_its_slots(make):
+def test_a_training_batch_has_the_examples_of_its_indices(make):
   data = make(objective='next_token')
   for step in (0, 3, 10**6):
     row = training_slots(step, 7, len(data.rows), 1)[1]

@@ -82,7 +82,7 @@ def test_checksums_do_not_depend_on_the_sharding():
 
 
 @pytest.mark.parametrize('place', [0, 1535, 3071])
-def test_a_checksum_sees_one_bit_and_a_swap(place):
+def test_a_checksum_detects_one_flipped_bit_and_a_swap(place):
   value = np.random.default_rng(0).normal(size=(64, 48)).astype(np.float32)
   flipped = value.copy()
   flipped.view(np.uint32).reshape(-1)[place] ^= 1 << 31
@@ -117,7 +117,7 @@ def test_a_flipped_bit_is_found_and_the_checkpoint_before_is_used(tmp_path, capl
   assert meta['next_batch'] == 1 and str(tmp_path / '2') in caplog.text
 
 
-def test_the_step_of_a_damaged_checkpoint_can_be_saved_again(tmp_path):
+def test_the_step_of_a_corrupt_checkpoint_can_be_saved_again(tmp_path):
   checkpoints = saved(tmp_path, {1: None, 3: None})
   damage(tmp_path, 3)
   checkpoints = Checkpoints(tmp_path)
@@ -136,7 +136,7 @@ def test_a_save_behind_the_newest_checkpoint_is_refused_and_not_passed_over(tmp_
     checkpoints.save(3, state_at(3), {})
 
 
-def test_no_whole_checkpoint_is_an_error_and_not_a_fresh_start(tmp_path):
+def test_no_complete_checkpoint_is_an_error_and_not_a_fresh_start(tmp_path):
   checkpoints = saved(tmp_path, {1: None})
   damage(tmp_path, 1)
   with pytest.raises(CheckpointError, match='no checkpoint'):
@@ -151,14 +151,14 @@ def test_a_checkpoint_that_does_not_fit_is_refused_before_writing(tmp_path, monk
   assert [path.name for path in tmp_path.iterdir()] == ['1']
 
 
-def test_a_reader_leaves_a_trainers_unfinished_files_alone(tmp_path):
+def test_a_reader_does_not_touch_the_unfinished_files_of_a_trainer(tmp_path):
   saved(tmp_path, {1: None})
   unfinished = tmp_path / '2.orbax-checkpoint-tmp'
   unfinished.mkdir()
   assert Checkpoints(tmp_path, read_only=True).steps() == [1] and unfinished.exists()
 
 
-def test_a_save_that_fails_is_told_and_leaves_the_earlier_ones(tmp_path, monkeypatch):
+def test_a_failed_save_is_reported_and_keeps_the_earlier_ones(tmp_path, monkeypatch):
   checkpoints = saved(tmp_path, {1: None})
 
   def full(*args, **kwargs):

@@ -167,7 +167,7 @@ def test_questions_are_answered_and_scored_as_in_cmrc_2018(work, model):
 
 
 @pytest.mark.slow
-def test_a_summary_has_whole_sentences(model):
+def test_a_summary_has_complete_sentences(model):
   text = chinese.documents(1, seed=5)[0]
   found = ask(model, 'summarise', text, '--sentences=3', '--long=window')
   assert len(found) == 3

@@ -126,7 +126,7 @@ def report(slice_of_8):
 
 
 @pytest.mark.full
-def test_the_step_for_an_absent_slice_does_the_models_products_and_fits(report):
+def test_the_step_for_an_absent_slice_has_the_models_flops_and_fits(report):
   assert report['devices'] == 8 and report['device'] == 'TPU v5 lite'
   assert report['product_flops'] == pytest.approx(report['model_flops'], rel=1e-3)
   assert report['argument_bytes'] > 12 * report['parameters']  # weights and two moments
@@ -165,7 +165,7 @@ def test_several_slices_share_the_data_axis(slice_of_8):
 
 
 @pytest.mark.parametrize('compiled', [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_a_batch_that_does_not_fit_is_told_and_the_best_that_fits_is_named(
+def test_a_batch_that_does_not_fit_is_reported_with_the_largest_that_fits(
   slice_of_8, report, tmp_path, capsys, monkeypatch, compiled
 ):
   real = compile_lib.report_of

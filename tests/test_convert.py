@@ -169,7 +169,7 @@ def test_the_recipe_for_ones_own_domain_starts_from_googles_files(model, tmp_pat
   jax.tree.map(np.testing.assert_array_equal, params, model[1])
 
 
-def test_a_head_of_its_own_dropout_varies_and_a_span_head_does_not(model):
+def test_a_head_with_dropout_varies_and_a_span_head_does_not(model):
   config = EncoderConfig(50, 16, 1, 2, 16, 16, hidden_dropout=0.0, attention_dropout=0.0,
                          classifier_dropout=0.5)  # fmt: skip
   heads = ('classification', 'tagging', 'span', 'choice')

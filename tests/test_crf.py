@@ -104,7 +104,7 @@ def test_holes_and_padding_change_nothing():
   )
 
 
-def test_vmap_over_models_is_each_by_itself():
+def test_vmap_over_models_equals_separate_calls():
   cases = [make(np.random.default_rng(seed), 2, 5, 3) for seed in (5, 6)]
   stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *cases)
   for function in (crf.log_partition, crf.viterbi):

@@ -162,7 +162,7 @@ def checkpoint_steps(folder):
 
 
 @pytest.mark.full
-def test_sigterm_to_one_stops_all_at_one_step_and_fewer_go_on(single, tmp_path, tiny_rows):
+def test_sigterm_to_one_stops_all_at_one_step_and_fewer_resume(single, tmp_path, tiny_rows):
   folder = tmp_path / 'run'
   codes, errors = finish(launch(folder, tiny_rows, 2, fault='term 1 9', **SHARDED))
   assert codes == [75, 75], '\n'.join(e[-2000:] for e in errors)
@@ -254,7 +254,7 @@ def meet(monkeypatch, words):
   return raised
 
 
-def test_processes_that_have_come_go_on(monkeypatch):
+def test_processes_continue_after_the_handshake(monkeypatch):
   assert meet(monkeypatch, {}) == [None, None]
 
 
@@ -266,7 +266,7 @@ def test_a_process_with_other_flags_is_named_to_all(monkeypatch):
 
 @pytest.mark.full
 @pytest.mark.parametrize('blocked', ['', 'jax._src.clusters', 'jax._src.distributed'])
-def test_slurm_tells_who_is_there(blocked):
+def test_slurm_identifies_the_processes(blocked):
   """Also with a jax that has moved the private names of its detection and its store."""
   code = (
     f'import jax, sys; sys.modules[{blocked!r}] = None; '
@@ -301,7 +301,7 @@ def test_a_watch_names_what_has_stopped_and_ends_the_process(monkeypatch, caplog
   assert 'is reading a batch at step 3' in caplog.text
 
 
-def test_a_watch_lets_a_process_that_moves_alone(monkeypatch):
+def test_a_watch_ignores_a_process_that_progresses(monkeypatch):
   ended = threading.Event()
   monkeypatch.setattr(os, '_exit', lambda code: ended.set())
   with distributed.Watch(0.5) as watch:

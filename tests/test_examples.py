@@ -124,7 +124,7 @@ def test_displaced_sentences_are_used_again(seed):
   assert used == list(homes(documents))
 
 
-def test_long_parts_are_cut_at_both_ends_until_they_fit_evenly():
+def test_long_segments_are_truncated_at_both_ends_until_they_fit_evenly():
   documents = [[list(range(100))], [list(range(100, 300))]]
   for a, b, _ in build(documents, length=64, short_seq_prob=0.0, passes=20):
     assert len(a) + len(b) == 61 and abs(len(a) - len(b)) == 1
@@ -176,7 +176,7 @@ def test_half_of_the_ordered_pairs_are_swapped():
   assert abs(np.mean(labels) - 0.5) < 5 * 0.5 / len(labels) ** 0.5
 
 
-def test_a_single_sentence_has_no_order_and_is_left_out():
+def test_a_single_sentence_has_no_order_and_is_skipped():
   documents = [[[1] * 20], [[2] * 3, [3] * 3, [4] * 3]]  # 5 tokens fit: two sentences, then one
   pairs = build(documents, kind='sop', length=8, short_seq_prob=0.0)
   assert [{*a, *b} for a, b, _ in pairs] == [{2, 3}]
@@ -192,7 +192,7 @@ def test_sentences_of_a_document_lose_no_token_and_mix_no_documents(seed, length
   assert all(len({home[token] for token in a}) == 1 for a, _ in rows)
 
 
-def test_sentences_of_a_document_fill_rows_and_only_those_longer_than_a_row_are_cut():
+def test_sentences_of_a_document_fill_sequences_and_only_longer_ones_are_split():
   documents = [[[1] * 3, [2] * 3, [3] * 2, [4] * 14, [5] * 4, [6]]]
   rows = build(documents, kind='doc_sentences', length=8, short_seq_prob=0.0)
   assert [a for a, _ in rows] == [
@@ -226,7 +226,7 @@ def test_a_row_of_full_sentences_has_no_room_for_the_next_sentence(seed, length)
     assert size + left[following[0]] + separator > length
 
 
-def test_full_sentences_go_on_in_the_next_document_after_a_separator():
+def test_full_sentences_continue_in_the_next_document_after_a_separator():
   documents = [[[1] * 3, [2] * 2], [[3]], [[4] * 9], [[5] * 2], [[6] * 7]]
   rows = build(documents, kind='full_sentences', length=10, short_seq_prob=0.0)
   wanted = [[[1, 1, 1, 2, 2], [3]], [[4] * 8], [[4], [5, 5]], [[6] * 7]]  # only the 4s must be cut

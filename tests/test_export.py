@@ -110,7 +110,7 @@ def test_stablehlo_takes_any_batch_and_length_on_any_platform(tmp_path, vocab):
 
 
 @pytest.mark.full
-def test_a_saved_model_of_tokens_tells_their_ids(tmp_path, vocab):
+def test_a_saved_model_of_tokens_returns_their_ids(tmp_path, vocab):
   tf = pytest.importorskip('tensorflow')
   predictor = save(tmp_path / 'm', vocab, 'span')
   export.run(model=str(tmp_path / 'm'), to=str(tmp_path / 'out'))

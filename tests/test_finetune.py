@@ -358,7 +358,7 @@ def test_the_command_names_the_fields_of_fine_tuning(capsys):
   assert main(['finetune', '--config.epoch=3.0']) == 2
 
 
-def test_batches_hold_whole_questions_and_every_example_once():
+def test_batches_have_complete_questions_and_every_example_once():
   rows = {
     'input_ids': np.arange(24)[:, None] + np.zeros((1, 8), int),
     'ends': np.full((24, 1, 2), 8, np.uint16),

@@ -95,7 +95,7 @@ def test_the_diagnostic_set_is_read_with_and_without_labels(tmp_path):
   assert (ax.read('test')[0].label, ax.read('dev')[0].label, ax.metric) == (None, 1, 'matthews')
 
 
-def test_broken_rows_of_qqp_are_left_out_and_told(tmp_path, caplog):
+def test_broken_records_of_qqp_are_skipped_and_logged(tmp_path, caplog):
   header = 'id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate'
   rows = ['1\t1\t2\ta?\tb?\t1', '2\t3\t4\tc?', '3\t5\t6\t\td?\t0', '4\t7\t8\te?\tf?\t0']
   write(tmp_path, 'train.tsv', header, *rows)

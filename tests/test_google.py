@@ -263,7 +263,7 @@ def test_a_google_model_goes_to_hugging_face_and_back_bit_for_bit(tmp_path, voca
 @pytest.mark.parametrize(
   ('pieces', 'lowercase'), [(['the', '##s'], True), (['the', 'The', '##s'], False)]
 )
-def test_the_case_of_a_vocabulary_is_told_by_its_pieces(tmp_path, pieces, lowercase):
+def test_the_case_of_a_vocabulary_is_inferred_from_its_entries(tmp_path, pieces, lowercase):
   (tmp_path / 'bert_config.json').write_text('{}')
   (tmp_path / 'bert_model.ckpt.index').write_text('')
   special = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', '[unused1]']

@@ -168,7 +168,7 @@ def differing(texts, tokenizer, reference, twin) -> list:
 @pytest.mark.data
 @pytest.mark.parametrize('rules', normalization.RULES)
 @pytest.mark.parametrize('name', VOCABS)
-def test_both_twins_equal_the_reference_on_samples(data_dir, name, rules):
+def test_both_tokenizers_equal_the_reference_on_samples(data_dir, name, rules):
   triple = load(data_dir, name, rules)
   assert differing(read_lines(data_dir, 40), *triple) == []
   assert differing(make_strings(5_000, seed=1), *triple) == []
@@ -178,7 +178,7 @@ def test_both_twins_equal_the_reference_on_samples(data_dir, name, rules):
 @pytest.mark.data
 @pytest.mark.parametrize('rules', normalization.RULES)
 @pytest.mark.parametrize('name', VOCABS)
-def test_both_twins_equal_the_reference_on_all_text_and_200_000_strings(data_dir, name, rules):
+def test_both_tokenizers_equal_the_reference_on_all_text_and_200_000_strings(data_dir, name, rules):
   triple, lines = load(data_dir, name, rules), read_lines(data_dir)
   assert len(lines) > 500_000
   assert differing(lines, *triple) == []
@@ -200,7 +200,7 @@ def check_folds(texts, rules, lowercase):
 
 @pytest.mark.parametrize('rules', normalization.RULES)
 @pytest.mark.parametrize('lowercase', [True, False])
-def test_the_graph_folds_every_code_point_as_the_reference(rules, lowercase):
+def test_the_graph_normalises_every_code_point_as_the_reference(rules, lowercase):
   letters = [chr(c) for c in range(0x110000) if not 0xD800 <= c < 0xE000]
   if rules == 'huggingface':  # a fold gets these for special tokens, not from texts
     letters = [
@@ -229,7 +229,7 @@ def small_twins(rules):
 @pytest.mark.parametrize('rules', normalization.RULES)
 @given(st.lists(st.sampled_from(PIECES + LETTERS['special']) | st.characters(), max_size=20))
 @settings(deadline=None, max_examples=150)
-def test_twins_agree_on_any_mixture_also_where_every_letter_is_a_piece(rules, parts):
+def test_tokenizers_agree_on_any_mixture_also_where_every_letter_is_a_token(rules, parts):
   texts = [''.join(parts), '', ''.join(parts[::-1])]
   for tokenizer, twin, oracle in small_twins(rules):
     wanted = tokenizer.encode(texts)

@@ -248,7 +248,7 @@ def test_a_crf_without_transitions_has_the_loss_of_single_tokens():
   assert together == pytest.approx(tag_loss(PLAIN, params, batch), rel=1e-5)
 
 
-def test_tags_are_chosen_alike_with_and_without_gold_tags():
+def test_tags_are_decoded_alike_with_and_without_labels():
   tokenizer = Tokenizer([*SPECIAL_TOKENS, 'a', 'b', 'c', '##x', '.'], lowercase=False)
   labels = ('O', 'B-T', 'I-T')
   config = dataclasses.replace(PLAIN, crf=True)
@@ -267,7 +267,7 @@ def test_tags_are_chosen_alike_with_and_without_gold_tags():
   assert found[0] != Tags(labels).decode(items, encoded, logits)
 
 
-def test_a_split_model_has_the_gradients_of_a_whole_one():
+def test_a_sharded_model_has_the_gradients_of_an_unsharded_one():
   config = dataclasses.replace(FULL, bilstm=1)
   loss_fn, _ = Tags().make_loss(Bert(config, ('tagging',), False, TAGS))
   params, batch = random_params(config), batch_of(8)

@@ -144,7 +144,7 @@ def test_a_bare_model_without_prefix_is_read(saved, folder):
 
 @pytest.mark.parametrize('dtype', ['float16', 'bfloat16'])
 @pytest.mark.parametrize('form', ['safetensors', 'torch', 'flax'])
-def test_narrow_floats_are_widened_and_told(saved, folder, caplog, dtype, form):
+def test_bf16_and_fp16_weights_are_loaded_as_float32_and_logged(saved, folder, caplog, dtype, form):
   caplog.set_level(logging.INFO, 'bertjax')
   kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
   narrow = {name: tensor.astype(kind) for name, tensor in tensors_of(saved).items()}
@@ -386,7 +386,7 @@ def test_labels_that_are_taken_by_their_number_are_logged(vocab, tmp_path, caplo
   ]
 
 
-def test_whose_a_classifier_is_must_be_told(vocab, tmp_path):
+def test_the_layout_of_a_classifier_must_be_stated(vocab, tmp_path):
   config, tokenizer = tiny(vocab)
   params = random_params(config, ('tagging',))
   save_hf(tmp_path / 'a', config, params, tokenizer)
@@ -398,7 +398,7 @@ def test_whose_a_classifier_is_must_be_told(vocab, tmp_path):
     save_hf(tmp_path / 'b', config, random_params(config, ('tagging', 'choice')), tokenizer)
 
 
-def test_a_missing_part_is_drawn_afresh_only_when_asked(saved, caplog):
+def test_a_missing_part_is_initialised_only_on_request(saved, caplog):
   caplog.set_level(logging.INFO, 'bertjax')
   folder, config, params = saved
   bert = Bert(config, heads=('classification',), num_labels=3)
@@ -412,7 +412,7 @@ def test_a_missing_part_is_drawn_afresh_only_when_asked(saved, caplog):
   assert 're-initialised: classification' in caplog.text
 
 
-def test_a_changed_vocabulary_keeps_the_rows_of_shared_pieces_on_request(saved):
+def test_a_changed_vocabulary_keeps_the_embeddings_of_shared_tokens_on_request(saved):
   folder, config, params = saved
   old = Tokenizer.from_dir(folder)
   pieces = old.vocab[:300] + ['newword', '##new'] + old.vocab[400:][::-1]
@@ -494,7 +494,7 @@ def test_a_hub_name_is_read_from_the_cache_by_revision(saved, folder, tmp_path):
     assert 'someone/other-bert is no folder with a config.json' in out, out
 
 
-def test_an_error_of_the_hub_is_whole_and_says_what_to_do(tmp_path):
+def test_an_error_of_the_hub_is_complete_and_says_what_to_do(tmp_path):
   answers = {
     'none': (404, 'RepoNotFound', 'Repository Not Found for url: ', 'check the name'),
     'gated': (403, 'GatedRepo', 'Cannot access gated repo for url ', 'ask for access'),

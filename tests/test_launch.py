@@ -76,7 +76,7 @@ def test_a_dry_run_prints_what_the_run_calls_and_calls_nothing(machine, script, 
 
 
 @pytest.mark.parametrize('script', SCRIPTS)
-def test_without_a_verb_a_script_tells_its_usage(machine, script):
+def test_without_a_verb_a_script_prints_its_usage(machine, script):
   done = machine.run(script, CLUSTER='pods')
   assert done.returncode == 2 and '--dry-run' in done.stderr and not machine.called()
 

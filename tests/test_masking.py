@@ -116,7 +116,7 @@ def test_a_random_replacement_is_any_entry_equally_often():
 
 @given(st.integers(0, 2**63), st.floats(0.01, 1.0), st.integers(1, 70))
 @settings(deadline=None, max_examples=60)
-def test_predictions_are_sorted_distinct_maskable_tokens_and_unused_slots_zero(seed, rate, slots):
+def test_predictions_are_sorted_distinct_maskable_tokens_and_padded_with_zeros(seed, rate, slots):
   batch = make_batch(20, 64, seed)
   out = mask(batch, seed=seed, rate=rate, max_predictions=slots)
   assert {out[name].shape for name in PREDICTIONS} == {(20, min(slots, 64))}
@@ -187,7 +187,7 @@ def test_single_tokens_are_chosen_alike_with_and_without_packed_rows_beside_them
   st.integers(1, 40),
 )  # fmt: skip
 @settings(deadline=None, max_examples=150)
-def test_each_sequence_gets_its_own_count_of_whole_units_until_the_slots_are_used_up(
+def test_each_sequence_has_its_count_of_complete_units_within_the_prediction_budget(
   seed, unit, rate, slots
 ):
   batch = make_packed(20, 64, seed)

@@ -51,7 +51,7 @@ def test_moments_are_split_as_their_parameters():
       assert own == spec, name
 
 
-def test_a_size_that_does_not_divide_stays_whole_and_is_told(caplog):
+def test_an_axis_of_indivisible_size_stays_replicated_and_is_logged(caplog):
   with caplog.at_level('INFO', logger='bertjax.training.mesh'):
     by_path = specs(mesh_lib.make_mesh(1, 2, 4))  # vocabulary 97
   assert by_path['params/mlm/bias'] == PartitionSpec(None)

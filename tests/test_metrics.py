@@ -193,7 +193,7 @@ def conlleval(tags):
   return spans
 
 
-def test_every_type_that_is_gold_or_predicted_has_an_f1():
+def test_every_type_that_is_labelled_or_predicted_has_an_f1():
   scores = metrics.span_scores([['B-A', 'O', 'B-C']], [['B-A', 'B-B', 'O']])
   by_type = {name: value for name, value in scores.items() if name.startswith('f1_')}
   assert by_type == {'f1_A': 1, 'f1_B': 0, 'f1_C': 0} and scores['f1'] == 0.5

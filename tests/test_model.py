@@ -146,7 +146,7 @@ def test_padding_does_not_change_real_tokens(params):
   np.testing.assert_allclose(a['pooled'], b['pooled'], atol=1e-5)
 
 
-def test_packed_sequences_do_not_see_each_other(params):
+def test_packed_sequences_do_not_attend_to_each_other(params):
   rng = np.random.default_rng(1)
   one, two = batch_of(rng, length=7), batch_of(rng, length=9)
   packed = {k: np.concatenate([one[k], two[k]], 1) for k in one}
@@ -159,7 +159,7 @@ def test_packed_sequences_do_not_see_each_other(params):
   np.testing.assert_allclose(out['nsp_logits'][:, 1], b['nsp_logits'], atol=1e-5)
 
 
-def test_a_causal_encoder_sees_no_later_token(params):
+def test_a_causal_encoder_attends_to_no_later_token(params):
   config = dataclasses.replace(TINY, causal=True)
   batch = batch_of(np.random.default_rng(2))
   other = batch | {'input_ids': batch['input_ids'].copy()}
@@ -169,7 +169,7 @@ def test_a_causal_encoder_sees_no_later_token(params):
   assert not np.allclose(a['hidden'][:, 9:], b['hidden'][:, 9:])
 
 
-def test_a_bidirectional_encoder_sees_later_tokens(params):
+def test_a_bidirectional_encoder_attends_to_later_tokens(params):
   batch = batch_of(np.random.default_rng(2))
   other = batch | {'input_ids': batch['input_ids'].copy()}
   other['input_ids'][:, -1] += 1

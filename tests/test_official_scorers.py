@@ -389,7 +389,7 @@ def test_odd_labels_are_text_in_the_figures_of_the_report():
   assert '<script' not in page and page.count('>&lt;script&gt;</text>') == 2
 
 
-def test_remarks_stand_on_the_page_of_the_report():
+def test_the_report_shows_remarks():
   table = TASKS['table'](files={}, text='text', labels=('ham', 'spam'))
   items = [Example(str(i), ('a',), int(i > 2)) for i in range(5)]
   predictions, logits = np.zeros(5, int), np.eye(2)[np.zeros(5, int)]

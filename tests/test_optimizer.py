@@ -73,7 +73,7 @@ def test_berts_adam_has_no_bias_correction(params):
   np.testing.assert_allclose(first, corrected * 0.1 / 0.001**0.5, rtol=1e-3)
 
 
-def test_biases_and_layer_norms_alone_are_not_decayed(params):
+def test_only_biases_and_layer_norms_are_not_decayed(params):
   for path, decayed in jax.tree_util.tree_leaves_with_path(decay_mask(params)):
     name = path_name(path)
     assert decayed == (not name.endswith(('bias', 'scale'))), name

@@ -49,7 +49,7 @@ def test_the_order_looks_random(seed):
 @given(st.integers(1, 60), st.integers(1, 40), st.integers(0, 2**32))
 @example(7, 20, 0)  # a batch of several epochs
 @settings(deadline=None, max_examples=40)
-def test_every_epoch_sees_every_row_once_and_nothing_is_dropped(num_rows, batch_size, seed):
+def test_every_epoch_has_every_example_once_and_drops_none(num_rows, batch_size, seed):
   epochs, rows = slots(-(-3 * num_rows // batch_size), batch_size, num_rows, seed)
   np.testing.assert_array_equal(epochs, 1 + np.arange(len(rows)) // num_rows)
   for epoch in range(1, 4):
@@ -60,7 +60,7 @@ def test_a_batch_straddles_epochs():
   assert training_slots(2, 4, 10, 0)[0].tolist() == [1, 1, 2, 2]
 
 
-def test_the_batch_size_cuts_the_sequence_and_does_not_change_it():
+def test_the_order_of_examples_does_not_depend_on_the_batch_size():
   for small, large in zip(slots(12, 4, 37), slots(3, 16, 37), strict=True):
     np.testing.assert_array_equal(small, large)
 
@@ -75,7 +75,7 @@ def test_the_rows_of_all_processes_make_the_global_batch(processes, step):
         np.testing.assert_array_equal(found, part[rows])
 
 
-def test_epochs_and_seeds_have_orders_of_their_own():
+def test_epochs_and_seeds_have_different_orders():
   first, second, third = slots(30, 10, 100)[1].reshape(3, 100)
   for other in (second, third, slots(10, 10, 100, seed=1)[1]):
     assert (first == other).sum() < 10  # one is expected

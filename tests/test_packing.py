@@ -78,7 +78,7 @@ def losses(out, batch):
   return mlm, nsp[batch['example_weights'] > 0]
 
 
-def test_every_prediction_and_pair_has_the_loss_it_has_in_a_row_of_its_own(packed, run):
+def test_every_prediction_and_pair_has_the_loss_of_its_unpacked_sequence(packed, run):
   single = unpack(packed)
   assert len(single['input_ids']) > 1.5 * len(packed['input_ids'])
   one, other = run(packed), run(single)

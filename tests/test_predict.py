@@ -58,7 +58,7 @@ def answered(tmp_path_factory, folder, texts):
   return path
 
 
-def test_rows_keep_their_order_and_bad_ones_tell_why(answered, folder, texts):
+def test_records_keep_their_order_and_bad_ones_have_an_error(answered, folder, texts):
   found = lines(answered / 'out.jsonl')
   assert len(found) == len(texts)
   assert found[20] == {'error': 'a text is empty.'}
@@ -91,7 +91,7 @@ def test_every_format_gives_the_same_lines(answered, folder, texts, tmp_path):
 
 
 @pytest.mark.parametrize('torn', [b'{"result": "30"}\n{"res', b'{"res'])
-def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path, monkeypatch, torn):
+def test_a_killed_run_resumes_and_ends_with_the_same_bytes(tmp_path, monkeypatch, torn):
   monkeypatch.setattr(streams, 'CHUNK', 10)
   path, out, seen = tmp_path / 'in.txt', tmp_path / 'out.jsonl', []
   path.write_text('\n'.join(str(i) for i in range(57)))

@@ -88,7 +88,7 @@ def test_in_a_long_text_a_token_is_scored_amid_its_neighbours(mlm, vocab):
     assert found[place][1] == pytest.approx(expected, abs=1e-4)
 
 
-def test_many_masks_are_filled_each_by_itself(mlm):
+def test_each_of_several_masks_is_filled_separately(mlm):
   text = 'the ' + '[MASK] ' * 11 + 'name'
   fills = mlm.fill_mask(text, top_k=3)
   assert len(fills) == 11
@@ -161,7 +161,7 @@ def test_one_item_in_one_item_out_and_lists_in_order(classifier):
   assert classifier.classify([]) == []
 
 
-def test_long_texts_are_windowed_or_refused_and_never_cut(classifier, vocab):
+def test_long_texts_are_windowed_or_refused_and_never_truncated(classifier, vocab):
   strict = Predictor(*model(vocab, 'classification', labels=3), batch_size=8)
   for call in (strict.classify, strict.embed):
     with pytest.raises(

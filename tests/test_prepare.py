@@ -142,14 +142,16 @@ def test_labels_tokens_and_unknown_words_far_from_the_rule_are_warned_about(make
     assert message in caplog.text
 
 
-def test_the_vocabulary_report_foresees_the_share_of_random_labels(make, tokenizer, vocab, texts):
+def test_the_vocabulary_report_estimates_the_fraction_of_random_labels(
+  make, tokenizer, vocab, texts
+):
   _, manifest = make(length=128, heldout_fraction=0.3)
   found = corpus_lib.describe(texts, vocab, format='google')['random_labels']
   assert abs(found - manifest['report']['random_labels']) < 0.1
 
 
 @pytest.mark.parametrize('kind', ['doc_sentences', 'full_sentences'])
-def test_full_sentences_hold_the_whole_text_between_special_tokens(make, kind, texts, tokenizer):
+def test_full_sentences_have_the_complete_text_between_special_tokens(make, kind, texts, tokenizer):
   folder, _ = make(kind=kind, num_shards=3)
   found = []
   for split in dataset.SPLITS:
@@ -261,7 +263,7 @@ KILLED = """if True:
 
 
 @pytest.mark.parametrize('what', ['tokenising', 'building'])
-def test_a_killed_preparation_goes_on_to_the_bytes_of_an_undisturbed_one(
+def test_a_killed_preparation_resumes_to_the_bytes_of_an_uninterrupted_one(
   what, make, small_batches, corpus_file, vocab, tmp_path, monkeypatch
 ):
   whole, _ = make('whole', num_shards=3)
@@ -352,7 +354,7 @@ def test_a_huge_sentence_has_the_ids_it_has_uncut(make, monkeypatch):
 @hypothesis_settings(
   deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-def test_pieces_of_a_sentence_have_its_ids(tokenizer, monkeypatch, sentence):
+def test_parts_of_a_sentence_have_its_ids(tokenizer, monkeypatch, sentence):
   monkeypatch.setattr(encode, '_PIECE_CHARS', 4)
   pieces = encode._cut(sentence)
   assert [id for ids in tokenizer.encode(pieces) for id in ids] == tokenizer.encode([sentence])[0]

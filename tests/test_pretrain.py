@@ -183,7 +183,7 @@ def test_a_relative_workdir_will_do(tiny_rows, tmp_path, monkeypatch):
 
 
 @pytest.mark.full
-def test_more_steps_go_on_from_the_last(finished, tiny_rows, tmp_path):
+def test_more_steps_resume_from_the_last(finished, tiny_rows, tmp_path):
   shutil.copytree(finished, tmp_path / 'run')
   assert main(arguments(tiny_rows, tmp_path / 'run', '--config.num_train_steps=30')) == 0
   assert sorted(losses(tmp_path / 'run'))[-1] == 30
@@ -321,7 +321,7 @@ def test_evaluate_reads_a_model_directory(finished, tiny_rows, capsys):
   assert printed['mlm_loss'] == pytest.approx(written['mlm_loss'], rel=1e-5)
 
 
-def test_evaluate_scores_a_whole_text_with_the_unigram_of_another(
+def test_evaluate_scores_a_complete_text_with_the_unigram_of_another(
   finished, corpus, vocab, tmp_path, monkeypatch, capsys
 ):  # fmt: skip
   monkeypatch.setenv('BERTJAX_CACHE', str(tmp_path))
@@ -608,7 +608,7 @@ def test_a_model_never_replaces_a_folder_of_something_else(finished, tmp_path):
   assert (tmp_path / 'mine' / 'thesis.txt').read_text() == 'years'
 
 
-def test_a_damaged_shard_is_named(tiny_rows, tmp_path, capsys):
+def test_a_corrupt_shard_is_named(tiny_rows, tmp_path, capsys):
   rows = tmp_path / 'rows'
   shutil.copytree(tiny_rows, rows)
   path = rows / 'train' / '00000.input_ids.bin'
@@ -652,14 +652,14 @@ def test_a_disk_that_fills_loses_no_checkpoint(tiny_rows, small_disk):
 
 
 @pytest.mark.parametrize('verb', ['quickstart', 'vocab', 'prepare', 'pretrain', 'evaluate'])
-def test_help_tells_every_flag(verb, capsys):
+def test_help_lists_every_flag(verb, capsys):
   assert main([verb, '--help']) == 0
   text = capsys.readouterr().out
   for name in importlib.import_module(f'bertjax.{verb}').FLAGS:
     assert f'--{name}' in text
 
 
-def test_help_tells_every_config_field_with_its_value_and_a_reason(capsys):
+def test_help_lists_every_config_field_with_its_value_and_meaning(capsys):
   main(['pretrain', '--config=bert_mini', '--help'])
   lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith('  --config.')]
   assert len(lines) == len(list(_flat(load_recipe('bert_mini'))))

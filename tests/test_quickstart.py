@@ -14,7 +14,7 @@ from bertjax.interop.loading import load_model
 ROOT = pathlib.Path(__file__).parent.parent
 
 
-def test_the_quickstart_goes_the_whole_way(tmp_path, monkeypatch, capsys):
+def test_quickstart_trains_evaluates_fills_masks_and_saves(tmp_path, monkeypatch, capsys):
   monkeypatch.setenv('BERTJAX_CACHE', str(tmp_path / 'cache'))
   args = ['quickstart', f'--workdir={tmp_path}/run', '--config=quickstart:smoke']
   assert main(args) == 0

@@ -72,7 +72,7 @@ def test_a_divergence_goes_back_and_leaves_the_batches_since_out(tmp_path, tiny_
   assert logged == [{'kind': 'skip', 'step': 10, 'batches': 7}]  # of a repeated step the last
 
 
-def test_a_resumed_run_knows_what_was_left_out(tmp_path, tiny_rows, poisoned):
+def test_a_resumed_run_knows_the_skipped_batches(tmp_path, tiny_rows, poisoned):
   read, bad = poisoned
   bad.add(7)
   pretrain.run(config_of(tiny_rows, num_train_steps=10), workdir=str(tmp_path))

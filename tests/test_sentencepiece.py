@@ -64,7 +64,7 @@ def test_long_lines_are_learnt_from_too():
 
 
 @pytest.mark.parametrize('piece', ['word ', '字', 'x' * 999 + ' '])
-def test_a_long_line_is_cut_in_linear_time_and_loses_nothing(piece):
+def test_a_long_line_is_split_in_linear_time_without_loss(piece):
   def seconds(count):
     start = time.process_time()
     lines = list(sentencepiece_lib._lines([piece * (count // len(piece))], lowercase=True))
@@ -74,7 +74,7 @@ def test_a_long_line_is_cut_in_linear_time_and_loses_nothing(piece):
   assert seconds(2_000_000) < 40 * max(seconds(200_000), 0.01)  # 100 times when quadratic
 
 
-def test_chinese_characters_of_a_text_have_pieces():
+def test_chinese_characters_of_a_text_are_in_the_vocabulary():
   letters = [chr(0x4E00 + i) for i in range(3000)]
   text = ''.join(f'{a}{b}。' for a, b in zip(letters, reversed(letters), strict=True))
   tokenizer = Tokenizer(train_sentencepiece([text], 3005))
@@ -95,7 +95,7 @@ def test_a_size_that_does_not_suit_the_text_is_refused(texts, size, message):
     train_sentencepiece(texts, size)
 
 
-def test_encode_and_decode_keep_special_tokens_whole(tokenizer):
+def test_encode_and_decode_keep_special_tokens(tokenizer):
   ids = tokenizer.encode(['the old [MASK] was[SEP]', '[mask]'])
   assert ids[0].count(tokenizer.mask_id) == ids[0].count(tokenizer.sep_id) == 1
   assert tokenizer.decode(ids[0]) == 'the old [MASK] was [SEP]'
@@ -135,7 +135,7 @@ def test_files_that_a_sentencepiece_model_cannot_follow_are_refused(
     Tokenizer.from_dir(tmp_path)
 
 
-def test_case_and_accents_fold_as_albert_s(documents):
+def test_case_and_accents_are_normalised_as_in_albert(documents):
   model = train_sentencepiece(documents, 300)
   lower, keep = Tokenizer(model), Tokenizer(model, lowercase=False)
   assert lower.encode(["``HOUSE'' Wórld"]) == lower.encode(['"house" world'])
@@ -143,7 +143,7 @@ def test_case_and_accents_fold_as_albert_s(documents):
   assert keep.encode(['HOUSE']) != keep.encode(['house'])
 
 
-def test_the_graph_twin_gives_the_same_ids(tokenizer, documents):
+def test_the_graph_tokenizer_gives_the_same_ids(tokenizer, documents):
   from bertjax.data import tokenizer_tf
 
   texts = make_texts(documents)
@@ -158,7 +158,7 @@ def test_the_graph_twin_gives_the_same_ids(tokenizer, documents):
     assert own == twin, ascii(texts[i])
 
 
-def test_offsets_spell_the_pieces(tokenizer, documents):
+def test_offsets_spell_the_tokens(tokenizer, documents):
   texts = make_texts(documents)[::3]
   ids, offsets = tokenizer.encode_offsets(texts)
   assert ids == tokenizer.encode(texts)
@@ -213,7 +213,7 @@ def test_albert_s_tokenizer_reads_what_we_save_and_gives_the_same_ids(
   assert [x for x, a, b in zip(lines, tokenizer.encode(lines), theirs, strict=True) if a != b] == []
 
 
-def test_a_model_that_is_none_or_lacks_special_pieces_is_refused(tmp_path, documents):
+def test_a_file_that_is_no_model_or_lacks_special_tokens_is_refused(tmp_path, documents):
   (tmp_path / 'spiece.model').write_bytes(b'garbage')
   with pytest.raises(ValueError, match=r'spiece.model is no SentencePiece model'):
     Tokenizer.from_file(tmp_path / 'spiece.model')

@@ -279,7 +279,7 @@ def test_a_failing_call_fails_its_callers_only():
   assert (good, later) == ([1], [3])
 
 
-def test_those_who_have_gone_are_left_out():
+def test_requests_of_gone_clients_are_skipped():
   seen = []
 
   async def script(batcher):

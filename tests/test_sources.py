@@ -444,7 +444,7 @@ def test_prose_is_split_at_the_ends_of_sentences(marked):
   assert sentences.split_prose(marked.replace('|', '')) == expected
 
 
-def test_wikitext_sentences_end_at_marks_that_stand_alone():
+def test_wikitext_sentences_end_at_separate_marks():
   text = ' = Dogs = \n The U.S. dog , at 4 @.@ 5 kg , barked . It ran ! \n Why ? \n'
   expected = ['= Dogs =', 'The U.S. dog , at 4 @.@ 5 kg , barked .', 'It ran !', 'Why ?']
   assert text_lib.split_document(text, 'wikitext') == expected

@@ -96,7 +96,7 @@ def test_an_answer_longer_than_all_windows_is_counted():
   assert not encoded.columns['labels'].any() and encoded.counts['answers_outside'] == 1
 
 
-def test_long_questions_are_cut_and_counted():
+def test_long_questions_are_truncated_and_counted():
   encoded = encode([ask('w1', question='q q q')])
   assert encoded.counts['cut_questions'] == 1
   assert TOKENIZER.decode(encoded.columns['input_ids'][0][:6]) == '[CLS] q q [SEP] w1 [SEP]'
@@ -105,7 +105,7 @@ def test_long_questions_are_cut_and_counted():
       encode([ask('w1')], length, stride)
 
 
-def test_the_text_is_cut_out_of_the_original_context():
+def test_the_answer_is_a_slice_of_the_original_context():
   item = ask('  W1,\u00a0 w2\u00ad (w3)  w4', 'w2\u00ad (w3)')
   encoded = encode([item], 16)
   [answer] = question_answering.decode([item], encoded, gold_logits(encoded), version_2=False)
@@ -332,7 +332,7 @@ REAL = {  # file: (version 2, questions, with answer, answers recovered to the l
 
 @pytest.mark.data
 @pytest.mark.parametrize('name', REAL)
-def test_gold_spans_of_real_files_give_the_gold_answers_back(data_dir, tmp_path, name):
+def test_labelled_spans_of_real_files_decode_to_the_labelled_answers(data_dir, tmp_path, name):
   version_2, questions, answerable, verbatim = REAL[name]
   task = TASKS[f'squad{1 + version_2}'](str(data_dir / 'squad'), files={'dev': name})
   items = task.read('dev')
@@ -356,7 +356,7 @@ def test_gold_spans_of_real_files_give_the_gold_answers_back(data_dir, tmp_path,
 
 
 @pytest.mark.data
-def test_training_labels_are_those_of_run_squad_but_for_answers_within_a_piece(data_dir):
+def test_training_labels_are_those_of_run_squad_but_for_answers_within_a_token(data_dir):
   tokenizer = Tokenizer.from_file(data_dir / 'vocab' / 'bert-base-uncased-vocab.txt')
   compared, differ = 0, []
   for name, (version_2, *_) in REAL.items():

@@ -111,7 +111,7 @@ def test_a_folder_without_manifest_is_no_prepared_folder(tmp_path):
       dataset.Dataset(tmp_path / name, 'train')
 
 
-def test_a_damaged_manifest_or_another_version_is_refused(folder):
+def test_a_corrupt_manifest_or_another_version_is_refused(folder):
   path = folder / 'manifest.json'
   manifest = json.loads(path.read_text())
   path.write_text(json.dumps(manifest | {'version': dataset.VERSION + 1}))
@@ -124,7 +124,7 @@ def test_a_damaged_manifest_or_another_version_is_refused(folder):
     dataset.read_manifest(folder)
 
 
-def test_a_killed_writer_leaves_no_folder_under_the_final_name_and_the_next_goes_on(tmp_path):
+def test_a_killed_writer_leaves_no_folder_under_the_final_name_and_the_next_resumes(tmp_path):
   script = """if True:
     import json, os, signal, sys
     import numpy as np
@@ -255,7 +255,7 @@ def test_rows_travel_to_remote_storage_and_back(folder, bucket, tmp_path, caplog
   assert dataset.local(folder, tmp_path / 'cache') == folder
 
 
-def test_a_copy_that_arrives_damaged_is_named_and_not_used(folder, bucket, tmp_path):
+def test_a_corrupt_copy_is_named_and_not_used(folder, bucket, tmp_path):
   dataset.copy(folder, 'gs://bucket/rows')
   (bucket / 'rows' / FILE).write_bytes(b'\0' * 130)
   for _ in range(2):

@@ -38,7 +38,7 @@ def test_bio_keeps_the_spans_and_is_its_own_bio(tags):
   assert metrics.entities(bio) == metrics.entities(tags) and tagging.to_bio(bio) == bio
 
 
-def test_the_first_piece_has_the_tag_and_nothing_else_is_in_the_loss():
+def test_the_first_token_has_the_tag_and_nothing_else_is_in_the_loss():
   items = [example('ax b zz .', tags='B-T I-T O O')]
   encoded = tagging.encode(items, TOKENIZER, 8, labels=LABELS, context=False)
   assert shown(encoded.columns['input_ids'][0]) == '[CLS] ax b [UNK]. [SEP]'
@@ -47,7 +47,7 @@ def test_the_first_piece_has_the_tag_and_nothing_else_is_in_the_loss():
   assert encoded.columns['ends'].tolist() == [[[7, 7]]]
 
 
-def test_a_word_of_no_pieces_is_tagged_too():
+def test_a_word_without_tokens_is_tagged_too():
   items = [example('a \x00 b', tags='O B-T O')]
   encoded = tagging.encode(items, TOKENIZER, 6, labels=LABELS, context=False)
   assert encoded.columns['labels'].tolist() == [[-1, 0, 1, 0, -1, -1]]
@@ -94,7 +94,7 @@ SENTENCE = st.lists(st.sampled_from(['a', 'axx', 'axxxxxx', 'b']), min_size=1, m
   st.booleans(),
 )
 @settings(deadline=None, max_examples=100)
-def test_every_word_is_tagged_exactly_once_at_its_own_piece(sentences, length, context):
+def test_every_word_is_tagged_exactly_once_at_its_first_token(sentences, length, context):
   items = [example(' '.join(words), document) for words, document in sentences]
   encoded = tagging.encode(items, TOKENIZER, length, labels=LABELS, context=context)
   found = []

@@ -52,7 +52,7 @@ def test_tables_are_read_and_their_labels_found(tmp_path, name, text):
   assert (table.head, type(table.label), table.metric) == ('classification', Class, 'accuracy')
 
 
-def test_pairs_are_cut_at_the_end_of_the_longer_and_counted(tokenizer):
+def test_pairs_are_truncated_at_the_end_of_the_longer_and_counted(tokenizer):
   encode = TASKS['rte']('.').encode
   texts = ('a b c d e', 'f f'), ('a b', 'c'), ('a b c', 'd e f')  # of equal ones, the second
   items = [task.Example('', pair, i % 2) for i, pair in enumerate(texts)]
@@ -96,7 +96,9 @@ def test_rows_go_through_the_store_unchanged(tmp_path, tokenizer, kind):
     ('multilabel', [[0.1, 2], [-3, -1]], ['no|yes', '']),
   ],
 )
-def test_gold_logits_score_one_and_are_written_by_name(tmp_path, tokenizer, kind, logits, written):
+def test_perfect_logits_score_one_and_are_written_by_name(
+  tmp_path, tokenizer, kind, logits, written
+):
   labels = written if kind == 'multilabel' else ['yes', 'no']
   table = make(tmp_path, '\n'.join(['text,label', *(f'a,{x}' for x in labels)]), kind=kind)
   items = table.read('train')

@@ -95,7 +95,7 @@ def test_the_rows_can_be_stored_and_come_back(tmp_path):
   assert sum(array[0].nbytes for array in found.values()) == 48 + 4 + 1 + 8 + 8 + 4
 
 
-def test_ids_of_a_large_vocabulary_are_not_cut(tmp_path):
+def test_ids_of_a_large_vocabulary_are_not_truncated(tmp_path):
   record = google_instances(1)[0]
   record['input_ids'][1] = record['masked_lm_ids'][0] = 100_000
   path = write(tmp_path / 'a', [record])
@@ -182,7 +182,7 @@ def test_a_wrong_record_is_named(tmp_path, edit, message):
     gzip.compress,
   ],
 )
-def test_a_damaged_file_is_named(tmp_path, damage):
+def test_a_corrupt_file_is_named(tmp_path, damage):
   write(tmp_path / 'a', google_instances(20))
   path = write(tmp_path / 'b', google_instances(20))
   path.write_bytes(damage(path.read_bytes()))

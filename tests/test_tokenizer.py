@@ -47,7 +47,7 @@ def real_lines(data_dir) -> list[str]:
     ('[mask] worlda', True, [1, 1, 1, 6, 9]),
   ],
 )
-def test_text_is_cleaned_folded_and_split_and_special_tokens_stay_whole(text, lowercase, ids):
+def test_text_is_cleaned_normalised_and_split_and_special_tokens_are_kept(text, lowercase, ids):
   assert Tokenizer(TINY, lowercase=lowercase).encode([text]) == [ids]
 
 
@@ -61,7 +61,7 @@ def test_offsets_point_into_the_original_text(tiny):
 @pytest.mark.data
 @pytest.mark.parametrize('rules', normalization.RULES)
 @pytest.mark.parametrize('name', ['uncased', 'cased'])
-def test_offsets_spell_the_pieces_on_real_text(data_dir, real_lines, name, rules):
+def test_offsets_spell_the_tokens_on_real_text(data_dir, real_lines, name, rules):
   path = data_dir / 'vocab' / f'bert-base-{name}-vocab.txt'
   tokenizer = Tokenizer.from_file(path, lowercase=name == 'uncased', rules=rules)
   check_offsets(tokenizer, real_lines)
@@ -71,7 +71,7 @@ def test_offsets_spell_the_pieces_on_real_text(data_dir, real_lines, name, rules
 @pytest.mark.parametrize('lowercase', [True, False])
 @given(st.text(st.sampled_from('aBé İßﬁ\u0301\u00ad\u200d\u302e\U0001d165字한,\n\0x\ud800')))
 @settings(deadline=None, max_examples=200)
-def test_offsets_spell_the_pieces_of_any_mixture(rules, lowercase, text):
+def test_offsets_spell_the_tokens_of_any_mixture(rules, lowercase, text):
   # Hugging Face's library tells wrong places where marks change theirs; ours does not.
   assume(rules == 'google' or not {'\u302e', '\U0001d165'} & set(text))
   # A letter can become several ('한' three, in NFD): their pieces share its span.
@@ -118,7 +118,7 @@ def test_rules_differ_in_special_tokens_and_in_the_final_sigma():
     Tokenizer(vocab, rules='hf')
 
 
-def test_decode_joins_pieces_and_keeps_special_tokens(tiny):
+def test_decode_joins_tokens_and_keeps_special_ones(tiny):
   assert tiny.decode([2, 5, 11, 6, 7, 12, 4, 3]) == '[CLS] hello, worlds! [MASK] [SEP]'
 
 

@@ -73,7 +73,7 @@ def instructions(text):
   return re.findall(pattern, text, re.MULTILINE)
 
 
-def test_products_read_bfloat16(program):
+def test_matmuls_read_bfloat16(program):
   found = instructions(program[2])
   dtypes = {name: dtype for name, dtype, *_ in found}
   products = [line for line in found if line[3] in ('convolution', 'dot')]

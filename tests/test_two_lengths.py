@@ -46,7 +46,7 @@ def weights(workdir):
   return (workdir / 'model' / 'model.safetensors').read_bytes()
 
 
-def test_the_second_phase_goes_on_with_longer_rows(whole, config, tmp_path):
+def test_the_second_stage_continues_with_longer_sequences(whole, config, tmp_path):
   masked = logged(whole, 'mlm_weight', 'eval')
   assert list(masked) == [10, 20] and masked[20] > masked[10]
   config.long.share, config.long.prepared = 0.0, ''

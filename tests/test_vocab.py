@@ -92,7 +92,7 @@ def test_units_come_in_order_and_hold_every_text_once(monkeypatch):
   assert list(corpus.map_units(list, [], workers=2)) == []
 
 
-def test_pruned_counts_are_bounded_told_and_the_same_for_any_workers(documents, monkeypatch):
+def test_pruned_counts_are_bounded_reported_and_the_same_for_any_workers(documents, monkeypatch):
   exact = vocabulary.count_words(documents)
   monkeypatch.setattr(corpus, '_UNIT', 10_000)
   one, two = (vocabulary.count_words(documents, max_words=500, workers=n) for n in (1, 2))
@@ -186,7 +186,7 @@ def test_a_vocabulary_of_chinese_holds_its_characters(tmp_path):
   assert (facts['unknown'], facts['words'], facts['sentences']) == (0, 6000, 3000)
 
 
-def test_pruning_is_told_in_the_report(corpus, tmp_path, capsys):
+def test_the_report_has_the_pruning(corpus, tmp_path, capsys):
   program.run(input=str(corpus), out=f'{tmp_path}/v.txt', size=700, max_words=1000)
   assert 'pruned      --max_words was reached: counts are up to' in capsys.readouterr().out
 
@@ -238,7 +238,7 @@ def test_documents_of_one_sentence_are_no_food_for_next_sentence_prediction(
     (['--out=/no/v', '--input=/no/such.txt'], 'no such file or folder'),
   ],
 )
-def test_wrong_flags_are_told_in_one_sentence(capsys, flags, message):
+def test_wrong_flags_raise_one_sentence(capsys, flags, message):
   assert main(['vocab', '--input=embedded', *flags]) == 2
   error = capsys.readouterr().err
   assert error.count('\n') == 1

@@ -65,7 +65,7 @@ def test_the_size_is_exact_and_no_entry_stands_twice(documents, size):
   assert len(vocab) == len(set(vocab)) == size
 
 
-def test_special_tokens_have_google_s_places(vocab):
+def test_special_tokens_have_the_ids_of_google(vocab):
   entries = vocab.read_text(encoding='utf-8').splitlines()
   assert [entries.index(token) for token in SPECIAL_TOKENS] == [0, 100, 101, 102, 103]
   assert entries[1:100] == [f'[unused{i}]' for i in range(99)]
@@ -148,7 +148,7 @@ def test_counting_equals_the_tokenizer_s_own_splitting(text):
     assert count_words([text], lowercase=lowercase) == collections.Counter(w for w, _ in words)
 
 
-def test_a_text_without_white_space_is_counted_in_pieces():
+def test_a_text_without_white_space_is_counted_in_chunks():
   assert count_words(['字' * 25_000]) == {'字': 25_000}
   assert sum(len(w) * n for w, n in count_words(['é' * 25_000]).items()) == 25_000
 

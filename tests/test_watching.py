@@ -27,7 +27,7 @@ def logged(tmp_path):
   return log.read_metrics(tmp_path)[-1]
 
 
-def test_the_log_tells_padding_and_whether_the_input_or_the_device_was_slow(run_log, tmp_path):
+def test_the_log_reports_padding_and_whether_the_input_or_the_device_was_slow(run_log, tmp_path):
   for wait, work in ((0.03, 0.0), (0.0, 0.03)):
     begun = time.perf_counter()
     for _ in run_log.watched(batches(10, wait)):

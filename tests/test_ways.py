@@ -230,7 +230,7 @@ def test_layers_learn_by_their_factors():
   assert optimizer.make_optimizer('lamb', param_axes=PARAM_AXES)
 
 
-def test_top_layers_alone_are_trained_and_redrawn(own, model, tmp_path):  # noqa: F811
+def test_only_top_layers_are_trained_and_reinitialised(own, model, tmp_path):  # noqa: F811
   own.num_trainable_layers, own.reinit_top_layers, own.num_train_epochs = 1, 1, 1.0
   finetune.run(own, workdir=str(tmp_path / 'run'))
   _, before = loading.load_weights(model)
@@ -322,7 +322,7 @@ def test_class_weights_are_torch_s():
   assert float(ours) == pytest.approx(theirs(torch.tensor(logits), torch.tensor(labels)).item())
 
 
-def test_a_question_whose_answer_has_no_place_is_left_out_of_the_loss():
+def test_a_question_without_the_position_of_its_answer_is_not_in_the_loss():
   logits = np.random.default_rng(0).normal(size=(3, 5, 2)).astype(np.float32)
 
   class Model:
