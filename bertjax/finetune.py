@@ -13,6 +13,7 @@ main metric. `bertjax evaluate --workdir=DIR` scores it again, on any split.
 """
 
 import functools
+import json
 import logging
 import math
 
@@ -254,10 +255,13 @@ def finish(setup: Setup, workdir, predict, params, chosen: dict, history) -> dic
   io.write_json(workdir / 'metrics.json', scores)
   facts = {'task': task.name, 'from': config.init_from, **chosen,
            'training examples': setup.examples_to_train, 'steps': setup.steps}  # fmt: skip
+  if not config.data.prepared:
+    labels = [example.label for example in rows.training_examples(config, task)]
+    facts['training labels'] = ', '.join(task.label.describe(labels))
   notes = report.remarks(task, config.data.dev, setup.examples, predictions, scores)
   page = report.page(
     task, setup.examples, predictions, logits, scores, log.read_metrics(workdir), facts, table,
-    notes,
+    notes, name=workdir.name, run=json.loads((workdir / 'run.json').read_text()),
   )  # fmt: skip
   io.write_text(workdir / 'report.html', page)
   _log.info(

@@ -13,7 +13,8 @@ import pytest
 from bertjax.inference import inspect
 from bertjax.inference.predictor import Predictor
 from bertjax.inference.search import Index
-from bertjax.tasks import report
+from bertjax.tasks import TASKS, report
+from bertjax.tasks.task import Example
 from tests.test_predictor import model
 
 sync_api = pytest.importorskip('playwright.sync_api')
@@ -280,6 +281,23 @@ def test_an_explanation_fits_the_screen(browser, predictor, tmp_path, width):
   page = browser.new_page(viewport={'width': width, 'height': 800})
   page.goto(file.as_uri())
   assert page.evaluate('document.documentElement.scrollWidth') <= width
+  page.close()
+
+
+@pytest.mark.parametrize('width', [390, 1280])
+def test_a_report_fits_the_screen(browser, width):
+  table = TASKS['table'](files={}, text='text', labels=('ham', 'spam'))
+  items = [Example(str(i), ('word ' * 90, 'x' * 90), i % 2) for i in range(30)]
+  logits = np.random.default_rng(0).normal(size=(30, 2))
+  scores = table.score(items, logits.argmax(1))
+  rows = [{'kind': 'eval', 'step': s, 'loss': 1.0, 'accuracy': 0.5} for s in (1, 2)]
+  facts = {'command': 'bertjax ' + 'a' * 200}
+  content = report.page(table, items, logits.argmax(1), logits, scores, rows, facts, {})
+  page = browser.new_page(viewport={'width': width, 'height': 800})
+  page.set_content(content)
+  assert page.evaluate('document.documentElement.scrollWidth') <= width
+  for box in page.locator('svg').all():
+    assert box.bounding_box()['width'] <= width
   page.close()
 
 

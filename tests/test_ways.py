@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 import types
 
 import jax
@@ -77,7 +78,7 @@ def test_trials_equal_single_runs(own, tmp_path):
   found = [r['accuracy'] for r in read_metrics(single) if r['kind'] == 'eval']
   np.testing.assert_allclose(found, table['trials'][3]['values'], atol=0.04)
   page = (tmp_path / 'trials' / 'report.html').read_text()
-  assert 'deviation' in page and page.count('<svg') == 3
+  assert 'deviation' in page and page.count('<svg') == 6 and '<th>seed 1</th>' in page
 
 
 def test_steps_of_trials_equal_steps_of_single_runs(own):
@@ -250,6 +251,10 @@ def test_a_run_ends_when_it_gets_no_better(own, tmp_path):
   finetune.run(own, workdir=str(tmp_path / 'run'))
   steps = [r['step'] for r in read_metrics(tmp_path / 'run') if r['kind'] == 'eval']
   assert steps == [10, 20, 30]
+  page = (tmp_path / 'run' / 'report.html').read_text()
+  assert '<h1>run</h1>' in page and 'dev.jsonl' in page
+  assert re.search('<td>training labels</td><td>(good|bad) [0-9]+, (good|bad) [0-9]+</td>', page)
+  assert 'Data and hyperparameters' in page and f'jax {jax.__version__}' in page
   finetune.run(own, workdir=str(tmp_path / 'run'))  # has ended: only its files are written again
   again = [r['step'] for r in read_metrics(tmp_path / 'run') if r['kind'] == 'eval']
   assert again == steps

@@ -201,6 +201,10 @@ class Label:
     """(gold, score) [N, C] each, for precision-recall curves; None without them."""
     return None
 
+  def confidence(self, predictions: Sequence, logits: np.ndarray) -> np.ndarray | None:
+    """The probability of each prediction [N]; None where logits [N, ...] do not give it."""
+    return np.exp(_log_softmax(np.asarray(logits).reshape(len(predictions), -1))).max(1)
+
   def readable(self, texts: Sequence[str]) -> Sequence[str]:
     """The texts of an example as they are shown."""
     return texts
@@ -252,9 +256,12 @@ class Class(Label):
     return int(np.bincount(labels).argmax())
 
   def ranking(self, labels, logits):
-    gold = np.asarray(labels)[:, None] == np.arange(logits.shape[1])
-    logits = logits - logits.max(1, keepdims=True)
-    return gold, logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    return np.asarray(labels)[:, None] == np.arange(logits.shape[1]), _log_softmax(logits)
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+  logits = logits - logits.max(1, keepdims=True)
+  return logits - np.log(np.exp(logits).sum(1, keepdims=True))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -324,6 +331,10 @@ class Multilabel(Class):
   def ranking(self, labels, logits):
     return self.references(labels), logits
 
+  def confidence(self, predictions, logits):
+    yes = 1 / (1 + np.exp(-np.asarray(logits, np.float64)))
+    return np.where(predictions, yes, 1 - yes).prod(1)
+
 
 @dataclasses.dataclass(frozen=True)
 class Regression(Class):
@@ -383,6 +394,9 @@ class Regression(Class):
   def ranking(self, labels, logits):
     return None
 
+  def confidence(self, predictions, logits):
+    return None
+
 
 @dataclasses.dataclass(frozen=True)
 class Tags(Label):
@@ -438,6 +452,9 @@ class Tags(Label):
     both = ([number[tag[2:] or 'O'] for tags in side for tag in tags]
             for side in (labels, predictions))  # fmt: skip
     return *both, names
+
+  def confidence(self, predictions, logits):
+    return None
 
   def readable(self, texts):
     return [self.join(texts)]
@@ -524,6 +541,12 @@ class Span(Label):
 
   def confusion(self, labels, predictions):
     return None
+
+  def confidence(self, predictions, logits):
+    return np.array([
+      next((best['probability'] for best in p.nbest if best['text'] == p.text), 0.0)
+      for p in predictions
+    ])  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

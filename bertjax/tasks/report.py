@@ -1,73 +1,79 @@
-"""One page about a fine-tuned model: its scores, curves, mistakes, and what it confuses."""
+"""HTML report of a fine-tuned model: scores, baseline, curves, calibration and mistakes."""
 
 import html
 import io
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from bertjax import pages
 from bertjax.tasks import metrics
 from bertjax.tasks.task import Example, Task
 
 _log = logging.getLogger(__name__)
 
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 62rem; padding: 0 1rem;
-       color: #1b1f24; background: #fff }
-h1 { font-size: 1.5rem } h2 { font-size: 1.1rem; margin-top: 2rem }
-table { border-collapse: collapse } td, th { padding: .25rem .8rem .25rem 0; text-align: left;
-       border-bottom: 1px solid #e3e6ea; vertical-align: top } td.n { text-align: right;
-       font-variant-numeric: tabular-nums } svg { max-width: 100%; height: auto }
-"""
 _MISTAKES = 20
+_STYLE = """<style>
+  svg { max-width: 100%; height: auto; } td { min-width: 3em; } td.text { min-width: 16em; }
+  .flow > p { width: 100%; }
+  p > strong { color: #b42318; }
+</style>"""
 
 
 def page(
   task: Task, items: Sequence[Example], predictions, logits: np.ndarray, scores: dict[str, float],
-  rows: list[dict], facts: dict, trials: dict, notes: Sequence[str] = (),
+  rows: list[dict], facts: dict, trials: dict, notes: Sequence[str] = (), *, name: str = '',
+  run: dict | None = None,
 ) -> str:  # fmt: skip
-  """A self-contained HTML page.
+  """Returns a self-contained HTML page.
 
   Args:
     task: the task.
-    items: labelled examples.
-    predictions: one for each, as from `task.decode`.
-    logits: what they were made from.
+    items: labelled examples of the dev split.
+    predictions: one per example, as from `task.decode`.
+    logits: those that were decoded.
     scores: as from `task.score`.
     rows: logged lines, {'kind': 'train' or 'eval', 'step': ..., metric: value}.
-    facts: more facts of the run, by name.
+    facts: further facts of the run, by name.
     trials: the content of trials.json, {} for one run.
-    notes: sentences for the top of the page, see `remarks`.
+    notes: warnings at the top of the page, see `remarks`.
+    name: of the run.
+    run: the content of run.json.
   """
   import matplotlib
 
+  labels, run = [item.label for item in items], run or {}
+  baseline = majority_score(task, items)
+  confidence = task.label.confidence(predictions, logits)
+  facts = {**facts, 'dev labels': ', '.join(task.label.describe(labels)), **_origin(run)}
   with matplotlib.rc_context({'text.parse_math': False}):  # a label may have dollar signs
-    curves = _curves(task, rows)
-    pictures = _picture(task, items, predictions), _precision_recall(task, items, logits)
-  parts = [
-    f'<h1>{html.escape(task.name)}: {task.metric} {scores[task.metric]:.4f}</h1>',
-    *(f'<p><strong>{html.escape(note)}.</strong></p>' for note in notes),
-    _table((name, _text(value)) for name, value in facts.items()),
-    '<h2>Scores</h2>', _table((name, f'{value:.4f}') for name, value in scores.items()),
-    '<h2>Curves</h2>', curves,
+    sections = {
+      'Run': _table(facts.items()) + _settings(run.get('config', {})),
+      'Scores': _table((name, f'{value:.4f}') for name, value in scores.items()),
+      'Curves': _curves(task, rows, baseline),
+      'Sweep': _sweep(trials) if trials else '',
+      'Predictions': _picture(task, labels, predictions) + _precision_recall(task, labels, logits),
+      'Calibration': _calibration(task, items, predictions, confidence),
+      'Mistakes': _mistakes(task, items, predictions, confidence),
+    }
+  summary = f'{task.name}: {task.metric} {scores[task.metric]:.4f} on {len(items):,} dev examples'
+  if baseline:
+    summary += f'; {baseline[1]:.4f} by always predicting {baseline[0]!r}'
+  title = name or task.name
+  body = [_STYLE, f'<h1>{html.escape(title)}</h1><p>{html.escape(summary)}.</p>']
+  body += [f'<p><strong>{html.escape(note)}.</strong></p>' for note in notes]
+  body += [
+    f'<section><h2>{heading}</h2><div class="flow scroll">{content}</div></section>'
+    for heading, content in sections.items() if content
   ]  # fmt: skip
-  if trials:
-    parts += ['<h2>Trials</h2>', _trials_table(trials)]
-  if any(pictures):
-    parts += ['<h2>Predictions</h2>', *pictures]
-  parts += ['<h2>Mistakes</h2>', _mistakes(task, items, predictions)]
-  title = html.escape(f'bertjax: {task.name}')
-  return (
-    f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
-    f'<style>{_STYLE}</style><body>{"".join(parts)}</body></html>\n'
-  )
+  return pages.render(f'{title}: report', ''.join(body))
 
 
 def majority_score(task: Task, items: Sequence[Example]) -> tuple[str, float] | None:
-  """The most frequent class of examples, and the main metric of always predicting it; None for
-  labels that have no such class."""
+  """Returns the most frequent class and the main metric of always predicting it; None for labels
+  that have no such class."""
   number = task.label.most_frequent([item.label for item in items])
   if number is None:
     return None
@@ -76,13 +82,14 @@ def majority_score(task: Task, items: Sequence[Example]) -> tuple[str, float] | 
 
 
 def remarks(task: Task, split: str, items: Sequence[Example], predictions, scores) -> list[str]:
-  """What a low score may hide: all predictions alike, none at all, or no better than one class.
+  """Returns (and logs) why a model may not have learnt: all predictions alike, none at all, or a
+  score that is not above the most frequent class's.
 
   Args:
     task: the task.
     split: name of the examples' split.
     items: examples, with labels if there are `scores`.
-    predictions: one for each.
+    predictions: one per example.
     scores: as from `task.score`; {} if the examples have no labels.
   """
   problem = task.label.collapsed(predictions)
@@ -102,85 +109,112 @@ def remarks(task: Task, split: str, items: Sequence[Example], predictions, score
   return found
 
 
-def _text(value) -> str:
-  return f'{value:g}' if isinstance(value, float) else str(value)
+def _origin(run: dict) -> dict:
+  """Date, versions, devices and command out of run.json."""
+  if not run:
+    return {}
+  versions = ', '.join(f'{name} {version}' for name, version in run['versions'].items())
+  return {
+    'started': run['started'], 'versions': f'{versions}; commit {run["commit"]}',
+    'devices': f'{len(run["devices"])} x {run["devices"][0]}, {run["machine"]}',
+    'command': ' '.join(run['command']),
+  }  # fmt: skip
 
 
-def _table(rows, head: Sequence[str] = ()) -> str:
-  lines = ['<tr>' + ''.join(f'<th>{html.escape(cell)}</th>' for cell in head) + '</tr>'] * bool(
-    head
-  )
+def _settings(config: dict) -> str:
+  """Data files and hyperparameters: all fields of a config that are set."""
+
+  def flat(tree, prefix=''):
+    for name, value in tree.items():
+      if isinstance(value, dict):
+        yield from flat(value, f'{prefix}{name}.')
+      elif value != '':
+        yield prefix + name, value
+
+  if not config:
+    return ''
+  return f'<details><summary>Data and hyperparameters</summary>{_table(flat(config))}</details>'
+
+
+def _table(rows: Iterable, head: Sequence[str] = ()) -> str:
+  lines = [''.join(f'<th>{html.escape(cell)}</th>' for cell in head)] if head else []
   for row in rows:
-    cells = ''.join(
-      f'<td class="n">{cell}</td>' if _is_number(cell) else f'<td>{html.escape(cell)}</td>'
-      for cell in row
-    )
-    lines.append(f'<tr>{cells}</tr>')
-  return f'<table>{"".join(lines)}</table>'
+    cells = [f'{cell:g}' if isinstance(cell, float) else str(cell) for cell in row]
+    kinds = ['n' if _is_number(cell) else 'text' * (len(cell) > 40) for cell in cells]
+    lines.append(''.join(f'<td class="{kind}">{html.escape(cell)}</td>' if kind else
+                         f'<td>{html.escape(cell)}</td>'
+                         for kind, cell in zip(kinds, cells, strict=True)))  # fmt: skip
+  return f'<table>{"".join(f"<tr>{line}</tr>" for line in lines)}</table>'
 
 
 def _is_number(cell: str) -> bool:
   return cell.replace('.', '', 1).lstrip('-').isdecimal()
 
 
-def _figure(width: float, height: float):
+def _axes(width: float = 4.8, height: float = 3.4, **labels):
   from matplotlib.figure import Figure
 
-  return Figure(figsize=(width, height), layout='constrained')
+  axes = Figure(figsize=(width, height), layout='constrained').add_subplot()
+  axes.grid(alpha=0.3)
+  axes.set(**labels)
+  return axes
 
 
-def _svg(figure) -> str:
+def _svg(axes) -> str:
   """Text stays text, so that the reader's fonts show labels of any language."""
   import matplotlib
 
+  if 0 < len(axes.get_legend_handles_labels()[1]) <= 12:
+    axes.legend(fontsize=8)
   out = io.StringIO()
   with matplotlib.rc_context({'svg.fonttype': 'none'}), warnings.catch_warnings():
     warnings.filterwarnings('ignore', 'Glyph .* missing from font')
-    figure.savefig(out, format='svg')
+    axes.figure.savefig(out, format='svg')
   return out.getvalue().partition('?>')[2].partition('>')[2]  # without the XML head and doctype
 
 
-def _curves(task: Task, rows) -> str:
-  figure = _figure(9, 3)
-  for place, (kind, name) in enumerate(
-    (('train', 'loss'), ('eval', 'loss'), ('eval', task.metric))
-  ):
-    points = [(r['step'], r[name]) for r in rows if r['kind'] == kind and name in r]
-    axes = figure.add_subplot(1, 3, place + 1)
-    if points:
-      axes.plot(*zip(*points, strict=True), lw=1.5, marker='' if kind == 'train' else 'o')
-    title = {'train': 'training', 'eval': 'dev'}[kind]
-    axes.set(xlabel='step', title=f'{title} {name}')
-    axes.grid(alpha=0.3)
-  return _svg(figure)
+def _curves(task: Task, rows, baseline) -> str:
+  """Training and dev loss in one figure, the metric in another; '' where there is one point."""
+  shown = ''
+  for name, kinds in (('loss', ('train', 'eval')), (task.metric, ('eval',))):
+    axes, longest = _axes(xlabel='step', title=name), 0
+    for kind in kinds:
+      points = [(r['step'], r[name]) for r in rows if r['kind'] == kind and name in r]
+      longest = max(longest, len(points))
+      if points:
+        label, marker = ('dev', 'o') if kind == 'eval' else ('training', '')
+        axes.plot(*zip(*points, strict=True), label=label, marker=marker)
+    if baseline and name == task.metric:
+      axes.axhline(baseline[1], color='gray', ls=':', label=f'always {baseline[0]}')
+    shown += _svg(axes) if longest > 1 else ''
+  return shown
 
 
-def _trials_table(trials: dict) -> str:
-  rates = [
-    (rate, *(f'{t[name]:.4f}' for name in ('mean', 'deviation', 'best')), str(t['failed']))
-    for rate, t in trials['learning_rates'].items()
-  ]
-  each = [
-    (str(t['seed']), f'{t["learning_rate"]:g}', f'{t["best"]:.4f}', f'{t["last"]:.4f}',
-     'failed' if t['failed'] else '')
-    for t in trials['trials']
+def _sweep(trials: dict) -> str:
+  """The best value of each trial, learning rates by seeds, and its curve."""
+  each = {(f'{t["learning_rate"]:g}', t['seed']): t for t in trials['trials']}
+  seeds = list(dict.fromkeys(seed for _, seed in each))
+  rows = [
+    (rate, *(f'{each[rate, s]["best"]:.4f}{" (failed)" * each[rate, s]["failed"]}' for s in seeds),
+     f'{row["mean"]:.4f}', f'{row["deviation"]:.4f}', row['failed'])
+    for rate, row in trials['learning_rates'].items()
   ]  # fmt: skip
-  metric = trials['metric']
-  return (
-    _table(rates, ('learning rate', f'mean {metric}', 'deviation', 'best', 'failed'))
-    + '<br>' + _table(each, ('seed', 'learning rate', f'best {metric}', 'at the end', ''))
-  )  # fmt: skip
+  head = ('learning rate', *(f'seed {seed}' for seed in seeds), 'mean', 'deviation', 'failed')
+  axes = _axes(xlabel='step', title=f'{trials["metric"]} of each trial')
+  colors = {rate: f'C{i}' for i, rate in enumerate(trials['learning_rates'])}
+  for (rate, seed), trial in each.items():
+    label = f'rate {rate}' if seed == seeds[0] else None
+    axes.plot(trials['steps'], trial['values'], color=colors[rate], marker='.', label=label)
+  sentence = html.escape(f'Best {trials["metric"]} of each trial; the report is of the best one.')
+  return f'<p>{sentence}</p>{_table(rows, head)}{_svg(axes)}'
 
 
-def _picture(task: Task, items, predictions) -> str:
+def _picture(task: Task, labels, predictions) -> str:
   """A confusion matrix, or numbers against numbers."""
-  labels = [item.label for item in items]
   if task.label.numeric:
-    figure = _figure(4.5, 4)
-    axes = figure.add_subplot()
+    axes = _axes(4.5, 4, xlabel='gold', ylabel='predicted')
     axes.scatter(labels, predictions, s=8, alpha=0.5)
-    axes.set(xlabel='gold', ylabel='predicted')
-    return _svg(figure)
+    return _svg(axes)
   counted = task.label.confusion(labels, predictions)
   if counted is None:
     return ''
@@ -190,50 +224,78 @@ def _picture(task: Task, items, predictions) -> str:
 
 def _confusion(counts: np.ndarray, names: Sequence[str]) -> str:
   size = min(3 + 0.55 * len(names), 12)
-  figure = _figure(size + 0.8, size)
-  axes = figure.add_subplot()
-  shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-  axes.imshow(shares, cmap='Blues', vmin=0, vmax=1)
+  axes = _axes(size + 0.8, size, xlabel='predicted', ylabel='gold')
+  axes.grid(False)
+  fractions = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+  axes.imshow(fractions, cmap='Blues', vmin=0, vmax=1)
   for i, j in np.ndindex(*counts.shape):
-    color = 'white' if shares[i, j] > 0.5 else 'black'
+    color = 'white' if fractions[i, j] > 0.5 else 'black'
     axes.text(j, i, f'{counts[i, j]:,}', ha='center', va='center', color=color, fontsize=9)
   axes.set_xticks(range(len(names)), names, rotation=45 if max(map(len, names)) > 3 else 0)
   axes.set_yticks(range(len(names)), names)
-  axes.set(xlabel='predicted', ylabel='gold')
-  return _svg(figure)
+  return _svg(axes)
 
 
-def _precision_recall(task: Task, items, logits: np.ndarray) -> str:
+def _precision_recall(task: Task, labels, logits: np.ndarray) -> str:
   """Precision against recall of each label, over all thresholds of its logit or probability."""
-  ranking = task.label.ranking([item.label for item in items], logits)
+  ranking = task.label.ranking(labels, logits)
   if ranking is None:
     return ''
   gold, logits = ranking
-  labels = list(enumerate(task.labels))[len(task.labels) == 2 :]  # of two, the second tells all
-  figure = _figure(5.5, 4)
-  axes = figure.add_subplot()
-  for number, name in labels:
+  axes = _axes(xlabel='recall', ylabel='precision', xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+  names = list(enumerate(task.labels))[len(task.labels) == 2 :]  # of two, the second is enough
+  for number, name in names:
     if gold[:, number].any():
       precision, recall, mean = metrics.precision_recall(gold[:, number], logits[:, number])
-      axes.plot(recall, precision, lw=1.5, label=f'{name} (mean {mean:.3f})')
-  axes.set(xlabel='recall', ylabel='precision', xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-  axes.grid(alpha=0.3)
-  if len(labels) <= 12:
-    axes.legend(fontsize=8)
-  return _svg(figure)
+      axes.plot(recall, precision, label=f'{name} (mean {mean:.3f})')
+  return _svg(axes)
 
 
-def _mistakes(task: Task, items, predictions) -> str:
-  found = []
-  for item, prediction in zip(items, predictions, strict=True):
-    gold, said = task.label.compare(item.texts, item.label, prediction)
-    if gold != said:
-      texts = ' | '.join(map(_shorten, task.label.readable(item.texts)))
-      found.append((item.id, texts, gold, said))
-  if task.label.numeric:  # the furthest off
-    found.sort(key=lambda row: -abs(float(row[2]) - float(row[3])))
-  count = f'<p>{len(found):,} of {len(items):,} examples differ; {_MISTAKES} of them:</p>'
-  return count + _table(found[:_MISTAKES], ('example', 'text', 'gold', 'predicted'))
+def _calibration(task: Task, items, predictions, confidence) -> str:
+  """How often predictions are right, by their probability in tenths."""
+  if confidence is None:
+    return ''
+  right = np.array([gold == predicted for gold, predicted in _compared(task, items, predictions)])
+  tenth = np.minimum((confidence * 10).astype(int), 9)
+  bins = np.array([(confidence[tenth == i].mean(), right[tenth == i].mean(), (tenth == i).sum())
+                   for i in np.unique(tenth)])  # fmt: skip
+  error = np.average(np.abs(bins[:, 0] - bins[:, 1]), weights=bins[:, 2])
+  axes = _axes(xlabel='probability of the prediction', ylabel='fraction that is right',
+               title=f'expected calibration error {error:.3f}')  # fmt: skip
+  axes.plot([0, 1], [0, 1], color='gray', ls=':', label='calibrated')
+  axes.plot(bins[:, 0], bins[:, 1], marker='o', label='dev, with the number of examples')
+  for p, fraction, count in bins:
+    axes.annotate(f'{count:,.0f}', (p, fraction), (5, -10), textcoords='offset points', fontsize=8)
+  return _svg(axes)
+
+
+def _compared(task: Task, items, predictions) -> list[tuple[str, str]]:
+  """(gold, predicted) in words, equal where the metric counts the prediction as right."""
+  return [task.label.compare(item.texts, item.label, prediction)
+          for item, prediction in zip(items, predictions, strict=True)]  # fmt: skip
+
+
+def _mistakes(task: Task, items, predictions, confidence=None) -> str:
+  """Wrong predictions, the most confident first; of numbers the furthest off."""
+  compared, order = _compared(task, items, predictions), ''
+  wrong = [i for i, (gold, predicted) in enumerate(compared) if gold != predicted]
+  if not wrong:
+    return f'<p>All {len(items):,} predictions are right.</p>'
+  if confidence is not None:
+    order = ', the most confident first'
+    wrong.sort(key=lambda i: -confidence[i])
+  elif task.label.numeric:
+    order = ', the furthest off first'
+    wrong.sort(key=lambda i: -abs(float(compared[i][0]) - float(compared[i][1])))
+  rows = [
+    (items[i].id, ' | '.join(map(_shorten, task.label.readable(items[i].texts))), *compared[i],
+     *([] if confidence is None else [f'{confidence[i]:.3f}']))
+    for i in wrong[:_MISTAKES]
+  ]  # fmt: skip
+  cut = f' ({_MISTAKES} are shown)' if len(wrong) > _MISTAKES else ''
+  sentence = f'{len(wrong):,} of {len(items):,} examples differ{order}{cut}:'
+  head = ('example', 'text', 'gold', 'predicted', *([] if confidence is None else ['probability']))
+  return f'<p>{sentence}</p>{_table(rows, head)}'
 
 
 def _shorten(text: str, most: int = 240) -> str:

@@ -99,6 +99,14 @@ def describe_labels(task: Task, examples) -> str:
   return '  '.join([*task.label.describe(labels), *([f'(none) {none:,}'] if none else [])])
 
 
+def training_examples(config, task: Task) -> list:
+  """The labelled examples to train on, the first `data.max_train_examples` of a shuffle."""
+  examples = task.read(config.data.train)
+  golds(examples)
+  examples = task.trainable(examples)
+  return sample(examples, config.data.max_train_examples, config.seed)
+
+
 def training_columns(config, task: Task, tokenizer) -> dict[str, np.ndarray]:
   """The rows to train on: encoded now, or read from `data.prepared`.
 
@@ -106,10 +114,7 @@ def training_columns(config, task: Task, tokenizer) -> dict[str, np.ndarray]:
     ValueError: if the prepared rows are not those that this config would make.
   """
   if not config.data.prepared:
-    examples = task.read(config.data.train)
-    golds(examples)
-    examples = task.trainable(examples)
-    examples = sample(examples, config.data.max_train_examples, config.seed)
+    examples = training_examples(config, task)
     return encode(task, examples, tokenizer, config.data.length, config.data.train).columns
   rows = dataset.Dataset(config.data.prepared, 'train')
   wanted = _settings(config, task, tokenizer)

@@ -1,0 +1,106 @@
+"""report.html: what it says of the run, its mistakes, its calibration, its sweep."""
+
+import re
+
+import numpy as np
+import pytest
+
+from bertjax.objectives import labels
+from bertjax.tasks import TASKS, report
+from bertjax.tasks.question_answering import Answer
+from bertjax.tasks.task import Example
+from bertjax.training import trials
+
+TABLE = TASKS['table'](files={}, text='text', labels=('ham', 'spam'))
+ITEMS = [Example(str(i), (f'text {i}',), int(i > 2)) for i in range(5)]  # 3 ham, 2 spam
+LOGITS = np.log(
+  [[0.92, 0.08], [0.28, 0.72], [0.04, 0.96], [0.36, 0.64], [0.16, 0.84]]
+)  # 3 of 5 right
+RUN = {
+  'config': {
+    'learning_rate': 5e-5,
+    'data': {'source': 'mails', 'prepared': ''},
+    'optimizer': {'name': 'bert'},
+  },
+  'versions': {'jax': '0.10.2', 'bertjax': '0.1.0'}, 'started': '2026-11-25T19:20:00+0000',
+  'commit': 'abc', 'devices': ['TPU v5e'] * 8, 'machine': 'Linux', 'command': ['bertjax', 'x<y'],
+}  # fmt: skip
+
+
+def made(logits=LOGITS, rows=(), trials=None, **more):
+  predictions = logits.argmax(1)
+  scores = TABLE.score(ITEMS, predictions)
+  return report.page(TABLE, ITEMS, predictions, logits, scores, rows, {}, trials or {}, **more)
+
+
+def test_the_report_says_what_was_run_on_what():
+  page = made(run=RUN, name='mail-filter')
+  assert '<title>mail-filter: report</title>' in page and '<h1>mail-filter</h1>' in page
+  assert 'accuracy 0.6000 on 5 dev examples; 0.6000 by always predicting &#x27;ham&#x27;.' in page
+  cells = re.findall('<td[^>]*>(.*?)</td>', page)
+  facts = dict(zip(cells[::2], cells[1::2], strict=False))
+  assert facts['dev labels'] == 'ham 3, spam 2'
+  assert facts['started'] == RUN['started'] and facts['devices'] == '8 x TPU v5e, Linux'
+  assert facts['versions'] == 'jax 0.10.2, bertjax 0.1.0; commit abc'
+  assert facts['command'] == 'bertjax x&lt;y'
+  assert (facts['data.source'], facts['optimizer.name']) == ('mails', 'bert')
+  assert facts['learning_rate'] == '5e-05' and 'data.prepared' not in facts
+
+
+def test_mistakes_come_in_the_order_of_their_probability():
+  page = made().partition('<h2>Mistakes</h2>')[2]
+  assert '2 of 5 examples differ, the most confident first:' in page
+  rows = re.findall('<td>(text .)</td><td>ham</td><td>spam</td><td class="n">(.*?)</td>', page)
+  assert rows == [('text 2', '0.960'), ('text 1', '0.720')]
+
+
+def test_a_perfect_model_has_no_table_of_mistakes():
+  right = np.eye(2)[[item.label for item in ITEMS]]
+  page = made(right).partition('<h2>Mistakes</h2>')[2]
+  assert 'All 5 predictions are right.' in page and '<table>' not in page
+
+
+def test_calibration_is_the_mean_gap_of_probability_and_accuracy():
+  # 0.92 is right and 0.96 wrong in one tenth; 0.72 is wrong, 0.64 and 0.84 are right
+  error = (2 * abs(0.94 - 0.5) + 0.72 + 0.36 + 0.16) / 5
+  assert f'expected calibration error {error:.3f}' in made()
+
+
+def test_a_curve_has_two_points_at_least():
+  rows = [{'kind': 'train', 'step': s, 'loss': 1.0} for s in (1, 2)]
+  rows += [{'kind': 'eval', 'step': 2, 'loss': 1.0, 'accuracy': 0.5}]
+  curves = made(rows=rows).partition('<h2>Curves</h2>')[2].partition('<section>')[0]
+  assert curves.count('<svg') == 1 and '>training</text>' in curves and '>dev</text>' in curves
+  assert '<h2>Curves</h2>' not in made(rows=rows[1:])
+
+
+def test_a_sweep_is_a_table_of_rates_by_seeds():
+  runs = [(0, 2e-5), (1, 2e-5), (0, 5e-5), (1, 5e-5)]
+  values = np.array([[0.5, 0.6, 0.7, 0.5], [0.6, 0.8, 0.65, 0.5]])
+  table = trials.summarise(runs, values, 0, lambda trial, last: trial == 3)
+  page = made(trials={'metric': 'accuracy', 'steps': [10, 20]} | table)
+  sweep = page.partition('<h2>Sweep</h2>')[2].partition('<section>')[0]
+  lines = [re.findall('<t[hd][^>]*>(.*?)</t', line) for line in sweep.split('<tr>')[1:]]
+  assert lines == [
+    ['learning rate', 'seed 0', 'seed 1', 'mean', 'deviation', 'failed'],
+    ['2e-05', '0.6000', '0.8000', '0.7000', '0.1414', '0'],
+    ['5e-05', '0.7000', '0.5000 (failed)', '0.6000', '0.1414', '1'],
+  ]
+  assert sweep.count('<svg') == 1
+
+
+def test_confidence_is_the_probability_of_the_prediction():
+  def of(label, predictions, logits):
+    return label.confidence(predictions, np.array(logits))
+
+  two = ('a', 'b')
+  assert of(labels.Class(two), [1], np.log([[0.2, 0.8]])) == pytest.approx([0.8])
+  assert of(labels.Choice(rows=2), [0], np.log([0.7, 0.3])) == pytest.approx([0.7])
+  logits = np.log([[0.9 / 0.1, 0.2 / 0.8]])
+  assert of(labels.Multilabel(two), np.array([[True, False]]), logits) == pytest.approx([0.72])
+  answer = Answer(
+    'b', 'b', 0.0, [{'text': t, 'probability': p} for t, p in (('', 0.6), ('b', 0.4))]
+  )
+  assert of(labels.Span(), [answer], np.zeros((1, 3, 2))).tolist() == [0.4]
+  assert of(labels.Regression(), [1.0], [[1.0]]) is None
+  assert of(labels.Tags(two), [['a']], np.zeros((1, 3, 2))) is None
