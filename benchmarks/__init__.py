@@ -1,4 +1,4 @@
-"""Side-by-side measurements against peers: `python -m benchmarks NAME --flags`.
+"""Side-by-side measurements against baselines: `python -m benchmarks NAME --flags`.
 
 Each module is one benchmark: a docstring with what it needs, `FLAGS` and `run`, as the programs of
 bertjax have. A contender is a function that does the work once and returns how much it was. All

@@ -14,7 +14,7 @@ RATE = 1e-4
 
 
 def make_batch(config, rows: int, length: int, predictions: int, seed: int = 0) -> dict:
-  """Random ids without padding, `predictions` slots a row."""
+  """Random ids without padding, `predictions` masked positions per sequence."""
   rng = np.random.default_rng(seed)
   places = np.argsort(rng.random((rows, length)), 1)[:, :predictions]
 

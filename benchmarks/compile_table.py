@@ -1,4 +1,4 @@
-"""Compiles BERT-base and -large for TPU slices that are not there: does it fit, what it costs.
+"""AOT-compiles BERT-base and -large for TPU slices: memory, FLOPs and the roofline bound of a step.
 
   python -m benchmarks compile_table --out=benchmarks/results/compile.json
 
@@ -49,7 +49,7 @@ def table(cells: dict) -> str:
   """One row for each model and slice; without dropout unless said."""
   rows = [
     '| model | slice | HBM, GB, dropout 0.0; 0.1 | compiled / model FLOPs, 0.0; 0.1 | '
-    'at best: ms a step | tokens/s | MFU | bound by |',
+    'bound, ms per step | tokens/s | MFU | bound by |',
     '|---|---|---|---|---|---|---|---|',
   ]
   for name, cell in cells.items():

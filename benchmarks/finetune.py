@@ -4,7 +4,7 @@
   python -m benchmarks finetune --config=glue:stsb --source=GLUE/STS-B --model=MODEL --seeds=5 \\
       --max_train=1000 --epochs=3
 
-With `--steps` there is no dropout, and the losses of each step are compared. With `--seeds` whole
+With `--steps` there is no dropout, and the losses of each step are compared. With `--seeds` complete
 runs with dropout are, by the task's metrics on the dev split (the last evaluation, not the best).
 """
 
@@ -31,15 +31,15 @@ FLAGS = {
   'files': ('', 'data.files'),
   'model': ('', 'init_from'),
   'steps': (0, 'compare the losses of so many steps'),
-  'seeds': (0, 'compare so many whole runs'),
+  'seeds': (0, 'number of complete runs to compare'),
   'first_seed': (0, 'the first of them'),
-  'who': ('both', "of whole runs: 'ours', 'theirs' or 'both'"),
-  'epochs': (3.0, 'of whole runs'),
+  'who': ('both', "sides of complete runs: 'ours', 'theirs' or 'both'"),
+  'epochs': (3.0, 'epochs of complete runs'),
   'learning_rate': (5e-5, 'the peak'),
   'batch_size': (32, 'examples'),
   'length': (0, "tokens a row; 0 = the recipe's"),
   'max_train': (0, 'training examples; 0 = all'),
-  'pack': (-1, 'data.packed_length of our whole runs'),
+  'pack': (-1, 'data.packed_length of our complete runs'),
   'over_padding': (0, "1 = SQuAD's loss as transformers has it, over padding too"),
   'out': ('', 'JSON file to write'),
 }
@@ -110,7 +110,7 @@ def transformers_twin(setup, train_padding: bool) -> TransformersLoop:
 
 
 def runs_side_by_side(config, seeds: int, who: str, pack: int) -> dict:
-  """Metrics at the end of whole runs, seed by seed, with their mean and deviation."""
+  """Metrics at the end of complete runs, seed by seed, with their mean and deviation."""
   contenders = {'ours': our_run, 'theirs': their_run}
   found = {}
   for name in contenders if who == 'both' else [who]:

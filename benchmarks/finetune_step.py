@@ -78,7 +78,7 @@ def ours(setup, steps: int, texts: int):
 
 
 def theirs(setup, batches, texts: int):
-  """A contender: the same steps by a plain loop, each batch cut to its longest example."""
+  """A contender: the same steps by a plain loop, each batch padded to its longest example."""
   peer = transformers_twin(setup, train_padding=False)
   cut = []
   for batch in batches:

@@ -3,11 +3,11 @@
   python -m benchmarks gpu --out=gpu.json
   python -m benchmarks gpu --prepared=DIR --workdir=RUN --minutes=8 --out=gpu.json
 
-Needs `jax[cuda13]` and no TensorFlow; transformers takes part where torch sees the card. bfloat16;
+Needs `jax[cuda13]` and no TensorFlow; transformers takes part if torch finds the card. bfloat16;
 the median of the measured runs. MFU counts `model.flops` against the data sheet in
 `training.chips`, each side's own FLOPs: transformers' logits at all positions are work too.
-A size that does not fit is told. `--prepared` is a folder of `bertjax prepare` with
-rows of 128 tokens; the run's curve lies in the workdir.
+A size that does not fit is reported. `--prepared` is a folder of `bertjax prepare` with
+rows of 128 tokens; the run's curve is in the workdir.
 """
 
 import dataclasses

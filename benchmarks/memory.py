@@ -1,8 +1,8 @@
-"""Memory that train steps take, beside transformers': peak of the process, each by itself.
+"""Memory of train steps, beside transformers': peak of the process, each measured separately.
 
   python -m benchmarks memory
 
-Each contender runs three steps in a process of its own on the CPU. What counts is the peak of the
+Each contender runs three steps in a separate process on the CPU. What counts is the peak of the
 resident memory over that before the first step, when model, moments and batch are there already.
 """
 

@@ -2,7 +2,7 @@
 
   python -m benchmarks prepare_memory --books=DIR --vocab=vocab.txt
 
-Books are repeated, each time with a line of their own, to 10 and to 240 MB. USS (unique set size)
+Books are repeated, each time with another line, to 10 and to 240 MB. USS (unique set size)
 leaves mapped files out; it is sampled every 0.2 s, and the peak counts. Needs psutil.
 """
 

@@ -2,7 +2,7 @@
 
   python -m benchmarks tokenize --books=DIR --vocab=vocab.txt
 
-All texts lie in memory; ours ends in ragged ids, theirs in their `Encoding`s; both may use every
+All texts are in memory; ours ends in ragged ids, theirs in their `Encoding`s; both may use every
 core. The ids are compared first.
 """
 

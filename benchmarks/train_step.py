@@ -3,10 +3,10 @@
   python -m benchmarks train_step
   python -m benchmarks train_step --preset=base --rows=8 --compiled=0
 
-Tokens are all positions of all rows. Transformers computes logits at all positions, ours at the
-masked ones alone, as Google's code does; `at equal FLOPs` is the ratio of FLOP/s, each side's own
-model FLOPs counted. Our FLOP/s are also told as a share of what XLA makes of one product of the
-MLP's shape, which bounds them. With `--compiled=1` torch.compile runs as a third, which needs a C++
+Tokens are all positions of all rows. Transformers computes logits at all positions, ours only
+at the masked ones, as Google's code does; `at equal FLOPs` is the ratio of FLOP/s, with each side's
+model FLOPs. Our FLOP/s are also reported as a fraction of XLA's FLOP/s on one matmul of the MLP's
+shape, which bounds them. With `--compiled=1` torch.compile runs as a third, which needs a C++
 compiler.
 """
 
@@ -25,7 +25,7 @@ FLAGS = {
   'preset': ('mini', 'sizes'),
   'rows': (32, 'of a batch'),
   'length': (128, 'tokens a row'),
-  'predictions': (20, 'masked slots a row'),
+  'predictions': (20, 'masked positions per sequence'),
   'dropout': (0.1, 'of states and attention'),
   'unroll': (1, 'layers of ours in an iteration of the loop'),
   'compiled': (1, 'also torch.compile'),

@@ -87,7 +87,7 @@ def articles(language: str, count: int = 48, seed: int = 0) -> list[str]:
 
   def sentence():
     when, who, did, what, why, end = map(rng.choice, slots)
-    if language == 'Thai':  # blanks between clauses alone
+    if language == 'Thai':  # blanks only between clauses
       return f'{when} {who}{did}{what} {why}'.strip() + end
     return blank.join((when, who, did, what)) + why + end
 

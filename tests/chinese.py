@@ -119,7 +119,7 @@ FACTS = (
 
 
 def fill(template: str, rng: random.Random, known: dict | None = None) -> list[tuple[str, str]]:
-  """The parts of a sentence, (text, slot); of what is no slot, the slot is ''."""
+  """The parts of a sentence, (text, placeholder); '' for text without one."""
   parts = re.split(r'\{(\w+)\}', template)
   known = known or {}
   made = [

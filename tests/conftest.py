@@ -39,7 +39,7 @@ def pytest_unconfigure(config):
 # Files of a minute and more begin first: of two workers none waits for one of them at the end.
 LONG = {f'test_{name}' for name in ('compile', 'distributed', 'finetune', 'notebooks', 'pretrain',
                                     'quickstart')}  # fmt: skip
-# Whole files that run with --full only; others mark single tests. What remains has a test of every
+# Files that run with --full only; others mark single tests. What remains has a test of every
 # module, and takes ten minutes at most on two cores.
 FULL = {f'test_{name}' for name in ('benchmarks', 'readme', 'recovery', 'tpu', 'two_lengths',
                                     'ways')}  # fmt: skip

@@ -1,4 +1,4 @@
-"""Attention kernels, dropout, products and the cross-entropy against plain forms of themselves."""
+"""Attention kernels, dropout, matmuls and cross-entropy against plain implementations."""
 
 import logging
 import types

@@ -51,7 +51,7 @@ def test_what_waits_for_a_gpu(tiny_rows, tmp_path, monkeypatch):
   assert math.isfinite(run['scores']['loss'])
 
 
-@pytest.mark.slow  # twin: the steps above
+@pytest.mark.slow  # smaller version: the steps above
 def test_compile_time_and_scaling():
   from benchmarks import compile_time, scaling
 

@@ -1,4 +1,4 @@
-"""Checkpoints: whole, verified, the newest and the best kept; a full disk loses nothing."""
+"""Checkpoints: complete, verified, the newest and the best kept; a full disk loses nothing."""
 
 import shutil
 import types

@@ -50,8 +50,8 @@ def test_a_loop_counts_as_often_as_it_runs():
   assert costs.product_flops == 15 * 2 * 64 * 32 * 32
 
 
-# What a TPU program looks like: products are convolutions, batch axes windows that pad; loops have
-# no note of their trips; S(1) lies on the chip.
+# What a TPU program looks like: matmuls are convolutions, batch axes windows that pad; loops have
+# no note of their trips; S(1) is on the chip.
 TPU_PROGRAM = """
 HloModule jit_step, is_scheduled=true
 
@@ -88,7 +88,7 @@ ENTRY %main (q: f32[4,8,16], k: f32[4,32,16]) -> f32[4,8,32] {
 
 def test_a_tpu_program_is_read_as_it_is_written():
   costs = hlo.costs(TPU_PROGRAM)
-  assert costs.product_flops == 2 * 4 * 8 * 32 * 16  # a batch of 4 products, not 4 * 4
+  assert costs.product_flops == 2 * 4 * 8 * 32 * 16  # a batch of 4 matmuls, not 4 * 4
   assert costs.collectives == {'all-reduce': [7, 7 * 64 * 64 * 2]}
   assert costs.bytes == 7 * 64 * 64 * 2 + 4 * (4 * 8 * 16 + 4 * 32 * 16 + 4 * 8 * 32)
 

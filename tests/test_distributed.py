@@ -67,7 +67,7 @@ def run(folder, rows, processes, **fields):
 
 
 def batches(folder, processes):
-  """Step -> the whole global batch, put together from what the processes brought."""
+  """Step -> the global batch, assembled from the parts of all processes."""
   parts = [np.load(folder / f'batches-{i}.npz') for i in range(processes)]
   steps = sorted(int(name[4:]) for name in parts[0] if name != 'rows')
   whole = {}
@@ -169,7 +169,7 @@ def test_sigterm_to_one_stops_all_at_one_step_and_fewer_resume(single, tmp_path,
   stopped = checkpoint_steps(folder)[-1]
   assert 0 < stopped < STEPS and 'stopped by SIGTERM' in errors[0]
   run(folder, tiny_rows, 1, devices=2)
-  assert min(batches(folder, 1)) == stopped  # no batch again, none left out
+  assert min(batches(folder, 1)) == stopped  # no batch twice, none skipped
   assert losses(folder) == pytest.approx(losses(single), rel=2e-4)
 
 
@@ -233,7 +233,7 @@ def test_a_start_without_the_others_ends_with_the_code_to_start_again(monkeypatc
 
 
 def meet(monkeypatch, words):
-  """Two processes' roll call in threads; what each of them raised."""
+  """The handshake of two processes in threads; what each of them raised."""
   raised, port, real = [None, None], free_port(), json.dumps
 
   def one(process):

@@ -14,7 +14,7 @@ from bertjax.data.prng import EXAMPLES, hash_u64
 
 
 def make_documents(seed, *, count=6, sentences=8, tokens=12):
-  """Random documents; every token is a number of its own, counting up, so it can be traced."""
+  """Random documents; every token is a different number, counting up, so it can be traced."""
   rng, numbers = random.Random(seed), itertools.count(1)
 
   def sentence():
@@ -111,14 +111,14 @@ def test_label_0_continues_the_same_document_and_label_1_comes_from_another():
   assert {label for *_, label in rows} == {0, 1}
   for a, b, label in rows:
     assert (home[a[0]] == home[b[0]]) == (label == 0)
-    if label == 0 and len(a) + len(b) < 29:  # nothing was cut
+    if label == 0 and len(a) + len(b) < 29:  # nothing was truncated
       assert b[0] == a[-1] + 1
 
 
 @given(st.integers(0, 2**32))
 @settings(deadline=None, max_examples=50)
 def test_displaced_sentences_are_used_again(seed):
-  documents = make_documents(seed, sentences=60, tokens=1)  # so that nothing is ever cut off
+  documents = make_documents(seed, sentences=60, tokens=1)  # so that nothing is ever truncated
   rows = build(documents, length=16, short_seq_prob=0.3, seed=seed)
   used = [token for a, b, label in rows for token in (a if label else a + b)]
   assert used == list(homes(documents))
@@ -164,7 +164,7 @@ def test_ordered_pairs_are_neighbours_of_one_document_and_label_1_says_swapped(s
   for *pair, label in build(documents, kind='sop', length=length, seed=seed):
     first, second = pair[::-1] if label else pair
     assert home[first[0]] == home[second[-1]] and first[-1] < second[0]
-    if len(first) + len(second) < length - 3:  # nothing was cut
+    if len(first) + len(second) < length - 3:  # nothing was truncated
       assert first[-1] in last and second[0] == first[-1] + 1
     else:
       assert len(first) + len(second) == length - 3
@@ -229,7 +229,12 @@ def test_a_row_of_full_sentences_has_no_room_for_the_next_sentence(seed, length)
 def test_full_sentences_continue_in_the_next_document_after_a_separator():
   documents = [[[1] * 3, [2] * 2], [[3]], [[4] * 9], [[5] * 2], [[6] * 7]]
   rows = build(documents, kind='full_sentences', length=10, short_seq_prob=0.0)
-  wanted = [[[1, 1, 1, 2, 2], [3]], [[4] * 8], [[4], [5, 5]], [[6] * 7]]  # only the 4s must be cut
+  wanted = [
+    [[1, 1, 1, 2, 2], [3]],
+    [[4] * 8],
+    [[4], [5, 5]],
+    [[6] * 7],
+  ]  # only the 4s must be split
   assert [spans for *spans, _ in rows] == wanted
 
 

@@ -263,7 +263,7 @@ def test_attributions_agree_with_masking_words(trained):
   assert integrated['same_top_word'] >= max(20, product['same_top_word'])
 
 
-@pytest.mark.slow  # twin: the model of two layers above
+@pytest.mark.slow  # smaller version: the model of two layers above
 @pytest.mark.data
 def test_attributions_of_a_real_model_agree_with_masking_words(data_dir, tmp_path):
   """Six layers fine-tuned on SST-2, where gradient x input points elsewhere (benchmarks.md)."""

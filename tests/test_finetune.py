@@ -135,7 +135,7 @@ def test_a_sentence_task_is_learnt_scored_written_and_saved(make, tmp_path, capl
   wanted = [str(label) for _, label in sentences(10, 3)]
   assert sum(a == b for a, b in zip(found, wanted, strict=True)) >= 9
   flags = [f'--workdir={tmp_path}/run', '--split=test', f'--out={tmp_path}/again']
-  assert main(['evaluate', *flags]) == 0  # no labels, so predictions alone
+  assert main(['evaluate', *flags]) == 0  # no labels, so only predictions
   assert 'replaced' not in caplog.text
   assert main(['evaluate', *flags]) == 0
   assert f'replaced existing files: {tmp_path}/again/SST-2.tsv' in caplog.text

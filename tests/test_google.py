@@ -1,4 +1,4 @@
-"""Google's TF1 checkpoints, against Google's graph written anew from the facts of its code."""
+"""Google's TF1 checkpoints, against a reimplementation of Google's graph."""
 
 import json
 import logging
@@ -155,7 +155,7 @@ def random_params(config, heads, num_labels=3):
 
 
 def batch_of(vocab_size):
-  """Four pairs of an odd length, the second one padded, with masked places."""
+  """Four pairs of an odd length, the second one padded, with masked positions."""
   rng = np.random.default_rng(0)
   segments, types = np.ones((2, 4, 17), np.int32)
   segments[1, 11:] = 0

@@ -1,4 +1,4 @@
-"""Both WordPiece twins, with and without TensorFlow, against the references they are named after.
+"""Both WordPiece tokenizers, with and without TensorFlow, against their references.
 
 'huggingface' against transformers; 'google' against an oracle, written here from the published
 rules of google-research/bert, slow and plain, with the running Python's Unicode tables.
@@ -64,7 +64,7 @@ def oracle_words(text: str, lowercase: bool) -> list[str]:
 
 
 def oracle_pieces(word: str, ids: dict[str, int]) -> list[int]:
-  """Google's WordpieceTokenizer: the longest piece first."""
+  """Google's WordpieceTokenizer: the longest match first."""
   if len(word) > 200:
     return [ids['[UNK]']]
   found, start = [], 0
@@ -202,7 +202,7 @@ def check_folds(texts, rules, lowercase):
 @pytest.mark.parametrize('lowercase', [True, False])
 def test_the_graph_normalises_every_code_point_as_the_reference(rules, lowercase):
   letters = [chr(c) for c in range(0x110000) if not 0xD800 <= c < 0xE000]
-  if rules == 'huggingface':  # a fold gets these for special tokens, not from texts
+  if rules == 'huggingface':  # the normaliser gets these for special tokens, not from texts
     letters = [
       c for c in letters if not 0 <= ord(c) - normalization.MARKERS < normalization.MARKER_COUNT
     ]

@@ -1,4 +1,4 @@
-"""Files of other libraries: every format read, bad ones refused by name, nothing half-written."""
+"""Files of other libraries: every format read, bad ones refused by name, no partial file."""
 
 import dataclasses
 import http.server
@@ -197,7 +197,7 @@ def change_config(folder, **changes):
 
 
 class Bomb:
-  """What a pickle may do to whoever loads it."""
+  """What a pickle may do when it is loaded."""
 
   def __init__(self, path):
     self.path = path
@@ -532,7 +532,7 @@ def test_an_error_of_the_hub_is_complete_and_says_what_to_do(tmp_path):
     assert line.startswith(f'someone/{name} is no folder with a config.json'), line
     assert advice in line, line
     answer = line.partition('The hub says: ')[2].removeprefix('Got: HfHubHTTPError: ')
-    if answer.startswith('An error happened while trying to locate the files'):  # hub 1.5, whole
+    if answer.startswith('An error happened while trying to locate the files'):  # hub 1.5, complete
       assert name == 'broken' and answer.endswith('your internet connection and try again.'), line
     else:
       assert answer.startswith(says) and f'someone/{name}' in answer, line

@@ -18,7 +18,7 @@ from bertjax.data.words import BEGINS
 from tests import chinese
 
 PAD, CLS, SEP, MASK_ID, V = 0, 2, 3, 4, 30_000
-STARTS = (np.arange(V) < 18_000).astype(np.uint8) * BEGINS  # four in ten ids go on with a word
+STARTS = (np.arange(V) < 18_000).astype(np.uint8) * BEGINS  # four in ten ids continue a word
 PREDICTIONS = ('masked_lm_positions', 'masked_lm_ids', 'masked_lm_weights')
 
 
@@ -227,7 +227,7 @@ def test_a_span_has_one_to_three_whole_words_and_shorter_ones_are_likelier():
       assert begins[row, run[0]]
       span = np.bincount(np.cumsum(begins[row, run]))[1:]
       assert span.max() <= 3
-      sizes += span[:5].tolist()  # a run of words may cut its last span short
+      sizes += span[:5].tolist()  # a run of words may truncate its last span
   counts = np.bincount(sizes)
   for words_, share in ((1, 6 / 11), (2, 3 / 11), (3, 2 / 11)):  # proportional to 1, 1/2, 1/3
     assert within(counts[words_], share, len(sizes))
@@ -290,7 +290,7 @@ def test_another_epoch_seed_or_row_number_draws_another_mask(change):
 
 
 def test_a_mask_is_that_of_version_0_1():
-  # Golden: a resumed run goes on with the same masks.
+  # Golden: a resumed run has the same masks.
   ids = np.array([[CLS, *range(101, 119), SEP]], np.int32)
   batch = {'input_ids': ids, 'segment_ids': np.ones_like(ids)}
   out = mask(batch, row=[5], seed=42, vocab_size=600, rate=0.3, max_predictions=8)

@@ -143,7 +143,7 @@ def test_empty_answers_differ_between_the_two_scripts():
   assert (
     metrics.best_answer(f1, 'the', ['a']) == 0 and metrics.best_answer(exact, 'the', ['a']) == 1
   )
-  assert metrics.best_answer_v2(f1, 'the', ['a']) == 1  # a gold answer of nothing is no answer
+  assert metrics.best_answer_v2(f1, 'the', ['a']) == 1  # an empty reference is no answer
   assert metrics.best_answer_v2(f1, '', []) == 1 and metrics.best_answer_v2(f1, 'cat', []) == 0
   assert metrics.best_answer_v2(f1, '', ['cat']) == 0
   assert metrics.best_answer_v2(f1, 'big cat', ['a', 'cat']) == pytest.approx(2 / 3)

@@ -125,7 +125,7 @@ def test_kernels_and_tables_are_truncated_normals_and_the_rest_zeros_and_ones():
     else:
       assert abs(leaf).max() <= 0.04, name  # two deviations of 0.02
       if leaf.size > 20_000:
-        # A normal cut at two deviations keeps 0.8796 of its deviation.
+        # A normal truncated at two deviations keeps 0.8796 of its deviation.
         assert np.std(leaf) == pytest.approx(0.8796 * 0.02, rel=0.02), name
         assert abs(np.mean(leaf)) < 4e-4, name
 

@@ -21,7 +21,7 @@ def real_model(tmp_path_factory):
   return pathlib.Path(package.__file__).parent / 'model'
 
 
-# Twins of the slow ones: the commands of one run small in test_readme.py, the other's main job in
+# Small versions of the slow ones: the commands of one run small in test_readme.py, the other's main job in
 # test_quickstart.py.
 SLOW = ('pretrain_on_tpu', 'quickstart')
 RUN = [
@@ -75,7 +75,7 @@ def colab(tmp_path_factory):
   return python, folder / 'jupyter'
 
 
-@pytest.mark.slow  # twin: the first cell, below
+@pytest.mark.slow  # smaller version: the first cell, below
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs_as_committed_in_colabs_environment(
   path, colab, real_model, tmp_path, monkeypatch
@@ -107,7 +107,7 @@ def test_a_notebook_runs_as_committed_in_colabs_environment(
 def test_the_first_cell_takes_the_runtimes_extra_and_replaces_nothing_imported(
   device, extra, tmp_path
 ):
-  """In a kernel of its own that has numpy imported, with pip's arguments printed instead."""
+  """In a separate kernel that has numpy imported, with pip's arguments printed instead."""
   (tmp_path / 'dev' / device).parent.mkdir(parents=True)
   (tmp_path / 'dev' / device).touch()
   cell = json.loads(NOTEBOOKS[0].read_text())['cells'][1]

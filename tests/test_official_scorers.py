@@ -42,7 +42,7 @@ def score_task(task, folder, logits):
   return scores, task.write(folder, 'dev', items, predictions)
 
 
-# GLUE: task -> (head of dev.tsv, its line with a gold label, the labels).
+# GLUE: task -> (head of dev.tsv, its line with a label, the labels).
 PAIR = 'sentence1\tsentence2'
 GLUE = {
   'sst2': ('sentence\tlabel', 'a b\t{}', '01'),
@@ -254,7 +254,7 @@ def normalize(text):
 
 
 def measures(found, gold, version_2):
-  """(exact, F1) of one answer against one gold answer."""
+  """(exact, F1) of one answer against one reference."""
   a, b = normalize(found).split(), normalize(gold).split()
   exact = float(normalize(found) == normalize(gold))
   if version_2 and not (a and b):

@@ -90,7 +90,7 @@ def test_mix_flips_half_of_the_bits_for_every_bit_of_a_key():
 
 
 def test_the_numbers_are_those_of_version_0_1():
-  # Golden: a resumed run goes on in the same order. hash_u64(0) is SplitMix64's first for seed 0.
+  # Golden: a resumed run has the same order. hash_u64(0) is SplitMix64's first for seed 0.
   assert int(hash_u64(0)) == 0xE220A8397B1DCDAF
   assert int(hash_u64(1, 2, 3)) == 7702586659592502839
   assert int(hash_u64(7, 2, 1, 2**40)) == 54306114427282507

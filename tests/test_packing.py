@@ -1,4 +1,4 @@
-"""Packed rows in the model and in training: the same losses, and no sequence sees another."""
+"""Packed sequences in the model and in training: the same losses, and no attention between them."""
 
 import json
 

@@ -184,7 +184,7 @@ def test_a_late_answer_is_not_shown_under_another_tab(page, url):
 
 def test_the_demo_shows_what_is_wrong_with_a_text(page, url):
   page.goto(f'{url}#classify')
-  page.wait_for_selector('.bar')  # a link asks by itself
+  page.wait_for_selector('.bar')  # a link starts a request
   assert 'has no [MASK]' in ask(page, 'fill_mask', 'no mask here')
   assert page.get_attribute('#result', 'class') == 'error'
 
@@ -220,7 +220,7 @@ def test_an_explanation_can_be_looked_through(page, predictor, tmp_path):
   assert lines.evaluate_all('all => all.map(line => line.getAttribute("stroke"))') != before
   page.locator('svg text').nth(1).dispatch_event(
     'mouseenter'
-  )  # the first token on the left: its lines alone
+  )  # the first token on the left: only its lines
   assert lines.count() == ((found.attention[2, 1, 0] * 255).round() > 5).sum()
 
   page.locator('#rollout button').nth(2).click()

@@ -51,7 +51,7 @@ def inputs(vocab_size, rows=4, length=17):
 
 
 def predictions(vocab_size, seed=0, rows=4, length=17):
-  """Masked places among the real tokens, and next-sentence labels."""
+  """Masked positions among the real tokens, and next-sentence labels."""
   rng = np.random.default_rng(seed)
   places = np.stack([rng.permutation(11)[:4] for _ in range(rows)]).astype(np.int32)
   return {
@@ -74,7 +74,7 @@ def their_inputs(batch, choices=0):
 
 
 def their_pretraining(model, batch):
-  """Their outputs, and the loss over the masked places and the sentence pairs."""
+  """Their outputs, and the loss over the masked positions and the sentence pairs."""
   labels = np.full(batch['input_ids'].shape, -100)
   for row, (places, ids) in enumerate(
     zip(batch['masked_lm_positions'], batch['masked_lm_ids'], strict=True)

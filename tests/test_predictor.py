@@ -1,4 +1,4 @@
-"""Predictions equal to transformers' on the same weights, and nothing is cut."""
+"""Predictions equal to transformers' on the same weights, and nothing is truncated."""
 
 import dataclasses
 import functools
@@ -368,7 +368,7 @@ def test_a_text_given_as_words_keeps_them(vocab):
   for span in spans:
     assert text[span.start : span.end] == span.text
     assert set(span.text.split(' ')) <= set(words)
-  long = predictor.tag(LONG)  # tagged in rows of its own words, all of them
+  long = predictor.tag(LONG)  # tagged in sequences of its words, all of them
   assert all(LONG[span.start : span.end] == span.text for span in long)
   types = Predictor(*model(vocab, 'tagging', labels=3), labels=['O', 'X', 'Y'], batch_size=4)
   assert {span.label for span in types.tag(LONG)} <= {'X', 'Y'}

@@ -124,7 +124,7 @@ def test_answers_are_those_of_transformers_logits(minilm, tokenizer, data_dir, t
     for a, b, context in zip(found, expected, contexts, strict=True):
       assert (a.text, a.best) == (b.text, b.best) and a.best in context
       assert a.null_odds == pytest.approx(b.null_odds, abs=1e-4)
-      # Random heads give near ties, which may change places.
+      # Random heads give near ties, whose order may change.
       ours_by_text = {entry['text']: entry['probability'] for entry in a.nbest[:5]}
       theirs_by_text = {entry['text']: entry['probability'] for entry in b.nbest[:10]}
       for text, probability in ours_by_text.items():

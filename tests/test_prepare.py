@@ -107,7 +107,7 @@ def test_rows_of_any_language_have_random_labels_by_the_rule(make, tmp_path, lan
   caplog.set_level('INFO', 'bertjax')
   texts = articles.write(tmp_path / 'texts', language)
   counts = vocabulary.count_words(texts, lowercase=False)
-  sizes = {'Thai': 300, 'Chinese': 238}  # without spaces, merges would be whole clauses
+  sizes = {'Thai': 300, 'Chinese': 238}  # without spaces, merges would be entire clauses
   vocab = vocabulary.train_wordpiece(counts, sizes.get(language, 350))
   tokenizer = Tokenizer(vocab, lowercase=False)
   _, manifest = make(
@@ -243,7 +243,7 @@ KILLED = """if True:
     calls.append(1)
     if len(calls) == 4:
       for file in self._files.values():
-        file.flush()  # more than the journal knows of
+        file.flush()  # more than the committed length
       kill()
     commit(self, *arguments)
 

@@ -37,7 +37,7 @@ def arguments(rows, workdir, *more):
 
 
 def start(args, **environment):
-  """Starts the command as a process of its own, on one device."""
+  """Starts the command as a separate process, on one device."""
   env = os.environ | {'XLA_FLAGS': '', **environment}
   return subprocess.Popen(
     [sys.executable, '-m', 'bertjax', *args], env=env, stderr=subprocess.PIPE, text=True,
@@ -52,7 +52,7 @@ def finish(process, code=0):
 
 
 def wait_for_step(process, workdir, step, seconds=60):
-  """Waits until the log tells of a step, then returns."""
+  """Waits until the log has a step, then returns."""
   for _ in range(50 * seconds):
     if process.poll() is not None:
       raise AssertionError(process.communicate()[1][-3000:])
@@ -277,7 +277,7 @@ def test_a_run_without_a_model_yet_is_its_newest_checkpoint(finished, tiny_rows,
   jax.tree.map(near, loading.load_model(second)[1], params)
   for path in (run / 'checkpoints/20/state/ocdbt.process_0/d').iterdir():
     data = np.fromfile(path, np.uint8)
-    data[::500] ^= 1  # in many places: which arrays a file holds, and where, differs between runs
+    data[::500] ^= 1  # at many offsets: which arrays a file holds, and where, differs between runs
     data.tofile(path)
   with pytest.raises(ValueError, match=r'checkpoints/20 (is corrupt|cannot be read)'):
     loading.load_model(run)
@@ -721,7 +721,7 @@ BOOKS = [
 @pytest.mark.slow
 @pytest.mark.data
 def test_the_mini_recipe_on_books_killed_and_resumed_is_bitwise_the_same(data_dir, tmp_path):
-  """The whole recipe on 131 books; some 20 minutes on two cores. The twins above are its shape."""
+  """The complete recipe on 131 books; about 20 minutes on two cores. The tests above are smaller versions."""
   vocab = tmp_path / 'vocab.txt'
   assert main(['vocab', f'--input={data_dir}/books', '--size=8192', f'--out={vocab}']) == 0
   common = [

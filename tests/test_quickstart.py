@@ -1,4 +1,4 @@
-"""The quickstart, small and whole; and every command that the manuals print."""
+"""The quickstart, small and complete; and every command that the docstrings print."""
 
 import importlib
 import pathlib

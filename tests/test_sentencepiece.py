@@ -1,4 +1,4 @@
-"""SentencePiece behind `Tokenizer`: training, ids, offsets, files and the TensorFlow twin."""
+"""SentencePiece behind `Tokenizer`: training, ids, offsets, files and the TensorFlow graph."""
 
 import hashlib
 import json
@@ -167,7 +167,7 @@ def test_offsets_spell_the_tokens(tokenizer, documents):
       piece, found = tokenizer.vocab[token].removeprefix('▁'), text[start:end]
       if token in tokenizer.special.values():
         assert piece in ('<unk>', found)
-      elif piece and found and found.isascii():  # of 'ﬁ', the model's 'f' has no span of its own
+      elif piece and found and found.isascii():  # of 'ﬁ', the model's 'f' has no separate span
         folded = found.lower() if tokenizer.lowercase else found
         assert piece in (folded, '"'), (ascii(text), start, end)
 

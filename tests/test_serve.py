@@ -304,7 +304,7 @@ def test_warming_up_compiles_what_texts_of_any_length_need(vocab):
   predictor = Predictor(*model(vocab, 'span'), batch_size=4)
   serve.compile_all(predictor)
   programs = predictor.forward._apply._cache_size()
-  assert programs == 8  # 2 outputs, 2 lengths, alone or not
+  assert programs == 8  # 2 outputs, 2 lengths, one text or several
   for texts in (['a'], ['a', 'the name ' * 20], ['the ' * 40]):
     predictor.embed(texts)
     predictor.answer(['the name'] * len(texts), texts)

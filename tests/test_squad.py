@@ -345,7 +345,7 @@ def test_labelled_spans_of_real_files_decode_to_the_labelled_answers(data_dir, t
   right = [a.text == label for a, label in zip(answers, labels, strict=True)]
   assert len(items) == questions and sum(map(bool, labels)) == answerable
   assert sum(right) == verbatim + questions - answerable
-  for a, label in zip(answers, labels, strict=True):  # the rest begins or ends within a piece
+  for a, label in zip(answers, labels, strict=True):  # the rest begins or ends within a token
     assert label in a.text and len(a.text) - len(label) <= 12
   paths = task.write(tmp_path, 'dev', items, answers)
   names = ['predictions', 'nbest_predictions'] + ['null_odds'] * version_2
@@ -387,7 +387,7 @@ def run_squad_span(tokenizer, context, answer, start):
 
 @functools.cache
 def pieces_of_words(tokenizer, context):
-  """The word that each character stands in, all pieces, and where each word's pieces start."""
+  """The word of each character, all tokens, and the index of each word's first token."""
   spaces = [c in ' \t\r\n\u202f' for c in context]
   begins = [not s and (i == 0 or spaces[i - 1]) for i, s in enumerate(spaces)]
   words = re.split('[ \t\r\n\u202f]+', context.strip(' \t\r\n\u202f'))

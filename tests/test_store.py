@@ -34,7 +34,7 @@ def add(writer, number, start, stop):
 
 
 def write(folder, cuts=((0, 7), (7, 7), (7, 20)), **facts):
-  """Writes a shard for each cut."""
+  """Writes one shard per slice."""
   writer = dataset.Writer(folder, PLAN, COLUMNS)
   for number, (start, stop) in enumerate(cuts):
     assert add(writer, number, start, stop)['rows'] == stop - start

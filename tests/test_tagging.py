@@ -1,4 +1,4 @@
-"""Tagging: schemes, first pieces, document context, long sentences, CoNLL columns."""
+"""Tagging: schemes, first tokens, document context, long sentences, CoNLL columns."""
 
 import numpy as np
 import pytest

@@ -105,7 +105,7 @@ def test_ids_of_a_large_vocabulary_are_not_truncated(tmp_path):
 
 @pytest.fixture(scope='module')
 def batch(tiny_rows):
-  """The only evaluation batch of more slots than there are rows."""
+  """The only evaluation batch, larger than the number of examples."""
   tokenizer = Tokenizer.from_dir(tiny_rows)
   rows = dataset.Dataset(tiny_rows, 'heldout')
   return loader.Batches(

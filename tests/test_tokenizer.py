@@ -72,9 +72,9 @@ def test_offsets_spell_the_tokens_on_real_text(data_dir, real_lines, name, rules
 @given(st.text(st.sampled_from('aBé İßﬁ\u0301\u00ad\u200d\u302e\U0001d165字한,\n\0x\ud800')))
 @settings(deadline=None, max_examples=200)
 def test_offsets_spell_the_tokens_of_any_mixture(rules, lowercase, text):
-  # Hugging Face's library tells wrong places where marks change theirs; ours does not.
+  # Hugging Face's offsets are wrong where marks are reordered; ours are not.
   assume(rules == 'google' or not {'\u302e', '\U0001d165'} & set(text))
-  # A letter can become several ('한' three, in NFD): their pieces share its span.
+  # A letter can become several ('한' three, in NFD): their tokens share its span.
   check_offsets(letter_tokenizer(rules, lowercase), [text], lambda piece, found: piece in found)
 
 
@@ -86,7 +86,7 @@ def letter_tokenizer(rules, lowercase):
 
 
 def check_offsets(tokenizer, texts, spells=lambda piece, found: piece == found):
-  """Every piece is the folded slice of the text that its offsets tell."""
+  """Every token is the normalised slice of the text at its offsets."""
   fold, split = normalization.make_steps(tokenizer.rules, tokenizer.lowercase)
   ids, offsets = tokenizer.encode_offsets(texts)
   assert ids == tokenizer.encode(texts)

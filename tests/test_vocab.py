@@ -192,7 +192,7 @@ def test_the_report_has_the_pruning(corpus, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-  'trained, read, told',
+  'trained, read, reported',
   [
     (True, False, 'the vocabulary does not fit; it has no capitals: --lowercase?'),
     (False, True, 'entries have capitals and are never used with --lowercase'),
@@ -200,13 +200,19 @@ def test_the_report_has_the_pruning(corpus, tmp_path, capsys):
     (True, True, None),
   ],
 )
-def test_a_vocabulary_of_the_other_case_is_noticed(corpus, tmp_path, capsys, trained, read, told):
+def test_a_vocabulary_of_the_other_case_is_noticed(
+  corpus, tmp_path, capsys, trained, read, reported
+):
   path = f'{tmp_path}/v.txt'
   program.run(input=str(corpus), out=path, size=700, lowercase=trained, report=False)
   assert capsys.readouterr().out == ''  # no report unless asked for
   program.run(input=str(corpus), vocab=path, lowercase=read)
   out = capsys.readouterr().out
-  assert told in out if told else not {'[UNK]  ', 'case  '} & {line[:7] for line in out.split('\n')}
+  assert (
+    reported in out
+    if reported
+    else not {'[UNK]  ', 'case  '} & {line[:7] for line in out.split('\n')}
+  )
 
 
 def test_documents_of_one_sentence_are_no_food_for_next_sentence_prediction(

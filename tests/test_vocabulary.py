@@ -17,7 +17,7 @@ HEADER = 104  # [PAD], 99 unused entries, [UNK], [CLS], [SEP], [MASK]
 
 
 def plain_wordpiece(counts: dict[str, int], min_count: int) -> list[str]:
-  """The rule with everything counted anew after each merge: characters, then merges."""
+  """The rule with everything recounted after each merge: characters, then merges."""
   words = {word: [word[0], *('##' + c for c in word[1:])] for word in counts}
   entries = dict.fromkeys(sorted({piece for word in words.values() for piece in word}))
   while True:

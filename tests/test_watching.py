@@ -1,4 +1,4 @@
-"""What a run's log tells of the machine: stalls, padding, pace, MFU, traces."""
+"""What a run logs about the machine: stalls, padding, pace, MFU, traces."""
 
 import time
 

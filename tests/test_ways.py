@@ -54,7 +54,7 @@ def own(model, tmp_path):  # noqa: F811
   return config
 
 
-@pytest.mark.slow  # twin: the steps of trials, below
+@pytest.mark.slow  # smaller version: the steps of trials, below
 def test_trials_equal_single_runs(own, tmp_path):
   own.num_seeds, own.learning_rates, own.num_train_epochs, own.data.buckets = (
     2,
@@ -420,7 +420,7 @@ def test_a_mistake_gets_one_sentence(own, tmp_path, changes, message):
   assert not (tmp_path / 'run').exists()
 
 
-@pytest.mark.slow  # twin: pre-training by two processes, in test_distributed.py
+@pytest.mark.slow  # smaller version: pre-training by two processes, in test_distributed.py
 def test_two_processes_fine_tune_as_one_does(own, tmp_path):
   own.num_train_epochs = 1.0
   finetune.run(own, workdir=str(tmp_path / 'one'))

@@ -125,7 +125,7 @@ def stub(tokenizer, *heads, labels=2, **fields) -> Predictor:
 
 
 def prefer(predictor, token):
-  """Makes a piece the masked-LM head's choice for every mask."""
+  """Makes a token the masked-LM head's choice for every mask."""
   params = dict(predictor.forward.params)
   bias = np.array(params['mlm']['bias'])
   bias[predictor.tokenizer.vocab.index(token)] = 1e4
