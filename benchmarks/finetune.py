@@ -103,7 +103,7 @@ def transformers_twin(setup, train_padding: bool) -> TransformersLoop:
   with tempfile.TemporaryDirectory() as folder:
     start = pathlib.Path(folder) / 'start'
     loading.save_model(
-      start, setup.bert.config, finetune.load_params(setup), setup.tokenizer,
+      start, setup.bert, finetune.load_params(setup), setup.tokenizer,
       labels=task.labels, problem_type=task.label.problem_type,
     )  # fmt: skip
     return TransformersLoop(start, task, train_padding=train_padding)

@@ -15,7 +15,7 @@ import logging
 
 from etils import epath
 
-from bertjax.interop import checkpoints, google, huggingface, loading
+from bertjax.interop import checkpoints, loading
 
 _log = logging.getLogger(__name__)
 
@@ -63,17 +63,13 @@ def run(
     else loading.find_model(source)
   )
   names = tuple(heads.split(',')) if heads else None
-  config, params = loading.load_weights(source, heads=names, gelu=gelu)
-  tokenizer = loading.load_tokenizer(source, {'true': True, 'false': False}.get(lowercase))
-  huggingface.check_vocabulary(config, tokenizer, source)
+  case = {'true': True, 'false': False}.get(lowercase)
+  model = loading.load_model(source, heads=names, gelu=gelu, lowercase=case)
   labels, problem_type = loading.read_labels(source)
-  if format == 'google':
-    google.save_google(out, config, params, tokenizer, labels=labels, problem_type=problem_type)
-  else:
-    huggingface.save_hf(out, config, params, tokenizer, labels=labels, problem_type=problem_type)
+  loading.save_model(out, *model, labels=labels, problem_type=problem_type, format=format)
   if loading.has_sentence_layers(source):
     _log.warning(
       "%s: the pooling and layers of sentence-transformers (modules.json) are not converted; %s's "
       'embeddings are means of length 1.', source, out,
     )  # fmt: skip
-  _log.info('written to %s: %s', out, ', '.join(params))
+  _log.info('written to %s: %s', out, ', '.join(model[1]))

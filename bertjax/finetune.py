@@ -246,7 +246,7 @@ def finish(setup: Setup, workdir, predict, params, chosen: dict, history) -> dic
   for split, examples, found in told:
     task.write(workdir / 'predictions', split, examples, found)
   loading.save_model(
-    workdir / 'model', setup.bert.config, params, setup.tokenizer,
+    workdir / 'model', setup.bert, params, setup.tokenizer,
     labels=task.labels, problem_type=task.label.problem_type,
   )  # fmt: skip
   table = trials_table(setup, history) if setup.many else {}

@@ -254,7 +254,7 @@ def run(config, *, workdir: str, **peers) -> dict[str, float]:
     run_lib.exit_if_stopped(stopped, int(state.step))
   if not scores:  # a run that had already ended, or its best step
     scores = evaluator(setup, setup.phases[-1], eval_step)(state.params)
-  finish(workdir, setup.bert.config, state.params, setup.tokenizer, scores)
+  finish(workdir, setup.bert, state.params, setup.tokenizer, scores)
   return scores
 
 
@@ -408,12 +408,12 @@ def evaluator(setup, phase, eval_step):
   )  # fmt: skip
 
 
-def finish(workdir, config, params, tokenizer, scores) -> None:
+def finish(workdir, bert, params, tokenizer, scores) -> None:
   """Writes the model directory and the final metrics."""
   params = distributed.host_copy(params)
   if jax.process_index():
     return
-  loading.save_model(workdir / 'model', config, params, tokenizer)
+  loading.save_model(workdir / 'model', bert, params, tokenizer)
   io.write_json(workdir / 'metrics.json', scores)
   _log.info('model written to %s', workdir / 'model')
 

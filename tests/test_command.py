@@ -17,8 +17,8 @@ from tests.test_predictor import model
 def run(tmp_path_factory, vocab):
   """The workdir of a finished fine-tuning run, as far as programs that take a model read it."""
   folder = tmp_path_factory.mktemp('run')
-  config, params, tokenizer = model(vocab, 'classification')
-  loading.save_model(folder / 'model', config, params, tokenizer, labels=['bad', 'good'])
+  bert, params, tokenizer = model(vocab, 'classification')
+  loading.save_model(folder / 'model', bert, params, tokenizer, labels=['bad', 'good'])
   (folder / 'run.json').write_text('{}')
   return folder
 

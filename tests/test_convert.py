@@ -13,7 +13,6 @@ from bertjax import pretrain
 from bertjax.__main__ import load_recipe, main
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.interop import mapping
-from bertjax.interop.google import save_google
 from bertjax.interop.loading import load_model, read_labels, save_model
 from bertjax.model.config import EncoderConfig
 from bertjax.model.heads import Bert
@@ -34,12 +33,12 @@ def model(vocab):
   """A model of the size of a smoke run, with its tokenizer."""
   tokenizer = Tokenizer.from_file(vocab)
   config = EncoderConfig(tokenizer.vocab_size, 32, 2, 2, 64, 64)
-  return config, random_params(config), tokenizer
+  return Bert(config), random_params(config), tokenizer
 
 
 def check_model(folder, model):
-  config, params, tokenizer = load_model(folder)
-  assert config == model[0] and tokenizer.fingerprint == model[2].fingerprint
+  bert, params, tokenizer = load_model(folder)
+  assert bert == model[0] and tokenizer.fingerprint == model[2].fingerprint
   jax.tree.map(np.testing.assert_array_equal, params, model[1])
 
 
@@ -57,10 +56,11 @@ def test_a_model_goes_round_by_the_command_bit_for_bit(model, tmp_path, capsys):
 
 
 def test_labels_go_along(model, tmp_path):
-  config, _, tokenizer = model
-  params = random_params(config, ('classification',))
+  bert, _, tokenizer = model
+  bert = bert.clone(heads=('classification',))
+  params = random_params(bert.config, ('classification',))
   labels = ['no', 'yes']
-  save_model(tmp_path / 'a', config, params, tokenizer, labels=labels, problem_type='regression')
+  save_model(tmp_path / 'a', bert, params, tokenizer, labels=labels, problem_type='regression')
   assert main(['convert', f'--from={tmp_path}/a', f'--out={tmp_path}/b']) == 0
   assert read_labels(tmp_path / 'b') == (labels, 'regression')
   assert main(['convert', f'--from={tmp_path}/b', f'--out={tmp_path}/c', '--format=google']) == 0
@@ -68,11 +68,11 @@ def test_labels_go_along(model, tmp_path):
 
 
 def test_the_gelu_and_the_case_of_googles_files_can_be_set(model, tmp_path):
-  save_google(tmp_path / 'a', *model)
+  save_model(tmp_path / 'a', *model, format='google')
   flags = [f'--from={tmp_path}/a', f'--out={tmp_path}/b', '--gelu=tanh', '--lowercase=false']
   assert main(['convert', *flags]) == 0
-  config, _, tokenizer = load_model(tmp_path / 'b')
-  assert config.activation == 'gelu_tanh' and not tokenizer.lowercase
+  bert, _, tokenizer = load_model(tmp_path / 'b')
+  assert bert.config.activation == 'gelu_tanh' and not tokenizer.lowercase
   assert json.loads((tmp_path / 'b' / 'config.json').read_text())['hidden_act'] == 'gelu_new'
 
 
@@ -97,7 +97,7 @@ def test_the_gelu_and_the_case_of_googles_files_can_be_set(model, tmp_path):
 )
 def test_a_mistake_gets_one_sentence_and_writes_nothing(model, tmp_path, capsys, flags, words):
   save_model(tmp_path / 'a', *model)
-  save_google(tmp_path / 'g', *model)
+  save_model(tmp_path / 'g', *model, format='google')
   (tmp_path / 'mine').mkdir()
   (tmp_path / 'mine' / 'thesis.txt').write_text('years')
   before = sorted(tmp_path.rglob('*'))
@@ -130,7 +130,7 @@ def begin(tiny_rows, tmp_path):
 
 def test_a_run_starts_from_hugging_faces_and_from_googles_files(model, tmp_path, begin):
   save_model(tmp_path / 'hf', *model)
-  save_google(tmp_path / 'google', *model)
+  save_model(tmp_path / 'google', *model, format='google')
   for kind in ('hf', 'google'):
     params = begin(init_from=str(tmp_path / kind))
     jax.tree.map(np.testing.assert_array_equal, params, model[1])
@@ -164,7 +164,7 @@ def test_the_recipe_for_ones_own_domain_starts_from_googles_files(model, tmp_pat
     20_000,
     12,
   )
-  save_google(tmp_path / 'google', *model)
+  save_model(tmp_path / 'google', *model, format='google')
   params = begin(recipe='bert_base:continued,smoke', init_from=str(tmp_path / 'google'))
   jax.tree.map(np.testing.assert_array_equal, params, model[1])
 

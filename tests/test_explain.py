@@ -1,7 +1,6 @@
 """Explanations: attributions equal PyTorch's and agree with masking, roll-out, the page."""
 
 import base64
-import dataclasses
 import json
 import re
 
@@ -74,9 +73,9 @@ def mean_gradient(torch, score, text, baseline, points=200):
 @pytest.mark.parametrize('head', ['classification', 'mlm', 'span'])
 def test_attributions_equal_pytorchs(tmp_path, vocab, head):
   torch, transformers = pytest.importorskip('torch'), pytest.importorskip('transformers')
-  config, params, tokenizer = model(vocab, head, labels=3, std=0.1)
+  bert, params, tokenizer = model(vocab, head, labels=3, std=0.1)
   names = ['x', 'y', 'z'] if head == 'classification' else []
-  save_model(tmp_path, config, params, tokenizer, labels=names)
+  save_model(tmp_path, bert, params, tokenizer, labels=names)
   texts = ['the [MASK] of a class', *(['or None'] if head == 'span' else [])]
   found = inspect.explain(Predictor.from_dir(tmp_path), *texts).attributions
   kind = {'classification': 'SequenceClassification', 'mlm': 'MaskedLM'}.get(
@@ -188,10 +187,10 @@ def test_regressions_labels_and_choices_are_explained(vocab):
 
 
 def test_a_crf_explains_the_tags_that_it_chooses(vocab):
-  config, params, tokenizer = model(vocab, 'tagging', labels=3)
+  bert, params, tokenizer = model(vocab, 'tagging', labels=3, crf=True)
   tagging = params['tagging'] | {'start': np.zeros(3), 'end': np.zeros(3)}
   tagging['transitions'] = np.array([[9.0, -9, -9], [-9, -9, -9], [-9, -9, -9]])
-  predictor = Predictor(dataclasses.replace(config, crf=True), params | {'tagging': tagging},
+  predictor = Predictor(bert, params | {'tagging': tagging},
                         tokenizer, labels=['B-x', 'O', 'B-z'])  # fmt: skip
   found = inspect.explain(predictor, 'the name of a class').attributions
   assert [a.name for a in found] == [f'{w}: B-x' for w in ('the', 'name', 'of', 'a', 'class')]
@@ -251,7 +250,7 @@ def trained(vocab):
     batch_rows = {name: array[rows] for name, array in batch.items()}
     params, moments, value = step(params, moments, batch_rows, labels[rows])
   assert value < 0.2
-  predictor = Predictor(config, jax.device_get(params), tokenizer, labels=['bad', 'good'])
+  predictor = Predictor(bert, jax.device_get(params), tokenizer, labels=['bad', 'good'])
   return predictor, [text()[0] for _ in range(30)]
 
 
@@ -281,8 +280,8 @@ def test_attributions_of_a_real_model_agree_with_masking_words(data_dir, tmp_pat
 
 
 def test_the_page_holds_all_of_it_and_loads_nothing(tmp_path, vocab, explanation, caplog):
-  config, params, tokenizer = model(vocab, 'mlm')
-  save_model(tmp_path / 'm', config, params, tokenizer)
+  bert, params, tokenizer = model(vocab, 'mlm')
+  save_model(tmp_path / 'm', bert, params, tokenizer)
   arguments = [f'--text={TEXT}', '--pair=or None', f'--out={tmp_path}/deep/page.html']
   assert main(['explain', f'--model={tmp_path}/m', *arguments]) == 0
   assert 'replaced' not in caplog.text

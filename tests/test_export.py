@@ -48,8 +48,8 @@ def load(folder, tmp_path, asked):
 
 
 def save(folder, vocab, *heads, labels=(), problem_type=''):
-  config, params, tokenizer = model(vocab, *heads, labels=max(2, len(labels)))
-  save_model(folder, config, params, tokenizer, labels=labels, problem_type=problem_type)
+  bert, params, tokenizer = model(vocab, *heads, labels=max(2, len(labels)))
+  save_model(folder, bert, params, tokenizer, labels=labels, problem_type=problem_type)
   return Predictor.from_dir(folder, batch_size=4)
 
 
@@ -87,9 +87,9 @@ def test_a_real_models_sentence_vectors_are_the_predictors(tmp_path, data_dir):
 
 @pytest.mark.full
 def test_stablehlo_takes_any_batch_and_length_on_any_platform(tmp_path, vocab):
-  config, params, tokenizer = model(vocab, 'mlm', 'classification', 'tagging', 'span', labels=3)
+  bert, params, tokenizer = model(vocab, 'mlm', 'classification', 'tagging', 'span', labels=3)
   names = {'labels': ['a', 'b', 'c'], 'problem_type': 'multi_label_classification'}
-  predictor = Predictor(config, params, tokenizer, **names, batch_size=4)
+  predictor = Predictor(bert, params, tokenizer, **names, batch_size=4)
   for head in ('classification', 'tagging', 'mlm'):
     (tmp_path / head).mkdir()
     export.save_stablehlo(tmp_path / head, predictor, head, 48)

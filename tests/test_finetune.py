@@ -13,7 +13,7 @@ from bertjax import finetune, prepare
 from bertjax.__main__ import load_recipe, main
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.finetuning import scoring
-from bertjax.interop import checkpoints, google, loading
+from bertjax.interop import checkpoints, loading
 from bertjax.model.config import EncoderConfig
 from bertjax.model.heads import Bert, init_params
 from bertjax.objectives.labels import Choice
@@ -34,8 +34,9 @@ def model(tmp_path_factory, vocab) -> pathlib.Path:
     max_positions=128, initializer_range=0.1, hidden_dropout=0.0, attention_dropout=0.0,
   )  # fmt: skip
   path = tmp_path_factory.mktemp('model') / 'model'
-  params = jax.device_get(init_params(Bert(config), jax.random.key(0)))
-  loading.save_model(path, config, params, tokenizer)
+  bert = Bert(config)
+  params = jax.device_get(init_params(bert, jax.random.key(0)))
+  loading.save_model(path, bert, params, tokenizer)
   return path
 
 
@@ -298,7 +299,7 @@ def test_google_s_files_start_the_same_run_as_hugging_face_s(make, model, tmp_pa
   config.num_train_epochs = 0.2
   config.data.test = ''
   finetune.run(config, workdir=str(tmp_path / 'hf'))
-  google.save_google(tmp_path / 'google', *loading.load_model(model))
+  loading.save_model(tmp_path / 'google', *loading.load_model(model), format='google')
   config.init_from = str(tmp_path / 'google')
   finetune.run(config, workdir=str(tmp_path / 'run'))
   assert logged(tmp_path / 'run') == logged(tmp_path / 'hf')

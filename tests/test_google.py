@@ -254,8 +254,8 @@ def test_a_google_model_goes_to_hugging_face_and_back_bit_for_bit(tmp_path, voca
     tmp_path / 'b', *loading.load_model(tmp_path / 'a'),
     labels=loading.read_labels(tmp_path / 'a')[0],
   )  # fmt: skip
-  again_config, again, _ = loading.load_model(tmp_path / 'b')
-  assert again_config == config
+  bert, again, _ = loading.load_model(tmp_path / 'b')
+  assert bert.config == config
   assert loading.read_labels(tmp_path / 'b') == (['O', 'B-X', 'I-X'], '')
   jax.tree.map(np.testing.assert_array_equal, params, again)
 

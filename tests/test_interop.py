@@ -24,7 +24,7 @@ from safetensors.numpy import save_file
 from bertjax import convert
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.finetuning.setup import check_labels
-from bertjax.interop import files, huggingface, loading, mapping
+from bertjax.interop import files, huggingface, mapping
 from bertjax.interop.huggingface import load_hf, save_hf
 from bertjax.interop.loading import load_model, load_params, read_labels, save_model
 from bertjax.model.config import EncoderConfig
@@ -304,7 +304,7 @@ def test_a_vocabulary_larger_than_the_word_table_is_refused(saved, folder, tmp_p
   check_refused(folder, '602 entries', 'word_embeddings', '600 rows')
   tokenizer = Tokenizer.from_file(folder / 'vocab.txt')
   with pytest.raises(ValueError, match='602 entries'):
-    save_model(tmp_path / 'new', saved[1], saved[2], tokenizer)
+    save_hf(tmp_path / 'new', saved[1], saved[2], tokenizer)
   assert not (tmp_path / 'new').exists()
 
 
@@ -338,7 +338,7 @@ def test_a_failed_save_leaves_the_old_model_and_no_half(saved, folder, vocab):
       raise OSError('No space left on device')
 
   with pytest.raises(OSError, match='space'):
-    save_model(folder, saved[1], saved[2], FullDisk(Tokenizer.from_file(vocab).vocab))
+    save_hf(folder, saved[1], saved[2], FullDisk(Tokenizer.from_file(vocab).vocab))
   assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
   assert [path.name for path in folder.parent.iterdir()] == ['model']
 
@@ -346,7 +346,7 @@ def test_a_failed_save_leaves_the_old_model_and_no_half(saved, folder, vocab):
 def test_a_folder_with_more_than_a_model_is_not_replaced(saved, folder, vocab):
   (folder / 'thesis.txt').write_text('years')
   with pytest.raises(ValueError, match='thesis'):
-    save_model(folder, saved[1], saved[2], Tokenizer.from_file(vocab))
+    save_hf(folder, saved[1], saved[2], Tokenizer.from_file(vocab))
   assert (folder / 'thesis.txt').read_text() == 'years'
 
 
@@ -479,18 +479,17 @@ def test_a_hub_name_is_read_from_the_cache_by_revision(saved, folder, tmp_path):
   in_cache(tmp_path, folder, 'v2', '2' * 40)
   code = (
     'import bertjax\n'
-    "a = bertjax.load_hf('someone/some-bert')[0].layer_norm_eps\n"
-    "b = bertjax.load_hf('someone/some-bert', revision='v2')[0].layer_norm_eps\n"
-    "c = bertjax.load_hf('someone/some-bert@v2')[0].layer_norm_eps\n"
-    "print('read', a, b, c)\n"
+    "a = bertjax.load_model('someone/some-bert')[0].config.layer_norm_eps\n"
+    "b = bertjax.load_model('someone/some-bert@v2')[0].config.layer_norm_eps\n"
+    "print('read', a, b)\n"
     'try:\n'
-    "  bertjax.load_hf('someone/other-bert')\n"
+    "  bertjax.load_model('someone/other-bert')\n"
     'except ValueError as error:\n'
     '  print(error)\n'
   )
   for offline, endpoint in (('1', 'https://huggingface.co'), ('0', 'http://127.0.0.1:9')):
     out = run_python(code, HF_HOME=str(tmp_path), HF_HUB_OFFLINE=offline, HF_ENDPOINT=endpoint)
-    assert 'read 1e-12 1e-05 1e-05' in out, out
+    assert 'read 1e-12 1e-05' in out, out
     assert 'someone/other-bert is no folder with a config.json' in out, out
 
 
@@ -563,11 +562,11 @@ def test_added_tokens_go_through_every_form_of_a_model_with_the_same_ids(folder,
   for name, form in (('hf', 'hf'), ('google', 'google'), ('back', 'hf')):
     convert.run(to=str(tmp_path / name), format=form, **{'from': str(source)})
     source = tmp_path / name
-    config, _, tokenizer = load_model(source)
-    assert config.vocab_size == tokenizer.vocab_size == 602
+    bert, _, tokenizer = load_model(source)
+    assert bert.config.vocab_size == tokenizer.vocab_size == 602
     assert tokenizer([text])['input_ids'][0].tolist() == ids
     assert transformers.AutoTokenizer.from_pretrained(source)(text).input_ids == ids
-  bert, plain = Bert(config), Tokenizer(Tokenizer.from_dir(source).vocab)
+  plain = Tokenizer(Tokenizer.from_dir(source).vocab)
   with pytest.raises(ValueError, match='added tokens or rules of its own'):
     load_params(source, bert, tokenizer=plain)
   load_params(source, bert, tokenizer=Tokenizer.from_file(source))
@@ -587,8 +586,53 @@ def test_transformers_pipelines_truncate_long_texts_of_a_saved_model(vocab, tmp_
     assert pipeline('a b ' * 200, truncation=True)[0]['label'].startswith('LABEL_')
 
 
+@pytest.mark.parametrize(
+  ('heads', 'pooler'),
+  [
+    ((), True),
+    (('mlm',), False),
+    (('mlm', 'nsp'), True),
+    (('tagging',), False),
+    (('choice',), True),
+  ],
+)
+def test_a_loaded_module_has_the_heads_of_its_files(vocab, tmp_path, heads, pooler):
+  config, tokenizer = tiny(vocab)
+  bert = Bert(config, heads, pooler, num_labels=3 if 'tagging' in heads else 2)
+  save_model(tmp_path / 'm', bert, random_params(config, heads, pooler), tokenizer)
+  model, params, tokenizer = load_model(tmp_path / 'm')
+  assert model == bert
+  out = model.apply(
+    {'params': params}, tokenizer(['A sentence.', 'Another'], ['A pair.', 'Or two'])
+  )
+  assert {'hidden', *(f'{head}_logits' for head in heads)} <= out.keys()
+  assert ('pooled' in out) == pooler
+
+
+def test_an_absent_head_is_named_with_those_there_are(saved):
+  with pytest.raises(ValueError, match='has no tagging head; it has the heads mlm, nsp'):
+    load_model(saved[0], heads=('mlm', 'tagging'))
+  model, params, tokenizer = load_model(saved[0], heads=('nsp',))
+  assert model.heads == ('nsp',)
+  with pytest.raises(ValueError, match='the parameters have no mlm head; they have the heads nsp'):
+    model.clone(heads=('mlm',)).apply({'params': params}, tokenizer('the name'))
+  with pytest.raises(ValueError, match='no pooler; they have no heads, only the bare encoder'):
+    model.clone(heads=()).apply({'params': {'encoder': params['encoder']}}, tokenizer('the name'))
+
+
+def test_a_save_without_its_parameters_or_format_is_refused(saved, tmp_path):
+  model, params, tokenizer = load_model(saved[0])
+  with pytest.raises(ValueError, match=r"has the parts \['encoder', .* consists of \['encoder',"):
+    save_model(tmp_path / 'm', model, params | {'rtd': {}}, tokenizer)
+  with pytest.raises(ValueError, match="format must be 'hf' or 'google', got 'tf'"):
+    save_model(tmp_path / 'm', model, params, tokenizer, format='tf')
+  with pytest.raises(TypeError, match='got a EncoderConfig'):
+    save_model(tmp_path / 'm', model.config, params, tokenizer)
+  assert not list(tmp_path.iterdir())
+
+
 def test_load_model_and_load_hf_agree(saved):
-  assert loading.load_model(saved[0])[0] == load_hf(saved[0])[0] == saved[1]
+  assert load_model(saved[0])[0].config == load_hf(saved[0])[0] == saved[1]
 
 
 def test_a_model_that_a_kill_left_aside_comes_back(tmp_path):

@@ -105,12 +105,13 @@ def test_parameter_counts_of_other_vocabularies(vocab, counts):
 
 
 @pytest.mark.parametrize(('heads', 'pooler'), VARIANTS)
-def test_the_name_table_has_the_models_own_shapes(heads, pooler):
+def test_the_name_table_names_every_parameter_of_the_model(heads, pooler):
   shapes = jax.eval_shape(
     lambda: init_params(Bert(TINY, heads=heads, pooler=pooler), jax.random.key(0))
   )
   own = {path_name(p): leaf.shape for p, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
   assert mapping.shapes(TINY, heads, pooler) == own
+  assert {entry.path for entry in mapping.entries(TINY, heads, pooler)} == own.keys()
 
 
 def test_kernels_and_tables_are_truncated_normals_and_the_rest_zeros_and_ones():

@@ -1,6 +1,5 @@
 """`bertjax predict`: files in order, in bounded memory, resumable; mistakes end in a sentence."""
 
-import dataclasses
 import json
 import os
 import shutil
@@ -26,8 +25,8 @@ from pyarrow import parquet  # noqa: E402
 def folder(tmp_path_factory, vocab):
   """A model directory with a classification head."""
   folder = tmp_path_factory.mktemp('model')
-  config, params, tokenizer = model(vocab, 'classification')
-  save_model(folder, config, params, tokenizer, labels=['bad', 'good'])
+  bert, params, tokenizer = model(vocab, 'classification')
+  save_model(folder, bert, params, tokenizer, labels=['bad', 'good'])
   return folder
 
 
@@ -196,7 +195,7 @@ def test_a_row_without_its_text_is_an_error_line_and_a_mended_one_resumes(
 def test_lists_of_words_are_tagged_from_files(tmp_path, kind):
   predictor = tagger(['O', 'B-X'])  # every word is a span
   save_model(
-    tmp_path / 'm', predictor.config, predictor.forward.params, predictor.tokenizer,
+    tmp_path / 'm', predictor.model, predictor.forward.params, predictor.tokenizer,
     labels=predictor.labels,
   )  # fmt: skip
   words = [['the', 'U.S.', '(or'], [], ['北', '京']]
@@ -313,8 +312,8 @@ def test_a_pair_is_answered_on_the_spot(folder, capsys):
 
 
 def test_answers_are_as_long_as_max_answer(tmp_path, vocab, capsys):
-  config, params, tokenizer = model(vocab, 'span')
-  save_model(tmp_path, config, params, tokenizer)
+  bert, params, tokenizer = model(vocab, 'span')
+  save_model(tmp_path, bert, params, tokenizer)
   pair = ['--text=what is it', '--pair=the name of the class or None of the name']
   assert main(['predict', f'--model={tmp_path}', *pair, '--max_answer=1']) == 0
   found = json.loads(capsys.readouterr().out)
@@ -333,8 +332,7 @@ def test_every_call_is_answered_in_plain_json(vocab):
   heads = ('mlm', 'nsp', 'classification', 'span', 'choice')
   full = Predictor(*model(vocab, *heads), batch_size=4)
   tagger = Predictor(*model(vocab, 'tagging'), batch_size=4)
-  config, params, _ = model(vocab, 'mlm')
-  causal = Predictor(dataclasses.replace(config, causal=True), params, tokenizer)
+  causal = Predictor(*model(vocab, 'mlm', causal=True))
   assert full.tokenizer.vocab == tokenizer.vocab
   for do in calls.CALLS:
     item = items.get(do, ('the name of a class.',))

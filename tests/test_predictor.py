@@ -24,14 +24,14 @@ LONG = ' '.join(TEXTS * 9)
 
 
 @functools.cache
-def model(vocab, *heads, labels=2, seed=0, std=0.3):
-  """A tiny random model: (config, params, tokenizer)."""
+def model(vocab, *heads, labels=2, seed=0, std=0.3, **changes):
+  """A tiny random model: (module, params, tokenizer)."""
   tokenizer = Tokenizer.from_file(vocab)
-  config = EncoderConfig(vocab_size=tokenizer.vocab_size, initializer_range=std, **SIZES)
+  config = EncoderConfig(vocab_size=tokenizer.vocab_size, initializer_range=std, **SIZES, **changes)
   pooler = bool({'nsp', 'classification', 'choice'} & set(heads))
   bert = Bert(config, heads=heads, pooler=pooler, num_labels=labels)
   params = jax.jit(lambda key: init_params(bert, key))(jax.random.key(seed))
-  return config, jax.device_get(params), tokenizer
+  return bert, jax.device_get(params), tokenizer
 
 
 @pytest.fixture(scope='module')
@@ -198,8 +198,7 @@ def test_a_missing_head_is_named_with_those_there_are(mlm, classifier, vocab):
     classifier.score('a')
   with pytest.raises(ValueError, match='the bare encoder'):
     Predictor(*model(vocab)).tag('a')
-  config, params, tokenizer = model(vocab, 'mlm')
-  causal = Predictor(dataclasses.replace(config, causal=True), params, tokenizer)
+  causal = Predictor(*model(vocab, 'mlm', causal=True))
   with pytest.raises(ValueError, match='this one is causal'):
     causal.fill_mask('[MASK]')
 
@@ -224,11 +223,11 @@ def test_problem_types_decide_what_scores_are(vocab):
 
 
 def test_labels_of_a_directory_are_used(tmp_path, vocab):
-  config, params, tokenizer = model(vocab, 'classification', labels=2)
-  save_model(tmp_path / 'm', config, params, tokenizer, labels=['bad', 'good'])
+  bert, params, tokenizer = model(vocab, 'classification', labels=2)
+  save_model(tmp_path / 'm', bert, params, tokenizer, labels=['bad', 'good'])
   assert set(Predictor.from_dir(tmp_path / 'm').classify('the name').scores) == {'bad', 'good'}
   with pytest.raises(ValueError, match="has 2 labels, got the names \\['one'\\]"):
-    Predictor(config, params, tokenizer, labels=['one'])
+    Predictor(bert, params, tokenizer, labels=['one'])
 
 
 def test_numbers_out_of_range_are_refused(mlm, vocab):
@@ -246,12 +245,12 @@ def test_numbers_out_of_range_are_refused(mlm, vocab):
 
 
 def test_rows_of_the_word_table_beyond_the_vocabulary_are_never_proposed(vocab):
-  config, _, tokenizer = model(vocab, 'mlm')
-  config = dataclasses.replace(config, vocab_size=tokenizer.vocab_size + 7)
+  bert, _, tokenizer = model(vocab, 'mlm')
+  config = dataclasses.replace(bert.config, vocab_size=tokenizer.vocab_size + 7)
   bert = Bert(config, heads=('mlm',), pooler=False)
   params = init_params(bert, jax.random.key(0))
   params['mlm']['bias'] = params['mlm']['bias'].at[-7:].set(50.0)
-  predictor = Predictor(config, params, tokenizer)
+  predictor = Predictor(bert, params, tokenizer)
   [fills] = predictor.fill_mask('the [MASK]', top_k=tokenizer.vocab_size)
   assert len({fill.token for fill in fills}) == tokenizer.vocab_size
   with pytest.raises(ValueError, match=f'top_k must be in 1..{tokenizer.vocab_size}'):
@@ -259,7 +258,7 @@ def test_rows_of_the_word_table_beyond_the_vocabulary_are_never_proposed(vocab):
 
 
 def test_masks_are_filled_under_googles_rules_too(mlm, vocab):
-  google = Predictor(mlm.config, mlm.forward.params, Tokenizer.from_file(vocab, rules='google'))
+  google = Predictor(mlm.model, mlm.forward.params, Tokenizer.from_file(vocab, rules='google'))
   text = '[MASK] name, the [MASK]'
   assert google.fill_mask(text) == mlm.fill_mask(text)
   assert google.infill(text) == mlm.infill(text)
@@ -267,9 +266,7 @@ def test_masks_are_filled_under_googles_rules_too(mlm, vocab):
 
 @pytest.fixture(scope='module')
 def causal(vocab):
-  config, params, tokenizer = model(vocab, 'mlm')
-  causal = dataclasses.replace(config, causal=True)
-  return Predictor(causal, params, tokenizer, batch_size=8, long='window')
+  return Predictor(*model(vocab, 'mlm', causal=True), batch_size=8, long='window')
 
 
 def next_logs(predictor, ids):
@@ -295,7 +292,7 @@ def test_a_left_to_right_model_gives_log_likelihoods(causal):
     first = 0 if place < room else (place - room) // 23 * 23 + 23
     expected = next_logs(causal, ids[first : first + room])[place - first, ids[place]]
     assert found[place][1] == pytest.approx(expected, abs=1e-4)
-  strict = Predictor(causal.config, causal.forward.params, causal.tokenizer)
+  strict = Predictor(causal.model, causal.forward.params, causal.tokenizer)
   with pytest.raises(ValueError, match='the model takes at most 48'):
     strict.score(LONG)
 
@@ -436,16 +433,16 @@ def test_nearest_finds_a_text_itself_and_a_summary_keeps_the_order(vocab):
 
 
 def test_a_crf_chooses_the_tags_of_a_sentence_together(vocab):
-  config, params, tokenizer = model(vocab, 'tagging', labels=3)
+  bert, params, tokenizer = model(vocab, 'tagging', labels=3)
   rng = np.random.default_rng(0)
   head = params['tagging'] | {
     name: rng.normal(0, 4, shape).astype(np.float32) for name, shape in crf.shapes(3).items()
   }
-  chain = dataclasses.replace(config, crf=True)
+  chain = bert.clone(config=dataclasses.replace(bert.config, crf=True))
   labels, text = ['O', 'B-X', 'I-X'], 'the undocumented name of a class, or None'
   predictor = Predictor(chain, params | {'tagging': head}, tokenizer, labels=labels, batch_size=4)
   batch = tokenizer([text])
-  logits = applied(config, ('tagging',), 3)(params, batch)['tagging_logits']
+  logits = applied(bert.config, ('tagging',), 3)(params, batch)['tagging_logits']
   [ids] = batch['input_ids']
   starts = (
     (tokenizer.word_flags[ids] & BEGINS > 0) & (ids != tokenizer.cls_id) & (ids != tokenizer.sep_id)
@@ -463,7 +460,7 @@ def test_a_crf_chooses_the_tags_of_a_sentence_together(vocab):
 @pytest.mark.parametrize('output', ['mean', 'cls', 'last_four', 'classification', 'nsp', 'choice',
                                     'tagging', 'span', 'mlm'])  # fmt: skip
 def test_packed_rows_give_what_single_ones_give(vocab, output):
-  config, params, tokenizer = model(
+  bert, params, tokenizer = model(
     vocab, 'mlm', 'nsp', 'classification', 'choice', 'tagging', 'span', labels=3
   )
   rng = np.random.default_rng(0)
@@ -475,10 +472,11 @@ def test_packed_rows_give_what_single_ones_give(vocab, output):
   if output == 'mlm':
     batch['masked_lm_positions'] = np.ones((60, 2), np.int32)
     batch['masked_lm_ids'] = np.full((60, 2), 7)
-  few = Forward(config, params, batch_size=4)
+  few = Forward(bert.config, params, batch_size=4)
   packed = [b for b, _ in few._batches(batch, batch['segment_ids'].sum(1)) if 'cls_positions' in b]
   assert len(packed) > 2 and packed[0]['input_ids'].shape == (4, 48)
   found = few.run(batch, output, top_k=3)
-  alone = Forward(config, params, batch_size=1000).run(batch, output, top_k=3)  # too few to pack
+  unpacked = Forward(bert.config, params, batch_size=1000)
+  alone = unpacked.run(batch, output, top_k=3)
   for one, other in zip(found, alone, strict=True):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), one, other)

@@ -262,9 +262,9 @@ def test_any_step_of_a_run_becomes_a_model(finished, tiny_rows, tmp_path, capsys
 def test_a_run_without_a_model_yet_is_its_newest_checkpoint(finished, tiny_rows, tmp_path, caplog):
   run = tmp_path / 'run'
   shutil.copytree(finished, run, ignore=shutil.ignore_patterns('model'))
-  config, params, tokenizer = loading.load_model(run)
+  bert, params, tokenizer = loading.load_model(run)
   expected = loading.load_model(finished)
-  assert config == expected[0] and tokenizer.fingerprint == expected[2].fingerprint
+  assert bert == expected[0] and tokenizer.fingerprint == expected[2].fingerprint
   jax.tree.map(np.testing.assert_array_equal, params, expected[1])
   assert loading.load_weights(run, heads=('mlm',))[1].keys() == {'encoder', 'pooler', 'mlm'}
   assert f'{run} has no model/ yet; reading its newest checkpoint, 20' in caplog.text

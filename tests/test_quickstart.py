@@ -22,8 +22,8 @@ def test_quickstart_trains_evaluates_fills_masks_and_saves(tmp_path, monkeypatch
   assert 'unigram_cross_entropy' in out and 'nats below' in out and 'bertjax pretrain' in out
   for sentence in quickstart.SENTENCES:
     assert sentence in out
-  config, _, tokenizer = load_model(tmp_path / 'run' / 'model')
-  assert config.vocab_size == tokenizer.vocab_size == 4096
+  bert, _, tokenizer = load_model(tmp_path / 'run' / 'model')
+  assert bert.config.vocab_size == tokenizer.vocab_size == 4096
   assert (tmp_path / 'run' / 'loss.png').exists()
 
 

@@ -13,7 +13,7 @@ from bertjax.data.tokenizer import Tokenizer
 from bertjax.inference.predictor import Predictor
 from bertjax.inference.runner import TextError
 from bertjax.interop import mapping
-from bertjax.interop.loading import save_model
+from bertjax.interop.huggingface import save_hf
 from bertjax.model.config import EncoderConfig
 
 TEXTS = ['Return the value.', 'A file, or a list of files; none is read twice.', 'x']
@@ -39,7 +39,7 @@ def encoder(tmp_path_factory, vocab):
     for path, shape in mapping.shapes(config, (), True).items()
   }
   folder = tmp_path_factory.mktemp('encoder') / 'model'
-  save_model(folder, config, flax.traverse_util.unflatten_dict(flat, sep='/'), tokenizer)
+  save_hf(folder, config, flax.traverse_util.unflatten_dict(flat, sep='/'), tokenizer)
   return folder
 
 

@@ -200,8 +200,8 @@ def test_64_clients_of_a_real_model_lose_nothing(data_dir):
 
 
 def test_sigterm_answers_what_waits_and_ends(tmp_path, vocab):
-  config, params, tokenizer = model(vocab, 'classification')
-  save_model(tmp_path / 'm', config, params, tokenizer)
+  bert, params, tokenizer = model(vocab, 'classification')
+  save_model(tmp_path / 'm', bert, params, tokenizer)
   code = 'import sys; from bertjax.__main__ import main; sys.exit(main(sys.argv[1:]))'
   arguments = ['serve', f'--model={tmp_path}/m', '--port=0', '--nowarm_up', '--wait_ms=1500']
   process = subprocess.Popen(

@@ -121,7 +121,7 @@ def stub(tokenizer, *heads, labels=2, **fields) -> Predictor:
   )  # fmt: skip
   bert = Bert(config, heads=heads, pooler=False, num_labels=labels)
   params = jax.device_get(init_params(bert, jax.random.key(0)))
-  return Predictor(config, params, tokenizer, batch_size=4)
+  return Predictor(bert, params, tokenizer, batch_size=4)
 
 
 def prefer(predictor, token):
@@ -181,7 +181,7 @@ def tagger(labels):
   bias[-1] = 1e4
   params = dict(predictor.forward.params)
   params['tagging'] = params['tagging'] | {'bias': bias}
-  return Predictor(predictor.config, params, predictor.tokenizer, labels=labels, batch_size=4)
+  return Predictor(predictor.model, params, predictor.tokenizer, labels=labels, batch_size=4)
 
 
 def test_the_word_rule_of_tag_is_an_option():

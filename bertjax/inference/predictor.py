@@ -18,7 +18,8 @@ from bertjax.inference import mlm
 from bertjax.inference.runner import POOLINGS, Forward, TextError, rows
 from bertjax.inference.search import Index
 from bertjax.interop import loading, sentences
-from bertjax.model.config import EncoderConfig
+from bertjax.model.config import LABELLED_HEADS, EncoderConfig
+from bertjax.model.heads import Bert
 from bertjax.tasks import metrics, question_answering, tagging
 from bertjax.tasks.task import Example
 
@@ -81,7 +82,7 @@ class Predictor:
   """Predictions of one model.
 
   Args:
-    config: of the encoder.
+    model: the module, as `load_model` returns it.
     params: its parameters, with the heads that the predictions need.
     tokenizer: its tokenizer.
     labels: names of the classes or tags; default: LABEL_0, LABEL_1, ...
@@ -94,14 +95,14 @@ class Predictor:
   """
 
   def __init__(
-    self, config: EncoderConfig, params: dict, tokenizer: Tokenizer, *, labels: Sequence[str] = (),
+    self, model: Bert, params: dict, tokenizer: Tokenizer, *, labels: Sequence[str] = (),
     problem_type: str = '', batch_size: int = 32, long: str = 'refuse',
     layers: sentences.SentenceLayers | ValueError | None = None,
   ):  # fmt: skip
     if long not in ('refuse', 'window'):
       raise ValueError(f"long must be 'refuse' or 'window', got {long!r}.")
-    self.config, self.tokenizer, self.long, self._layers = config, tokenizer, long, layers
-    self.forward = Forward(config, params, batch_size, pieces=len(tokenizer.vocab))
+    self.model, self.tokenizer, self.long, self._layers = model, tokenizer, long, layers
+    self.forward = Forward(model.config, params, batch_size, pieces=len(tokenizer.vocab))
     self.problem_type = problem_type
     count = max(self.forward.num_labels.values(), default=0)
     self.labels = tuple(labels) or tuple(f'LABEL_{i}' for i in range(count))
@@ -117,14 +118,18 @@ class Predictor:
     """Loads a model directory, or a model of any kind that `load_model` reads."""
     path = loading.find_model(path)  # once: a run in progress may save another checkpoint
     labels, problem_type = loading.read_labels(path)
-    config, params, tokenizer = loading.load_model(path)
-    tasks = {'classification', 'tagging'} & set(params)
+    model, params, tokenizer = loading.load_model(path)
+    tasks = set(LABELLED_HEADS) & set(params)
     names = {'labels': labels if tasks else (), 'problem_type': problem_type}
     try:
       layers = loading.read_sentence_layers(path)
     except ValueError as error:  # raised where the layers are needed
       layers = error
-    return cls(config, params, tokenizer, **names, **{'layers': layers} | options)
+    return cls(model, params, tokenizer, **names, **{'layers': layers} | options)
+
+  @property
+  def config(self) -> EncoderConfig:
+    return self.model.config
 
   @property
   def layers(self) -> sentences.SentenceLayers:

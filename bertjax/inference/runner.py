@@ -13,7 +13,7 @@ import numpy as np
 
 from bertjax.data import loader, packing
 from bertjax.model import crf
-from bertjax.model.config import POOLED_HEADS, EncoderConfig
+from bertjax.model.config import LABELLED_HEADS, POOLED_HEADS, EncoderConfig, describe_heads
 from bertjax.model.heads import Bert, cls_states
 
 LENGTHS = (32, 64, 128, 256, 512)  # what rows are padded to, and the model's limit
@@ -41,18 +41,17 @@ class Forward:
       raise ValueError(f'batch_size must be at least 1, got {batch_size}.')
     self.config, self.params, self.batch_size = config, jax.device_put(params), batch_size
     self.pieces = pieces or config.vocab_size
-    self.num_labels = {head: params[head]['kernel'].shape[-1] for head in params
-                       if head in ('classification', 'tagging')}  # fmt: skip
+    self.num_labels = {
+      head: params[head]['kernel'].shape[-1] for head in LABELLED_HEADS if head in params
+    }
     self.lengths = (*(n for n in LENGTHS if n < config.max_positions), config.max_positions)
     self._apply = jax.jit(self.read, static_argnames=('output', 'top_k'))
 
   def need(self, head: str) -> None:
     """Raises ValueError, which names the heads there are, if the model lacks a head."""
     if head not in self.params:
-      others = sorted(set(self.params) - {'encoder', 'pooler'})
       raise ValueError(
-        f'this needs a model with a {head} head; this one has '
-        f'{"the heads " + ", ".join(others) if others else "the bare encoder"}.'
+        f'this needs a model with a {head} head; this one has {describe_heads(self.params)}.'
       )
 
   def check_length(self, tokens: int, limit: int = 0) -> None:

@@ -11,6 +11,7 @@ import flax.traverse_util
 import numpy as np
 from etils import epath
 
+from bertjax.interop.huggingface import check_heads
 from bertjax.model.config import EncoderConfig
 
 _log = logging.getLogger(__name__)
@@ -84,9 +85,7 @@ def load_checkpoint(folder, heads=None) -> tuple[EncoderConfig, dict]:
   for path, array in flax.traverse_util.flatten_dict({'params': params}, sep='/').items():
     if sums.get(path) != _checksum(array):
       raise ValueError(f'{folder} is corrupt: {path} differs from its checksum.')
-  missing = [head for head in heads or () if head not in params]
-  if missing:
-    raise ValueError(f'{folder} has no {missing} head; it has {sorted(params)}.')
+  check_heads(heads or (), params, folder)
   kept = params.keys() if heads is None else {'encoder', 'pooler', *heads}
   return EncoderConfig(**model['config']), {k: v for k, v in params.items() if k in kept}
 

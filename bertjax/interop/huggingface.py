@@ -17,7 +17,13 @@ from safetensors.numpy import save as tensors_to_bytes
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.interop import files, sentences
 from bertjax.interop.mapping import entries, head_entries, shapes
-from bertjax.model.config import HEAD_FIELDS, HEADS, POOLED_HEADS, EncoderConfig
+from bertjax.model.config import (
+  HEAD_FIELDS,
+  HEADS,
+  POOLED_HEADS,
+  EncoderConfig,
+  describe_heads,
+)  # fmt: skip
 
 _log = logging.getLogger(__name__)
 
@@ -73,22 +79,19 @@ _HUB_WEIGHTS = (  # the first kind that a repository has is downloaded
 )
 
 
-def load_hf(
-  path_or_name, *, heads: Sequence[str] | None = None, revision: str = ''
-) -> tuple[EncoderConfig, dict]:
+def load_hf(path_or_name, *, heads: Sequence[str] | None = None) -> tuple[EncoderConfig, dict]:
   """Loads a BERT of Hugging Face's: (config, params as NumPy float32).
 
   Args:
     path_or_name: a folder, or a name on the hub ('bert-base-uncased', 'name@revision').
     heads: heads to load; None takes all that can be read. Needed where the file has a
       `classifier.weight` and `config.json` does not say whose it is.
-    revision: branch, tag or commit on the hub; `HF_HUB_OFFLINE=1` reads the cache alone.
 
   Raises:
     ValueError: if a file is missing, corrupt or of another architecture, or a tensor is missing or
       of a wrong shape; names file and tensor.
   """
-  directory = find_directory(path_or_name, revision)
+  directory = find_directory(path_or_name)
   content = files.read_json(directory / 'config.json')
   config = config_from_json(content, str(directory / 'config.json'))
   path = files.find_weights(directory)
@@ -147,12 +150,12 @@ def save_hf(
     tokenizer.save(folder, max_length=config.max_positions)
 
 
-def find_directory(path_or_name, revision: str = '') -> epath.Path:
+def find_directory(path_or_name) -> epath.Path:
   """The folder of the encoder in `find_root`."""
-  return sentences.encoder_folder(find_root(path_or_name, revision))
+  return sentences.encoder_folder(find_root(path_or_name))
 
 
-def find_root(path_or_name, revision: str = '') -> epath.Path:
+def find_root(path_or_name) -> epath.Path:
   """A local folder, or the hub's repository of that name in the local cache, downloaded if it must.
 
   Raises:
@@ -169,7 +172,7 @@ def find_root(path_or_name, revision: str = '') -> epath.Path:
   for weights in _HUB_WEIGHTS:
     try:
       path = huggingface_hub.snapshot_download(
-        name, revision=revision or pinned or None, allow_patterns=[*_TEXT_FILES, *weights]
+        name, revision=pinned or None, allow_patterns=[*_TEXT_FILES, *weights]
       )
     except Exception as error:  # httpx's transport errors come as they are
       raise ValueError(_hub_message(path_or_name, error)) from error
@@ -304,11 +307,13 @@ def find_heads(config, tensors, style: str, content: dict, source, asked=None) -
     unknown = [head for head in asked if head not in HEADS]
     if unknown:
       raise ValueError(f'unknown head {unknown[0]!r}; choose from {HEADS}.')
-    return tuple(asked)
   found = [
     head for head in HEADS
     if any(entry.name(style) in tensors for entry in head_entries(head, config))
   ]  # fmt: skip
+  if asked is not None:
+    check_heads(asked, found, source)
+    return tuple(asked)
   if 'classification' in found and config.linear_head:
     own = {name: heads for heads, name in _ARCHITECTURES.items()}
     named = (content.get('architectures') or [''])[0]
@@ -321,6 +326,13 @@ def find_heads(config, tensors, style: str, content: dict, source, asked=None) -
     whose = whose or ['classification']
     found = [head for head in found if head not in _CLASSIFIERS or head in whose]
   return tuple(found)
+
+
+def check_heads(asked: Sequence[str], found, source) -> None:
+  """Raises ValueError if a head that was asked for is not among the model's parts."""
+  missing = [head for head in asked if head not in found]
+  if missing:
+    raise ValueError(f'{source} has no {missing[0]} head; it has {describe_heads(found)}.')
 
 
 def labels_in(content: dict, source) -> tuple[list[str], str]:

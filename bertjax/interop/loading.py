@@ -4,6 +4,7 @@ A model directory is what Hugging Face reads: config, weights, vocabulary and to
 """
 
 import logging
+from collections.abc import Sequence
 
 import flax.traverse_util
 import numpy as np
@@ -11,11 +12,10 @@ from etils import epath
 
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.interop import checkpoints, files, google, huggingface, sentences
-from bertjax.model.config import HEAD_FIELDS, EncoderConfig
+from bertjax.model.config import HEAD_FIELDS, HEADS, LABELLED_HEADS, EncoderConfig
+from bertjax.model.heads import Bert
 
 _log = logging.getLogger(__name__)
-
-save_model = huggingface.save_hf
 
 # Tables with a row for each piece of the vocabulary, and the one with a row for each position.
 _BY_PIECE = ('vocab_size', (('encoder', 'embeddings', 'word', 'embedding'), ('mlm', 'bias')))
@@ -47,22 +47,87 @@ def find_model(source):
   return found
 
 
-def load_model(source, *, heads=None, gelu: str = 'erf') -> tuple[EncoderConfig, dict, Tokenizer]:
-  """Reads a model of any kind: (config, params as NumPy float32, tokenizer).
+def load_model(
+  source, *, heads: Sequence[str] | None = None, gelu: str = 'erf', lowercase: bool | None = None
+) -> tuple[Bert, dict, Tokenizer]:
+  """Loads a model of any kind: (module, parameters, tokenizer).
+
+  The module has the heads and the pooler that the files have. Parameters are float32 NumPy arrays,
+  a nested dict; narrower ones are widened (logged).
+
+  >>> import bertjax
+  >>> model, params, tokenizer = bertjax.load_model(folder)
+  >>> model.heads
+  ('mlm', 'nsp')
+  >>> out = model.apply({'params': params}, tokenizer(['A sentence.', 'Another one.']))
+  >>> out['pooled'].shape == (2, model.config.hidden_size)
+  True
 
   Args:
-    source: a folder, a run's workdir, a prefix of Google's, or a hub name.
-    heads: heads to load, see `load_hf`; None takes all there are.
-    gelu: for Google's checkpoints, see `interop.google`.
+    source: a model directory, a run's workdir, a checkpoint WORKDIR/checkpoints/STEP, a folder of
+      Hugging Face's or Google's, a prefix of Google's, or a hub name ('bert-base-uncased',
+      'name@revision'; `HF_HUB_OFFLINE=1` reads the local cache only).
+    heads: heads to load, names out of `model.config.HEADS`; None loads all. Required where the file
+      has a `classifier.weight` and `config.json` does not say which head it is.
+    gelu: 'erf' or 'tanh', the form that 'gelu' means in Google's files; see `interop.google`.
+    lowercase: overrides the case of the tokenizer's files.
 
   Raises:
-    ValueError: if a file is missing, corrupt or of another architecture; names it.
+    ValueError: if a file is missing, corrupt or of another architecture, or a head is missing;
+      names the file, and the heads that it has.
   """
   source = find_model(source)
   config, params = load_weights(source, heads=heads, gelu=gelu)
-  tokenizer = load_tokenizer(source)
+  tokenizer = load_tokenizer(source, lowercase)
   huggingface.check_vocabulary(config, tokenizer, source)
-  return config, params, tokenizer
+  counts = {head: params[head]['bias'].size for head in LABELLED_HEADS if head in params}
+  if len(set(counts.values())) > 1:
+    raise ValueError(f'{source} has heads with {counts} labels; load one of them by heads=(NAME,).')
+  found = tuple(head for head in HEADS if head in params)
+  model = Bert(config, found, pooler='pooler' in params, num_labels=max(counts.values(), default=2))
+  return model, params, tokenizer
+
+
+def save_model(
+  directory, model: Bert, params: dict, tokenizer: Tokenizer, *, labels: Sequence[str] = (),
+  problem_type: str = '', format: str = 'hf',
+) -> None:  # fmt: skip
+  """Writes a model directory, which `load_model` and transformers' `from_pretrained` read.
+
+  An older model in the same directory is replaced once the new one is complete.
+
+  >>> import bertjax
+  >>> bertjax.save_model(new_folder, *bertjax.load_model(folder))
+
+  Args:
+    directory: directory to write.
+    model: the module; its `config` is saved.
+    params: its parameters, host or device arrays.
+    tokenizer: its tokenizer.
+    labels: class names of the 'classification' or 'tagging' head, by index.
+    problem_type: transformers' 'regression', 'single_label_classification' or
+      'multi_label_classification'; '' leaves it out.
+    format: 'hf' (config.json, model.safetensors, tokenizer files) or 'google' (bert_config.json,
+      bert_model.ckpt.*, vocab.txt; needs TensorFlow).
+
+  Raises:
+    ValueError: if the directory holds something else, the parameters are not those of the model,
+      or the format has no such model.
+  """
+  savers = {'hf': huggingface.save_hf, 'google': google.save_google}
+  if format not in savers:
+    raise ValueError(f"format must be 'hf' or 'google', got {format!r}.")
+  if not isinstance(model, Bert):
+    raise TypeError(f'save_model takes a bertjax.Bert, got a {type(model).__name__}.')
+  parts = {'encoder', *model.heads, *(['pooler'] if model.pooler else [])}
+  if params.keys() != parts:
+    raise ValueError(
+      f'params has the parts {sorted(params)}, but the model consists of {sorted(parts)}; a model '
+      'directory has no place for others.'
+    )
+  savers[format](
+    directory, model.config, params, tokenizer, labels=labels, problem_type=problem_type
+  )
 
 
 def load_weights(source, *, heads=None, gelu: str = 'erf') -> tuple[EncoderConfig, dict]:

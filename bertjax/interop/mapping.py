@@ -6,12 +6,17 @@ other formats name the same tensors by rule.
 """
 
 import dataclasses
+import functools
 import re
-from collections.abc import Iterator
+import types
+from collections.abc import Iterator, Mapping
 
+import flax.traverse_util
+import jax
 import numpy as np
 
-from bertjax.model.config import EncoderConfig
+from bertjax.model.config import POOLED_HEADS, EncoderConfig
+from bertjax.model.heads import Bert, init_params
 
 # What a tensor is -> how its name ends in Hugging Face's, Google's and the former Flax format.
 _ENDINGS = {
@@ -110,62 +115,21 @@ def head_entries(head: str, config: EncoderConfig) -> Iterator[Entry]:
     yield from _norm('mlm/layer_norm', 'cls.predictions.transform.LayerNorm')
   elif head == 'nsp' or config.linear_head:
     yield from _linear(head, _MODULES[head])
-  else:  # under theirs, another library would take the linear layer for the whole head
-    for path in _task_head_shapes(config, head, 1):
-      yield Entry(path, _OWN)
+  else:  # under their names, another library would take the linear layer for the complete head
+    for path in shapes(config, (head,), head in POOLED_HEADS):
+      if path.startswith(f'{head}/'):
+        yield Entry(path, _OWN)
 
 
+@functools.cache
 def shapes(
   config: EncoderConfig, heads: tuple[str, ...], pooler: bool, num_labels: int = 2
-) -> dict[str, tuple]:
-  """Shapes of our parameters by path, for a model with these heads."""
-  c = config
-  n, d, h, k, f = c.num_layers, c.hidden_size, c.num_heads, c.head_size, c.mlp_size
-  layers = 'encoder/layers/'
-  result = {
-    'encoder/embeddings/word/embedding': (c.vocab_size, d),
-    'encoder/embeddings/position/embedding': (c.max_positions, d),
-    'encoder/embeddings/token_type/embedding': (c.type_vocab_size, d),
-    layers + 'attention/qkv/kernel': (n, d, 3, h, k),
-    layers + 'attention/qkv/bias': (n, 3, h, k),
-    layers + 'attention/out/kernel': (n, h, k, d),
-    layers + 'attention/out/bias': (n, d),
-    layers + 'mlp/in/kernel': (n, d, f),
-    layers + 'mlp/in/bias': (n, f),
-    layers + 'mlp/out/kernel': (n, f, d),
-    layers + 'mlp/out/bias': (n, d),
-  }
-  norms = {'encoder/embeddings/layer_norm': (d,)}
-  norms |= {layers + name: (n, d) for name in ('attention_layer_norm', 'mlp_layer_norm')}
-  if pooler:
-    result |= {'pooler/kernel': (d, d), 'pooler/bias': (d,)}
-  if 'mlm' in heads:
-    result |= {'mlm/transform/kernel': (d, d), 'mlm/transform/bias': (d,)}
-    result['mlm/bias'] = (c.vocab_size,)
-    norms['mlm/layer_norm'] = (d,)
-  if 'nsp' in heads:
-    result |= {'nsp/kernel': (d, 2), 'nsp/bias': (2,)}
-  for head in set(heads) - {'mlm', 'nsp'}:
-    result |= _task_head_shapes(c, head, {'span': 2, 'choice': 1}.get(head, num_labels))
-  return result | {f'{name}/{part}': s for name, s in norms.items() for part in ('scale', 'bias')}
-
-
-def _task_head_shapes(config, head, size) -> dict[str, tuple]:
-  result, count = {}, len(config.feature_layers)
-  width = config.hidden_size * (count if config.features.startswith('concat') else 1)
-  if config.features.startswith('weighted'):
-    result |= {'layer_weights': (count,), 'layer_scale': ()}
-  for layer in range(config.bilstm):
-    for lstm in (f'bilstm_{layer}_forward/', f'bilstm_{layer}_backward/'):
-      for gate in 'ifgo':
-        result[f'{lstm}i{gate}/kernel'] = (width, config.bilstm_size)
-        result[f'{lstm}h{gate}/kernel'] = (config.bilstm_size, config.bilstm_size)
-        result[f'{lstm}h{gate}/bias'] = (config.bilstm_size,)
-    width = 2 * config.bilstm_size
-  if head == 'tagging' and config.crf:
-    result |= {'transitions': (size, size), 'start': (size,), 'end': (size,)}
-  result |= {'kernel': (width, size), 'bias': (size,)}
-  return {f'{head}/{name}': shape for name, shape in result.items()}
+) -> Mapping[str, tuple[int, ...]]:
+  """Shapes of our parameters by path, for a model with these heads; computes nothing."""
+  model = Bert(config, heads, pooler, num_labels)
+  tree = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+  flat = flax.traverse_util.flatten_dict(tree, sep='/')
+  return types.MappingProxyType({path: leaf.shape for path, leaf in flat.items()})
 
 
 def _linear(ours, module, index=()):

@@ -62,7 +62,8 @@ def attention(
   """
   if dropout_rate > 0 and dropout_rng is None:
     raise ValueError(f'attention dropout of {dropout_rate} needs a dropout_rng, got None.')
-  backend, mesh = _backend(), jax.sharding.get_abstract_mesh()
+  mesh = jax.sharding.get_abstract_mesh()
+  backend = _backend() if impl != 'xla' else ''
   # A program exported for any length is for any platform too: no kernel in it.
   flash = {'gpu': 'cudnn', 'tpu': 'splash'}.get(backend) if isinstance(q.shape[1], int) else None
   if impl == 'auto':

@@ -11,6 +11,7 @@ ATTENTION_IMPLS = ('auto', 'xla', 'cudnn', 'splash')
 DROPOUT_BITS = ('threefry', 'rbg')
 HEADS = ('mlm', 'nsp', 'classification', 'tagging', 'span', 'choice')
 POOLED_HEADS = ('nsp', 'classification', 'choice')  # they read the pooled state
+LABELLED_HEADS = ('classification', 'tagging')  # with `num_labels` outputs
 # What a task's head reads -> which of the states, of which the embeddings are the first.
 FEATURES = {
   'last': slice(-1, None),
@@ -114,6 +115,12 @@ class EncoderConfig:
                           ('dtype', ('float32', 'bfloat16'))):  # fmt: skip
       if getattr(self, name) not in choices:
         raise ValueError(f'{name} must be one of {choices}, got {getattr(self, name)!r}.')
+
+
+def describe_heads(parts) -> str:
+  """The heads among a model's parts, for a message: 'the heads mlm, nsp'."""
+  heads = [head for head in HEADS if head in parts]
+  return f'the heads {", ".join(heads)}' if heads else 'no heads, only the bare encoder'
 
 
 def _bert(layers: int, width: int, changes: dict) -> EncoderConfig:

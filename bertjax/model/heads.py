@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from bertjax.model import crf
 from bertjax.model.attention import float32_einsum
-from bertjax.model.config import HEADS, POOLED_HEADS, EncoderConfig
+from bertjax.model.config import HEADS, POOLED_HEADS, EncoderConfig, describe_heads
 from bertjax.model.encoder import ACTIVATION, Encoder, LayerNorm, dense
 
 BATCH_KEYS = (
@@ -177,7 +177,8 @@ class Bert(nn.Module):
       [questions, choices].
 
     Raises:
-      ValueError: for an unknown key, head or capture, or a row longer than the position table.
+      ValueError: for an unknown key, head or capture, a row longer than the position table, or
+        parameters without one of the heads.
     """
     self._check(batch, capture)
     ids, embeddings = batch.get('input_ids'), batch.get('input_embeddings')
@@ -255,6 +256,13 @@ class Bert(nn.Module):
       raise ValueError(f'the {reading[0]!r} head reads the pooled state; leave pooler=True.')
     if self.num_labels < 1:
       raise ValueError(f'num_labels must be at least 1, got {self.num_labels}.')
+    parts = [*self.heads, *(['pooler'] if self.pooler else [])]
+    if not self.is_mutable_collection('params'):
+      for part in parts:
+        if not self.has_variable('params', part):
+          have = describe_heads(self.variables['params'])
+          kind = part if part == 'pooler' else f'{part} head'
+          raise ValueError(f'the parameters have no {kind}; they have {have}.')
     if 'cls_positions' in batch and (self.config.bilstm or self.config.crf):
       raise ValueError('bilstm and crf read a row as one sequence; give a packed one a row each.')
 
