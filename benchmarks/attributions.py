@@ -55,7 +55,7 @@ def agreement(predictor: Predictor, texts) -> dict[str, dict[str, float]]:
     explanation = inspect.explain(predictor, text)
     best, words = explanation.attributions[0], explanation.words[1:-1]
     index = predictor.labels.index(best.name)
-    lengths = predictor.forward.lengths  # a program for each, not for each text
+    lengths = predictor.runner.lengths  # a program for each, not for each text
     length = next(n for n in lengths if n >= len(explanation.tokens))
     batch = predictor.tokenizer([text], length=length)
     effects = best.logit - masked_log_odds(predictor, batch, words, index)
@@ -79,16 +79,16 @@ def masked_log_odds(predictor: Predictor, batch: dict, words, index: int) -> np.
   rows = {name: np.repeat(array, len(words), 0) for name, array in batch.items()}
   for row, (_, first, end) in zip(rows['input_ids'], words, strict=True):
     row[first:end] = predictor.tokenizer.mask_id
-  logits = np.stack(predictor.forward.run(rows, 'classification')).astype(np.float64)
+  logits = np.stack(predictor.runner.run(rows, 'classification')).astype(np.float64)
   others = np.delete(logits, index, 1)
   return logits[:, index] - np.log(np.exp(others).sum(1))
 
 
 def gradient_times_input(predictor: Predictor, batch: dict, index: int) -> np.ndarray:
   """Gradient of a class's logit times the word embedding, summed over its width [L]."""
-  forward = predictor.forward
+  runner = predictor.runner
   return np.asarray(_gradient_times_input(
-    forward.params, batch, index, config=forward.config, labels=len(predictor.labels)
+    runner.params, batch, index, config=runner.config, labels=len(predictor.labels)
   ))  # fmt: skip
 
 

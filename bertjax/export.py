@@ -89,7 +89,7 @@ def run(
     raise ValueError(f'{folder} is there already; delete it or name another.')
   predictor = Predictor.from_dir(model)
   output = (
-    head or pooling or next((head for head in HEADS[2:] if head in predictor.forward.params), '')
+    head or pooling or next((head for head in HEADS[2:] if head in predictor.runner.params), '')
   )
   limit = predictor.config.max_positions
   if not output:
@@ -101,7 +101,7 @@ def run(
         'exports the vectors before them.'
       )
   if output not in POOLINGS:
-    predictor.forward.need(output)
+    predictor.runner.need(output)
   if output == 'tagging' and predictor.config.crf:
     raise ValueError('a CRF chooses among the tags of words, which the program does not know.')
   save, load = {'savedmodel': (save_savedmodel, _load_savedmodel),
@@ -154,11 +154,11 @@ def check(run, predictor: Predictor, output: str, limit: int) -> None:
 
 def _expected(predictor: Predictor, output: str, texts, pairs) -> dict:
   """The Predictor's outputs [B, ...] for texts, by the names of the program's."""
-  batch, forward = predictor.tokenizer(texts, pairs), predictor.forward
+  batch, runner = predictor.tokenizer(texts, pairs), predictor.runner
   if output in POOLINGS:
-    vectors = np.asarray(jax.jit(partial(forward.read, output=output))(forward.params, batch))
+    vectors = np.asarray(jax.jit(partial(runner.read, output=output))(runner.params, batch))
     return {'embedding': vectors / np.linalg.norm(vectors, axis=1, keepdims=True)}
-  logits = jax.jit(partial(forward.logits, head=output))(forward.params, batch)
+  logits = jax.jit(partial(runner.logits, head=output))(runner.params, batch)
   expected = {'logits': logits}
   if output == 'classification' and predictor.problem_type != 'regression':
     found = predictor.classify(texts, pairs)
@@ -172,9 +172,9 @@ def make_program(predictor: Predictor, output: str):
   def program(params, *arrays):
     batch = dict(zip(_INPUTS, arrays, strict=True))
     if output in POOLINGS:
-      vectors = predictor.forward.read(params, batch, output=output)
+      vectors = predictor.runner.read(params, batch, output=output)
       return {'embedding': vectors / jnp.linalg.norm(vectors, axis=1, keepdims=True)}
-    logits = predictor.forward.logits(params, batch, output)
+    logits = predictor.runner.logits(params, batch, output)
     if output != 'classification' or predictor.problem_type == 'regression':
       return {'logits': logits}
     probs = jax.nn.sigmoid(logits) if predictor.multi_label else jax.nn.softmax(logits)
@@ -185,7 +185,7 @@ def make_program(predictor: Predictor, output: str):
 
 def save_stablehlo(folder, predictor: Predictor, output: str, limit: int) -> None:
   """Writes model.stablehlo, the vocabulary and signature.json; see `check`."""
-  program, params = make_program(predictor, output), predictor.forward.params
+  program, params = make_program(predictor, output), predictor.runner.params
   exported = _export(lambda *arrays: program(params, *arrays), limit)
   (folder / 'model.stablehlo').write_bytes(exported.serialize())
   predictor.tokenizer.save(folder, max_length=limit)
@@ -216,7 +216,7 @@ def save_savedmodel(folder, predictor: Predictor, output: str, limit: int) -> No
   """Writes a SavedModel from texts to outputs; see `check`."""
   from bertjax.data.tokenizer_tf import GraphTokenizer, tf
 
-  params = jax.device_get(predictor.forward.params)
+  params = jax.device_get(predictor.runner.params)
   shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), params)
   program = _as_tensorflow(tf, _export(make_program(predictor, output), limit, shapes))
   graph = GraphTokenizer(predictor.tokenizer)

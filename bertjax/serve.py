@@ -186,7 +186,7 @@ class Service:
     )
     waiting = prometheus_client.Gauge('bertjax_waiting_texts', 'Texts that wait', registry=registry)
     self._batcher = Batcher(
-      self._answer, batch=predictor.forward.batch_size, queue=queue, wait=wait,
+      self._answer, batch=predictor.runner.batch_size, queue=queue, wait=wait,
       watch=sizes.observe,
     )  # fmt: skip
     waiting.set_function(lambda: self._batcher.waiting)
@@ -300,7 +300,7 @@ def compile_all(predictor: Predictor) -> None:
   whole = (tokenizer.word_flags & (words.BEGINS | words.BLANK)) == words.BEGINS
   word, _ = tokenizer.word_of(tokenizer.vocab[int(np.flatnonzero(whole)[-1])])
   for do in set(calls.available(predictor)) - UNCOMPILED:
-    for length in predictor.forward.lengths:
+    for length in predictor.runner.lengths:
       text = f'{tokenizer.vocab[tokenizer.mask_id]} ' + f'{word} ' * (length - 8)
       item = (text, *[word] * (calls.CALLS[do][1] - 1))
       for count in (1, 2):  # a text by itself has a program of its own

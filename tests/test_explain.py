@@ -42,7 +42,7 @@ def explanation(mlm):
 
 def test_attention_and_layers_are_the_models(mlm, explanation):
   batch = mlm.tokenizer([TEXT], ['or None'])
-  out = applied(mlm.config, ('mlm',), capture=('attention',))(mlm.forward.params, batch)
+  out = applied(mlm.config, ('mlm',), capture=('attention',))(mlm.runner.params, batch)
   np.testing.assert_allclose(explanation.attention, out['attention'][:, 0], atol=1e-5)
   assert explanation.tokens == [mlm.tokenizer.vocab[i] for i in batch['input_ids'][0]]
   assert len(explanation.layers) == mlm.config.num_layers + 1

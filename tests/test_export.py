@@ -101,7 +101,7 @@ def test_stablehlo_takes_any_batch_and_length_on_any_platform(tmp_path, vocab):
     for texts in (TEXTS[:1], TEXTS[:3]):
       batch = tokenizer(texts)
       found = exported.call(*(batch[name] for name in signature['inputs']))
-      expected = predictor.forward.logits(params, batch, head)
+      expected = predictor.runner.logits(params, batch, head)
       np.testing.assert_allclose(found['logits'], expected, atol=1e-5)
     if head == 'classification':
       scores = [[*item.scores.values()] for item in predictor.classify(TEXTS[:3])]
@@ -121,7 +121,7 @@ def test_a_saved_model_of_tokens_returns_their_ids(tmp_path, vocab):
   )
   batch = predictor.tokenizer(['the name?'], ['It has the name of a class.'])
   assert found['input_ids'].numpy().tolist() == batch['input_ids'].tolist()
-  expected = predictor.forward.logits(predictor.forward.params, batch, 'span')
+  expected = predictor.runner.logits(predictor.runner.params, batch, 'span')
   np.testing.assert_allclose(found['logits'], expected, atol=1e-5)
 
 
@@ -198,5 +198,5 @@ def test_onnx_is_made_from_a_model_directory_by_pytorch(tmp_path, vocab):
   session = runtime.InferenceSession(str(tmp_path / 'model.onnx'))
   inputs = {name: batch[ours].astype(np.int64) for name, ours in names.items()}
   [logits] = session.run(['logits'], inputs)
-  expected = predictor.forward.logits(predictor.forward.params, batch, 'classification')
+  expected = predictor.runner.logits(predictor.runner.params, batch, 'classification')
   np.testing.assert_allclose(logits, expected, atol=1e-4)

@@ -24,7 +24,7 @@ from safetensors.numpy import save_file
 from bertjax import convert
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.finetuning.setup import check_labels
-from bertjax.interop import files, huggingface, mapping
+from bertjax.interop import files, hub, huggingface, mapping
 from bertjax.interop.huggingface import load_hf, save_hf
 from bertjax.interop.loading import load_model, load_params, read_labels, save_model
 from bertjax.model.config import EncoderConfig
@@ -517,10 +517,10 @@ def test_an_error_of_the_hub_is_complete_and_says_what_to_do(tmp_path):
   threading.Thread(target=server.serve_forever, daemon=True).start()
   address = f'http://127.0.0.1:{server.server_port}'
   code = (
-    'from bertjax.interop import huggingface\n'
+    'from bertjax.interop import hub\n'
     f'for name in {list(answers)}:\n'
     '  try:\n'
-    "    huggingface.find_directory(f'someone/{name}')\n"
+    "    hub.find_directory(f'someone/{name}')\n"
     '  except ValueError as error:\n'
     '    print(error)\n'
   )
@@ -540,7 +540,7 @@ def test_an_error_of_the_hub_is_complete_and_says_what_to_do(tmp_path):
 @pytest.mark.parametrize('name', ['no/such/folder', 'gs-no//x', '../x'])
 def test_what_is_no_hub_name_is_not_looked_up(name):
   with pytest.raises(ValueError, match='no folder'):
-    huggingface.find_directory(name)
+    hub.find_directory(name)
 
 
 def test_added_tokens_go_through_every_form_of_a_model_with_the_same_ids(folder, tmp_path):

@@ -195,7 +195,7 @@ def test_a_row_without_its_text_is_an_error_line_and_a_mended_one_resumes(
 def test_lists_of_words_are_tagged_from_files(tmp_path, kind):
   predictor = tagger(['O', 'B-X'])  # every word is a span
   save_model(
-    tmp_path / 'm', predictor.model, predictor.forward.params, predictor.tokenizer,
+    tmp_path / 'm', predictor.model, predictor.runner.params, predictor.tokenizer,
     labels=predictor.labels,
   )  # fmt: skip
   words = [['the', 'U.S.', '(or'], [], ['北', '京']]

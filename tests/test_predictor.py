@@ -11,7 +11,7 @@ from bertjax.data.tokenizer import Tokenizer
 from bertjax.data.words import BEGINS
 from bertjax.inference.mlm import words_of
 from bertjax.inference.predictor import Predictor
-from bertjax.inference.runner import LENGTHS, Forward
+from bertjax.inference.runner import LENGTHS, Runner
 from bertjax.interop.loading import save_model
 from bertjax.model import crf
 from bertjax.model.config import EncoderConfig
@@ -58,9 +58,7 @@ def log_probs(predictor, ids, place):
   tokenizer = predictor.tokenizer
   row = [tokenizer.cls_id, *ids, tokenizer.sep_id]
   row[place + 1] = tokenizer.mask_id
-  out = applied(predictor.config, ('mlm',))(
-    predictor.forward.params, {'input_ids': np.array([row])}
-  )
+  out = applied(predictor.config, ('mlm',))(predictor.runner.params, {'input_ids': np.array([row])})
   return np.asarray(jax.nn.log_softmax(out['mlm_logits'][0, place + 1]))
 
 
@@ -147,7 +145,7 @@ def test_corrections_are_likelier_words_in_the_place_of_a_word(mlm):
 
 def test_next_sentence_reads_label_0_as_next(mlm):
   batch = mlm.tokenizer(TEXTS[:1], TEXTS[1:2])
-  logits = applied(mlm.config, ('nsp',))(mlm.forward.params, batch)['nsp_logits'][0]
+  logits = applied(mlm.config, ('nsp',))(mlm.runner.params, batch)['nsp_logits'][0]
   expected = float(jax.nn.softmax(logits)[0])
   assert mlm.next_sentence(TEXTS[0], TEXTS[1]) == pytest.approx(expected, abs=1e-5)
 
@@ -171,12 +169,12 @@ def test_long_texts_are_windowed_or_refused_and_never_truncated(classifier, voca
   with pytest.raises(ValueError, match='takes at most 48'):
     classifier.classify(LONG, 'a pair cannot be windowed')
   [ids] = classifier.tokenizer.encode([LONG])
-  parts = classifier._parts(ids)
+  parts = classifier.runner.split(ids)
   assert [token for part in parts for token in part] == ids and max(map(len, parts)) <= 46
   assert max(map(len, parts)) - min(map(len, parts)) <= 1
   batch = [[classifier.tokenizer.cls_id, *p, classifier.tokenizer.sep_id] for p in parts]
   apply = applied(classifier.config, ('classification',), 3)
-  logits = [apply(classifier.forward.params, {'input_ids': np.array([row])}) for row in batch]
+  logits = [apply(classifier.runner.params, {'input_ids': np.array([row])}) for row in batch]
   each = [jax.nn.softmax(out['classification_logits'][0]) for out in logits]
   expected = np.average(each, axis=0, weights=[len(row) for row in batch])
   np.testing.assert_allclose([*classifier.classify(LONG).scores.values()], expected, atol=1e-5)
@@ -187,7 +185,7 @@ def test_the_number_of_programs_does_not_grow_with_the_texts(vocab):
   rng = np.random.default_rng(0)
   for _ in range(6):
     predictor.embed([' '.join(['the'] * n) for n in rng.integers(1, 45, 9)])
-  assert predictor.forward.lengths == (32, 48) and predictor.forward._apply._cache_size() == 2
+  assert predictor.runner.lengths == (32, 48) and predictor.runner._apply._cache_size() == 2
   assert LENGTHS == (32, 64, 128, 256, 512)
 
 
@@ -258,7 +256,7 @@ def test_rows_of_the_word_table_beyond_the_vocabulary_are_never_proposed(vocab):
 
 
 def test_masks_are_filled_under_googles_rules_too(mlm, vocab):
-  google = Predictor(mlm.model, mlm.forward.params, Tokenizer.from_file(vocab, rules='google'))
+  google = Predictor(mlm.model, mlm.runner.params, Tokenizer.from_file(vocab, rules='google'))
   text = '[MASK] name, the [MASK]'
   assert google.fill_mask(text) == mlm.fill_mask(text)
   assert google.infill(text) == mlm.infill(text)
@@ -272,9 +270,7 @@ def causal(vocab):
 def next_logs(predictor, ids):
   """Log-probabilities of what follows [CLS] and each token: [1 + tokens, V]."""
   row = [predictor.tokenizer.cls_id, *ids]
-  out = applied(predictor.config, ('mlm',))(
-    predictor.forward.params, {'input_ids': np.array([row])}
-  )
+  out = applied(predictor.config, ('mlm',))(predictor.runner.params, {'input_ids': np.array([row])})
   return np.asarray(jax.nn.log_softmax(out['mlm_logits'][0]))
 
 
@@ -292,7 +288,7 @@ def test_a_left_to_right_model_gives_log_likelihoods(causal):
     first = 0 if place < room else (place - room) // 23 * 23 + 23
     expected = next_logs(causal, ids[first : first + room])[place - first, ids[place]]
     assert found[place][1] == pytest.approx(expected, abs=1e-4)
-  strict = Predictor(causal.model, causal.forward.params, causal.tokenizer)
+  strict = Predictor(causal.model, causal.runner.params, causal.tokenizer)
   with pytest.raises(ValueError, match='the model takes at most 48'):
     strict.score(LONG)
 
@@ -317,7 +313,7 @@ def test_a_left_to_right_model_continues_texts_token_by_token(causal):
 
 def test_wrong_requests_to_continue_a_text_are_refused(mlm, causal):
   for call, words in (
-    (lambda: mlm.continue_text('a'), 'this model attends to both sides'),
+    (lambda: mlm.continue_text('a'), 'this model is bidirectional'),
     (lambda: causal.continue_text('a', max_new_tokens=46), 'has 49 tokens'),
     (lambda: causal.continue_text('a', max_new_tokens=0), 'max_new_tokens must be at least 1'),
     (lambda: causal.continue_text('a', temperature=0.0), 'temperature above 0, got 32 and 0.0'),
@@ -349,7 +345,7 @@ def test_choices_are_scored_together(vocab):
     assert item.text == options[item.number] == options[np.argmax(item.probabilities)]
     assert sum(item.probabilities) == pytest.approx(1)
   batch = predictor.tokenizer(['second'] * 2, endings[1])
-  logits = applied(predictor.config, ('choice',))(predictor.forward.params, batch)['choice_logits']
+  logits = applied(predictor.config, ('choice',))(predictor.runner.params, batch)['choice_logits']
   np.testing.assert_allclose(found[1].probabilities, jax.nn.softmax(logits), atol=1e-5)
   with pytest.raises(ValueError, match='question 1 has no endings'):
     predictor.choose(['a', 'b'], [['c'], []])
@@ -388,7 +384,7 @@ def test_one_text_among_lists_is_refused_not_read_as_letters(vocab):
 def test_embeddings_pool_as_they_say(vocab):
   predictor = Predictor(*model(vocab), batch_size=4)
   apply = applied(predictor.config, capture=('hidden',))
-  out = apply(predictor.forward.params, predictor.tokenizer(TEXTS[:1]))
+  out = apply(predictor.runner.params, predictor.tokenizer(TEXTS[:1]))
   layers = [np.asarray(layer[0]) for layer in out['all_hidden']]
   expected = {
     'cls': layers[-1][0], 'mean': layers[-1].mean(0),
@@ -406,10 +402,10 @@ def test_embeddings_pool_as_they_say(vocab):
 def test_a_window_counts_by_its_tokens_in_an_embedding(vocab):
   predictor = Predictor(*model(vocab), batch_size=4, long='window')
   tokenizer, text = predictor.tokenizer, LONG + ' the'
-  parts = predictor._parts(tokens(predictor, text))
+  parts = predictor.runner.split(tokens(predictor, text))
   rows = [[tokenizer.cls_id, *part, tokenizer.sep_id] for part in parts]
   assert len(rows) > 2 and len(set(map(len, rows))) == 2
-  apply, params = applied(predictor.config), predictor.forward.params
+  apply, params = applied(predictor.config), predictor.runner.params
   states = [apply(params, {'input_ids': np.array([row])})['hidden'][0] for row in rows]
   expected = np.concatenate(states).mean(0)  # over all tokens
   found = predictor.embed(text, normalise=False)
@@ -472,11 +468,11 @@ def test_packed_rows_give_what_single_ones_give(vocab, output):
   if output == 'mlm':
     batch['masked_lm_positions'] = np.ones((60, 2), np.int32)
     batch['masked_lm_ids'] = np.full((60, 2), 7)
-  few = Forward(bert.config, params, batch_size=4)
+  few = Runner(bert, params, tokenizer, batch_size=4)
   packed = [b for b, _ in few._batches(batch, batch['segment_ids'].sum(1)) if 'cls_positions' in b]
   assert len(packed) > 2 and packed[0]['input_ids'].shape == (4, 48)
   found = few.run(batch, output, top_k=3)
-  unpacked = Forward(bert.config, params, batch_size=1000)
+  unpacked = Runner(bert, params, tokenizer, batch_size=1000)
   alone = unpacked.run(batch, output, top_k=3)
   for one, other in zip(found, alone, strict=True):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), one, other)

@@ -303,9 +303,9 @@ def test_answers_that_take_too_long_are_504_and_a_full_queue_503(predictor):
 def test_warming_up_compiles_what_texts_of_any_length_need(vocab):
   predictor = Predictor(*model(vocab, 'span'), batch_size=4)
   serve.compile_all(predictor)
-  programs = predictor.forward._apply._cache_size()
+  programs = predictor.runner._apply._cache_size()
   assert programs == 8  # 2 outputs, 2 lengths, one text or several
   for texts in (['a'], ['a', 'the name ' * 20], ['the ' * 40]):
     predictor.embed(texts)
     predictor.answer(['the name'] * len(texts), texts)
-  assert predictor.forward._apply._cache_size() == programs
+  assert predictor.runner._apply._cache_size() == programs

@@ -126,11 +126,11 @@ def stub(tokenizer, *heads, labels=2, **fields) -> Predictor:
 
 def prefer(predictor, token):
   """Makes a token the masked-LM head's choice for every mask."""
-  params = dict(predictor.forward.params)
+  params = dict(predictor.runner.params)
   bias = np.array(params['mlm']['bias'])
   bias[predictor.tokenizer.vocab.index(token)] = 1e4
   params['mlm'] = params['mlm'] | {'bias': bias}
-  predictor.forward.params = params
+  predictor.runner.params = params
   return predictor
 
 
@@ -179,7 +179,7 @@ def tagger(labels):
   predictor = stub(characters(), 'tagging', labels=len(labels))
   bias = np.zeros(len(labels), np.float32)
   bias[-1] = 1e4
-  params = dict(predictor.forward.params)
+  params = dict(predictor.runner.params)
   params['tagging'] = params['tagging'] | {'bias': bias}
   return Predictor(predictor.model, params, predictor.tokenizer, labels=labels, batch_size=4)
 

@@ -33,7 +33,7 @@ def default(predictor: Predictor) -> str:
   Raises:
     ValueError: for a model of several heads.
   """
-  heads = sorted(set(predictor.forward.params) - {'encoder', 'pooler'})
+  heads = sorted(set(predictor.runner.params) - {'encoder', 'pooler'})
   fitting = [do for do in available(predictor) if CALLS[do][0] in (heads or [''])]
   if len(heads) > 1:
     raise ValueError(f'the model has the heads {", ".join(heads)}; choose {", ".join(fitting)}.')
@@ -44,7 +44,7 @@ def available(predictor: Predictor) -> list[str]:
   """What can be asked of a model without a corpus: it has the head, and reads in the direction."""
   causal = predictor.config.causal
   wrong = {'fill_mask', 'infill', 'correct'} if causal else {'continue'}
-  heads = {'', *predictor.forward.params}
+  heads = {'', *predictor.runner.params}
   return [do for do, (head, *_) in CALLS.items() if head in heads and do not in wrong]
 
 
@@ -59,12 +59,14 @@ def check(predictor: Predictor, do: str, count: int, options: dict) -> None:
     raise ValueError(f'there is no {do!r}; choose from {", ".join(CALLS)}.')
   head, least, most = CALLS[do]
   if head:
-    predictor.forward.need(head)
+    predictor.runner.need(head)
   if not least <= count <= most:
     many = {1: 'one text', 2: 'two texts'}[most] if least == most else f'{least} to {most} texts'
     raise ValueError(f'{do} takes {many} for each item, got {count}.')
-  known = [name for name, parameter in inspect.signature(_method(do)).parameters.items()
-           if parameter.kind != parameter.POSITIONAL_ONLY]  # fmt: skip
+  method = _method(do)
+  known = [
+    name for name in inspect.signature(method).parameters if name not in ('self', *method.items)
+  ]
   unknown = next((name for name in options if name not in known), None)
   if unknown:
     raise ValueError(f'{do} has no option {unknown!r}; it has {", ".join(known) or "none"}.')

@@ -89,10 +89,10 @@ def explain(predictor: Predictor, text: str, pair: str = '') -> Explanation:
   Raises:
     ValueError: if the text is empty or has more tokens.
   """
-  tokenizer, forward = predictor.tokenizer, predictor.forward
+  tokenizer, runner = predictor.tokenizer, predictor.runner
   if not text.strip():
     raise ValueError('there is no text to explain, it is empty.')
-  lines = pair.split('\n') if 'choice' in forward.params else []
+  lines = pair.split('\n') if 'choice' in runner.params else []
   endings = [line for line in lines if line.strip()]
   texts = [[text, ending] for ending in endings] or [[text, pair] if pair else [text]]
   columns = [list(column) for column in zip(*texts, strict=True)]
@@ -100,9 +100,9 @@ def explain(predictor: Predictor, text: str, pair: str = '') -> Explanation:
   longest = min(LONGEST, predictor.config.max_positions)
   if count > longest:
     raise ValueError(f'an explanation shows at most {longest} tokens, the text has {count}.')
-  padded = next(length for length in forward.lengths if length >= count)  # few programs
+  padded = next(length for length in runner.lengths if length >= count)  # few programs
   batch = tokenizer(*columns, length=padded)
-  scores = np.array(forward.run(batch, 'choice') if len(endings) > 1 else [0.0])
+  scores = np.array(runner.run(batch, 'choice') if len(endings) > 1 else [0.0])
   chosen = int(scores.argmax())
   batch = {name: array[chosen : chosen + 1] for name, array in batch.items()}
   count = int(batch['segment_ids'].sum())
@@ -111,7 +111,7 @@ def explain(predictor: Predictor, text: str, pair: str = '') -> Explanation:
   if len(scores) > 1:
     others = float(jax.nn.logsumexp(np.delete(scores, chosen)))
     targets.append(_Target('choice', f'ending: {endings[chosen]}', (0, 0), others))
-  out = jax.device_get(_capture(forward.params, batch, config=forward.config))
+  out = jax.device_get(_capture(runner.params, batch, config=runner.config))
   attention = out['attention'][:, 0, :, :count, :count]
   return Explanation(
     [tokenizer.vocab[i] for i in batch['input_ids'][0, :count]],
@@ -148,12 +148,12 @@ def rollout(attention: np.ndarray) -> np.ndarray:
 
 def _lens(predictor: Predictor, hidden: np.ndarray) -> list:
   """The best tokens if the masked-LM head read the states [N+1, L, D] of each layer."""
-  params = predictor.forward.params
+  params = predictor.runner.params
   if 'mlm' not in params:
     return []
   table = params['encoder']['embeddings']['word']['embedding']
   logits = MlmHead(predictor.config).apply({'params': params['mlm']}, hidden, table)
-  logits = logits[..., : predictor.forward.pieces]
+  logits = logits[..., : predictor.runner.tokenizer.vocab_size]
   values, ids = jax.device_get(jax.lax.top_k(jax.nn.softmax(logits), _BEST))
   vocab = predictor.tokenizer.vocab
   return [
@@ -177,11 +177,11 @@ class _Target(NamedTuple):
 
 def _targets(predictor: Predictor, batch: dict, words, last: str) -> list[_Target]:
   """The predicted outputs of every head but 'choice' that the row [1, L] has the inputs for."""
-  forward, tokenizer, found = predictor.forward, predictor.tokenizer, []
-  heads, ids = forward.params, batch['input_ids'][0]
+  runner, tokenizer, found = predictor.runner, predictor.tokenizer, []
+  heads, ids = runner.params, batch['input_ids'][0]
   paired = batch['token_type_ids'].sum() > 1  # a second text, and not its [SEP] alone
   if 'classification' in heads:
-    [logits] = forward.run(batch, 'classification')
+    [logits] = runner.run(batch, 'classification')
     many = predictor.problem_type == 'regression' or predictor.multi_label
     shown = _TARGETS if many else {1: 0, 2: 1}.get(len(logits), _CLASSES)  # two are opposites
     best = np.argsort(-logits, kind='stable')[:shown]
@@ -194,18 +194,18 @@ def _targets(predictor: Predictor, batch: dict, words, last: str) -> list[_Targe
   if 'tagging' in heads:
     found += _tagged(predictor, batch, words)
   if 'span' in heads and paired:
-    [logits] = forward.run(batch, 'span')
+    [logits] = runner.run(batch, 'span')
     found.append(_answer(logits, tokenizer, last))
   if 'mlm' in heads and not predictor.config.causal:
     places = np.flatnonzero(ids == tokenizer.mask_id)[:_TARGETS]
     if len(places):
       padded = np.pad(places, (0, _TARGETS - len(places)))[None].astype(np.int32)
       asked = batch | {'masked_lm_positions': padded, 'masked_lm_ids': padded * 0}
-      [(_, _, best)] = forward.run(asked, 'mlm')
+      [(_, _, best)] = runner.run(asked, 'mlm')
       for place, token in zip(places.tolist(), best[:, 0].tolist(), strict=False):
         found.append(_Target('mlm', f'{tokenizer.vocab[token]} at token {place}', (place, token)))
   if 'nsp' in heads and paired:
-    best = int(forward.run(batch, 'nsp')[0].argmax())
+    best = int(runner.run(batch, 'nsp')[0].argmax())
     name = ('the second text follows', 'the second text does not follow')[best]
     found.append(_Target('nsp', name, (0, best)))
   return found
@@ -217,7 +217,7 @@ def _tagged(predictor: Predictor, batch: dict, words) -> list[_Target]:
   inner = [word for word in words if ids[word[1]] not in special]
   labels = np.full(batch['input_ids'].shape, -1, np.int32)
   labels[0, [first for _, first, _ in inner]] = 0
-  [(logits, tags)] = predictor.forward.run(batch | {'labels': labels}, 'tagging')
+  [(logits, tags)] = predictor.runner.run(batch | {'labels': labels}, 'tagging')
   margins = np.sort(logits, -1)[:, -1] - jax.nn.logsumexp(logits, -1)
   tagged = [word for word in inner if predictor.labels[tags[word[1]]] != 'O']
   tagged = tagged or sorted(inner, key=lambda word: margins[word[1]])[:1]
@@ -239,15 +239,15 @@ def _answer(logits: np.ndarray, tokenizer: Tokenizer, context: str) -> _Target:
 
 
 def _attribute(predictor: Predictor, batch: dict, target: _Target) -> Attribution:
-  forward, tokenizer = predictor.forward, predictor.tokenizer
+  runner, tokenizer = predictor.runner, predictor.tokenizer
   ids = batch['input_ids']
   kept = (ids == tokenizer.cls_id) | (ids == tokenizer.sep_id) | (batch['segment_ids'] == 0)
   classes = target.head == 'classification'
   regression = classes and predictor.problem_type == 'regression'
   values, logits, baseline = jax.device_get(_integrated_gradients(
-    forward.params, batch, np.where(kept, ids, tokenizer.mask_id), target.index, target.others,
-    config=forward.config, head=target.head, labels=forward.num_labels.get(target.head, 2),
-    size=forward.pieces, linear=regression or (classes and predictor.multi_label),
+    runner.params, batch, np.where(kept, ids, tokenizer.mask_id), target.index, target.others,
+    config=runner.config, head=target.head, labels=runner.num_labels.get(target.head, 2),
+    size=runner.tokenizer.vocab_size, linear=regression or (classes and predictor.multi_label),
   ))  # fmt: skip
   probability = None if regression else float(np.prod(1 / (1 + np.exp(-logits.astype(float)))))
   count = int(batch['segment_ids'].sum())

@@ -1,20 +1,24 @@
-"""`Forward`: one way through the model for all predictions.
+"""`Runner`: bucketing, packing and compiled forward passes for all predictions.
 
-Rows of any length and number become batches of one size and a few lengths, so that only a handful
-of programs is compiled, however many texts come: one for each kind of output and length, where more
-than one batch comes two. More rows than a batch has are packed, several into one.
+Rows of any number and length become batches of one size and a few lengths, so that the number of
+compiled programs does not grow with the texts: one for each kind of output and length, and a second
+one where rows are packed. More rows than one batch holds are packed, several into one.
 """
 
 import functools
+import itertools
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from bertjax.data import loader, packing
+from bertjax.data.tokenizer import Tokenizer
 from bertjax.model import crf
-from bertjax.model.config import LABELLED_HEADS, POOLED_HEADS, EncoderConfig, describe_heads
+from bertjax.model.config import LABELLED_HEADS, POOLED_HEADS, describe_heads
 from bertjax.model.heads import Bert, cls_states
+from bertjax.tasks import task
 
 LENGTHS = (32, 64, 128, 256, 512)  # what rows are padded to, and the model's limit
 POOLINGS = ('mean', 'cls', 'last_four')
@@ -25,26 +29,31 @@ class TextError(ValueError):
   """A text that cannot be answered; the others of its list can."""
 
 
-class Forward:
-  """The compiled model.
+class Runner:
+  """A compiled model and its tokenizer.
 
   Args:
-    config: of the encoder.
-    params: its parameters, with the heads that are asked for later.
-    batch_size: B, rows of a batch, which is filled up; of 128 tokens where rows are packed, fewer
-      rows if they are longer. A single row goes alone.
-    pieces: size of the vocabulary, where the word table has more rows; 0 = all of them.
+    model: the module; its `config` is used, and the heads of `params`.
+    params: its parameters.
+    tokenizer: its tokenizer.
+    batch_size: B, rows of a batch, the last one filled up; where rows are packed, rows of 128
+      tokens, or fewer and longer ones. A single row is not filled up.
+
+  Attributes:
+    lengths: lengths that rows are padded to, the last one is the model's limit.
+    num_labels: number of outputs of the 'classification' and 'tagging' heads.
   """
 
-  def __init__(self, config: EncoderConfig, params: dict, batch_size: int, pieces: int = 0):
+  def __init__(self, model: Bert, params: dict, tokenizer: Tokenizer, batch_size: int):
     if batch_size < 1:
       raise ValueError(f'batch_size must be at least 1, got {batch_size}.')
-    self.config, self.params, self.batch_size = config, jax.device_put(params), batch_size
-    self.pieces = pieces or config.vocab_size
+    self.config, self.params, self.batch_size = model.config, jax.device_put(params), batch_size
+    self.tokenizer = tokenizer
     self.num_labels = {
       head: params[head]['kernel'].shape[-1] for head in LABELLED_HEADS if head in params
     }
-    self.lengths = (*(n for n in LENGTHS if n < config.max_positions), config.max_positions)
+    limit = self.config.max_positions
+    self.lengths = (*(n for n in LENGTHS if n < limit), limit)
     self._apply = jax.jit(self.read, static_argnames=('output', 'top_k'))
 
   def need(self, head: str) -> None:
@@ -61,6 +70,65 @@ class Forward:
       raise TextError(
         f'the text has {tokens} tokens with its special ones, the model takes at most {limit}.'
       )
+
+  def make_batch(self, items: Sequence[Sequence[list[int]]]) -> dict[str, np.ndarray]:
+    """Rows [CLS] A [SEP] or [CLS] A [SEP] B [SEP] of items (A,) or (A, B), lists of ids.
+
+    Raises:
+      TextError: if one has more tokens than the model takes.
+    """
+    length = max((sum(map(len, item)) + len(item) + 1 for item in items), default=3)
+    self.check_length(length)  # before memory is allocated for it
+    return rows(task.lay_out(items, self.tokenizer, length))
+
+  def split(self, ids: list[int], limit: int = 0) -> list[list[int]]:
+    """Splits the ids of a text into the fewest windows that fit, all of about the same length."""
+    limit = limit or self.config.max_positions
+    count = max(1, -(-len(ids) // (limit - 2)))
+    bounds = np.linspace(0, len(ids), count + 1).round().astype(int)
+    return [ids[a:b] for a, b in itertools.pairwise(bounds)]
+
+  def mean_outputs(
+    self, output: str, texts: Sequence[str], pairs: Sequence[str] | None = None, *,
+    limit: int = 0, window: bool = False, activation: Callable = lambda logits: logits,
+  ) -> np.ndarray:  # fmt: skip
+    """One output [C] for each text or pair, float32 [N, C].
+
+    Args:
+      output: see `read`.
+      texts: N texts.
+      pairs: N second texts, or None.
+      limit: maximum tokens of a row, with its special tokens; 0 = the model's positions.
+      window: splits a single text beyond the limit into windows; its output is the mean over them,
+        weighted by their tokens.
+      activation: applied to the output of each window.
+
+    Raises:
+      TextError: if a text or pair has more tokens than the limit.
+      ValueError: if something is not a text, or texts and pairs differ in number.
+    """
+    limit = min(limit or self.config.max_positions, self.config.max_positions)
+    columns = [list(texts)] if pairs is None else [list(texts), list(pairs)]
+    if not all(isinstance(text, str) for column in columns for text in column):
+      raise ValueError('texts are strings; the second of one text is one text, not a list.')
+    if len({len(column) for column in columns}) > 1:
+      raise ValueError(f'texts and pairs must be as many, got {[len(c) for c in columns]}.')
+    items = list(zip(*map(self.tokenizer.encode, columns), strict=True))
+    count, owners, weights = len(items), np.arange(len(items)), np.ones(len(items), np.float32)
+    if pairs is None and window:
+      windows = [(i, part) for i, (ids,) in enumerate(items) for part in self.split(ids, limit)]
+      items = [(part,) for _, part in windows]
+      owners = np.array([i for i, _ in windows], int)
+      weights = np.array([len(part) + 2 for _, part in windows], np.float32)
+    for item in items:
+      self.check_length(sum(map(len, item)) + len(item) + 1, limit)
+    values = activation(np.array(self.run(self.make_batch(items), output), np.float32))
+    sums = np.zeros((count, *values.shape[1:]), np.float32)
+    totals = np.zeros((count, *[1] * (values.ndim - 1)), np.float32)
+    weights = weights.reshape(-1, *totals.shape[1:])
+    np.add.at(sums, owners, values * weights)
+    np.add.at(totals, owners, weights)
+    return sums / totals
 
   def run(self, batch: dict, output: str, top_k: int = 1) -> list:
     """Runs rows of any number through the model.
@@ -167,7 +235,7 @@ class Forward:
     if output == 'mlm':
       logs = jax.nn.log_softmax(logits)
       target = jnp.take_along_axis(logs, batch['masked_lm_ids'][..., None], -1)[..., 0]
-      found = target, *jax.lax.top_k(logs[..., : self.pieces], top_k)
+      found = target, *jax.lax.top_k(logs[..., : self.tokenizer.vocab_size], top_k)
       if 'cls_positions' in batch:
         shape = batch['cls_positions'].shape
         found = [a.reshape(*shape, -1, *a.shape[2:]) for a in found]

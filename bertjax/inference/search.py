@@ -69,11 +69,9 @@ class Index:
       found.append([Hit(int(i), self.texts[i], float(similar[i])) for i in order])
     return found
 
-  def gist(self, start: int, end: int, count: int) -> list[str]:
-    """Up to `count` of the texts start..end-1: near to their mean, and not to one another.
-
-    Greedy, by maximal marginal relevance (Carbonell and Goldstein 1998).
-    """
+  def summarise(self, start: int, end: int, count: int) -> list[str]:
+    """Up to `count` of the texts start..end-1 by maximal marginal relevance (Carbonell and
+    Goldstein 1998): similar to their mean, and dissimilar to one another; in their order."""
     if count < 1:
       raise ValueError(f'sentences must be at least 1, got {count}.')
     if start == end:

@@ -11,7 +11,15 @@ import numpy as np
 from etils import epath
 
 from bertjax.data.tokenizer import Tokenizer
-from bertjax.interop import checkpoints, files, google, huggingface, sentences
+from bertjax.interop import (
+  checkpoints,
+  config_json,
+  files,
+  google,
+  hub,
+  huggingface,
+  sentences,
+)  # fmt: skip
 from bertjax.model.config import HEAD_FIELDS, HEADS, LABELLED_HEADS, EncoderConfig
 from bertjax.model.heads import Bert
 
@@ -147,7 +155,7 @@ def load_tokenizer(source, lowercase: bool | None = None) -> Tokenizer:
     source = epath.Path(source).parent.parent / 'tokenizer'
   if google.is_google(source):
     return google.load_tokenizer(source, lowercase)
-  return Tokenizer.from_dir(huggingface.find_directory(source), lowercase=lowercase)
+  return Tokenizer.from_dir(hub.find_directory(source), lowercase=lowercase)
 
 
 def read_labels(source) -> tuple[list[str], str]:
@@ -159,8 +167,8 @@ def read_labels(source) -> tuple[list[str], str]:
   if google.is_google(source):
     path = google.locate(source)[0] / 'bert_config.json'
   else:
-    path = huggingface.find_directory(source) / 'config.json'
-  return huggingface.labels_in(files.read_json(path), path)
+    path = hub.find_directory(source) / 'config.json'
+  return config_json.labels_in(files.read_json(path), path)
 
 
 def read_sentence_layers(source) -> sentences.SentenceLayers | None:
@@ -168,14 +176,14 @@ def read_sentence_layers(source) -> sentences.SentenceLayers | None:
   source = find_model(source)
   if not has_sentence_layers(source):
     return None
-  return sentences.read_layers(huggingface.find_root(source))
+  return sentences.read_layers(hub.find_root(source))
 
 
 def has_sentence_layers(source) -> bool:
   """Whether a model has sentence-transformers' list of modules."""
   if google.is_google(source) or checkpoints.is_checkpoint(source):
     return False
-  return (huggingface.find_root(source) / 'modules.json').is_file()
+  return (hub.find_root(source) / 'modules.json').is_file()
 
 
 def load_params(

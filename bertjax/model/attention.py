@@ -13,8 +13,7 @@ import jax.numpy as jnp
 
 from bertjax.model.dropout import dropout
 
-# Mesh axes that split rows; 'tensor' splits heads. A Pallas kernel is not split by the compiler.
-_ROWS = ('data', 'fsdp')
+_HEADS = 'tensor'  # mesh axis that splits heads; all others split rows, see `training.mesh`
 # From 341 tokens on the probabilities (a float32 and a bfloat16 copy, 64 wide heads) outweigh all
 # else that a layer keeps for its gradient. 384 is the first length of splash's tiles above.
 _FLASH_LENGTH = 384
@@ -67,9 +66,9 @@ def attention(
   # A program exported for any length is for any platform too: no kernel in it.
   flash = {'gpu': 'cudnn', 'tpu': 'splash'}.get(backend) if isinstance(q.shape[1], int) else None
   if impl == 'auto':
-    hindered = flash and _hindrance(flash, backend, mesh, q, dropout_rate, return_probs)
-    impl = flash if flash and not hindered and q.shape[1] >= _FLASH_LENGTH else 'xla'
-    _log_choice(impl, backend, q.shape[1], hindered)
+    reason = flash and _why_unsupported(flash, backend, mesh, q, dropout_rate, return_probs)
+    impl = flash if flash and not reason and q.shape[1] >= _FLASH_LENGTH else 'xla'
+    _log_choice(impl, backend, q.shape[1], reason)
   if impl == 'xla':
     context, probs = _xla(
       q, k, v, segment_ids, causal,
@@ -78,9 +77,9 @@ def attention(
     return context, probs if return_probs else None
   if impl not in ('cudnn', 'splash'):
     raise ValueError(f"attention impl must be 'auto', 'xla', 'cudnn' or 'splash', got {impl!r}.")
-  hindrance = _hindrance(impl, backend, mesh, q, dropout_rate, return_probs)
-  if hindrance:
-    raise ValueError(f"attention impl {impl!r} needs {hindrance}; use 'xla' or 'auto'.")
+  reason = _why_unsupported(impl, backend, mesh, q, dropout_rate, return_probs)
+  if reason:
+    raise ValueError(f"attention impl {impl!r} needs {reason}; use 'xla' or 'auto'.")
   if impl == 'splash':
     return _splash(q, k, v, segment_ids, causal, mesh), None
   mask = visible(segment_ids, causal)[:, None]  # [B, 1, L, L]
@@ -148,7 +147,8 @@ def _splash(q, k, v, segment_ids, causal, mesh, interpret=False):
 
   if mesh.size == 1 or mesh.empty:
     return local(q, k, v, segment_ids)
-  rows, heads = jax.P(_ROWS), jax.P(_ROWS, None, 'tensor')
+  batch = tuple(name for name in mesh.axis_names if name != _HEADS)
+  rows, heads = jax.P(batch), jax.P(batch, None, _HEADS if _HEADS in mesh.axis_names else None)
   return jax.shard_map(
     local, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False
   )(q, k, v, segment_ids)
@@ -165,7 +165,7 @@ def _compute_capability() -> float:
   return float(getattr(jax.local_devices()[0], 'compute_capability', None) or 'inf')
 
 
-def _hindrance(impl, backend, mesh, q, dropout_rate, return_probs) -> str:
+def _why_unsupported(impl, backend, mesh, q, dropout_rate, return_probs) -> str:
   """What a flash kernel needs and has not got; '' if nothing is in its way."""
   if backend != {'cudnn': 'gpu', 'splash': 'tpu'}[impl]:
     return f'{"an NVIDIA GPU" if impl == "cudnn" else "a TPU"}, got backend {backend!r}'
@@ -181,14 +181,14 @@ def _hindrance(impl, backend, mesh, q, dropout_rate, return_probs) -> str:
     return f'heads of 8, 16, .. 128 and an even length, got {q.shape[3]} and {q.shape[1]}'
   if impl == 'splash' and q.shape[1] % _TILE:
     return f'a length in multiples of {_TILE}, got {q.shape[1]}'
-  if impl == 'splash' and q.shape[2] % mesh.shape.get('tensor', 1):
-    return f'num_heads in multiples of mesh.tensor={mesh.shape["tensor"]}, got {q.shape[2]}'
+  if impl == 'splash' and q.shape[2] % mesh.shape.get(_HEADS, 1):
+    return f'num_heads in multiples of mesh.{_HEADS}={mesh.shape[_HEADS]}, got {q.shape[2]}'
   return ''
 
 
 @functools.cache
-def _log_choice(impl: str, backend: str, length: int, hindrance: str | None) -> None:
+def _log_choice(impl: str, backend: str, length: int, reason: str | None) -> None:
   logging.getLogger(__name__).info(
     "attention: 'auto' chose %r on backend %r at length %s%s", impl, backend, length,
-    f' (flash attention needs {hindrance})' if hindrance else '',
+    f' (flash attention needs {reason})' if reason else '',
   )  # fmt: skip
