@@ -560,7 +560,7 @@ def test_added_tokens_go_through_every_form_of_a_model_with_the_same_ids(folder,
   assert {600, 601} < set(ids)
   source = folder
   for name, form in (('hf', 'hf'), ('google', 'google'), ('back', 'hf')):
-    convert.run(to=str(tmp_path / name), format=form, **{'from': str(source)})
+    convert.run(out=str(tmp_path / name), format=form, **{'from': str(source)})
     source = tmp_path / name
     bert, _, tokenizer = load_model(source)
     assert bert.config.vocab_size == tokenizer.vocab_size == 602
