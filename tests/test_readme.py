@@ -58,7 +58,8 @@ def commands():
   assert len(lines) > 25, lines
   for line, page in lines.items():
     if not any(part in line for part in ELSEWHERE):
-      yield pytest.param(line, id=f'{page}: {line[8:60]}')
+      marks = [pytest.mark.slow] if '--sweep' in line else []  # two TPU programs; test_compile.py
+      yield pytest.param(line, id=f'{page}: {line[8:60]}', marks=marks)
 
 
 @pytest.fixture(scope='module')
