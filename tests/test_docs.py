@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from bertjax.__main__ import load_recipe, parse
+from bertjax.__main__ import VERBS, load_recipe, parse
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = sorted((ROOT / 'docs').glob('**/*.md'))
@@ -101,3 +101,20 @@ def test_commands_of_a_page_have_flags_that_exist(page):
     _, verb, *arguments = shlex.split(line.replace('...', ''), comments=True)
     program = importlib.import_module(f'bertjax.{verb}')
     assert set(parse(program, arguments)) == set(program.FLAGS), line
+
+
+# Flags of pytest, launchers, sbatch, mkdocs, ruff and TensorBoard.
+OTHERS = {'slow', 'full', 'dry-run', 'nodes', 'signal', 'cpus-per-task', 'strict', 'check',
+          'logdir', 'help', 'flag', 'noflag'}  # fmt: skip
+
+
+@pytest.mark.parametrize('page', [ROOT / 'README.md', *PAGES], ids=lambda page: page.stem)
+def test_flags_that_a_page_names_exist(page):
+  known = set(OTHERS)
+  for verb in VERBS:
+    known |= set(importlib.import_module(f'bertjax.{verb}').FLAGS)
+  for path in (ROOT / 'benchmarks').glob('[a-z]*.py'):
+    known |= set(re.findall(r"^  '(\w+)': \(", path.read_text(), re.M))  # some import torch
+  named = set(re.findall(r'(?<![\w-])--([a-z][\w-]*)(?![\w.-])', page.read_text()))
+  named -= {'config'} - known
+  assert named <= known, named - known
