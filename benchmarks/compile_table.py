@@ -13,7 +13,7 @@ import pathlib
 from benchmarks import machine
 from bertjax import compile as compile_lib
 from bertjax import pretrain
-from bertjax.__main__ import load_recipe
+from bertjax.config import load_recipe
 
 FLAGS = {
   'out': ('benchmarks/results/compile.json', 'JSON file; cells in it are kept'),

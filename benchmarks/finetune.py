@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks import machine
 from benchmarks._transformers_loop import TransformersLoop
 from bertjax import finetune
-from bertjax.__main__ import load_recipe
+from bertjax.config import load_recipe
 from bertjax.finetuning.setup import make_transform
 from bertjax.interop import loading
 from bertjax.tasks import batches

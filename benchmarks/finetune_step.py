@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks import measure, report
 from benchmarks.finetune import transformers_twin
 from bertjax import finetune
-from bertjax.__main__ import load_recipe
+from bertjax.config import load_recipe
 from bertjax.training import loop
 
 FLAGS = {

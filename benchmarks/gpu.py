@@ -26,7 +26,7 @@ import jax
 from benchmarks import machine, measure
 from benchmarks._pretraining import make_batch, ours, theirs
 from bertjax import pretrain
-from bertjax.__main__ import load_recipe
+from bertjax.config import load_recipe
 from bertjax.model import config as config_lib
 from bertjax.model.flops import train_flops
 from bertjax.training import chips, log

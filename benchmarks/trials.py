@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks import report
 from bertjax import finetune
-from bertjax.__main__ import load_recipe
+from bertjax.config import load_recipe
 from bertjax.training import loop
 from bertjax.training import trials as trials_lib
 

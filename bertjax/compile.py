@@ -35,16 +35,6 @@ from bertjax.training import mesh as mesh_lib
 from bertjax.training import run as run_lib
 from bertjax.training.chips import chip
 
-FLAGS = {
-  'config': ('bert_base', 'a recipe of pretrain; mesh, batch size and remat are among its fields'),
-  'topology': (
-    '',
-    'TPU slice, as v5e:16x16, or several, as 2*v5e:16x16; empty = the devices here, measured',
-  ),
-  'sweep': ('', "fields to vary, as 'batch_size=256,512;model.remat=none,full': all combinations"),
-  'out': ('', 'JSON file for the reports'),
-}
-
 VOCAB_SIZE = 30522  # bert-base-uncased's, where model.vocab_size=0 leaves it to the vocabulary
 MEASURED_STEPS = 10
 

@@ -19,22 +19,6 @@ from bertjax.interop import checkpoints, loading
 
 _log = logging.getLogger(__name__)
 
-FLAGS = {
-  'from': (
-    '',
-    "a folder, a run's workdir, a hub name (NAME@REVISION), or the prefix of a TF1 checkpoint",
-  ),
-  'checkpoint': (
-    -1,
-    "a checkpoint's step, with --from=WORKDIR; -1 = model/, or the newest checkpoint",
-  ),
-  'out': ('', 'the folder to write, which must not exist or be empty'),
-  'format': ('hf', "'hf' (a model directory) or 'google' (bert_config.json, bert_model.ckpt.*)"),
-  'heads': ('', 'heads to take, joined by commas; empty takes all there are'),
-  'gelu': ('erf', "what 'gelu' in a bert_config.json stands for: 'erf' or 'tanh'"),
-  'lowercase': ('', "whether the vocabulary is lower-cased: 'true' or 'false'; '' = by the files"),
-}
-
 
 def run(
   *, out: str, format: str = 'hf', heads: str = '', gelu='erf', lowercase='', checkpoint: int = -1,

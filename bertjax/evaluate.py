@@ -19,9 +19,9 @@ import logging
 import jax
 import numpy as np
 from etils import epath
-from flax.traverse_util import flatten_dict
 
-from bertjax import finetune, pretrain
+from bertjax import config as config_lib
+from bertjax import pretrain
 from bertjax.data import dataset
 from bertjax.data import loader as loader_lib
 from bertjax.data import text as text_lib
@@ -35,17 +35,6 @@ from bertjax.training import mesh as mesh_lib
 from bertjax.training import run as run_lib
 
 _log = logging.getLogger(__name__)
-
-FLAGS = {
-  'workdir': ('', 'folder of a pre-training run; it has its own config'),
-  'checkpoint': ('best', "checkpoint of --workdir: 'best', 'newest' or a step"),
-  'model': ('', 'model directory to evaluate; an alternative to --workdir'),
-  'config': ('', 'recipe with the data to evaluate --model on'),
-  'split': ('', 'split of a task to evaluate on; default: data.dev'),
-  'out': ('', 'folder for the predictions of a task; existing files are replaced (logged)'),
-  'max_eval_examples': (0, "held-out rows to read at most; 0 = the config's max_eval_examples"),
-  'unigram': ('', 'texts to count tokens in for the unigram figure; default: the training rows'),
-} | distributed.FLAGS
 
 
 def run(
@@ -175,8 +164,8 @@ def run_config(workdir: str):
   if not path.exists():
     raise ValueError(f'{workdir} holds no run: it has no run.json.')
   before = json.loads(path.read_text())['config']
-  config = finetune.default_config() if 'task' in before else pretrain.default_config()
-  fields, known = (flatten_dict(tree, sep='.') for tree in (before, config.to_dict()))
+  config = config_lib.finetuning() if 'task' in before else config_lib.pretraining()
+  fields, known = config_lib.flat(before), config_lib.flat(config)
   if unknown := sorted(fields.keys() - known.keys()):
     _log.warning('%s: fields of another version are ignored: %s', path, ', '.join(unknown))
   config.update_from_flattened_dict({k: v for k, v in fields.items() if k in known})

@@ -18,14 +18,6 @@ from bertjax.inference.predictor import Predictor
 
 _log = logging.getLogger(__name__)
 
-ARGUMENT = 'text'
-FLAGS = {
-  'model': ('', "a model directory, a run's workdir, a folder of another library, or a hub name"),
-  'text': ('', 'the text to explain; of a pair the first'),
-  'pair': ('', 'second text of a pair; of a model with a choice head its endings, one a line'),
-  'out': ('explain.html', 'the HTML file to write; an existing one is replaced (logged)'),
-}
-
 
 def run(*, model: str, text: str, pair: str = '', out: str = 'explain.html') -> None:
   """Writes the page.

@@ -46,16 +46,6 @@ from bertjax.model.config import HEADS
 
 _log = logging.getLogger(__name__)
 
-FLAGS = {
-  'model': ('', "a model directory, a run's workdir, a folder of another library, or a hub name"),
-  'out': ('', 'the folder to write'),
-  'format': ('savedmodel', "'savedmodel' or 'stablehlo'"),
-  'head': ('', "the head to export; '' = the task's head, else embeddings"),
-  'pooling': (
-    '',
-    f"export embeddings with this pooling: {', '.join(POOLINGS)}; '' = the model's own, else mean",
-  ),
-}
 
 _PLATFORMS = ('cpu', 'tpu', 'cuda')
 _INPUTS = ('input_ids', 'token_type_ids', 'segment_ids')

@@ -18,7 +18,6 @@ import logging
 import math
 
 import jax
-import ml_collections
 import numpy as np
 
 from bertjax import io
@@ -32,81 +31,6 @@ from bertjax.training import mesh as mesh_lib
 from bertjax.training import run as run_lib
 
 _log = logging.getLogger(__name__)
-
-FLAGS = {
-  'config': ('glue', 'a recipe: a file, or the name of one in configs/finetune; :WORDS vary it'),
-  'workdir': ('', 'folder of the run; the same folder resumes it'),
-} | distributed.FLAGS
-
-
-def default_config(task: str = 'sst2') -> ml_collections.ConfigDict:
-  """Every field of a fine-tuning run; recipes change some and flags change any."""
-  c = ml_collections.ConfigDict
-  return c({
-    'task': task,  # a name in bertjax.TASKS
-    'init_from': '',  # the model to start from: a folder (ours, HF's, Google's) or a hub name
-    'reinit_head': True,  # False: goes on with the model's own output layer for this task
-    'reinit_top_layers': 0,  # top layers and pooler drawn afresh (Zhang et al. 2021)
-    'num_trainable_layers': -1,  # top layers that are trained, without embeddings; -1 = all, 0 = frozen
-    'layerwise_lr_decay': 1.0,  # factor of the learning rate from each layer to the one below
-    'head_lr_multiplier': 1.0,  # of the learning rate outside the encoder, say 10.0 for a CRF or BiLSTM
-    'seed': 0,  # of the new layer, data order and dropout
-    'num_seeds': 1,  # trials from this many seeds, the first is `seed`
-    'num_train_epochs': 3.0,  # passes over the training split
-    'batch_size': 32,  # examples of a global batch
-    'learning_rate': 2e-5,  # the peak
-    'learning_rates': '',  # trials of several peaks, as '2e-5,3e-5,5e-5', each with every seed
-    'warmup_ratio': 0.1,  # of the steps, from 0 to the peak
-    'schedule': 'google',  # decay counted from step 0; 'linear': from the warm-up; 'constant'
-    'patience': 0,  # evaluations without improvement before the run stops; 0 = never
-    'class_weights': '',  # of the loss: 'balanced', or a number for each class, as '1.0,2.5'
-    'optimizer': c({
-      'name': 'bert',  # AdamW without bias correction; 'adamw' (with it), 'lamb', 'sgd'
-      'b1': 0.9,  # decay of the first moment; the momentum of 'sgd'
-      'b2': 0.999,  # decay of the second moment
-      'eps': 1e-6,  # added outside the root
-      'weight_decay': 0.01,  # not on biases and LayerNorm
-      'clip_norm': 1.0,  # global norm of the whole batch's gradient; 0.0 = off
-    }),
-    'data': c({
-      'source': '',  # folder in the official layout, or tfds:NAME
-      'prepared': '',  # training rows by `bertjax prepare` with this config; '' = made at the start
-      'files': '',  # other names for some splits' files, as 'train=a.json,dev=b.json'
-      'options': '',  # of the task, as 'text=review,label=stars'; see bertjax/tasks
-      'length': 128,  # tokens a row; longer examples are cut, and counted
-      'buckets': '32,48,64,96,128,192,256,384',  # lengths of batches that are not packed
-      'packed_length': -1,  # tokens of a row of several examples; 0 = one a row; -1 = length, at least 128
-      'train': 'train',  # split to train on
-      'dev': 'dev',  # split to evaluate on
-      'test': 'test',  # split to predict at the end, if the source has it; '' = none
-      'max_train_examples': 0,  # training examples at most, the first of a shuffle by `seed`; 0 = all
-      'loader': 'auto',  # 'tfdata', 'threads', or the first of them that is installed
-    }),
-    'model': c({
-      'hidden_dropout': -1.0,  # -1.0 = as the model has it
-      'attention_dropout': -1.0,  # -1.0 = as the model has it
-      'classifier_dropout': -1.0,  # before the output layer; -1.0 = as the model has it
-      'features': 'last',  # states the head reads; 'concat_last_four', ... (paper, table 7)
-      'bilstm': 0,  # bidirectional LSTM layers under the output layer
-      'bilstm_size': 768,  # their units in each direction
-      'crf': False,  # True: a conditional random field chooses the tags of a sentence together
-      'dtype': 'float32',  # of activations and products; 'bfloat16' on TPU and GPU
-      'attention': 'auto',  # or a kernel by name: 'xla', 'cudnn'
-      'remat': 'none',  # 'full' saves nothing within a layer, 'dots' saves matrix products
-      'unroll': 1,  # layers per iteration of the layer loop
-    }),
-    'span_loss_includes_padding': False,  # True: Google's SQuAD loss, which also ranks padding; no buckets
-    'mesh': c({
-      'data': -1,  # replicas; -1 takes the devices left over
-      'fsdp': 1,  # replicas that split parameters and moments between them
-      'tensor': 1,  # devices that split each layer
-    }),
-    'log_every': 50,  # steps between log lines
-    'eval_every': 0,  # steps between evaluations; 0 = after each epoch
-    'save_every': 0,  # steps between checkpoints besides those of evaluations
-    'max_to_keep': 1,  # newest checkpoints kept; the best one stays besides
-    'save_model': 'best',  # step saved in model/: 'best' by the task's metric, or 'last'
-  }).lock()  # fmt: skip
 
 
 def run(config, *, workdir: str, **peers) -> dict[str, float]:

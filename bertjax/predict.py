@@ -35,35 +35,6 @@ from bertjax.interop import loading
 
 _log = logging.getLogger(__name__)
 
-ARGUMENT = 'text'
-FLAGS = {
-  'model': ('', "a model directory, a run's workdir, a folder of another library, or a hub name"),
-  'do': ('', f"what to predict: {', '.join(calls.CALLS)}; '' = what the model's only head does"),
-  'text': ('', 'a text; of a pair the first'),
-  'pair': ('', 'second text of a pair'),
-  'input': ('', 'a file of texts, in place of --text'),
-  'columns': ('text', 'columns of the texts in --input, joined by commas; numbers, from 0, in a '
-                      'file without a header'),
-  'delimiter': ('', 'delimiter between the columns of --input and --corpus: a character, or tab, '
-                    "comma, semicolon, pipe, space; '' = by the file's ending"),
-  'encoding': ('utf-8', 'encoding of --input and --corpus, by the name that Python gives it'),
-  'out': ('', 'the .jsonl file to write, with --input'),
-  'corpus': ('', "nearest: a file with the texts to search, in columns[0] or a line each"),
-  'index': ('', 'nearest: .npz file of the embedded corpus; made from --corpus if it is missing'),
-  'top_k': (0, 'how many proposals, answers or hits; 0 = the default'),
-  'words': ('', "tag: what a word is: 'text' (default), 'spaces' or 'tokens'"),
-  'max_new_tokens': (0, 'continue: the most tokens to add; 0 = 32'),
-  'seed': (0, 'continue: seed of the samples among the --top_k most probable tokens'),
-  'sentences': (0, 'summarise: how many; 0 = 3'),
-  'pooling': (
-    '', "pooling of embeddings: 'mean', 'cls' or 'last_four'; '' = the model's own, else 'mean'"
-  ),
-  'no_answer': (False, "answer: the answer may be '' (SQuAD 2.0)"),
-  'max_answer': (0, 'answer: tokens of the longest answer; 0 = 30; 50 suits Chinese'),
-  'long': ('refuse', "texts beyond the model's limit: 'refuse', or read in parts, 'window'"),
-  'batch_size': (32, 'rows of a batch'),
-}  # fmt: skip
-
 
 def run(
   *, model: str, do: str = '', text: str = '', pair: str = '', input: str = '', out: str = '',

@@ -32,14 +32,6 @@ from bertjax.data.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
 
-FLAGS = {
-  'config': ('bert_mini', 'a recipe, path or name; its data section says what to prepare'),
-  'out': ('', 'the folder to write; a finished one is refused, one left by a kill is completed'),
-  'workers': (-1, 'worker processes; 0 = none, -1 = one a core where the text is worth it'),
-  'format': ('rows', "'rows' to train from, or 'google': TFRecords with static masks"),
-  'shard': ('0/1', "'i/n': do part i, counted from 0, of n; all n write into the same --out"),
-}
-
 
 def settings_of(config) -> Settings:
   """The settings that a recipe's config asks for."""

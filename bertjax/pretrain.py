@@ -15,7 +15,6 @@ import dataclasses
 import functools
 import logging
 import math
-import re
 from typing import NamedTuple
 
 import jax
@@ -24,6 +23,7 @@ import optax
 from etils import epath
 
 from bertjax import io, prepare
+from bertjax.config import OF_TASKS
 from bertjax.data import dataset, instances, masking
 from bertjax.data import loader as loader_lib
 from bertjax.data.masking import Masking
@@ -38,168 +38,11 @@ from bertjax.training import run as run_lib
 
 _log = logging.getLogger(__name__)
 
-FLAGS = {
-  'config': (
-    'bert_mini',
-    'a recipe: a file, or the name of one in configs/pretrain; :WORDS vary it',
-  ),
-  'workdir': ('', 'folder of the run; the same folder resumes it'),
-} | distributed.FLAGS
-
-MLM_VARIANTS = {  # the paper's appendix C.2: what becomes of a chosen token, [MASK] / random
-  'mask_80_10': (0.8, 0.1),
-  'mask_100_0': (1.0, 0.0),
-  'mask_80_20': (0.8, 0.2),
-  'mask_80_0': (0.8, 0.0),
-  'mask_0_80': (0.0, 0.8),
-  'mask_0_100': (0.0, 1.0),
-}
-
 
 LOSSES = {  # for loss.png
   'mlm_loss': {'unit': 'nats per predicted token'},
   'nsp_loss': {'unit': 'nats per pair', 'baseline': math.log(2), 'baseline_name': 'chance'},
 }
-
-
-_OF_TASKS = (*model_config.HEAD_FIELDS, 'frozen')  # fields of EncoderConfig for fine-tuning alone
-
-
-def _model_fields(preset: str) -> dict:
-  fields = dataclasses.asdict(model_config.PRESETS[preset]())
-  return {name: value for name, value in fields.items() if name not in _OF_TASKS}
-
-
-def default_config(preset: str = 'base') -> ml_collections.ConfigDict:
-  """Every field of a pre-training run; recipes change some and flags change any."""
-  c = ml_collections.ConfigDict
-  return c({
-    # The encoder, as EncoderConfig has it. vocab_size=0 takes the vocabulary's size.
-    'model': c(_model_fields(preset) | {'vocab_size': 0}),
-    'nsp': True,  # False: no next-sentence prediction, rows of full sentences
-    'objective': 'mlm',  # 'next_token' is the left-to-right ablation; needs model.causal=True
-    'init_from': '',  # a model to start from: a folder (ours, HF's, Google's) or a hub name
-    'init_resize': False,  # True: its vocabulary and its longest row may differ from this run's
-    'seed': 0,  # of initial weights, data order, masks and dropout
-    'num_train_steps': 1_000_000,  # total number of training steps
-    'batch_size': 256,  # rows of a global batch, over all devices and microbatches
-    'gradient_accumulation_steps': 1,  # microbatches a step; without dropout the result is one big batch's
-    'learning_rate': 1e-4,  # the peak
-    'warmup_steps': 10_000,  # steps from 0 to the peak
-    'schedule': 'google',  # decay counted from step 0; 'linear': from the warm-up; 'constant'
-    'optimizer': c({
-      'name': 'bert',  # AdamW without bias correction; 'adamw', 'lamb', 'sgd'
-      'b1': 0.9,  # decay of the first moment; the momentum of 'sgd'
-      'b2': 0.999,  # decay of the second moment
-      'eps': 1e-6,  # added outside the root
-      'weight_decay': 0.01,  # not on biases and LayerNorm
-      'clip_norm': 1.0,  # global norm of the whole batch's gradient; 0.0 = off
-    }),
-    'data': c({
-      'input': '',  # raw text: file, folder, glob, tfds:NAME or embedded; several joined by commas
-      'prepared': '',  # folder that `bertjax prepare` wrote; an alternative to data.input
-      'format': 'prose',  # prose, google, wikitext, jsonl, parquet, tfds or tfrecord; never guessed
-      'text_key': 'text',  # field or column of the text in JSONL, Parquet and TFDS
-      'encoding': 'utf-8',  # of text files, by Python's name: gb18030, utf-16, latin-1, ...
-      'on_bad_row': 'stop',  # JSONL and Parquet rows without text: 'stop', or 'skip' and count
-      'vocab': '',  # vocab.txt or a SentencePiece *.model; a prepared folder brings its own
-      'lowercase': True,  # for "uncased" vocabularies
-      'rules': 'huggingface',  # or 'google': where the two tokenizers differ
-      'kind': '',  # of rows: nsp, sop, doc_sentences or full_sentences; '' = by the field nsp
-      'length': 128,  # tokens a row
-      'heldout_fraction': 0.05,  # fraction of documents for evaluation, by a hash of their text; 1 = all
-      'dupe_factor': 1,  # passes over the text with other sentence pairs (Google's dupe_factor)
-      'short_seq_prob': 0.1,  # share of documents cut to a random shorter length in a pass
-      'max_sequences_per_row': 1,  # packed into a row at most; 1 = no packing
-      'num_shards': 0,  # of training rows on disk; 0 = one for each 64 MB of text
-      'binary': 'refuse',  # or 'skip' binary files
-      'cache_dir': '',  # where raw text is prepared; '' = $BERTJAX_CACHE or ~/.cache/bertjax
-      'loader': 'auto',  # 'tfdata', 'threads', or the first of them that is installed
-    }),
-    'masking': c({
-      'rate': 0.15,  # share of a row's tokens to predict
-      'max_predictions': 20,  # maximum per row: 20 at length 128, 76 at 512; -1 = derived from rate
-      'mask_prob': 0.8,  # of the chosen tokens: replaced by [MASK]
-      'random_prob': 0.1,  # replaced by a random token; the rest is kept
-      'unit': 'subword',  # what is chosen: 'subword', 'whole_word' or 'span' (n-grams of words)
-      'max_span': 3,  # words in the longest span, shorter ones are likelier (1/n)
-    }),
-    'long': c({  # longer rows for the end of the run; optimizer, step and schedule go on
-      'share': 0.0,  # of the steps; the paper's is 0.1
-      'length': 512,  # tokens a row
-      'max_predictions': 76,  # maximum per longer row; -1 = derived from masking.rate
-      'batch_size': 256,  # longer rows of a global batch
-      'prepared': '',  # prepared dataset directory of the longer rows
-    }),
-    'mesh': c({
-      'data': -1,  # replicas; -1 takes the devices left over
-      'fsdp': 1,  # replicas that split parameters and moments between them
-      'tensor': 1,  # devices that split each layer
-    }),
-    'log_every': 100,  # steps between log lines
-    'eval_every': 10_000,  # steps between evaluations on held-out rows; 0 = at the end only
-    'patience': 0,  # evaluations without a lower held-out loss before the run stops; 0 = never
-    'max_eval_examples': 10_000,  # rows an evaluation reads at most
-    'save_every': 1_000,  # steps between checkpoints
-    'on_divergence': 'stop',  # or 'skip': back to the last checkpoint, its batches since left out
-    'loss_spike_threshold': 0.0,  # nats above the median of 100 losses that count as divergence
-    'compilation_cache_dir': '',  # folder of compiled programs for the next start; gs:// works
-    'stall_seconds': 3600.0,  # a step that takes longer ends the process, code 75; 0.0 = never
-    'max_to_keep': 2,  # newest checkpoints kept; the best one stays besides
-    'save_model': 'last',  # step saved in model/: 'last', or 'best' (lowest held-out loss)
-  }).lock()  # fmt: skip
-
-
-def vary(config, arg: str, smoke: dict):
-  """Applies the words after a recipe's colon, joined by commas, and returns the config.
-
-  'no_nsp', 'ltr' (left-to-right and no NSP) and 'mask_80_20' etc. are the paper's ablations,
-  'size_6_768_12' (layers, width, heads) its Table 6; 'two_lengths' takes rows of 512 tokens for the
-  last tenth of the steps, as the paper did, and 'length_512' makes such a part a run of its own;
-  'continued' goes on from a finished model (`init_from`) on one's own domain;
-  'smoke' makes a run of seconds with the changes given.
-
-  Raises:
-    ValueError: for an unknown word.
-  """
-  for word in filter(None, arg.split(',')):
-    if word == 'smoke':
-      config.update_from_flattened_dict(smoke)
-    elif word == 'two_lengths':
-      config.long.share = 0.1
-    elif word == 'length_512':
-      config.data.length, config.masking.max_predictions = 512, 76
-      config.num_train_steps, config.warmup_steps, config.learning_rate = 100_000, 1_000, 1e-5
-    elif word == 'continued':  # Google's README: a smaller learning rate, such as 2e-5
-      config.num_train_steps, config.warmup_steps, config.learning_rate = 20_000, 1_000, 2e-5
-      config.eval_every = 1_000
-    elif word == 'no_nsp':
-      config.nsp, config.data.dupe_factor = False, 1
-    elif word == 'ltr':
-      config.nsp, config.objective, config.model.causal = False, 'next_token', True
-      config.data.dupe_factor = 1  # there are no pairs to draw again
-    elif word in MLM_VARIANTS:
-      config.masking.mask_prob, config.masking.random_prob = MLM_VARIANTS[word]
-    elif size := re.fullmatch(r'size_(\d+)_(\d+)_(\d+)', word):
-      layers, width, num_heads = map(int, size.groups())
-      config.model.update(
-        {'num_layers': layers, 'hidden_size': width, 'num_heads': num_heads, 'mlp_size': 4 * width}
-      )
-    else:
-      words = ('smoke', 'two_lengths', 'length_512', 'continued', 'no_nsp', 'ltr', *MLM_VARIANTS,
-               'size_LAYERS_WIDTH_HEADS')  # fmt: skip
-      raise ValueError(f'unknown word {word!r} after the recipe; known are {", ".join(words)}.')
-  return config
-
-
-# A smoke form of any recipe: the whole way in seconds.
-SMOKE = {
-  'model.num_layers': 2, 'model.hidden_size': 32, 'model.num_heads': 2, 'model.mlp_size': 64,
-  'model.max_positions': 64, 'model.dtype': 'float32', 'data.length': 64, 'data.dupe_factor': 1,
-  'masking.max_predictions': 10, 'batch_size': 8, 'gradient_accumulation_steps': 1, 'num_train_steps': 20,
-  'long.length': 64, 'long.batch_size': 8, 'warmup_steps': 5, 'log_every': 5, 'eval_every': 10,
-  'max_eval_examples': 64, 'save_every': 10,
-}  # fmt: skip
 
 
 def run(config, *, workdir: str, **peers) -> dict[str, float]:
@@ -599,7 +442,7 @@ def run_identity(config, encoder_config, phases) -> dict:
   """Flat {field: value} of all that may not change between a start and its resumption."""
   flat = run_lib.flatten(config, _SAME)
   model = dataclasses.asdict(encoder_config)
-  free = ('attention', 'classifier_dropout', 'remat', 'unroll', *_OF_TASKS)  # change nothing here
+  free = ('attention', 'classifier_dropout', 'remat', 'unroll', *OF_TASKS)  # change nothing here
   flat |= {f'model.{k}': v for k, v in model.items() if k not in free}
   manifests = [dataset.read_manifest(phase.folder) for phase in phases]
   flat |= {'tokenizer': manifests[0]['tokenizer'], 'rows': dataset.manifest_hash(manifests[0])}

@@ -16,10 +16,6 @@ from bertjax.training import checkpoint
 
 _log = logging.getLogger(__name__)
 
-FLAGS = {
-  'workdir': ('bertjax-quickstart', 'folder to write; an interrupted quickstart goes on in it'),
-  'config': ('quickstart', "a recipe; 'quickstart:smoke' takes seconds and learns nothing"),
-}
 
 SENTENCES = (
   'The [MASK] statement is used to raise an exception.',

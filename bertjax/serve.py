@@ -46,19 +46,6 @@ except ModuleNotFoundError as error:
 
 _log = logging.getLogger(__name__)
 
-FLAGS = {
-  'model': ('', "a model directory, a run's workdir, a folder of another library, or a hub name"),
-  'host': ('127.0.0.1', 'address to listen on; 0.0.0.0 = all of this machine'),
-  'port': (8000, 'port; 0 = any that is free'),
-  'index': ('', 'index for /nearest, as `bertjax predict --do=nearest --index` writes it'),
-  'batch_size': (32, 'rows of a batch'),
-  'queue': (1024, 'texts that wait at most; further requests get 503'),
-  'wait_ms': (5, 'how long a text waits for others to share its batch'),
-  'timeout': (30, 'seconds until a request gets 504, or 408 if it has not come in by then'),
-  'max_body': (262_144, 'bytes of a request; larger ones get 413'),
-  'long': ('refuse', "texts beyond the model's limit: 'refuse', or read in parts, 'window'"),
-  'warm_up': (True, 'compile for all lengths at the start, not when the first texts come'),
-}
 
 UNCOMPILED = {'infill', 'score', 'continue', 'correct', 'nearest', 'summarise'}  # by compile_all
 
@@ -134,7 +121,7 @@ def make_app(
   predictor: Predictor, name: str, index: Index | None = None, *, queue: int = 1024,
   wait_ms: int = 5, timeout: float = 30, max_body: int = 262_144,
 ) -> fastapi.FastAPI:  # fmt: skip
-  """The ASGI application; see FLAGS."""
+  """The ASGI application; the limits are those of `bertjax serve --help`."""
   if queue < 1 or wait_ms < 0 or timeout <= 0 or max_body < 1:
     raise ValueError('--queue, --timeout and --max_body must be above 0, --wait_ms not below.')
   service = Service(predictor, name, index, queue, wait_ms / 1000, timeout)

@@ -26,26 +26,6 @@ KINDS = ('wordpiece', 'sentencepiece')
 
 _log = logging.getLogger(__name__)
 
-FLAGS = {
-  'input': ('', 'file, folder, glob, tfds:NAME or embedded; several joined by commas'),
-  'out': ('', 'the vocab.txt or spiece.model to train and write'),
-  'vocab': ('', 'instead of --out: an existing vocabulary to report on'),
-  'size': (30522, 'entries, special ones included'),
-  'kind': ('wordpiece', 'wordpiece or sentencepiece (a unigram model, as ALBERT)'),
-  'format': ('prose', 'prose, google, wikitext, jsonl, parquet or tfds'),
-  'text_key': ('text', 'field of the text in JSONL objects and TFDS examples, column in Parquet'),
-  'encoding': (
-    'utf-8',
-    'of text files: gb18030, utf-16, latin-1 or another name known to Python',
-  ),
-  'on_bad_row': ('stop', "'stop' at a row of JSONL or Parquet that has no text, or 'skip' it"),
-  'lowercase': (True, 'lower-case the text, which also strips accents'),
-  'report': (True, 'print how the vocabulary fits the text'),
-  'report_file': ('', 'a JSON file for the report'),
-  'max_words': (1_000_000, 'distinct words in memory; beyond it the rare half is dropped'),
-  'workers': (-1, 'worker processes; 0 = none, -1 = one a core; the result does not depend on it'),
-}
-
 
 def run(
   *, input: str, out: str = '', vocab: str = '', size: int = 30522, kind: str = 'wordpiece',

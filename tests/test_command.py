@@ -1,13 +1,17 @@
 """The command: one sentence for each mistake, the flags of every verb, what a model may be."""
 
-import importlib
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 
-from bertjax import evaluate, finetune, pretrain
-from bertjax.__main__ import ALIASES, VERBS, _flat, main
+from bertjax import config as config_lib
+from bertjax import evaluate
+from bertjax.__main__ import main
+from bertjax.flags import ALIASES, VERBS
+from bertjax.inference.calls import CALLS
 from bertjax.inference.predictor import Predictor
 from bertjax.interop import loading
 from tests.test_predictor import model
@@ -47,9 +51,9 @@ def test_a_workdir_is_a_model(run, tmp_path):
     ('compile --config=glue --topology=v5e:2x2', r'glue is a recipe for finetune; compile takes'),
     ('finetune --help --config=bert_base', r'bert_base is a recipe for pretrain'),
     ('quickstart --config=glue', r'glue is a recipe for finetune; quickstart takes bert_base'),
-    ('pretrain --config=setup.cfg', r'setup.cfg is no recipe: a recipe is a Python file'),
+    ('pretrain --config=setup.cfg', r'setup.cfg is no recipe; a recipe is a Python file'),
     ('quickstart --workdir=', r'quickstart needs --workdir'),
-    ('quickstart --workdir=setup.cfg', r'setup.cfg.* there is a file where a folder is needed'),
+    ('quickstart --workdir=setup.cfg', r'setup.cfg.* there is a file where a directory is needed'),
     (
       'pretrain --workdir=w --num_processes=2',
       r'--num_processes=2 and --process_id=-1 need --coord',
@@ -70,13 +74,13 @@ def test_a_workdir_is_a_model(run, tmp_path):
     ('export --model=m --out=o --head=mlm --pooling=cls', r'--head=mlm and --pooling=cls exclude'),
     ('predict --output=a.jsonl', r'unknown flag --output, did you mean --out;'),
     ('vocab --case=keep', r'unknown flag --case, did you mean --lowercase;'),
-    ('vocab --lowercase=keep', r"--lowercase takes bool, as in True; got 'keep'"),
-    ('vocab --report=report.json', r"--report takes bool, as in True; got 'report.json'"),
+    ('vocab --lowercase=keep', r"--lowercase takes bool, such as True; got 'keep'"),
+    ('vocab --report=report.json', r"--report takes bool, such as True; got 'report.json'"),
     ('evaluate --which=newest', r'unknown flag --which, did you mean --checkpoint;'),
     ('evaluate --rows=3', r'unknown flag --rows, did you mean --max_eval_examples;'),
     ('quickstart --recipe=quickstart', r'unknown flag --recipe, did you mean --config;'),
     ('quickstart --seed=1', r'unknown flag --seed, did you mean --config.seed;'),
-    ('serve --warm_up=2', r"--warm_up takes bool, as in True; got '2'"),
+    ('serve --warm_up=2', r"--warm_up takes bool, such as True; got '2'"),
     ('pretrain --coordinator=a:1', r'did you mean --coordinator_address;'),
     ('finetune --processes=2', r'did you mean --num_processes;'),
     ('evaluate --process=2', r'did you mean --process_id;'),
@@ -99,11 +103,11 @@ def test_a_workdir_is_a_model(run, tmp_path):
     ('pretrain --config.data.lenght=3', r'did you mean --config.data.length'),
     (
       'pretrain --config.num_train_steps=many',
-      r"--config.num_train_steps takes int, as in 40000; got 'many'",
+      r"--config.num_train_steps takes int, such as 40000; got 'many'",
     ),
     ('pretrain --config.num_train_steps', r'[Mm]issing value for .*--config.num_train_steps'),
     ('pretrain --config', r'--config needs a recipe'),
-    ('predict --batch_size=x', r"--batch_size takes int, as in 32; got 'x'"),
+    ('predict --batch_size=x', r"--batch_size takes int, such as 32; got 'x'"),
     ('convert --from=m --out=c --gelu=x', r"--gelu is 'erf' or 'tanh', got 'x'"),
     ('predict --model', r'[Mm]issing value for flag --model'),
   ],
@@ -115,11 +119,9 @@ def test_a_wrong_flag_gets_one_sentence(arguments, message, capsys):
 
 
 def test_every_alias_is_a_flag_or_a_field_somewhere():
-  known = {'lr'}
+  known = set(config_lib.PRETRAINING) | set(config_lib.FINETUNING)
   for verb in VERBS:
-    known |= set(importlib.import_module(f'bertjax.{verb}').FLAGS)
-  for kind in (pretrain, finetune):
-    known |= set(_flat(kind.default_config()))
+    known |= set(VERBS[verb].flags)
   assert {ours for names in ALIASES.values() for ours in names} <= known
 
 
@@ -140,11 +142,11 @@ def test_every_alias_is_a_flag_or_a_field_somewhere():
     ('config.batch_size = 32.0', r'line 4: batch_size takes int, got float 32.0'),
     ("config.update_from_flattened_dict({'data.length': 'x'})", r'length takes int, got str x'),
     ('config.data = 3', r'data takes ConfigDict, got int 3'),
-    ('config.batch_size = None', r'batch_size takes int, as in 32; got None'),
-    ('config.batch_size = True', r'batch_size takes int, as in 32; got True'),
+    ('config.batch_size = None', r'batch_size takes int, such as 32; got None'),
+    ('config.batch_size = True', r'batch_size takes int, such as 32; got True'),
     ('config.unlock().data.extra = 1', r"has no field 'data.extra'"),
-    ('return {}', r'get_config returned no config'),
-    ('return None', r'get_config returned no config'),
+    ('return {}', r'get_config must return a config'),
+    ('return None', r'get_config must return a config'),
     ('config.num_train_epochs = epochz', r"line 4: NameError: name 'epochz' is not defined"),
     ('config.num_train_epochs = = 3', r'line 4: SyntaxError: invalid syntax'),
     ("raise ValueError('say why')", r'say why'),
@@ -153,9 +155,9 @@ def test_every_alias_is_a_flag_or_a_field_somewhere():
 def test_a_mistake_in_a_recipe_gets_one_sentence(body, message, tmp_path, capsys):
   recipe = tmp_path / 'mine.py'
   recipe.write_text(
-    'from bertjax import finetune\n'
+    'from bertjax.config import finetuning\n'
     "def get_config(arg=''):\n"
-    '  config = finetune.default_config()\n'
+    '  config = finetuning()\n'
     f'  {body}\n'
     '  return config\n'
   )
@@ -188,12 +190,108 @@ def test_predict_takes_a_workdir_and_the_task_of_its_only_head(
 
 
 def test_a_run_of_another_version_is_read_and_unknown_fields_are_named(tmp_path, caplog):
-  fields = pretrain.default_config().to_dict() | {'num_train_steps': 7, 'gone': 1}
+  fields = config_lib.pretraining().to_dict() | {'num_train_steps': 7, 'gone': 1}
   fields['data'] |= {'lenght': 3}
   (tmp_path / 'run.json').write_text(json.dumps({'config': fields}))
   config = evaluate.run_config(str(tmp_path))
   assert (
     config.num_train_steps == 7
-    and config.to_dict().keys() == pretrain.default_config().to_dict().keys()
+    and config.to_dict().keys() == config_lib.pretraining().to_dict().keys()
   )
   assert 'fields of another version are ignored: data.lenght, gone' in caplog.text
+
+
+DIALECT = r'tells?|told|goes on|go on|by itself|of its own|drawn|afresh|anew|sees|whoever|share of|pieces|slots'
+
+
+def help_texts():
+  """(name, help) of every flag, field and word of every verb."""
+  for verb, (summary, flags, *_) in VERBS.items():
+    yield verb, summary
+    for flag, (_, text) in flags.items():
+      yield f'{verb} --{flag}', text
+  for table in (config_lib.PRETRAINING, config_lib.FINETUNING):
+    for field, (_, text) in table.items():
+      yield f'--config.{field}', text
+  yield from config_lib.WORDS.items()
+
+
+def test_every_help_text_stands_alone():
+  for name, text in help_texts():
+    assert len(text) > 3 and not text.endswith('.'), name
+    assert not re.match(
+      r'(or|of|and|two|by|not|instead|also|in place|for|True|False|it)\b', text
+    ), name
+    assert not re.search(rf'\b({DIALECT})\b', text), f'{name}: {text}'
+    assert text.count('(') == text.count(')'), name
+
+
+def test_a_flag_means_the_same_in_every_verb():
+  types = {}
+  for verb in VERBS.values():
+    for flag, (default, _) in verb.flags.items():
+      types.setdefault(flag, set()).add(type(default))
+  assert {flag for flag, kinds in types.items() if len(kinds) > 1} == {
+    'checkpoint', 'lowercase'  # best, newest or a step; and true, false or as the files say
+  }  # fmt: skip
+
+
+@pytest.mark.parametrize('verb', VERBS)
+def test_help_lists_every_flag_and_field_and_imports_no_jax(verb):
+  code = (
+    'import sys\n'
+    'from bertjax.__main__ import main\n'
+    f'assert main([{verb!r}, "--help"]) == 0\n'
+    "heavy = {'jax', 'flax', 'optax', 'tensorflow', 'torch', 'transformers', 'pyarrow', 'numpy'}\n"
+    'print(sorted(heavy & sys.modules.keys()), file=sys.stderr)'
+  )
+  done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+  assert (done.returncode, done.stderr) == (0, '[]\n')
+  lines = done.stdout.splitlines()
+  flags = [line for line in lines if re.match(r'  --(?!config\.)', line)]
+  assert [re.match(r'  --(\w+)=', line)[1] for line in flags] == list(VERBS[verb].flags)
+  assert all(len(line.split(None, 1)) == 2 for line in lines if line.startswith('  --'))
+  assert 'Raises:' not in done.stdout and 'Args:' not in done.stdout
+  fields = [line for line in lines if line.startswith('  --config.')]
+  expected = 0
+  if recipe := VERBS[verb].flags.get('config'):
+    expected = len(config_lib.flat(config_lib.load_recipe(recipe[0] or 'bert_mini')))
+  assert len(fields) == expected
+
+
+def test_the_overview_imports_nothing_heavy():
+  code = (
+    'import sys\n'
+    'from bertjax.__main__ import main\n'
+    'assert main(["--help"]) == 0\n'
+    "heavy = {'jax', 'absl', 'ml_collections', 'numpy', 'tensorflow', 'etils'}\n"
+    'print(sorted(heavy & sys.modules.keys()), file=sys.stderr)'
+  )
+  done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+  assert (done.returncode, done.stderr) == (0, '[]\n')
+  assert all(f'  {verb} ' in done.stdout for verb in VERBS)
+
+
+def test_a_wrong_flag_is_refused_before_jax_is_imported():
+  code = (
+    'import sys\n'
+    'from bertjax.__main__ import main\n'
+    'assert main(["finetune", "--config.lenght=3"]) == 2\n'
+    "assert 'jax' not in sys.modules and 'tensorflow' not in sys.modules"
+  )
+  done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+
+
+def test_the_help_of_do_lists_every_prediction():
+  [_, text] = VERBS['predict'].flags['do']
+  assert list(CALLS) == re.findall(r'\w+', text.partition(':')[2].partition(';')[0])
+
+
+def test_help_of_a_recipe_shows_its_values(capsys):
+  assert main(['pretrain', '--config=bert_mini', '--help']) == 0
+  text = capsys.readouterr().out
+  assert '  --config.batch_size=16 ' in text and '  size_LAYERS_WIDTH_HEADS' in text
+  assert main(['evaluate', '--config=squad', '--help']) == 0
+  text = capsys.readouterr().out
+  assert '  --config.data.length=384 ' in text and 'Recipes: choice, ' in text

@@ -8,6 +8,7 @@ import pytest
 
 from bertjax import __main__ as command
 from bertjax import compile as compile_lib
+from bertjax import config as config_lib
 from bertjax import pretrain
 from bertjax.model import config as model_config
 from bertjax.model import encoder
@@ -100,7 +101,7 @@ def test_a_loop_without_a_bound_is_an_error():
 
 def small(**fields):
   """Two layers, 256 wide, bfloat16: compiles in seconds."""
-  config = pretrain.default_config('mini')
+  config = config_lib.pretraining('mini')
   config.update_from_flattened_dict(
     {'model.num_layers': 2, 'model.vocab_size': 2048, 'model.dtype': 'bfloat16', 'batch_size': 64}
     | {'model.hidden_dropout': 0.0, 'model.attention_dropout': 0.0}
@@ -188,7 +189,7 @@ def test_a_batch_that_does_not_fit_is_reported_with_the_largest_that_fits(
 
 
 def test_the_devices_here_are_measured(capsys):
-  (report,) = compile_lib.run(small(**pretrain.SMOKE, **{'model.vocab_size': 100}))
+  (report,) = compile_lib.run(small(**config_lib.SMOKE, **{'model.vocab_size': 100}))
   assert report['measured_step_seconds'] > 0 and 'measured' in capsys.readouterr().out
 
 

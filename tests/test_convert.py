@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from bertjax import pretrain
-from bertjax.__main__ import load_recipe, main
+from bertjax.__main__ import main
+from bertjax.config import load_recipe
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.interop import mapping
 from bertjax.interop.loading import load_model, read_labels, save_model

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from bertjax import config as config_lib
 from bertjax import pretrain
 from bertjax.data import instances, loader, packing, sentences
 from bertjax.data.masking import Masking, mask_tokens
@@ -117,7 +118,7 @@ def test_other_tokens_in_one_sequence_change_no_logit_of_the_others(packed, run)
   ],
 )
 def test_a_run_trains_and_evaluates(changes, corpus, vocab, tmp_path):
-  config = pretrain.vary(pretrain.default_config('tiny'), 'smoke', pretrain.SMOKE)
+  config = config_lib.vary(config_lib.pretraining('tiny'), 'smoke')
   config.data.update(
     input=str(corpus), vocab=str(vocab), heldout_fraction=0.2, cache_dir=str(tmp_path)
   )

@@ -18,7 +18,8 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from bertjax import prepare, pretrain
+from bertjax import config as config_lib
+from bertjax import prepare
 from bertjax.data import corpus as corpus_lib
 from bertjax.data import dataset, encode, preprocess, vocabulary
 from bertjax.data import text as text_lib
@@ -63,7 +64,7 @@ def make(tmp_path, corpus_file, tokenizer):
 
 @pytest.fixture
 def config(tmp_path, corpus_file, vocab):
-  config = pretrain.default_config('tiny')
+  config = config_lib.pretraining('tiny')
   config.data.update(input=str(corpus_file), vocab=str(vocab), format='google', length=32)
   config.data.update(heldout_fraction=0.3, cache_dir=str(tmp_path / 'cache'))
   return config

@@ -1,6 +1,5 @@
 """The quickstart, small and complete; and every command that the docstrings print."""
 
-import importlib
 import pathlib
 import re
 import shlex
@@ -8,7 +7,9 @@ import shlex
 import pytest
 
 from bertjax import prepare, quickstart
-from bertjax.__main__ import load_recipe, main, parse
+from bertjax.__main__ import main, parse
+from bertjax.config import load_recipe
+from bertjax.flags import VERBS
 from bertjax.interop.loading import load_model
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -48,8 +49,7 @@ def commands():
 @pytest.mark.parametrize('line', list(commands()))
 def test_every_printed_command_has_flags_that_exist(line):
   verb, *arguments = shlex.split(re.sub(r'\s{2,}[a-z].*$', '', line.replace('...', 'bert_mini')))
-  program = importlib.import_module(f'bertjax.{verb}')
-  assert set(parse(program, arguments)) == set(program.FLAGS)
+  assert set(parse(verb, arguments)) == set(VERBS[verb].flags)
 
 
 def test_a_vocabulary_and_rows_are_made_by_command(corpus, tmp_path, capsys):

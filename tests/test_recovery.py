@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+from bertjax import config as config_lib
 from bertjax import pretrain
 from bertjax.data.loader import Batches
 from bertjax.training import loop
@@ -25,9 +26,9 @@ def compiled_once(tmp_path_factory):
 
 
 def config_of(rows, **fields):
-  config = pretrain.default_config('tiny')
+  config = config_lib.pretraining('tiny')
   config.update_from_flattened_dict(
-    pretrain.SMOKE
+    config_lib.SMOKE
     | {'data.prepared': str(rows), 'data.loader': 'threads', 'num_train_steps': 20, 'log_every': 1}
     | {'eval_every': 0, 'save_every': 5, 'on_divergence': 'skip', 'max_to_keep': 9}
     | fields

@@ -65,8 +65,8 @@ assert loader.choose_loader('auto') == 'threads'
       r'a.tfrecord: .*, or prepare its rows \(`bertjax prepare`\) where it is installed',
     ),
     (
-      'from bertjax import prepare, pretrain\n'
-      'prepare.run(pretrain.default_config("tiny"), out="rows", format="google")',
+      'from bertjax import config, prepare\n'
+      'prepare.run(config.pretraining("tiny"), out="rows", format="google")',
       '--format=google: TensorFlow cannot be imported',
     ),
     (

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bertjax import prepare, pretrain
-from bertjax.__main__ import load_recipe
+from bertjax.config import load_recipe
 from bertjax.data import dataset, instances, loader, tfrecords
 from bertjax.data.masking import Masking, unmasked
 from bertjax.data.tokenizer import Tokenizer

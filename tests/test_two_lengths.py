@@ -3,7 +3,8 @@
 import pytest
 
 from bertjax import prepare, pretrain
-from bertjax.__main__ import load_recipe, main
+from bertjax.__main__ import main
+from bertjax.config import load_recipe
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.training.log import RunLog, read_metrics
 

@@ -12,7 +12,8 @@ import pytest
 import scipy.special
 
 from bertjax import finetune
-from bertjax.__main__ import load_recipe, main
+from bertjax.__main__ import main
+from bertjax.config import load_recipe
 from bertjax.data import loader
 from bertjax.finetuning import scoring
 from bertjax.interop import loading

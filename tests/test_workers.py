@@ -50,7 +50,7 @@ def test_a_script_without_a_main_guard_trains_a_vocabulary_and_prepares(corpus, 
   path = tmp_path / 'script.py'
   path.write_text(
     'from bertjax import prepare, vocab\n'
-    'from bertjax.__main__ import load_recipe\n'
+    'from bertjax.config import load_recipe\n'
     "config = load_recipe('bert_mini:smoke')\n"
     f"config.data.input, config.data.vocab = '{corpus}', '{tmp_path}/vocab.txt'\n"
     'vocab.run(input=config.data.input, out=config.data.vocab, size=600, workers=2)\n'

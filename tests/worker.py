@@ -18,6 +18,7 @@ import time
 import jax
 import numpy as np
 
+from bertjax import config as config_lib
 from bertjax import pretrain
 from bertjax.data import loader
 from bertjax.training import checkpoint
@@ -68,9 +69,9 @@ def main(folder, fields, coordinator, processes, process):
     return real(noted, start, stop, **kwargs)
 
   loader.iterate = iterate
-  config = pretrain.default_config('tiny')
+  config = config_lib.pretraining('tiny')
   config.update_from_flattened_dict(
-    pretrain.SMOKE | json.loads(pathlib.Path(fields).read_text()) | {'data.loader': 'threads'}
+    config_lib.SMOKE | json.loads(pathlib.Path(fields).read_text()) | {'data.loader': 'threads'}
   )
   peers = {'coordinator': coordinator, 'processes': int(processes), 'process': process}
   folder = pathlib.Path(folder)

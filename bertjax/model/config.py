@@ -4,6 +4,7 @@ Sizes follow Devlin et al. (2018, section 3) and the compact models of Turc et a
 """
 
 import dataclasses
+from typing import Any
 
 ACTIVATIONS = ('gelu', 'gelu_tanh')
 REMAT_POLICIES = ('none', 'full', 'dots')
@@ -27,6 +28,11 @@ FEATURES = {
 HEAD_FIELDS = ('features', 'bilstm', 'bilstm_size', 'crf')
 
 
+def _field(default, help: str) -> Any:
+  """A field of `EncoderConfig` with its help for the command line."""
+  return dataclasses.field(default=default, metadata={'help': help})
+
+
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig:
   """Describes one encoder; hashable, so it can be a static argument of `jax.jit`.
@@ -38,32 +44,62 @@ class EncoderConfig:
     ValueError: on construction, if a field is out of range or two fields contradict.
   """
 
-  vocab_size: int = 30522  # V, entries of the vocabulary
-  hidden_size: int = 768  # D, the width of a token's state
-  num_layers: int = 12  # N, Transformer blocks
-  num_heads: int = 12  # H; the head size K is hidden_size / num_heads
-  mlp_size: int = 3072  # F, 4 * D in every BERT
-  max_positions: int = 512  # rows of the learned position table, the longest input
-  type_vocab_size: int = 2  # Google's code defaults to 16, every released BERT has 2
-  activation: str = 'gelu'  # 'gelu' is exact (erf), 'gelu_tanh' Google's code since Feb 2019
-  hidden_dropout: float = 0.1  # after the embeddings and after both sub-layers
-  attention_dropout: float = 0.1  # of attention probabilities, each by itself
-  classifier_dropout: float = -1.0  # before a task's output layer; -1.0 takes hidden_dropout
-  layer_norm_eps: float = 1e-12  # vanishes below float32, so LayerNorm always runs in float32
-  initializer_range: float = 0.02  # of a normal truncated at two standard deviations
-  causal: bool = False  # a token sees itself and what precedes it (paper, section 5.1, "LTR")
+  vocab_size: int = _field(30522, 'entries of the vocabulary (V)')
+  hidden_size: int = _field(768, "width of a token's state (D)")
+  num_layers: int = _field(12, 'Transformer blocks (N)')
+  num_heads: int = _field(12, 'attention heads (H); the head size K is hidden_size / num_heads')
+  mlp_size: int = _field(3072, 'width of the feed-forward layer (F), 4 * D in every BERT')
+  max_positions: int = _field(
+    512, 'entries of the learned position table, the maximum input length in tokens'
+  )
+  type_vocab_size: int = _field(
+    2, "entries of the token-type table; 2 in every released BERT, 16 by default in Google's code"
+  )
+  activation: str = _field(
+    'gelu',
+    "activation function: 'gelu' (exact, by erf), or 'gelu_tanh' as in Google's code since February 2019",
+  )
+  hidden_dropout: float = _field(0.1, 'dropout rate after the embeddings and both sub-layers')
+  attention_dropout: float = _field(0.1, 'dropout rate of the attention probabilities')
+  classifier_dropout: float = _field(
+    -1.0, "dropout rate before a task's output layer; -1.0 = hidden_dropout"
+  )
+  layer_norm_eps: float = _field(
+    1e-12, "epsilon of LayerNorm, which always runs in float32; 1e-12 in Google's BERT"
+  )
+  initializer_range: float = _field(
+    0.02, 'standard deviation of the truncated normal of initial weights'
+  )
+  causal: bool = _field(
+    False,
+    'causal attention: a token attends to itself and the tokens before it (paper, section 5.1, "LTR")',
+  )
 
-  features: str = 'last'  # what the head reads: one of FEATURES, or a layer ('0' = embeddings)
-  bilstm: int = 0  # bidirectional LSTM layers under the linear one; 2 in the paper
-  bilstm_size: int = 768  # units in each direction
-  crf: bool = False  # tags of a sentence are chosen together, by a conditional random field
+  features: str = _field(
+    'last',
+    "states that a task's head reads: 'last', 'concat_last_four', ... (paper, table 7), or a layer",
+  )
+  bilstm: int = _field(0, "bidirectional LSTM layers under a task's output layer; 2 in the paper")
+  bilstm_size: int = _field(768, 'LSTM units in each direction')
+  crf: bool = _field(False, 'conditional random field over the tags of a sentence')
 
-  frozen: bool = False  # the encoder gets no gradient and has no dropout
-  dtype: str = 'float32'  # of activations and products; 'bfloat16' on TPU and GPU (weights stay)
-  attention: str = 'auto'  # or a kernel by name: 'xla', 'cudnn', 'splash'
-  dropout_bits: str = 'threefry'  # 'rbg': cheaper bits on TPU, others on another mesh
-  remat: str = 'none'  # 'full' saves nothing within a layer, 'dots' saves matrix products
-  unroll: int = 1  # layers per iteration of the layer loop; num_layers unrolls it completely
+  frozen: bool = _field(False, 'frozen encoder: no gradient and no dropout')
+  dtype: str = _field(
+    'float32',
+    "dtype of activations and matmuls: 'float32', or 'bfloat16' on TPU and GPU; parameters stay float32",
+  )
+  attention: str = _field('auto', "attention kernel: 'auto', 'xla', 'cudnn' or 'splash'")
+  dropout_bits: str = _field(
+    'threefry',
+    "generator of dropout: 'threefry', or 'rbg' (faster on TPU, but not sharding-invariant)",
+  )
+  remat: str = _field(
+    'none',
+    "rematerialisation: 'none', 'dots' (stores matmuls only) or 'full' (stores nothing within a layer)",
+  )
+  unroll: int = _field(
+    1, 'layers per iteration of the layer loop; num_layers = unrolled completely'
+  )
 
   @property
   def head_size(self) -> int:

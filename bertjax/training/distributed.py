@@ -35,14 +35,6 @@ except (ImportError, AttributeError):
 
 _log = logging.getLogger(__name__)
 
-FLAGS = {
-  'coordinator_address': (
-    '',
-    'HOST:PORT of process 0; default: TPU metadata, SLURM or one process',
-  ),
-  'num_processes': (0, 'number of processes, with --coordinator_address'),
-  'process_id': (-1, 'number of this process from 0, with --coordinator_address'),
-}
 START_SECONDS = 300  # how long the first process waits for the last one
 
 

@@ -8,10 +8,10 @@ and start (of every ending), columns by name, or by number in files without a he
 delimiter, encoding and on_bad_row as in `table`.
 """
 
-from bertjax import finetune
+from bertjax.config import finetuning
 
 
 def get_config(arg='swag'):
-  config = finetune.default_config(arg or 'swag')
+  config = finetuning(arg or 'swag')
   config.batch_size = 16
   return config

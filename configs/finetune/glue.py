@@ -8,10 +8,10 @@ learning rate on the dev split among 5e-5, 4e-5, 3e-5 and 2e-5 (`--config.learni
 the best of some random restarts (`--config.seed`) on small sets.
 """
 
-from bertjax import finetune
+from bertjax.config import finetuning
 
 
 def get_config(arg='sst2'):
-  config = finetune.default_config(arg or 'sst2')
+  config = finetuning(arg or 'sst2')
   config.data.length = 128
   return config

@@ -8,11 +8,11 @@ scorer=cmrc2018 scores answers in Chinese by characters, as CMRC 2018 does. The 
 trained 3 epochs of batches of 32 at 5e-5 for version 1.1, 2 epochs of 48 at 5e-5 for version 2.0.
 """
 
-from bertjax import finetune
+from bertjax.config import finetuning
 
 
 def get_config(arg='squad1'):
-  config = finetune.default_config(arg or 'squad1')
+  config = finetuning(arg or 'squad1')
   config.data.length, config.learning_rate = 384, 5e-5
   config.batch_size, config.num_train_epochs = (48, 2.0) if config.task == 'squad2' else (32, 3.0)
   config.data.test = ''

@@ -15,11 +15,11 @@ text, half of them swapped, or with a second sentence from elsewhere; the files 
 Options: format (of the text: prose, blocks, ... as for pre-training), seed (which pairs are wrong).
 """
 
-from bertjax import finetune
+from bertjax.config import finetuning
 
 
 def get_config(arg=''):
   known = ('table', 'sentence_order', 'next_sentence')
   if arg and arg not in known:
     raise ValueError(f'after the colon stands one of {known}, got {arg!r}.')
-  return finetune.default_config(arg or 'table')
+  return finetuning(arg or 'table')

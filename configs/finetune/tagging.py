@@ -8,10 +8,10 @@ context=True fills each row with the sentences around it in its document, as the
 `tagging:conll` also takes types (PER|LOC|..., else found), word and tag (their columns, 0 and -1).
 """
 
-from bertjax import finetune
+from bertjax.config import finetuning
 
 
 def get_config(arg='conll2003'):
-  config = finetune.default_config(arg or 'conll2003')
+  config = finetuning(arg or 'conll2003')
   config.learning_rate = 5e-5
   return config

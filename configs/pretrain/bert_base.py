@@ -15,11 +15,11 @@ After a colon: `no_nsp`, `ltr` (Table 5), `mask_80_20` etc. (Table 8), `size_6_7
 (Table 6), `smoke` (seconds).
 """
 
-from bertjax import pretrain
+from bertjax.config import pretraining, vary
 
 
 def get_config(arg=''):
-  config = pretrain.default_config('base')
+  config = pretraining('base')
   config.model.dtype = 'bfloat16'
   config.data.dupe_factor = 10
-  return pretrain.vary(config, arg, pretrain.SMOKE)
+  return vary(config, arg)

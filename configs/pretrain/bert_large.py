@@ -6,11 +6,11 @@ As `bert_base`, whose words after the colon it shares. The paper took 4 days on 
 less memory, `--config.model.remat=dots` and `--config.gradient_accumulation_steps=8` keep the batch as it is.
 """
 
-from bertjax import pretrain
+from bertjax.config import pretraining, vary
 
 
 def get_config(arg=''):
-  config = pretrain.default_config('large')
+  config = pretraining('large')
   config.model.dtype = 'bfloat16'
   config.data.dupe_factor = 10
-  return pretrain.vary(config, arg, pretrain.SMOKE)
+  return vary(config, arg)

@@ -9,11 +9,11 @@ On 131 books, with `--config.num_train_steps=5500` of a decay, next-sentence acc
 `size_2_128_2`, `smoke`.
 """
 
-from bertjax import pretrain
+from bertjax.config import pretraining, vary
 
 
 def get_config(arg=''):
-  config = pretrain.default_config('mini')
+  config = pretraining('mini')
   config.batch_size = 16  # more steps for the same tokens; not compared with 32
   config.num_train_steps, config.warmup_steps, config.learning_rate = 40_000, 1_000, 1e-3
   config.model.initializer_range = 0.05  # as the quickstart; 0.02 suits 768 wide
@@ -25,4 +25,4 @@ def get_config(arg=''):
     1_024,
     500,
   )
-  return pretrain.vary(config, arg, pretrain.SMOKE)
+  return vary(config, arg)

@@ -7,11 +7,11 @@ next-sentence pairs, whose halves have little context), 2 layers rather than 4, 
 of 0.05 rather than 0.02 (which suits 768 wide), no dropout.
 """
 
-from bertjax import pretrain
+from bertjax.config import pretraining, vary
 
 
 def get_config(arg=''):
-  config = pretrain.default_config('tiny')
+  config = pretraining('tiny')
   config.nsp = False
   config.data.input, config.data.length, config.masking.max_predictions = 'embedded', 64, 10
   config.data.short_seq_prob = 0.0
@@ -23,4 +23,4 @@ def get_config(arg=''):
   config.learning_rate = 1e-3
   config.data.heldout_fraction = 0.1  # of some 380 documents
   config.log_every, config.eval_every, config.save_every = 100, 800, 400
-  return pretrain.vary(config, arg, pretrain.SMOKE)
+  return vary(config, arg)

@@ -1,0 +1,306 @@
+"""The verbs of the command, their flags and fields' names elsewhere: data for parsing and `--help`.
+
+A verb's `run` gets its flags as keyword arguments; a verb with the flag 'config' gets a config too.
+"""
+
+import difflib
+from typing import NamedTuple
+
+_SOURCE = "a model directory, a run's workdir, a folder of another library or a hub name"
+_MODEL = ('', f'model: {_SOURCE}')
+_WORKDIR = ('', 'directory of the run; the same directory resumes it')
+_BATCH_SIZE = (32, 'examples per batch')
+_LONG = ('refuse', "texts beyond the model's maximum length: 'refuse', or 'window' = read in parts")
+_TEXT_FORMAT = 'prose, google, wikitext, jsonl, parquet or tfds'
+_ENCODING = 'by its Python name: utf-8, gb18030, utf-16, latin-1 or another'
+_PROCESSES = {
+  'coordinator_address': ('', 'HOST:PORT of process 0; empty = from TPU metadata or SLURM, else a '
+                              'single process'),
+  'num_processes': (0, 'number of processes, with --coordinator_address'),
+  'process_id': (-1, 'number of this process, from 0, with --coordinator_address'),
+}  # fmt: skip
+
+
+class Verb(NamedTuple):
+  """A program of the command.
+
+  Attributes:
+    summary: what it does, for `bertjax --help`.
+    flags: flag -> (default, help); the type of the default is that of the flag.
+    recipes: the kind of recipe that --config takes, 'pretrain' or 'finetune'; '' = both, or none.
+    argument: the flag that may be given without its name.
+  """
+
+  summary: str
+  flags: dict
+  recipes: str = ''
+  argument: str = ''
+
+
+# In the order of a first day's work.
+VERBS = {
+  'quickstart': Verb(
+    'pre-train a small BERT on bundled text, evaluate it and fill masks, in minutes',
+    {
+      'config': ('quickstart', "recipe; 'quickstart:smoke' takes seconds and learns nothing"),
+      'workdir': ('bertjax-quickstart', 'directory of the run; the same directory resumes it'),
+    },
+    'pretrain',
+  ),
+  'vocab': Verb(
+    'train a vocabulary on your text, or report how one fits it',
+    {
+      'input': ('', 'text: file, folder, glob, tfds:NAME or embedded; separated by commas'),
+      'out': ('', 'vocabulary to train and write: vocab.txt or spiece.model'),
+      'vocab': ('', 'existing vocabulary to report on; an alternative to --out'),
+      'size': (30522, 'number of entries, special tokens included'),
+      'kind': ('wordpiece', "vocabulary type: 'wordpiece', or 'sentencepiece' (unigram, as ALBERT)"),
+      'format': ('prose', f'format of the text: {_TEXT_FORMAT}'),
+      'text_key': ('text', 'JSONL field, Parquet column or TFDS feature that contains the text'),
+      'encoding': ('utf-8', f'encoding of text files, {_ENCODING}'),
+      'on_bad_row': ('stop', "JSONL and Parquet records without text: 'stop' or 'skip'"),
+      'lowercase': (True, 'lower-casing, which also strips accents'),
+      'report': (True, 'report of how the vocabulary fits the text'),
+      'report_file': ('', 'JSON file for the report'),
+      'max_words': (1_000_000, 'distinct words in memory; beyond it the rare half is dropped'),
+      'workers': (-1, 'worker processes; 0 = none, -1 = one per core; the result is the same'),
+    },
+  ),
+  'prepare': Verb(
+    'tokenise text into a prepared dataset on disk',
+    {
+      'config': ('bert_mini', 'recipe, by name or path; its data section describes the text'),
+      'out': ('', 'directory to write; a partial one is resumed, a complete one is an error'),
+      'workers': (-1, 'worker processes; 0 = none, -1 = one per core where the text is worth it'),
+      'format': ('rows', "format of the dataset: 'rows', or 'google' = TFRecords with static masks"),
+      'shard': ('0/1', "part i of n, as 'i/n' with i from 0; all n write into the same --out"),
+    },
+  ),
+  'pretrain': Verb(
+    'pre-train BERT on raw text or a prepared dataset',
+    {
+      'config': ('bert_mini', 'recipe: NAME or FILE, or with changes NAME:WORDS'),
+      'workdir': _WORKDIR,
+    } | _PROCESSES,
+    'pretrain',
+  ),
+  'finetune': Verb(
+    'fine-tune a pre-trained model on a task',
+    {
+      'config': ('glue', 'recipe: NAME or FILE, or with changes NAME:WORDS'),
+      'workdir': _WORKDIR,
+    } | _PROCESSES,
+    'finetune',
+  ),
+  'evaluate': Verb(
+    "evaluate a run or a model directory on held-out text or a task's split",
+    {
+      'workdir': ('', 'directory of a run, which contains its own config'),
+      'checkpoint': ('best', "checkpoint of --workdir: 'best', 'newest' or a step"),
+      'model': ('', f'model to evaluate, an alternative to --workdir: {_SOURCE}'),
+      'config': ('', 'recipe with the data to evaluate --model on'),
+      'split': ('', 'split of a task; empty = data.dev'),
+      'out': ('', 'directory for the predictions of a task; existing files are replaced (logged)'),
+      'max_eval_examples': (0, "maximum number of held-out examples; 0 = the config's"),
+      'unigram': ('', 'texts that give the unigram frequencies of the baseline; empty = the '
+                      'training set'),
+    } | _PROCESSES,
+  ),
+  'predict': Verb(
+    "a model's answers for a text or a file of texts",
+    {
+      'model': _MODEL,
+      'do': ('', 'prediction: fill_mask, infill, score, continue, correct, classify, tag, answer, '
+                 "choose, next_sentence, embed, nearest, summarise; empty = by the model's only "
+                 'head'),
+      'text': ('', 'input text; the first of a pair'),
+      'pair': ('', 'second text of a pair'),
+      'input': ('', 'file of inputs (.txt, .csv, .tsv, .jsonl, .parquet); an alternative to --text'),
+      'columns': ('text', 'columns of --input that contain the texts, separated by commas; numbers '
+                          'from 0 in a file without header'),
+      'delimiter': ('', 'column delimiter of --input and --corpus: a character, or tab, comma, '
+                        "semicolon, pipe, space; empty = by the file's extension"),
+      'encoding': ('utf-8', f'encoding of --input and --corpus, {_ENCODING}'),
+      'out': ('', '.jsonl file to write, with --input'),
+      'corpus': ('', 'nearest: file of the texts to search, in the first of --columns or one per '
+                     'line'),
+      'index': ('', 'nearest: .npz file of the embedded corpus; written from --corpus if missing'),
+      'top_k': (0, 'number of proposals, answers or hits; 0 = the default of --do'),
+      'words': ('', "tag: definition of a word: 'text' (default), 'spaces' or 'tokens'"),
+      'max_new_tokens': (0, 'continue: maximum number of new tokens; 0 = 32'),
+      'seed': (0, 'continue: seed of the samples among the --top_k most probable tokens'),
+      'sentences': (0, 'summarise: number of sentences; 0 = 3'),
+      'pooling': ('', "pooling of embeddings: 'mean', 'cls' or 'last_four'; empty = the model's "
+                      "own, else 'mean'"),
+      'no_answer': (False, "answer: '' is among the answers, as in SQuAD 2.0"),
+      'max_answer': (0, 'answer: maximum length in tokens; 0 = 30; 50 suits Chinese'),
+      'long': _LONG,
+      'batch_size': _BATCH_SIZE,
+    },
+    argument='text',
+  ),
+  'explain': Verb(
+    'attention, layers and attributions of a text as an HTML page',
+    {
+      'model': _MODEL,
+      'text': ('', 'text to explain; the first of a pair'),
+      'pair': ('', 'second text of a pair; with a choice head the endings, one per line'),
+      'out': ('explain.html', 'HTML file to write; an existing one is replaced (logged)'),
+    },
+    argument='text',
+  ),
+  'serve': Verb(
+    'serve a model over HTTP, with a page to try it',
+    {
+      'model': _MODEL,
+      'host': ('127.0.0.1', 'address to listen on; 0.0.0.0 = all interfaces'),
+      'port': (8000, 'port; 0 = any free one'),
+      'index': ('', 'index for /nearest, written by `bertjax predict --do=nearest --index`'),
+      'batch_size': _BATCH_SIZE,
+      'queue': (1024, 'maximum number of waiting texts; further requests get 503'),
+      'wait_ms': (5, 'milliseconds that a text waits for others to fill its batch'),
+      'timeout': (30, 'seconds until a request gets 504, or 408 if it has not arrived by then'),
+      'max_body': (262_144, 'maximum size of a request in bytes; larger ones get 413'),
+      'long': _LONG,
+      'warm_up': (True, 'compilation for all lengths at the start, not at the first texts'),
+    },
+  ),
+  'convert': Verb(
+    "convert a model to Hugging Face's or Google's files",
+    {
+      'from': ('', f'model: {_SOURCE} (NAME@REVISION), or the prefix of a TF1 checkpoint'),
+      'checkpoint': (-1, 'step of a checkpoint of --from=WORKDIR; -1 = model/, or the newest'),
+      'out': ('', 'directory to write; it must not exist, or be empty'),
+      'format': ('hf', "format to write: 'hf' (model directory) or 'google' (bert_model.ckpt.*)"),
+      'heads': ('', 'heads to keep, separated by commas; empty = all'),
+      'gelu': ('erf', "meaning of 'gelu' in a bert_config.json: 'erf' or 'tanh'"),
+      'lowercase': ('', "lower-casing of the tokenizer: 'true' or 'false'; empty = as the files say"),
+    },
+  ),
+  'export': Verb(
+    'export a model as a program: a SavedModel with its tokenizer, or StableHLO',
+    {
+      'model': _MODEL,
+      'out': ('', 'directory to write; it must not exist'),
+      'format': ('savedmodel', "format to write: 'savedmodel' or 'stablehlo'"),
+      'head': ('', "output head; empty = the task's head, else embeddings"),
+      'pooling': ('', "pooling of exported embeddings: 'mean', 'cls' or 'last_four'; empty = the "
+                      "model's own"),
+    },
+  ),
+  'compile': Verb(
+    'compile a recipe for a TPU topology without the hardware: memory and roofline bound',
+    {
+      'config': ('bert_base', 'recipe; its fields set mesh, batch size and rematerialisation'),
+      'topology': ('', 'TPU slice, such as v5e:16x16, or several, as 2*v5e:16x16; empty = time '
+                       'steps on the local devices'),
+      'sweep': ('', "values of fields, all combinations, as 'batch_size=256,512;model.remat=none,"
+                    "full'"),
+      'out': ('', 'JSON file for the reports'),
+    },
+    'pretrain',
+  ),
+}  # fmt: skip
+
+# Names in transformers, google-research/bert and earlier versions -> ours, the first that the verb
+# knows. `suggest` finds near names without this table.
+ALIASES = {
+  'accumulation': ('gradient_accumulation_steps',),
+  'adam_beta1': ('optimizer.b1',),
+  'adam_beta2': ('optimizer.b2',),
+  'adam_epsilon': ('optimizer.eps',),
+  'bf16': ('model.dtype',),
+  'case': ('lowercase', 'data.lowercase'),
+  'dataset_name': ('data.source', 'data.input'),
+  'do_lower_case': ('data.lowercase', 'lowercase'),
+  'epochs': ('num_train_epochs',),
+  'eval_rows': ('max_eval_examples',),
+  'eval_steps': ('eval_every',),
+  'evaluation_strategy': ('eval_every',),
+  'fp16': ('model.dtype',),
+  'fresh_head': ('reinit_head',),
+  'gradient_checkpointing': ('model.remat',),
+  'head_factor': ('head_lr_multiplier',),
+  'init_checkpoint': ('init_from', 'model'),
+  'input_file': ('data.input', 'input'),
+  'keep': ('max_to_keep',),
+  'label_column_name': ('data.options',),
+  'layer_decay': ('layerwise_lr_decay',),
+  'logging_steps': ('log_every',),
+  'lr': ('learning_rate',),
+  'lr_scheduler_type': ('schedule',),
+  'mask_share': ('masking.mask_prob',),
+  'masked_lm_prob': ('masking.rate',),
+  'max_grad_norm': ('optimizer.clip_norm',),
+  'max_predictions_per_seq': ('masking.max_predictions',),
+  'max_seq_length': ('data.length',),
+  'max_steps': ('num_train_steps',),
+  'max_train_samples': ('data.max_train_examples',),
+  'mlm_probability': ('masking.rate',),
+  'model_name_or_path': ('init_from', 'model', 'from'),
+  'num_labels': ('data.options',),
+  'num_train_epochs': ('num_train_steps',),
+  'num_warmup_steps': ('warmup_steps', 'warmup_ratio'),
+  'optim': ('optimizer.name',),
+  'out': ('workdir',),
+  'output': ('head', 'out', 'workdir'),
+  'output_dir': ('workdir', 'out'),
+  'output_file': ('out',),
+  'pack': ('data.packed_length',),
+  'passes': ('data.dupe_factor',),
+  'per_device_eval_batch_size': ('batch_size',),
+  'per_device_train_batch_size': ('batch_size',),
+  'random_share': ('masking.random_prob',),
+  'recipe': ('config',),
+  'redraw_layers': ('reinit_top_layers',),
+  'rows': ('max_eval_examples',),
+  'save_steps': ('save_every',),
+  'save_total_limit': ('max_to_keep',),
+  'seeds': ('num_seeds',),
+  'sequences': ('data.max_sequences_per_row',),
+  'short_probability': ('data.short_seq_prob',),
+  'span_over_padding': ('span_loss_includes_padding',),
+  'spike': ('loss_spike_threshold',),
+  'step': ('checkpoint',),
+  'steps': ('num_train_steps',),
+  'task_name': ('task', 'do'),
+  'to': ('out', 'workdir'),
+  'tokenizer_name': ('data.vocab',),
+  'train_batch_size': ('batch_size',),
+  'train_file': ('data.files', 'data.input'),
+  'trained_layers': ('num_trainable_layers',),
+  'validation_file': ('data.files',),
+  'vocab_file': ('data.vocab', 'vocab'),
+  'warmup_ratio': ('warmup_steps',),
+  'warmup_share': ('warmup_ratio', 'warmup_steps'),
+  'warmup_steps': ('warmup_ratio',),
+  'which': ('checkpoint',),
+}
+
+
+def suggestion(name: str, known) -> str:
+  """', did you mean NAME' for the nearest of the known names; '' if none is near."""
+  close = difflib.get_close_matches(name, list(known), n=1)
+  return f', did you mean {close[0]!r}' if close else ''
+
+
+def suggest(name: str, flags=(), fields=()) -> str:
+  """', did you mean --flag' for an unknown flag or field: by another name, then by a near one.
+
+  Args:
+    name: as it was given, without dashes.
+    flags: of the verb.
+    fields: of the config, as 'config.data.length', or as 'data.length' in a recipe.
+  """
+  known = {flag: f'--{flag}' for flag in flags}
+  for field in fields:
+    ours = f'--{field}' if field.startswith('config.') else field
+    known.setdefault(field.removeprefix('config.'), ours)
+  for path in list(known):  # 'length' also names the first field of this name
+    known.setdefault(path.rpartition('.')[2], known[path])
+  leaf = name.rpartition('.')[2]
+  close = difflib.get_close_matches(leaf, list(known), n=1, cutoff=0.7)
+  for ours in (*ALIASES.get(leaf, ()), name.removeprefix('config.'), leaf, *close):
+    if ours in known:
+      return f', did you mean {known[ours]}'
+  return ''
