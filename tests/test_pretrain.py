@@ -413,12 +413,16 @@ def test_every_ablation_trains(words, corpus, vocab, tmp_path, monkeypatch):
 def test_every_recipe_has_a_smoke_form_and_a_runbook(recipe):
   path = pathlib.Path(__file__).parent.parent / 'configs' / 'pretrain' / f'{recipe}.py'
   assert 'bertjax ' in path.read_text().split('"""')[1]
-  assert load_recipe(f'{path}:smoke').steps == load_recipe(f'{recipe}:smoke').steps == 20
+  assert (
+    load_recipe(f'{path}:smoke').num_train_steps
+    == load_recipe(f'{recipe}:smoke').num_train_steps
+    == 20
+  )
 
 
 def test_recipes_are_installed_with_the_package():
   module = importlib.import_module('bertjax.configs.pretrain.bert_base')
-  assert module.get_config('smoke').steps == 20
+  assert module.get_config('smoke').num_train_steps == 20
 
 
 def test_the_paper_recipes_have_the_papers_numbers():
