@@ -1,6 +1,5 @@
 """The documentation builds without warnings, and its pages need no other host."""
 
-import importlib
 import pathlib
 import re
 import shlex
@@ -9,7 +8,9 @@ import sys
 
 import pytest
 
-from bertjax.__main__ import VERBS, load_recipe, parse
+from bertjax.__main__ import parse
+from bertjax.config import flat, load_recipe
+from bertjax.flags import VERBS
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = sorted((ROOT / 'docs').glob('**/*.md'))
@@ -65,20 +66,12 @@ def test_files_that_a_page_names_exist(page):
     assert (ROOT / 'benchmarks' / f'{name}.py').exists(), name
 
 
-def fields(config, prefix='') -> set[str]:
-  """The dotted names of a config's fields."""
-  names = set()
-  for name, value in config.items():
-    names |= fields(value, f'{prefix}{name}.') if hasattr(value, 'items') else {prefix + name}
-  return names
-
-
 RECIPES = ('bert_mini', 'glue', 'squad', 'tagging:conll', 'choice:choice', 'table')
 
 
 @pytest.mark.parametrize('page', [ROOT / 'README.md', *PAGES], ids=lambda page: page.stem)
 def test_config_fields_that_a_page_names_exist(page):
-  known = set().union(*(fields(load_recipe(name)) for name in RECIPES))
+  known = set().union(*(flat(load_recipe(name)) for name in RECIPES))
   sections = {name.rpartition('.')[0] for name in known}
   for name in re.findall(r'--config\.([a-z_0-9.]*[a-z_0-9])', page.read_text()):
     assert name in known | sections, name
@@ -99,8 +92,7 @@ def printed(page: pathlib.Path):
 def test_commands_of_a_page_have_flags_that_exist(page):
   for line in printed(page):
     _, verb, *arguments = shlex.split(line.replace('...', ''), comments=True)
-    program = importlib.import_module(f'bertjax.{verb}')
-    assert set(parse(program, arguments)) == set(program.FLAGS), line
+    assert set(parse(verb, arguments)) == set(VERBS[verb].flags), line
 
 
 # Flags of pytest, launchers, sbatch, mkdocs, ruff and TensorBoard.
@@ -111,8 +103,8 @@ OTHERS = {'slow', 'full', 'dry-run', 'nodes', 'signal', 'cpus-per-task', 'strict
 @pytest.mark.parametrize('page', [ROOT / 'README.md', *PAGES], ids=lambda page: page.stem)
 def test_flags_that_a_page_names_exist(page):
   known = set(OTHERS)
-  for verb in VERBS:
-    known |= set(importlib.import_module(f'bertjax.{verb}').FLAGS)
+  for verb in VERBS.values():
+    known |= set(verb.flags)
   for path in (ROOT / 'benchmarks').glob('[a-z]*.py'):
     known |= set(re.findall(r"^  '(\w+)': \(", path.read_text(), re.M))  # some import torch
   named = set(re.findall(r'(?<![\w-])--([a-z][\w-]*)(?![\w.-])', page.read_text()))

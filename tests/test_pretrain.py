@@ -454,7 +454,7 @@ def check_refused(args, capsys, *words):
   [
     (['--config.batch_size=12'], ['batch_size=12', '8 replicas', 'try 8']),
     (['--config.mesh.tensor=3'], ['8 devices']),
-    (['--config.stesp=3'], ['steps']),
+    (['--config.num_train_stesp=3'], ['num_train_steps']),
     (['--config.num_train_steps=1e3'], ['int', '1e3']),
     (['--config.masking.rate=1.5'], ['masking.rate', '1.5']),
     (['--config.optimizer.name=adam'], ['adamw']),
