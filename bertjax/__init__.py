@@ -1,34 +1,65 @@
-"""bertjax: BERT pre-training in JAX and Flax.
+"""bertjax: BERT-style encoders in JAX and Flax. Pre-train, fine-tune, use, export.
 
-Names load on first use, so `import bertjax` is quick and imports neither TensorFlow nor torch.
+Names load on first use, so `import bertjax` is fast and imports neither JAX nor TensorFlow.
 """
 
 import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # for editors and type checkers; `_PUBLIC` is the same list at run time
+  from bertjax.data.tokenizer import Tokenizer as Tokenizer
+  from bertjax.inference.predictor import Predictor as Predictor
+  from bertjax.interop.loading import load_model as load_model
+  from bertjax.interop.loading import save_model as save_model
+  from bertjax.model.config import EncoderConfig as EncoderConfig
+  from bertjax.model.config import bert_base as bert_base
+  from bertjax.model.config import bert_large as bert_large
+  from bertjax.model.config import bert_medium as bert_medium
+  from bertjax.model.config import bert_mini as bert_mini
+  from bertjax.model.config import bert_small as bert_small
+  from bertjax.model.config import bert_tiny as bert_tiny
+  from bertjax.model.heads import Bert as Bert
+  from bertjax.tasks import TASKS as TASKS
+  from bertjax.training.loop import TrainState as TrainState
+  from bertjax.training.loop import fit as fit
+  from bertjax.training.loop import init_state as init_state
+  from bertjax.training.loop import make_eval_step as make_eval_step
+  from bertjax.training.loop import make_train_step as make_train_step
+  from bertjax.training.mesh import make_mesh as make_mesh
+  from bertjax.training.optimizer import make_optimizer as make_optimizer
 
 _PUBLIC = {
-  'EncoderConfig': 'bertjax.model.config',
-  'Bert': 'bertjax.model.heads',
-  'Tokenizer': 'bertjax.data.tokenizer',
-  'Predictor': 'bertjax.inference.predictor',
   'load_model': 'bertjax.interop.loading',
   'save_model': 'bertjax.interop.loading',
+  'Bert': 'bertjax.model.heads',
+  'EncoderConfig': 'bertjax.model.config',
+  'bert_tiny': 'bertjax.model.config',
+  'bert_mini': 'bertjax.model.config',
+  'bert_small': 'bertjax.model.config',
+  'bert_medium': 'bertjax.model.config',
+  'bert_base': 'bertjax.model.config',
+  'bert_large': 'bertjax.model.config',
+  'Tokenizer': 'bertjax.data.tokenizer',
+  'Predictor': 'bertjax.inference.predictor',
+  'TASKS': 'bertjax.tasks',
   'make_mesh': 'bertjax.training.mesh',
   'make_optimizer': 'bertjax.training.optimizer',
   'TrainState': 'bertjax.training.loop',
+  'init_state': 'bertjax.training.loop',
   'make_train_step': 'bertjax.training.loop',
+  'make_eval_step': 'bertjax.training.loop',
   'fit': 'bertjax.training.loop',
-  'TASKS': 'bertjax.tasks',
 }
 
 __all__ = list(_PUBLIC)
 __version__ = '0.1.0'
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
   if name not in _PUBLIC:
     raise AttributeError(f'bertjax has no {name!r}; public names are {", ".join(__all__)}.')
   return getattr(importlib.import_module(_PUBLIC[name]), name)
 
 
-def __dir__():
+def __dir__() -> list[str]:
   return __all__

@@ -33,6 +33,14 @@ _LOCAL = ('name_or_path', 'tokenizer_file', 'special_tokens_map_file', 'vocab_fi
 class Tokenizer:
   """Maps texts to ids and back.
 
+  >>> import bertjax
+  >>> tokenizer = bertjax.Tokenizer(['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', 'hello', '##s'])
+  >>> tokenizer.encode(['Hello hellos'])
+  [[5, 5, 6]]
+  >>> tokenizer(['hello', 'hellos'])['input_ids']  # [B, L]
+  array([[2, 5, 3, 0],
+         [2, 5, 6, 3]], dtype=int32)
+
   Args:
     vocab: WordPiece: the pieces, by id, continuations with '##'. SentencePiece: the bytes of the
       model file.

@@ -37,7 +37,7 @@ def _each(count: int) -> Callable[[Callable[P, Any]], Callable[P, Any]]:
     @functools.wraps(method)
     def call(*args: P.args, **kwargs: P.kwargs):
       bound = signature.bind(*args, **kwargs)
-      first, *others = (bound.arguments.get(name) for name in names)
+      first, *others = (bound.arguments.get(name, ()) for name in names)
       if not isinstance(first, str):
         if any(isinstance(item, str) for item in others):
           raise ValueError(
@@ -193,7 +193,7 @@ class Predictor:
   def classify(self, texts, pairs=None) -> list[Classification]:
     """Classes of texts or pairs; for a text in windows, the mean of their probabilities."""
     self.runner.need('classification')
-    activation = _sigmoid if self.multi_label else _softmax
+    activation: Callable = _sigmoid if self.multi_label else _softmax
     if self.problem_type == 'regression':
       activation = np.asarray
     scores = self.runner.mean_outputs(

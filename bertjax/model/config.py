@@ -35,10 +35,15 @@ def _field(default, help: str) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig:
-  """Describes one encoder; hashable, so it can be a static argument of `jax.jit`.
+  """The sizes and switches of an encoder; hashable, so it can be a static argument of `jax.jit`.
 
-  The first block is the model (a checkpoint depends on it); the second is what a task's head has
-  beside its linear layer (paper, section 5.3); the third is how all is computed.
+  The first block of fields is the model (a checkpoint depends on it); the second is what a task's
+  head has besides its linear layer (paper, section 5.3); the third is how it is computed.
+
+  >>> import bertjax
+  >>> config = bertjax.EncoderConfig(num_layers=6, hidden_size=512, num_heads=8, mlp_size=2048)
+  >>> config.head_size
+  64
 
   Raises:
     ValueError: on construction, if a field is out of range or two fields contradict.
@@ -161,9 +166,10 @@ def describe_heads(parts) -> str:
 
 def _bert(layers: int, width: int, changes: dict) -> EncoderConfig:
   """A preset with some fields changed; heads and MLP follow `hidden_size` unless given."""
-  sizes = {'num_layers': layers, 'hidden_size': width} | changes
+  sizes: dict[str, Any] = {'num_layers': layers, 'hidden_size': width} | changes
   width = sizes['hidden_size']
-  return EncoderConfig(**({'num_heads': _heads(width), 'mlp_size': 4 * width} | sizes))
+  defaults: dict[str, Any] = {'num_heads': _heads(width), 'mlp_size': 4 * width}
+  return EncoderConfig(**defaults | sizes)
 
 
 def _heads(width: int) -> int:
@@ -172,32 +178,80 @@ def _heads(width: int) -> int:
 
 
 def bert_tiny(**changes) -> EncoderConfig:
-  """2 layers, 128 wide, 4.4 M parameters (Turc et al. 2019)."""
+  """2 layers, 128 wide, 4.4 M parameters (Turc et al. 2019).
+
+  >>> import bertjax
+  >>> bertjax.bert_tiny(vocab_size=8192).num_heads
+  2
+
+  Args:
+    **changes: fields of `EncoderConfig` that differ; heads and MLP follow `hidden_size`.
+  """
   return _bert(2, 128, changes)
 
 
 def bert_mini(**changes) -> EncoderConfig:
-  """4 layers, 256 wide, 11.3 M parameters (Turc et al. 2019)."""
+  """4 layers, 256 wide, 11.3 M parameters (Turc et al. 2019).
+
+  >>> import bertjax
+  >>> bertjax.bert_mini().mlp_size
+  1024
+
+  Args:
+    **changes: fields of `EncoderConfig` that differ; heads and MLP follow `hidden_size`.
+  """
   return _bert(4, 256, changes)
 
 
 def bert_small(**changes) -> EncoderConfig:
-  """4 layers, 512 wide, 29 M parameters (Turc et al. 2019)."""
+  """4 layers, 512 wide, 29 M parameters (Turc et al. 2019).
+
+  >>> import bertjax
+  >>> bertjax.bert_small(hidden_size=256).num_heads
+  4
+
+  Args:
+    **changes: fields of `EncoderConfig` that differ; heads and MLP follow `hidden_size`.
+  """
   return _bert(4, 512, changes)
 
 
 def bert_medium(**changes) -> EncoderConfig:
-  """8 layers, 512 wide, 42 M parameters (Turc et al. 2019)."""
+  """8 layers, 512 wide, 42 M parameters (Turc et al. 2019).
+
+  >>> import bertjax
+  >>> bertjax.bert_medium(max_positions=1024).num_layers
+  8
+
+  Args:
+    **changes: fields of `EncoderConfig` that differ; heads and MLP follow `hidden_size`.
+  """
   return _bert(8, 512, changes)
 
 
 def bert_base(**changes) -> EncoderConfig:
-  """12 layers, 768 wide, 110 M parameters (Devlin et al. 2018)."""
+  """12 layers, 768 wide, 110 M parameters (Devlin et al. 2018).
+
+  >>> import bertjax
+  >>> bertjax.bert_base() == bertjax.EncoderConfig()
+  True
+
+  Args:
+    **changes: fields of `EncoderConfig` that differ; heads and MLP follow `hidden_size`.
+  """
   return _bert(12, 768, changes)
 
 
 def bert_large(**changes) -> EncoderConfig:
-  """24 layers, 1024 wide, 336 M parameters (Devlin et al. 2018)."""
+  """24 layers, 1024 wide, 336 M parameters (Devlin et al. 2018).
+
+  >>> import bertjax
+  >>> bertjax.bert_large(dtype='bfloat16').head_size
+  64
+
+  Args:
+    **changes: fields of `EncoderConfig` that differ; heads and MLP follow `hidden_size`.
+  """
   return _bert(24, 1024, changes)
 
 

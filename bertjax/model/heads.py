@@ -107,13 +107,13 @@ class TaskHead(nn.Module):
       x = self._mix(states)
       lengths = (batch.get('segment_ids', jnp.ones(x.shape[:2], jnp.int32)) > 0).sum(1)
       for i in range(config.bilstm):
-        rnns = [
+        forward, backward = (
           nn.RNN(nn.OptimizedLSTMCell(
             config.bilstm_size, dtype=jnp.float32, name=f'bilstm_{i}_{direction}'
           ))
           for direction in ('forward', 'backward')
-        ]  # fmt: skip
-        x = nn.Bidirectional(*rnns)(x, seq_lengths=lengths)
+        )  # fmt: skip
+        x = jnp.asarray(nn.Bidirectional(forward, backward)(x, seq_lengths=lengths))
       if pooled is not None and config.bilstm:
         ends = x[jnp.arange(len(x)), jnp.maximum(lengths - 1, 0)]
         size = config.bilstm_size
@@ -139,7 +139,14 @@ class TaskHead(nn.Module):
 
 
 class Bert(nn.Module):
-  """BERT: the encoder, its pooler and `heads`.
+  """BERT: the encoder, its pooler and `heads`, a Flax (Linen) module.
+
+  >>> import bertjax, jax, jax.numpy as jnp
+  >>> model = bertjax.Bert(bertjax.bert_tiny(vocab_size=100), heads=('mlm',), pooler=False)
+  >>> batch = {'input_ids': jnp.array([[2, 7, 8, 3]]), 'segment_ids': jnp.array([[1, 1, 1, 1]])}
+  >>> params = model.init(jax.random.key(0), batch)['params']
+  >>> model.apply({'params': params}, batch)['mlm_logits'].shape  # [B, L, V]
+  (1, 4, 100)
 
   Attributes:
     config: sizes and switches.
@@ -182,7 +189,7 @@ class Bert(nn.Module):
     """
     self._check(batch, capture)
     ids, embeddings = batch.get('input_ids'), batch.get('input_embeddings')
-    shape = (ids if embeddings is None else embeddings).shape[:2]
+    shape = (batch['input_ids'] if embeddings is None else embeddings).shape[:2]
     config = self.config
     reading = capture if config.features == 'last' else (*capture, 'hidden')
     out, word_table = Encoder(config, name='encoder')(
