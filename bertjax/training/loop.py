@@ -44,6 +44,12 @@ class TrainState:
     params: nested dict of float32 arrays.
     opt_state: optax state.
     rng: typed key []; the key of step s is `fold_in(rng, s)`.
+
+  Example:
+    >>> import bertjax, jax, jax.numpy as jnp, optax
+    >>> state = bertjax.TrainState.create({'w': jnp.zeros(3)}, optax.adamw(0.1), jax.random.key(0))
+    >>> int(state.step)
+    0
   """
 
   step: jax.Array
@@ -65,6 +71,17 @@ def init_state(make_state: Callable[..., TrainState], shard: Callable, *args):
     make_state: makes a state.
     shard: tree of shapes -> tree of shardings, `mesh.sharder` or `trials.sharder`.
     *args: weights to start from; as constants they would bloat the program.
+
+  Example:
+    >>> import bertjax, jax, jax.numpy as jnp, optax
+    >>> mesh = bertjax.make_mesh()
+    >>> def make_state():
+    ...   return bertjax.TrainState.create({'w': jnp.zeros(3)}, optax.sgd(0.1), jax.random.key(0))
+    >>> def replicate(shapes):
+    ...   return jax.tree.map(lambda _: jax.NamedSharding(mesh, jax.P()), shapes)
+    >>> state, shardings = bertjax.init_state(make_state, replicate)
+    >>> shardings.params['w'].is_fully_replicated
+    True
   """
   shardings = shard(jax.eval_shape(make_state, *args))
   return jax.jit(make_state, out_shardings=shardings)(*args), shardings
@@ -169,7 +186,24 @@ def learning_rate_of(opt_state: optax.OptState) -> dict[str, jax.Array]:
 
 
 def make_eval_step(loss_fn: Callable, loss_weights: Callable, *, mesh) -> Callable:
-  """Compiles `eval_step(params, batch) -> (loss sums, metric sums, weights)`, without dropout."""
+  """Compiles `eval_step(params, batch) -> (loss sums, metric sums, weights)`, without dropout.
+
+  Args:
+    loss_fn: as for `make_train_step`; its rng is None.
+    loss_weights: as for `make_train_step`.
+    mesh: device mesh; batches are split by row over it.
+
+  Example:
+    >>> import bertjax, jax, jax.numpy as jnp
+    >>> def loss_fn(params, batch, rng):
+    ...   return {'fit': jnp.square(params['w'] - batch['y']).sum()}, {}
+    >>> mesh = bertjax.make_mesh()
+    >>> eval_step = bertjax.make_eval_step(loss_fn, lambda b: {'fit': b['y'].size}, mesh=mesh)
+    >>> batch = {'y': jnp.ones(jax.device_count())}
+    >>> losses, metrics, weights = eval_step({'w': jnp.zeros(())}, batch)
+    >>> float(losses['fit'] / weights['fit'])
+    1.0
+  """
 
   def step(params, batch):
     with _compiling_for(mesh):
@@ -300,6 +334,20 @@ def fit(
     DivergedError: when a loss or gradient norm is not finite, or the loss jumps by `spike`; names
       the step, and saves nothing later.
     KeyboardInterrupt: at the second Ctrl-C.
+
+  Example:
+    >>> import bertjax, itertools, jax, jax.numpy as jnp, optax
+    >>> class Log:
+    ...   def train(self, step, metrics, seconds, steps):
+    ...     print(f'step {step}: loss {metrics["loss"]:.1f}')
+    >>> def loss_fn(params, batch, rng):
+    ...   return {'fit': jnp.square(params['w'] - batch['y']).sum()}, {}
+    >>> step = bertjax.make_train_step(loss_fn, lambda b: {'fit': b['y'].size}, optax.sgd(0.5))
+    >>> state = bertjax.TrainState.create({'w': jnp.zeros(())}, optax.sgd(0.5), jax.random.key(0))
+    >>> batches = itertools.repeat({'y': jnp.ones(4)})
+    >>> state, _, _ = bertjax.fit(state, step, batches, steps=4, log=Log(), log_every=2)
+    step 2: loss 0.5
+    step 4: loss 0.0
   """
   step = int(np.ravel(state.step)[0])
   pending, last_log, before = [], time.perf_counter(), collections.deque(maxlen=100)

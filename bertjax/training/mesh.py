@@ -46,6 +46,11 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> M
   Raises:
     ValueError: if the sizes do not multiply to the number of devices, or slices cannot share
       them.
+
+  Example:
+    >>> import bertjax
+    >>> bertjax.make_mesh().axis_names
+    ('data', 'fsdp', 'tensor')
   """
   devices = jax.devices() if devices is None else devices
   sizes = {'data': data, 'fsdp': fsdp, 'tensor': tensor}

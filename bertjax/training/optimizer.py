@@ -186,6 +186,14 @@ def make_optimizer(
 
   Raises:
     ValueError: for an unknown name or settings out of range.
+
+  Example:
+    >>> import bertjax, jax.numpy as jnp
+    >>> params = {'kernel': jnp.ones(3)}
+    >>> optimizer = bertjax.make_optimizer('adamw', 1e-3)
+    >>> updates, _ = optimizer.update(params, optimizer.init(params), params)  # gradients = params
+    >>> bool((updates['kernel'] < 0).all())
+    True
   """
   if name not in OPTIMIZERS:
     raise ValueError(f'optimizer.name must be one of {OPTIMIZERS}, got {name!r}.')
