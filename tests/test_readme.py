@@ -108,7 +108,7 @@ def outputs(verb: str, flags: dict[str, str]) -> list[str]:
   return [name for name in files.get(verb, []) if name]
 
 
-@pytest.mark.parametrize('line', commands())
+@pytest.mark.parametrize('line', list(commands()))
 def test_command_writes_or_prints_what_it_promises(line, home, capsys):
   for pattern, smaller in SMALLER:
     line = re.sub(pattern, smaller, line)
