@@ -3,7 +3,7 @@
   bertjax export --model=DIR --out=OUT                        a TensorFlow SavedModel, texts in
   bertjax export --model=DIR --out=OUT --format=stablehlo     a StableHLO program, token ids in
 
-The SavedModel has the tokenizer inside. Whoever loads it imports tensorflow_text first, for its
+The SavedModel has the tokenizer inside. Import tensorflow_text before loading it, for its
 operations:
 
   import tensorflow as tf, tensorflow_text

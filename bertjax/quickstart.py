@@ -1,4 +1,4 @@
-"""Quickstart: the whole way in minutes, with text that every Python carries and no download.
+"""Quickstart: from text to a model in minutes, on text bundled with Python, without a download.
 
   bertjax quickstart
 

@@ -1,4 +1,4 @@
-"""Serve: a model as a small HTTP service, on this machine alone unless --host says otherwise.
+"""Serve: a model as a small HTTP service, on this machine only unless --host is set.
 
   bertjax serve --model=DIR
   curl localhost:8000/predict -H 'content-type: application/json' \\
@@ -290,12 +290,12 @@ def compile_all(predictor: Predictor) -> None:
     for length in predictor.runner.lengths:
       text = f'{tokenizer.vocab[tokenizer.mask_id]} ' + f'{word} ' * (length - 8)
       item = (text, *[word] * (calls.CALLS[do][1] - 1))
-      for count in (1, 2):  # a text by itself has a program of its own
+      for count in (1, 2):  # a single text has a separate program
         calls.call_each(predictor, do, [item[::-1] if do == 'answer' else item] * count, {})
 
 
 class BodyLimit:
-  """ASGI middleware: a request comes in whole, in time and not too large, or is refused."""
+  """ASGI middleware: refuses requests that are incomplete, too slow or too large."""
 
   def __init__(self, app, most: int, seconds: float):
     self.app, self.most, self.seconds = app, most, seconds

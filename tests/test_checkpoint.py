@@ -122,7 +122,7 @@ def test_the_step_of_a_corrupt_checkpoint_can_be_saved_again(tmp_path):
   damage(tmp_path, 3)
   checkpoints = Checkpoints(tmp_path)
   checkpoints.restore_newest(abstract(state_at(0)))
-  assert (tmp_path / '3.damaged').exists()
+  assert (tmp_path / '3.corrupt').exists()
   checkpoints.save(2, state_at(2), {})
   checkpoints.save(3, state_at(3), {})
   checkpoints.wait()

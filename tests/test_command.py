@@ -216,7 +216,7 @@ def help_texts():
   yield from config_lib.WORDS.items()
 
 
-def test_every_help_text_stands_alone():
+def test_every_help_text_can_be_read_separately():
   for name, text in help_texts():
     assert len(text) > 3 and not text.endswith('.'), name
     assert not re.match(

@@ -203,7 +203,7 @@ def test_a_checkpoint_that_one_process_cannot_read_is_set_aside(tmp_path, tiny_r
   folder = run(tmp_path / 'run', tiny_rows, 2, num_train_steps=12)
   codes, errors = finish(launch(folder, tiny_rows, 2, fault='unread 1 12'))
   assert codes[1] == 75 and codes[0] != 0, errors
-  assert 'step 12 is unreadable' in errors[1] and (folder / 'run/checkpoints/12.damaged').exists()
+  assert 'step 12 is unreadable' in errors[1] and (folder / 'run/checkpoints/12.corrupt').exists()
   run(folder, tiny_rows, 2)
   assert min(batches(folder, 2)) == 6 and checkpoint_steps(folder)[-1] == STEPS
 
@@ -219,9 +219,9 @@ def test_a_stalled_process_is_named_and_all_end(tmp_path, tiny_rows):
 
 def test_processes_that_do_not_come_are_named():
   port = free_port()
-  with pytest.raises(TimeoutError, match=r'2 of 3 processes have not come: \[1, 2\]'):
+  with pytest.raises(TimeoutError, match=r'2 of 3 processes did not join: \[1, 2\]'):
     distributed.roll_call(f'localhost:{port}', 3, 0, 1)
-  with pytest.raises(TimeoutError, match=f'process 0 has not come at localhost:{port}'):
+  with pytest.raises(TimeoutError, match=f'process 0 is not reachable at localhost:{port}'):
     distributed.roll_call(f'localhost:{port}', 3, 1, 1)
 
 

@@ -567,7 +567,7 @@ def test_added_tokens_go_through_every_form_of_a_model_with_the_same_ids(folder,
     assert tokenizer([text])['input_ids'][0].tolist() == ids
     assert transformers.AutoTokenizer.from_pretrained(source)(text).input_ids == ids
   plain = Tokenizer(Tokenizer.from_dir(source).vocab)
-  with pytest.raises(ValueError, match='added tokens or rules of its own'):
+  with pytest.raises(ValueError, match='added tokens or special rules'):
     load_params(source, bert, tokenizer=plain)
   load_params(source, bert, tokenizer=Tokenizer.from_file(source))
 

@@ -80,7 +80,7 @@ VARIANTS = {
     [TRANSFORMER, POOLING, DENSE, NORMALIZE], {'dense': LINEAR, 'pooling': CLS}
   ),
   'Normalize before Dense': ([TRANSFORMER, POOLING, NORMALIZE, DENSE], {'dense': TANH}),
-  'the encoder in a folder of its own': (
+  'the encoder in a separate folder': (
     [TRANSFORMER | {'path': '0_Transformer'}, POOLING], {'inner': '0_Transformer', 'pooling': CLS}
   ),
 }  # fmt: skip

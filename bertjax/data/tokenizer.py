@@ -186,7 +186,7 @@ class Tokenizer:
 
   @property
   def standard(self) -> bool:
-    """Whether vocabulary, case and `rules` say everything: no added tokens or rules of its own."""
+    """Whether vocabulary, case and `rules` say everything: no added tokens or special rules."""
     return self.kind == 'sentencepiece' or self._engine.own is None
 
   @functools.cached_property

@@ -39,7 +39,7 @@ _CUT = chr(normalization.MARKERS + normalization.MARKER_COUNT)
 def unsupported(tokenizer: Tokenizer) -> str:
   """What the tokenizer has that a graph cannot have; '' if there is nothing."""
   if not tokenizer.standard:
-    return 'added tokens or rules of its own (see its tokenizer.json)'
+    return 'added tokens or special rules (see its tokenizer.json)'
   longest = max(tokenizer.vocab, key=lambda piece: len(piece.removeprefix('##').encode()))
   if tokenizer.kind == 'wordpiece' and len(longest.removeprefix('##').encode()) > _MOST_BYTES:
     return f'an entry of more than {_MOST_BYTES} bytes, {longest[:20]!r}...'

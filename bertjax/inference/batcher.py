@@ -16,7 +16,7 @@ class Batcher:
   """A bounded queue before a function.
 
   Args:
-    answer: (key, items) -> a result for each item; runs in a thread of its own, one call at a time.
+    answer: (key, items) -> a result for each item; runs in a separate thread, one call at a time.
     batch: items of a call at most, unless a caller brings more; those of one call have one key.
     queue: items that wait at most.
     wait: seconds to wait for others when one has come.
@@ -47,7 +47,7 @@ class Batcher:
     self._pool.shutdown()
 
   async def ask(self, key: Hashable, items: Sequence) -> list:
-    """The results of items; a caller that stops waiting is left out.
+    """The results of items; a caller that stops waiting gets none.
 
     Raises:
       BusyError: if the queue has no room for all of them.

@@ -179,7 +179,7 @@ def _targets(predictor: Predictor, batch: dict, words, last: str) -> list[_Targe
   """The predicted outputs of every head but 'choice' that the row [1, L] has the inputs for."""
   runner, tokenizer, found = predictor.runner, predictor.tokenizer, []
   heads, ids = runner.params, batch['input_ids'][0]
-  paired = batch['token_type_ids'].sum() > 1  # a second text, and not its [SEP] alone
+  paired = batch['token_type_ids'].sum() > 1  # a second text, and not only its [SEP]
   if 'classification' in heads:
     [logits] = runner.run(batch, 'classification')
     many = predictor.problem_type == 'regression' or predictor.multi_label

@@ -1,4 +1,4 @@
-"""Files of weights: read in each format Hugging Face has had, written whole or not at all."""
+"""Files of weights: read in each format Hugging Face has had, written atomically."""
 
 import contextlib
 import json

@@ -64,7 +64,7 @@ def save_google(
   directory, config: EncoderConfig, params: dict, tokenizer: Tokenizer, *, labels=(),
   problem_type: str = '',
 ) -> None:  # fmt: skip
-  """Writes a folder with Google's files; an older one is replaced once this is whole.
+  """Writes a folder with Google's files; an older one is replaced when this is complete.
 
   `bert_config.json` says 'gelu' for both forms, since Google's code knows no other name.
 
@@ -82,7 +82,7 @@ def save_google(
   """
   if config.causal or config.layer_norm_eps != 1e-12:
     raise ValueError(
-      "Google's code sees both sides and has a layer_norm_eps of 1e-12, got causal="
+      "Google's code is bidirectional and has a layer_norm_eps of 1e-12, got causal="
       f'{config.causal}, layer_norm_eps={config.layer_norm_eps}; save it for Hugging Face.'
     )
   if config_json.own_heads(config, params):
@@ -112,7 +112,7 @@ def load_tokenizer(path, lowercase: bool | None = None) -> Tokenizer:
   Args:
     path: as for `load_google`.
     lowercase: None takes it from `tokenizer_config.json`, or else from the vocabulary: without a
-      piece that has a capital letter A-Z, text must be lowered to be found. Says so.
+      token that has a capital letter A-Z, text is lower-cased (logged).
   """
   folder, _ = locate(path)
   if (folder / 'tokenizer_config.json').exists():
@@ -120,7 +120,7 @@ def load_tokenizer(path, lowercase: bool | None = None) -> Tokenizer:
   tokenizer = Tokenizer.from_file(folder / 'vocab.txt', lowercase=lowercase is not False)
   if lowercase is None:
     cased = any(re.search('[A-Z]', piece) for piece in tokenizer.vocab if piece[:1] != '[')
-    _log.info('%s: %s, judging by its pieces', folder / 'vocab.txt', 'cased' if cased else 'lower')
+    _log.info('%s: %s, judging by its tokens', folder / 'vocab.txt', 'cased' if cased else 'lower')
     if cased:
       tokenizer = Tokenizer.from_file(folder / 'vocab.txt', lowercase=False)
   return tokenizer

@@ -84,7 +84,7 @@ def save_hf(
   labels: Sequence[str] = (),
   problem_type: str = '',
 ) -> None:
-  """Writes a model directory; an older one at the same place is replaced once this is whole.
+  """Writes a model directory; an older one at the same path is replaced when this is complete.
 
   Args:
     directory: where to.

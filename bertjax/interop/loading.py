@@ -25,7 +25,7 @@ from bertjax.model.heads import Bert
 
 _log = logging.getLogger(__name__)
 
-# Tables with a row for each piece of the vocabulary, and the one with a row for each position.
+# Tables with a row for each token of the vocabulary, and the one with a row for each position.
 _BY_PIECE = ('vocab_size', (('encoder', 'embeddings', 'word', 'embedding'), ('mlm', 'bias')))
 _BY_POSITION = ('max_positions', (('encoder', 'embeddings', 'position', 'embedding'),))
 
@@ -199,8 +199,8 @@ def load_params(
 ) -> dict:
   """The parameters of a model of any kind for `bert`, a `Bert` module.
 
-  With `resize`, a piece that both vocabularies have keeps its rows (of the word table and the
-  masked-LM bias) bit for bit, wherever it stands; so does a position below both lengths. All other
+  With `resize`, a token of both vocabularies keeps its rows (of the word table and the masked-LM
+  bias) bit for bit, whatever its index; so does a position below both lengths. All other
   rows are those of `initial`.
 
   Args:
@@ -208,7 +208,7 @@ def load_params(
     bert: the module.
     initial: freshly drawn parameters of `bert`; `fresh` and `resize` take from them.
     fresh: parts ('classification', 'pooler', ...) to take from `initial` if the source lacks them.
-    redraw: parts to take from `initial` in any case.
+    redraw: parts to take from `initial` always.
     tokenizer: of this run; the source's must be the same but for `resize`.
     resize: may the vocabulary and the position table differ?
     weights: what `load_weights` read from the source, if it did already.
@@ -268,7 +268,7 @@ def _check_heads(params, bert, source, fresh, initial):
 
 
 def _match_pieces(source, config, wanted, tokenizer, resize):
-  """(rows of theirs, rows of ours) that hold the same pieces; None if the tables are the same."""
+  """(rows of theirs, rows of ours) that hold the same tokens; None if the tables are the same."""
   if tokenizer is None:
     if config.vocab_size != wanted.vocab_size:
       raise ValueError(f'{source} has vocab_size={config.vocab_size}; give a tokenizer to resize.')
@@ -282,15 +282,15 @@ def _match_pieces(source, config, wanted, tokenizer, resize):
   own_rules = not (theirs.standard and tokenizer.standard)
   if own_rules and not resize and theirs.fingerprint != tokenizer.fingerprint:
     raise ValueError(
-      f'the tokenizer of {source} has added tokens or rules of its own; take it whole by '
+      f'the tokenizer of {source} has added tokens or special rules; use it with '
       '--config.data.vocab=FOLDER, the folder of the model.'
     )
   if theirs.vocab == tokenizer.vocab and config.vocab_size == wanted.vocab_size:
     return None
   if not resize:
     raise ValueError(
-      f'{source} has another vocabulary than this run; take its own for --config.data.vocab, or '
-      'set --config.init_resize=True to keep the rows of the pieces they share.'
+      f'{source} has another vocabulary than this run; use it with --config.data.vocab, or set '
+      '--config.init_resize=True to keep the rows of the tokens in both.'
     )
   places = {piece: row for row, piece in enumerate(theirs.vocab) if piece}
   pairs = [(places[p], row) for row, p in enumerate(tokenizer.vocab) if p in places]
@@ -311,7 +311,7 @@ def _move_rows(params, initial, paths, theirs, ours):
 
 
 def reinit_top_layers(params: dict, drawn: dict, count: int) -> dict:
-  """The parameters with the top `count` layers of `drawn` in place of their own."""
+  """The parameters with the top `count` layers replaced by those of `drawn`."""
   if not count:
     return params
   flat, new = (flax.traverse_util.flatten_dict(tree) for tree in (params, drawn))

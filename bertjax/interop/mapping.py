@@ -26,7 +26,7 @@ _ENDINGS = {
   'scale': {'huggingface': '.weight', 'google': '/gamma', 'flax': '/scale'},
   'shift': {'huggingface': '.bias', 'google': '/beta', 'flax': '/bias'},
 }
-# Google's output layers are variables of their own, and their matrices are (out, in).
+# Google's output layers are separate variables, and their matrices are (out, in).
 _GOOGLE_OUTPUTS = {
   'cls.predictions': 'cls/predictions/output',
   'cls.seq_relationship': 'cls/seq_relationship/output',
@@ -40,7 +40,7 @@ _OWN = 'bertjax'  # the module of tensors that no other library has
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-  """One tensor of theirs, and where it lies in ours. Styles: 'huggingface', 'google', 'flax'."""
+  """One tensor of theirs, and its path in ours. Styles: 'huggingface', 'google', 'flax'."""
 
   path: str  # our path, 'encoder/layers/mlp/in/kernel'
   module: str  # Hugging Face's module that holds it, 'bert.encoder.layer.0.intermediate.dense'

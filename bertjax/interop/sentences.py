@@ -42,7 +42,7 @@ def normalise(vectors: np.ndarray) -> np.ndarray:
 
 
 def encoder_folder(root: epath.Path) -> epath.Path:
-  """The folder of the encoder: early versions kept it in a folder of its own, '0_Transformer'."""
+  """The folder of the encoder: early versions kept it in a separate folder, '0_Transformer'."""
   if (root / 'modules.json').is_file() and not (root / 'config.json').is_file():
     return root / _modules(root)[0].get('path', '')
   return root

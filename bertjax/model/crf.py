@@ -1,8 +1,8 @@
 """A linear-chain conditional random field over tags (Lafferty et al. 2001; Lample et al. 2016).
 
 A sequence of tags scores its logits, plus `transitions[a, b]` for each b that follows an a, plus
-`start` of its first and `end` of its last tag. The chain runs over the positions in `mask` alone,
-however they are scattered: from a word's first piece to the next one's.
+`start` of its first and `end` of its last tag. The chain runs only over the positions in
+`mask`, however they are scattered: from a word's first token to the next one's.
 """
 
 import functools

@@ -6,8 +6,8 @@ from bertjax.model.config import EncoderConfig
 def train_flops(config: EncoderConfig, length: int, predictions: int) -> float:
   """Floating-point operations of one sequence, forward and backward, of masked-LM training.
 
-  6 for each weight of the layers and token, 12 N L^2 D for attention's two products, and the
-  masked-LM head at `predictions` slots alone; a multiply-add counts 2, all else nothing.
+  6 for each weight of the layers and token, 12 N L^2 D for attention's two matmuls, and the
+  masked-LM head at `predictions` positions only; a multiply-add counts 2, everything else 0.
   """
   width = config.hidden_size
   layer = 4 * width**2 + 2 * width * config.mlp_size

@@ -104,7 +104,7 @@ def multilabel(predicted: np.ndarray, gold: np.ndarray) -> dict[str, float]:
 
 
 def span_scores(predicted: Iterable[Sequence[str]], gold: Iterable[Sequence[str]]) -> dict:
-  """Precision, recall and F1 of whole typed spans, F1 of each type, and the words' accuracy."""
+  """Precision, recall and F1 of complete typed spans, F1 of each type, and the words' accuracy."""
   hits, found, wanted = (collections.Counter() for _ in range(3))
   right = words = 0
   for ours, theirs in zip(predicted, gold, strict=True):

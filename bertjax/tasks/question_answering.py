@@ -1,7 +1,7 @@
 """SQuAD 1.1 and 2.0: answers as spans of a context (Devlin et al. 2018, sections 4.2 and 4.3).
 
-A long context is read in overlapping windows, as in Google's run_squad.py. Answers are cut out of
-the original context by character offsets, so they are its text to the letter.
+A long context is read in overlapping windows, as in Google's run_squad.py. Answers are
+slices of the original context by character offsets, so they are its text to the letter.
 """
 
 import collections
@@ -216,7 +216,7 @@ def encode(
 ) -> Encoded:
   """Windows [CLS] question [SEP] context [SEP]; the label is the first answer's.
 
-  Where a window does not hold the whole answer, its label is [CLS], as in run_squad.py.
+  If a window does not contain the complete answer, its label is [CLS], as in run_squad.py.
   `alignment` has a `Window` for each row.
   """
   if length < max_query + 4 or stride < 1:
@@ -264,7 +264,7 @@ def _token_span(label, offsets: np.ndarray) -> tuple[int, int] | None:
   """First and last token that share a character with the first answer.
 
   That is what `_improve_answer_span` of run_squad.py finds by tokenising the answer again, 1895 in
-  (1895-1943). Where an answer starts or ends within a piece, it falls back on whole words, though
+  (1895-1943). Where an answer starts or ends within a token, it uses complete words, though
   (23 of the 10,539 answers that the test compares).
   """
   if not label or label[0][1] < 0:

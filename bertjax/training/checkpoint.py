@@ -1,6 +1,6 @@
 """Checkpoints by orbax: asynchronous, atomic, the newest N and the best, checked on the way back.
 
-A checkpoint is the whole `TrainState` and a JSON `meta` (config, data position, versions). orbax
+A checkpoint is the complete `TrainState` and a JSON `meta` (config, data position, versions). orbax
 restores a file with a flipped bit without a word, so `meta` carries a checksum per array, computed
 on the devices; a restore verifies it, and logs and skips a corrupt checkpoint. orbax also commits
 checkpoints that lack their manifest, so every array is opened once after each commit.
@@ -107,7 +107,7 @@ class Checkpoints:
     def cost(metrics: dict) -> float:
       return -metrics[best] if highest else metrics[best]
 
-    # `best_fn` alone makes orbax write and read the metrics, and with `max_to_keep` it would drop
+    # Only `best_fn` makes orbax write and read the metrics, and with `max_to_keep` it would drop
     # the newest step, from which a run resumes; the policy decides what stays.
     policy = policies.AnyPreservationPolicy([
       policies.LatestN(keep),
@@ -135,7 +135,7 @@ class Checkpoints:
     meta = meta | {'checksums': checksums(state)}
     args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
     started = self._attempt(lambda: self._manager.save(step, args=args, metrics=metrics))
-    if not started:  # orbax passes over a step that is not newer than the newest
+    if not started:  # orbax ignores a step that is not newer than the newest
       raise CheckpointError(f'{self.directory} holds a checkpoint newer than step {step} already.')
     self._unchecked = step
 
@@ -158,7 +158,7 @@ class Checkpoints:
     self._manager.close()
 
   def steps(self) -> list[int]:
-    """Steps with a whole checkpoint, oldest first."""
+    """Steps with a complete checkpoint, oldest first."""
     return sorted(self._manager.all_steps())
 
   def best_step(self) -> int:
@@ -194,42 +194,42 @@ class Checkpoints:
     wrong = [name for name, value in meta['checksums'].items() if now.get(name) != value]
     if wrong:
       raise CheckpointError(
-        f'{self.directory}/{step}: damaged, {len(wrong)} of {len(now)} arrays differ from their '
+        f'{self.directory}/{step} is corrupt: {len(wrong)} of {len(now)} arrays differ from their '
         f'checksum, the first is {wrong[0]}.'
       )
     return state, meta
 
   def restore_newest(self, abstract_state):
-    """Restores the newest checkpoint that is whole; each damaged one is named in a warning and set
-    aside as `STEP.damaged`, so that its step can be saved again.
+    """Restores the newest complete checkpoint; each corrupt one is named in a warning and moved to
+    `STEP.corrupt`, so that its step can be saved again.
 
     Raises:
-      CheckpointError: if there are checkpoints, but none is whole.
+      CheckpointError: if there are checkpoints, but none is complete.
     """
-    damaged = []
+    corrupt = []
     for step in reversed(self.steps()):
       found = None
       try:
         found = self.restore(step, abstract_state)
       except CheckpointError as error:
-        damaged.append((step, error))
+        corrupt.append((step, error))
         _log.warning('%s Trying the one before.', error)
         if isinstance(error, UnreadableError) and jax.process_count() > 1:
           self._end_all(step)
       if not distributed.all_true(
         found is not None
-      ):  # another process may have read the damaged part
+      ):  # another process may have read the corrupt part
         if found:
           error = CheckpointError(f'{self.directory}/{step}: another process could not read it.')
-          damaged.append((step, error))
+          corrupt.append((step, error))
         continue
-      for step, _ in damaged if jax.process_index() == 0 else []:
-        (self.directory / str(step)).rename(self.directory / f'{step}.damaged')
+      for step, _ in corrupt if jax.process_index() == 0 else []:
+        (self.directory / str(step)).rename(self.directory / f'{step}.corrupt')
       distributed.all_true(True)
       self._manager.reload()
       return found
     raise CheckpointError(
-      f'no checkpoint in {self.directory} is whole; the newest: {damaged[0][1]}'
+      f'no checkpoint in {self.directory} is complete; the newest: {corrupt[0][1]}'
     )
 
   def _end_all(self, step: int) -> None:
@@ -237,7 +237,7 @@ class Checkpoints:
     no vote reaches them, and end with it. Launchers start all of them again."""
     _log.error('Ending with code %d; start the same command again.', distributed.STOPPED_EXIT_CODE)
     with contextlib.suppress(OSError):  # another process may have been faster
-      (self.directory / str(step)).rename(self.directory / f'{step}.damaged')
+      (self.directory / str(step)).rename(self.directory / f'{step}.corrupt')
     sys.stderr.flush()
     os._exit(distributed.STOPPED_EXIT_CODE)  # Python's own end would wait for the others
 

@@ -1,8 +1,8 @@
-"""Many processes of one run: they meet, agree, and tell whom they wait for.
+"""Multi-process start-up, consistency checks and a straggler watchdog.
 
-`jax.distributed` is the engine; it ends every process when one of them dies. What it leaves silent
-is told here: who has not come to the start, who was started with other words, and who holds the
-others up. Launchers start the same command again on exit code 75 (`loop.STOPPED_EXIT_CODE`).
+`jax.distributed` is the engine; it ends every process when one of them dies. This module names what
+it does not: processes that did not join, that were launched with different flags, or that stall.
+Launchers restart the same command on exit code 75 (`loop.STOPPED_EXIT_CODE`).
 """
 
 import contextlib
@@ -43,7 +43,7 @@ def start(coordinator_address: str = '', num_processes: int = 0, process_id: int
 
   Raises:
     ValueError: for flags that contradict, or if the processes were started with different words.
-    SystemExit: with code 75, after naming those that have not come within `START_SECONDS`.
+    SystemExit: with code 75, after naming those that did not join within `START_SECONDS`.
   """
   if jax.distributed.is_initialized():
     return
@@ -135,7 +135,7 @@ def _count(port: int, processes: int, hello: dict, limit: float) -> str:
     missing = sorted(set(range(1, processes)) - came.keys())
     if missing:
       wrong = (
-        f'{len(missing)} of {processes} processes have not come: {missing}. Look at the logs of '
+        f'{len(missing)} of {processes} processes did not join: {missing}. Look at the logs of '
         'their hosts, and whether they reach the coordinator.'
       )
     for peer in came.values():
@@ -153,7 +153,7 @@ def _join(host: str, port: str, hello: dict, limit: float) -> str:
       if answer := peer.makefile('r').readline().strip():
         return answer
     time.sleep(0.2)
-  return f'process 0 has not come at {host}:{port}; look at the log of its host.'
+  return f'process 0 is not reachable at {host}:{port}; look at the log of its host.'
 
 
 def agree(name: str, value) -> None:
@@ -187,7 +187,7 @@ def total(values) -> np.ndarray:
 
 
 def host_copy(tree):
-  """Whole NumPy arrays of sharded ones, on every process."""
+  """Gathers sharded arrays to complete NumPy arrays on every process."""
   if jax.process_count() == 1:
     return jax.device_get(tree)
   mesh = jax.tree.leaves(tree)[0].sharding.mesh

@@ -1,7 +1,7 @@
 """Costs of a compiled program, read from its HLO text: FLOPs, memory traffic, collectives.
 
 XLA's own `cost_analysis` counts the body of a loop once, and the layers are a loop. Here every
-computation counts as often as it runs: the trip count of a loop stands in its condition.
+computation counts as often as it runs: the trip count of a loop is in its condition.
 """
 
 import collections
@@ -53,7 +53,7 @@ class _Op:
   arrays: tuple[_Array, ...]
   operands: tuple[str, ...]
   text: str  # what follows the operands
-  literal: str  # what stands in their place in a constant or a parameter
+  literal: str  # the literal of a constant, or a parameter's number
 
 
 @dataclasses.dataclass
@@ -62,7 +62,7 @@ class Costs:
 
   Attributes:
     flops: a multiply-add of a product counts 2, an element of any other arithmetic 1.
-    product_flops: those of the products alone, which the matrix units do.
+    product_flops: those of the matmuls, which the matrix units do.
     bytes: read from and written to device memory (HBM), once for each operation.
     collectives: kind -> [how often, bytes of payload on a device in total].
   """
@@ -133,7 +133,7 @@ def _trips(op: _Op, computations) -> int:
     if o.kind == 'constant' and not o.arrays[0].dims and o.arrays[0].dtype in ('s32', 'u32')
   ]
   if len(bounds) != 1:
-    raise ValueError(f'cannot tell how often the loop runs: its condition has bounds {bounds}.')
+    raise ValueError(f'the trip count of the loop is unknown: its condition has bounds {bounds}.')
   return bounds[0]
 
 
@@ -165,8 +165,8 @@ def _dot(text: str, inputs, out) -> int:
 
 
 def _convolution(text: str, inputs, out) -> int:
-  """FLOPs of a convolution. TPU programs write all products so, the batch axes as windows whose
-  places lie in padding but for one; only places inside the input count."""
+  """FLOPs of a convolution. TPU programs write all matmuls so, the batch axes as windows whose
+  positions are padding except for one; only positions inside the input count."""
   labels = re.search(r'dim_labels=(\w+)_(\w+)->(\w+)', text)
   window = dict(re.findall(r'(\w+)=([\dx_-]+)', (re.search(r'window={([^}]*)}', text) or ' ')[0]))
   left, right, result = labels.groups()

@@ -1,7 +1,7 @@
-"""What a run tells: console, JSONL, TensorBoard, a picture of the loss curves, `run.json`.
+"""Metric logging: console, JSONL, TensorBoard, loss curves, `run.json`.
 
-Each start of the process writes a file of its own under `logs/`, so nothing is appended to a file
-that an earlier, killed process may have left half-written. `read_metrics` joins them; where a
+Each start of the process writes a new file under `logs/`, so nothing is appended to a file that an
+earlier, killed process may have left incomplete. `read_metrics` joins them; where a
 resumed run repeats steps, the later file counts.
 """
 
@@ -33,8 +33,8 @@ class RunLog:
     active: False on all processes but the first.
 
   Attributes:
-    tokens_per_step: real and padding tokens of a global batch; whoever trains sets it, `watched`
-      counts them where batches differ.
+    tokens_per_step: real and padding tokens of a global batch; set by the caller, or
+      counted by `watched` where batches differ.
     flops_per_step: of the model for a global batch (0.0 = unknown), for the MFU.
 
   A file `profile` in the workdir asks for a `jax.profiler` trace of the steps up to the next log
@@ -145,7 +145,7 @@ class RunLog:
       self._say(f'step {step}/{self._steps}  held-out  {_brief(metrics)}')
 
   def skip(self, step: int, batches: int) -> None:
-    """Logs that a run went back to `step` and leaves out that many batches there."""
+    """Logs that a run rolled back to `step` and skips that many batches there."""
     if self._active:
       self._write('skip', step, {'batches': batches})
 
