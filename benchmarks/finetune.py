@@ -28,7 +28,8 @@ from bertjax.training import loop, optimizer
 FLAGS = {
   'config': ('glue:stsb', 'a recipe of configs/finetune'),
   'source': ('', 'data.source'),
-  'files': ('', 'data.files'),
+  'train_file': ('', 'data.train_file'),
+  'dev_file': ('', 'data.dev_file'),
   'model': ('', 'init_from'),
   'steps': (0, 'compare the losses of so many steps'),
   'seeds': (0, 'number of complete runs to compare'),
@@ -45,13 +46,13 @@ FLAGS = {
 }
 
 
-def run(config, source, files, model, steps, seeds, first_seed, who, epochs, learning_rate,
+def run(config, source, train_file, dev_file, model, steps, seeds, first_seed, who, epochs, learning_rate,
         batch_size, length, max_train, pack, over_padding, out):  # fmt: skip
   name, config = config, load_recipe(config)
   config.update({'init_from': model, 'batch_size': batch_size, 'learning_rate': learning_rate,
                  'num_train_epochs': epochs, 'schedule': 'linear', 'seed': first_seed})  # fmt: skip
-  config.data.update({'source': source, 'files': files, 'max_train_examples': max_train, 'test': '',
-                      'length': length or config.data.length})  # fmt: skip
+  config.data.update({'source': source, 'train_file': train_file, 'dev_file': dev_file, 'test': '',
+                      'max_train_examples': max_train, 'length': length or config.data.length})  # fmt: skip
   config.optimizer.name, config.log_every = 'adamw', 20
   config.span_loss_includes_padding = bool(over_padding)
   result = {'config': name, 'learning_rate': learning_rate, 'batch_size': batch_size,
@@ -73,7 +74,7 @@ def losses_side_by_side(config, steps: int) -> dict:
   config.model.update(
     dict.fromkeys(('hidden_dropout', 'attention_dropout', 'classifier_dropout'), 0.0)
   )
-  config.span_loss_includes_padding = config.task.startswith('squad')  # as theirs
+  config.span_loss_includes_padding = config.task.name.startswith('squad')  # as theirs
   config.log_every, config.data.packed_length = 1, 0
   config.schedule, config.warmup_ratio = 'linear', 0.1
   setup = finetune.set_up(config)

@@ -132,7 +132,9 @@ def parse(verb: str, arguments: list[str]) -> dict:
   result = {name: values[name].value for name in names}
   result |= _expand_homes({n: v for n, v in result.items() if n not in _TEXTS})
   if config is not None:
-    config.update_from_flattened_dict(_expand_homes(_config_module().flat(config)))
+    fields = _config_module().flat(config)
+    paths = {name: value for name, value in fields.items() if not name.startswith('task.')}
+    config.update_from_flattened_dict(_expand_homes(paths))
   return result | ({'config': config} if 'config' in known else {})
 
 

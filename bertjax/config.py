@@ -111,7 +111,7 @@ PRETRAINING = SHARED | {
 }  # fmt: skip
 
 FINETUNING = SHARED | {
-  'task': ('sst2', 'task: a name in bertjax.TASKS, such as sst2, squad1, conll2003 or table'),
+  'task.name': ('sst2', 'task: a name in bertjax.TASKS, such as sst2, squad1, conll2003 or table'),
   'reinit_head': (True, "new output layer; False = the model's own layer for this task"),
   'reinit_top_layers': (0, 'top layers that are re-initialised with the pooler (Zhang et al. 2021)'),
   'num_trainable_layers': (-1, 'top layers that are trained, without embeddings; -1 = all, 0 = '
@@ -131,9 +131,11 @@ FINETUNING = SHARED | {
   'data.source': ('', "directory in the task's official layout, or tfds:NAME"),
   'data.prepared': ('', 'training set written by `bertjax prepare` with this config; empty = '
                         'encoded at the start'),
-  'data.files': ('', "file names of splits that differ from the task's, such as "
-                     'train=a.json,dev=b.json'),
-  'data.options': ('', 'options of the task, such as text=review,label=stars'),
+  'data.train_file': ('', 'file of the training split: a path, or a name in data.source'),
+  'data.dev_file': ('', 'file of the dev split: a path, or a name in data.source'),
+  'data.test_file': ('', 'file of the test split: a path, or a name in data.source'),
+  'data.dev_fraction': (0.1, 'fraction of the training examples held out, by a hash of their '
+                             'texts, if the task has no dev split'),
   'data.buckets': ('32,48,64,96,128,192,256,384', 'batch lengths in tokens, without packing'),
   'data.packed_length': (-1, 'row length in tokens for packed examples; 0 = no packing, -1 = '
                              'data.length, at least 128'),
@@ -149,6 +151,38 @@ FINETUNING = SHARED | {
   'save_every': (0, 'steps between checkpoints; 0 = at evaluations only'),
   'max_to_keep': (1, SHARED['max_to_keep'][1]),
   'save_model': ('best', "step saved as model/: 'best' by the task's metric, or 'last'"),
+}  # fmt: skip
+
+# Options of tasks; `tasks.make_task` accepts those of the task at hand.
+FINETUNING |= {
+  'task.text': ('', 'column of the text (table); a number from 0 in a file without a header'),
+  'task.pair': ('', 'column of the second text of a sentence pair (table)'),
+  'task.label': ('label', 'column of the label (table, choice)'),
+  'task.kind': ('class', "kind of label: 'class', 'regression' or 'multilabel' (table)"),
+  'task.labels': ('', "label names joined by '|' (table); empty = those of the training split"),
+  'task.separator': ('|', 'separator of the labels in a multilabel field (table)'),
+  'task.prompt': ('', 'column of the text that every ending completes (choice)'),
+  'task.endings': ('', "columns of the endings, joined by '|' (choice)"),
+  'task.start': ('', 'column of the text in front of every ending (choice)'),
+  'task.delimiter': ('', 'delimiter between columns (table, choice): a character, or tab, comma, '
+                         'semicolon, pipe, space; empty = detect'),
+  'task.encoding': ('utf-8', 'encoding of text files by its Python name (table, choice, conll)'),
+  'task.on_bad_row': ('stop', "records without text or label (table, choice): 'stop', or 'skip' and "
+                              'count them'),
+  'task.types': ('', "entity types joined by '|' (conll); empty = those of the training split"),
+  'task.word': (0, 'column of the word, from 0 (conll)'),
+  'task.tag': (-1, 'column of the tag, from 0 (conll); -1 = the last'),
+  'task.context': (False, 'sequences filled with the sentences around in the document (conll2003, '
+                          'conll)'),
+  'task.stride': (128, 'tokens from one window of a context to the next (squad1, squad2)'),
+  'task.max_query': (64, 'maximum tokens of a question (squad1, squad2)'),
+  'task.nbest': (20, 'candidate answers per question (squad1, squad2)'),
+  'task.max_answer': (0, 'maximum tokens of an answer (squad1, squad2); 0 = 30, or 50 with cmrc2018'),
+  'task.scorer': ('squad', "comparison of answers: 'squad', or 'cmrc2018' for Chinese (squad1, "
+                           'squad2)'),
+  'task.format': ('prose', 'format of the text, such as data.format of pre-training '
+                           '(sentence_order, next_sentence)'),
+  'task.seed': (0, 'seed of the choice of wrong pairs (sentence_order, next_sentence)'),
 }  # fmt: skip
 
 _ENCODER = {f'model.{f.name}': (f.default, f.metadata['help'])
@@ -203,7 +237,7 @@ def pretraining(preset: str = 'base') -> ConfigDict:
 def finetuning(task: str = 'sst2') -> ConfigDict:
   """All fields of a fine-tuning run of a task of `bertjax.TASKS`."""
   config = _build(FINETUNING)
-  config.task = task
+  config.task.name = task
   return config
 
 

@@ -123,8 +123,9 @@ def test_reviews_are_classified_explained_and_reported(work, model):
     with (work / f'{split}.csv').open('w', encoding='utf-8', newline='') as file:
       csv.writer(file).writerows([('评论', '评价'), *chinese.reviews(count, seed)])
   folder, scores = tune(
-    work, model, 'table', '--config.data.files=train=train.csv,dev=dev.csv', '--config.num_train_epochs=3.0',
-    '--config.data.options=text=评论,label=评价', '--config.learning_rate=1e-3',
+    work, model, 'table', '--config.data.train_file=train.csv', '--config.data.dev_file=dev.csv',
+    '--config.num_train_epochs=3.0',
+    '--config.task.text=评论', '--config.task.label=评价', '--config.learning_rate=1e-3',
   )  # fmt: skip
   assert scores['accuracy'] > 0.85
   text = chinese.reviews(2, seed=3)[1][0]
@@ -142,7 +143,7 @@ def test_names_are_tagged_character_by_character(work, model):
     blocks = ['\n'.join(' '.join(row) for row in rows) for rows in chinese.tagged(count, seed)]
     (work / f'{split}.conll').write_text('\n\n'.join(blocks) + '\n', encoding='utf-8')
   folder, scores = tune(
-    work, model, 'tagging:conll', '--config.data.files=train=train.conll,dev=dev.conll',
+    work, model, 'tagging:conll', '--config.data.train_file=train.conll', '--config.data.dev_file=dev.conll',
     '--config.num_train_epochs=4.0', '--config.learning_rate=2e-3',
   )  # fmt: skip
   assert scores['f1'] > 0.9
@@ -156,8 +157,8 @@ def test_questions_are_answered_and_scored_as_in_cmrc_2018(work, model):
     content = json.dumps(chinese.questions(count, seed), ensure_ascii=False)
     (work / f'{split}.json').write_text(content, encoding='utf-8')
   folder, scores = tune(
-    work, model, 'squad', '--config.data.files=train=train.json,dev=dev.json',
-    '--config.data.options=scorer=cmrc2018,max_query=24', '--config.num_train_epochs=6.0',
+    work, model, 'squad', '--config.data.train_file=train.json', '--config.data.dev_file=dev.json',
+    '--config.task.scorer=cmrc2018', '--config.task.max_query=24', '--config.num_train_epochs=6.0',
     '--config.learning_rate=2e-3',
   )  # fmt: skip
   assert scores['f1'] >= scores['exact'] and scores['f1'] > 0.5

@@ -129,8 +129,8 @@ def test_training_fine_tuning_and_prediction_need_no_tensorflow(tiny_rows, tmp_p
     'fills = bertjax.Predictor.from_dir(run + "/model").fill_mask("a [MASK] b", 3)\n'
     'assert len(fills[0]) == 3\n'
     'data = ["--config=table", "--config.init_from=" + run + "/model", "--config.num_train_epochs=2.0",\n'
-    '        "--config.data.source=" + run, "--config.data.files=train=a.csv,dev=a.csv",\n'
-    '        "--config.data.options=text=x,label=y", "--config.data.length=16",\n'
+    '        "--config.data.source=" + run, "--config.data.train_file=a.csv", "--config.data.dev_file=a.csv",\n'
+    '        "--config.task.text=x", "--config.task.label=y", "--config.data.length=16",\n'
     '        "--config.data.loader=threads"]\n'
     'assert main(["prepare", "--out=" + run + "/rows", *data]) == 0\n'
     'assert main(["finetune", "--workdir=" + run + "/task", *data,\n'
@@ -523,9 +523,9 @@ def test_a_path_that_begins_with_a_tilde_is_in_the_home_directory(tmp_path, monk
   assert got['config'].data.input == f'{tmp_path}/a,b~,{tmp_path}/c'
   texts = parse('predict', ['--text=~/a is a path', '--input=~/in.txt'])
   assert (texts['text'], texts['input']) == ('~/a is a path', f'{tmp_path}/in.txt')
-  args = ['--config=table', '--config.data.options=delimiter=~', '--config.init_from=~/m']
+  args = ['--config=table', '--config.task.delimiter=~', '--config.init_from=~/m']
   config = parse('finetune', args)['config']
-  assert (config.data.options, config.init_from) == ('delimiter=~', f'{tmp_path}/m')
+  assert (config.task.delimiter, config.init_from) == ('~', f'{tmp_path}/m')
   assert parse('predict', ['--delimiter=~'])['delimiter'] == '~'
 
 

@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from bertjax import TASKS, Tokenizer
+from bertjax import TASKS, Tokenizer, config
 from bertjax.data import dataset
 from bertjax.data.tokenizer import SPECIAL_TOKENS
 from bertjax.model.heads import BATCH_KEYS
 from bertjax.objectives.labels import Class
-from bertjax.tasks import rows, task
+from bertjax.tasks import make_task, options, task
 
 WORDS = ['a', 'b', 'c', 'd', 'e', 'f', '##x', 'good', 'bad', 'film', '.']
 
@@ -203,9 +203,9 @@ def test_blanks_around_labels_do_not_count(tmp_path, name, kind):
   table = make(tmp_path, text, name=name, kind=kind)
   assert table.labels == ('ham', 'spam')
   items = table.read('train')
-  assert rows.describe_labels(table, items) == 'ham 3  spam 1'
+  assert task.describe_labels(table, items) == 'ham 3  spam 1'
   given = make(tmp_path, text, name=name, kind=kind, labels=(' spam', 'ham '))
-  assert rows.describe_labels(given, given.read('train')) == 'ham 3  spam 1'
+  assert task.describe_labels(given, given.read('train')) == 'ham 3  spam 1'
 
 
 def test_suspicious_names_of_labels_are_warned_about(tmp_path, caplog):
@@ -234,13 +234,13 @@ def test_a_test_split_with_placeholders_is_predicted(tmp_path, placeholder, capl
 def test_labels_of_every_kind_are_counted(tmp_path):
   words = task.Example('0', ('a', 'b'), ('B-PER', 'O'))
   tagging = TASKS['conll'](files={'dev': ''}, types=['PER'])
-  assert rows.describe_labels(tagging, [words, words._replace(label=None)]) == (
+  assert task.describe_labels(tagging, [words, words._replace(label=None)]) == (
     'PER spans 1  (none) 1'
   )
   answers = [task.Example('0', ('q', 'c'), label) for label in ((('c', 0),), (), ())]
-  assert rows.describe_labels(TASKS['squad2'](), answers) == 'no answer 2  answer 1'
+  assert task.describe_labels(TASKS['squad2'](), answers) == 'no answer 2  answer 1'
   numbers = [task.Example('0', ('a', 'b'), label) for label in (1.0, 4.0)]
-  assert rows.describe_labels(TASKS['stsb'](), numbers) == 'from 1 to 4, mean 2.5'
+  assert task.describe_labels(TASKS['stsb'](), numbers) == 'from 1 to 4, mean 2.5'
 
 
 def test_files_without_a_header_have_columns_by_number(tmp_path):
@@ -271,6 +271,67 @@ def test_a_row_too_short_for_its_special_tokens_is_refused(tokenizer):
     with pytest.raises(ValueError, match=r'data\.length must be at least .*, got 3'):
       items = [task.Example('0', ('a', 'b'), None)]
       TASKS[name]('.').encode(items, tokenizer, 3)
+
+
+def test_a_dev_split_is_held_out_of_training_by_a_hash_of_the_texts(tmp_path, caplog):
+  caplog.set_level('INFO')
+  lines = ['text,label', *(f'text {i % 90},{"xy"[i % 2]}' for i in range(180))]  # each text twice
+  write(tmp_path, 't.csv', '\n'.join(lines))
+  made = make_task('table', str(tmp_path), files={'train': 't.csv'}, text='text', dev_fraction=0.2)
+  train, dev = made.read('train'), made.read('dev')
+  assert made.splits == ('train', 'dev') and len(train) + len(dev) == 180
+  assert not {item.texts for item in train} & {item.texts for item in dev}
+  assert 10 < len(dev) < 70 and f'{len(dev)} of 180 training examples' in caplog.text
+  assert dev == made.read('dev')  # the same in every process
+  named = make_task('table', str(tmp_path), files={'train': 't.csv', 'dev': 't.csv'}, text='text',
+                    dev_fraction=0.2)  # fmt: skip
+  assert len(named.read('dev')) == len(named.read('train')) == 180
+
+
+def test_a_held_out_split_must_leave_examples_of_every_class(tmp_path):
+  write(tmp_path, 't.csv', 'text,label\na,x\nb,y\n')
+  for fraction, message in ((1e-9, r'dev_fraction=1e-09 of 2 examples leaves a split empty'),
+                            (1.5, r'dev_fraction must be above 0 and below 1, got 1\.5')):  # fmt: skip
+    with pytest.raises(ValueError, match=message):
+      made = make_task('table', str(tmp_path), files={'train': 't.csv'}, text='text',
+                       dev_fraction=fraction)  # fmt: skip
+      made.read('train')
+  lines = ['text,label', 'one,rare', *(f'text {i},often' for i in range(200))]
+  write(tmp_path, 't.csv', '\n'.join(lines))
+  held = task.hold_out(
+    make_task('table', str(tmp_path), files={'train': 't.csv'}, text='text'), 0.999
+  )
+  with pytest.raises(ValueError, match=r"(class 'rare' are held out|leaves a split empty)"):
+    held.read('train')
+
+
+def test_options_in_the_config_are_those_of_the_tasks_with_their_defaults():
+  fields = config.finetuning().task.to_dict()
+  assert fields.pop('name') == 'sst2'
+  known = {n: p for name in TASKS for n, p in options(name).items()}
+  assert fields.keys() == known.keys() - {'loss_includes_padding'}
+  for name, parameter in known.items():
+    if name in fields and parameter.default is not parameter.empty:
+      assert fields[name] == (parameter.default or type(fields[name])()), name
+
+
+@pytest.mark.parametrize('delimiter, name', [(';', 'semicolon'), ('\t', 'tab'), ('|', 'pipe')])
+def test_another_delimiter_is_detected_in_the_header_and_logged(tmp_path, caplog, delimiter, name):
+  caplog.set_level('INFO')
+  rows = [('text', 'label'), ('a, b', 'x'), ('c', 'y')]
+  table = make(tmp_path, '\n'.join(delimiter.join(row) for row in rows), name='t.csv')
+  assert [item.texts for item in table.read('train')] == [('a, b',), ('c',)]
+  assert f't.csv: columns are separated by {name} (detected in the header)' in caplog.text
+
+
+def test_parquet_trains_as_other_tables_do(tmp_path):
+  pa, pq = pytest.importorskip('pyarrow'), pytest.importorskip('pyarrow.parquet')
+  columns = {'review': ['good', 'bad', 'fine'], 'stars': [5, 1, 5]}
+  pq.write_table(pa.table(columns), tmp_path / 't.parquet')
+  made = make_task('table', files={'train': str(tmp_path / 't.parquet')}, text='review',
+                   label='stars')  # fmt: skip
+  assert made.labels == ('1', '5')
+  assert [item.label for item in made.read('train')] == [1, 0, 1]
 
 
 @pytest.mark.parametrize('name, right', [('sentence_order', 'in_order'), ('next_sentence', 'next')])

@@ -43,8 +43,8 @@ def own(model, tmp_path):  # noqa: F811
   write_table(tmp_path)
   config = load_recipe('table')
   config.init_from, config.data.source = str(model), str(tmp_path)
-  config.data.files = 'train=train.jsonl,dev=dev.jsonl'
-  config.data.options = 'text=body,label=mood'
+  config.data.train_file, config.data.dev_file = 'train.jsonl', 'dev.jsonl'
+  config.task.text, config.task.label = 'body', 'mood'
   config.data.length, config.data.loader, config.data.buckets = 32, 'threads', '12,20'
   config.batch_size, config.num_train_epochs, config.learning_rate, config.log_every = (
     8,
@@ -138,7 +138,7 @@ def test_buckets_change_no_loss_and_compile_few_programs(own):
     ('squad1', 'squad', {'data.packed_length': 128}),
     ('conll2003', 'tagging', {}),
     ('codah', 'choice', {'data.length': 24}),
-    ('own', 'table', {'data.options': 'text=body,label=words,kind=multilabel'}),
+    ('own', 'table', {'task.label': 'words', 'task.kind': 'multilabel'}),
   ],
 )
 def test_packed_examples_have_the_losses_and_gradients_of_single_ones(
@@ -263,8 +263,8 @@ def test_a_run_ends_when_it_gets_no_better(own, tmp_path):
 
 def test_a_frozen_encoder_feeds_a_bilstm_that_reads_the_document(make, model, tmp_path):  # noqa: F811
   config = make('conll2003', 'tagging')
-  config.data.options, config.num_train_epochs, config.head_lr_multiplier = (
-    'context=true',
+  config.task.context, config.num_train_epochs, config.head_lr_multiplier = (
+    True,
     10.0,
     5.0,
   )
@@ -280,7 +280,7 @@ def test_the_order_of_sentences_of_a_book_is_a_task(model, data_dir, tmp_path): 
   books = sorted((data_dir / 'books').glob('*.md'))[:2]
   config = load_recipe('table:sentence_order')
   config.init_from, config.batch_size, config.num_train_epochs = str(model), 32, 1.0
-  config.data.files = f'train={books[0]},dev={books[1]}'
+  config.data.train_file, config.data.dev_file = map(str, books)
   config.data.length, config.data.max_train_examples = 64, 300
   scores = finetune.run(config, workdir=str(tmp_path / 'run'))
   lines = (tmp_path / 'run' / 'predictions' / 'dev.tsv').read_text().splitlines()[1:]
@@ -357,7 +357,7 @@ def test_balanced_weights_and_their_mistakes(own):
 
 
 def test_several_labels_are_learnt_and_evaluated_by_the_command(own, tmp_path, capsys):
-  own.data.options = 'text=body,label=words,kind=multilabel'
+  own.task.label, own.task.kind = 'words', 'multilabel'
   own.num_train_epochs, own.learning_rate, own.data.buckets = 8.0, 1.5e-3, ''
   scores = finetune.run(own, workdir=str(tmp_path / 'run'))
   assert scores['micro_f1'] > 0.85
@@ -400,9 +400,9 @@ def test_resumed_trials_equal_uninterrupted_ones(own, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
-    ({'data.options': 'text=body,lable=mood'}, "table has no option 'lable'; write .*text, pair"),
-    ({'data.options': 'label=mood'}, "table needs 'text'"),
-    ({'data.options': 'text'}, "data.options is written 'name=value,name=value'"),
+    ({'task.stride': 9}, 'table has no option task.stride; its options are task.text, task.pair'),
+    ({'task.text': ''}, 'table needs --config.task.text'),
+    ({'data.train_file': '', 'data.source': '', 'data.dev_file': ''}, 'table needs its data'),
     ({'data.buckets': '12,x'}, "data.buckets are written '32,64'"),
     ({'learning_rates': '1e-3;2e-3'}, "learning_rates are written '2e-5,3e-5'"),
     ({'num_seeds': 0}, 'num_seeds must be at least 1'),
@@ -428,8 +428,9 @@ def test_two_processes_fine_tune_as_one_does(own, tmp_path):
   flags = [
     f'--config.{name}={value}'
     for name, value in {
-      'init_from': own.init_from, 'data.source': own.data.source, 'data.files': own.data.files,
-      'data.options': own.data.options, 'data.length': 32, 'data.loader': 'threads',
+      'init_from': own.init_from, 'data.source': own.data.source, 'data.train_file': 'train.jsonl',
+      'data.dev_file': 'dev.jsonl', 'task.text': 'body', 'task.label': 'mood',
+      'data.length': 32, 'data.loader': 'threads',
       'data.buckets': '12,20', 'batch_size': 8, 'num_train_epochs': 1.0, 'learning_rate': 2e-3,
       'log_every': 1,
     }.items()

@@ -8,6 +8,7 @@ import csv
 import glob
 import itertools
 import json
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -21,6 +22,8 @@ DELIMITERS = {'tab': '\t', 'comma': ',', 'semicolon': ';', 'pipe': '|', 'space':
 _COMPRESSED = ('.gz', '.bz2', '.xz', '.zst')
 
 _ESCAPED = re.compile('[\udc80-\udcff]')  # bytes that are not UTF-8, by 'surrogateescape'
+
+_log = logging.getLogger(__name__)
 
 csv.field_size_limit(2**31 - 1)  # contexts may be longer than csv's 128 KiB
 
@@ -50,7 +53,8 @@ def read_table(
       (a text a line, or with a delimiter); text files may be compressed (.gz, .bz2, .xz, .zst).
     columns: needed columns; by number, from 0, in a file without a header.
     optional: columns that are read if they are there.
-    delimiter: between columns; a character, or one of `DELIMITERS`; '' = by the file's ending.
+    delimiter: between columns; a character, or one of `DELIMITERS`; '' = that of the file's ending,
+      or another one whose header has all `columns` (logged).
     encoding: of text files, by Python's name.
 
   Raises:
@@ -143,7 +147,7 @@ def _no_text(path, number: int, encoding: str, line: str) -> str:
 
 
 def _delimited(path, kind, columns, optional, delimiter, encoding) -> Iterator[Row]:
-  delimiter = delimiter or {'.csv': ',', '.tsv': '\t'}[kind]
+  delimiter = delimiter or _detect_delimiter(path, kind, columns, encoding)
   if kind == '.csv' or delimiter != '\t':
     rows = _csv(path, delimiter, encoding)
   else:
@@ -178,6 +182,24 @@ def _delimited(path, kind, columns, optional, delimiter, encoding) -> Iterator[R
       yield Row(f'{path}:{number}', values)
     else:
       yield Row(f'{path}:{number}', {}, f'{len(fields)} fields, the first row has {len(names)}')
+
+
+def _detect_delimiter(path, kind: str, columns, encoding: str) -> str:
+  """That of the file's ending, or one that finds all needed columns in the header where it finds
+  none; logged."""
+  usual = {'.csv': ',', '.tsv': '\t'}[kind]
+  header = next((line for line in read_lines(path, encoding) if line.strip()), '')
+
+  def has_columns(delimiter):
+    names = {name.strip().strip('"') for name in header.split(delimiter)}
+    return set(map(str, columns)) <= names
+
+  if not has_columns(usual):
+    for name, delimiter in DELIMITERS.items():
+      if has_columns(delimiter):
+        _log.info('%s: columns are separated by %s (detected in the header)', path, name)
+        return delimiter
+  return usual
 
 
 def _csv(path, delimiter: str, encoding: str) -> Iterator[tuple[int, list[str]]]:

@@ -193,6 +193,14 @@ class Label:
     """The classes of a label, for `describe`."""
     return [self.text(label)]
 
+  def classes(self, items) -> set[int]:
+    """The classes that occur in labelled examples; none where labels are not parsed by name."""
+    return {number for item in items for number in self.unpack(item.label)}
+
+  def unpack(self, label) -> tuple[int, ...]:
+    """The classes of a label."""
+    return ()
+
   def confusion(self, labels: Sequence, predictions) -> tuple | None:
     """(gold numbers, predicted numbers, their names) for a confusion matrix; None without one."""
     return labels, predictions, list(self.names) or [str(i) for i in range(self.rows)]
@@ -244,8 +252,7 @@ class Class(Label):
     """The label that has these classes."""
     return numbers[0]
 
-  def unpack(self, label) -> tuple[int, ...]:
-    """The classes of a label."""
+  def unpack(self, label):
     return () if label is None else (label,)
 
   def are_placeholders(self, labels: Sequence) -> bool:

@@ -17,22 +17,22 @@ _SWAG = tuple(f'ending{i}' for i in range(4))
 
 
 def choice(
-  source: str = '', *, files: Mapping[str, str], prompt: str | int,
-  endings: Sequence[str | int],
-  label: str | int = 'label', start: str | int = '', unlabelled: Sequence[str] = ('test',),
-  name: str = 'choice', delimiter: str = '', encoding: str = 'utf-8', on_bad_row: str = 'stop',
+  source: str = '', name: str = 'choice', unlabelled: Sequence[str] = ('test',), *,
+  files: Mapping[str, str], prompt: str | int, endings: Sequence[str | int],
+  label: str | int = 'label', start: str | int = '', delimiter: str = '', encoding: str = 'utf-8',
+  on_bad_row: str = 'stop',
 ) -> Task:  # fmt: skip
   """Questions with a fixed number of endings, of which one is right.
 
   Args:
     source: folder of the files.
+    name: of the task.
+    unlabelled: splits that may lack the label.
     files: split -> a table that `data.tables.read_table` reads.
     prompt: column of the beginning; a number, from 0, in files without a header.
     endings: columns of the endings.
     label: column of the right ending, counted from 0.
     start: column of how every ending starts, put before it (SWAG's sent2).
-    unlabelled: splits that may lack the label.
-    name: of the task.
     delimiter: between columns, see `classification.table`.
     encoding: of the files.
     on_bad_row: 'stop' or 'skip', see `classification.table`.

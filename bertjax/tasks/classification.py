@@ -193,7 +193,7 @@ def read_texts(
   if layout.optional:
     found = _drop_placeholders(split, found, others, label)
   if learnt and every_class:
-    seen = {number for item in found for number in label.unpack(item.label)}
+    seen = label.classes(found)
     absent = [name for number, name in enumerate(label.names) if number not in seen]
     if absent:
       raise ValueError(f'{layout.file} has no training example of the class {absent[0]!r}.')

@@ -1,110 +1,40 @@
 """From a config's task and data to encoded rows, made at the start of a run or prepared before."""
 
-import inspect
-import logging
-
 import numpy as np
 
+from bertjax import tasks
 from bertjax.data import dataset
-from bertjax.tasks import TASKS
-from bertjax.tasks.task import Encoded, Task, columns, golds
+from bertjax.tasks import task as task_lib
+from bertjax.tasks.task import Task, columns
+from bertjax.tasks.task import encode_split as encode
 
-_log = logging.getLogger(__name__)
+_LISTS = ('labels', 'endings', 'types')  # fields of several names, joined by |
 
 
 def make_task(config) -> Task:
-  """The task that a config names, with `data.source`, `data.files` and `data.options`.
+  """The task that a config describes in `task` and `data`.
 
   Raises:
-    ValueError: if a part is missing, unknown or not written as it must be.
+    ValueError: if a part is missing, unknown or not an option of the task.
   """
-  if config.task not in TASKS:
-    raise ValueError(f'unknown task {config.task!r}; known are {", ".join(TASKS)}.')
-  if not (config.data.source or config.data.files):
-    raise ValueError(f'{config.task} needs its data: --config.data.source=FOLDER.')
-  make = TASKS[config.task]
-  options = _options(config.task, make, _pairs('data.options', config.data.options))
+  data, name = config.data, config.task.name
+  given = config.task.to_dict()
+  del given['name']
+  for option in _LISTS:
+    given[option] = tuple(part for part in given[option].split('|') if part)
   if config.span_loss_includes_padding:
-    if 'loss_includes_padding' not in inspect.signature(make).parameters:
-      raise ValueError(
-        f'span_loss_includes_padding is for SQuAD, got task={config.task!r}; leave it False.'
-      )
-    options['loss_includes_padding'] = True
-  return make(config.data.source, files=_pairs('data.files', config.data.files), **options)
-
-
-def _pairs(field: str, text: str) -> dict[str, str]:
-  """'a=b,c=d' as a dict."""
-  named = [part.partition('=') for part in text.split(',') if part]
-  if not all(name and value for name, _, value in named):
-    raise ValueError(f"{field} is written 'split=file,split=file', got {text!r}."
-                     if field == 'data.files' else
-                     f"{field} is written 'name=value,name=value', got {text!r}.")  # fmt: skip
-  return {name.strip(): value.strip() for name, _, value in named}
-
-
-def _options(name: str, make, given: dict[str, str]) -> dict:
-  """Options as the task's function takes them: numbers, True and False, lists joined by |."""
-  known = {
-    p.name: p for p in inspect.signature(make).parameters.values() if p.kind == p.KEYWORD_ONLY
-  }
-  for fixed in ('files', *getattr(make, 'keywords', {})):
-    known.pop(fixed, None)
-  unknown = [option for option in given if option not in known]
-  missing = [o for o, p in known.items() if p.default is p.empty and o not in given]
-  if unknown or missing:
-    problem = f'needs {missing[0]!r}' if missing else f'has no option {unknown[0]!r}'
-    raise ValueError(
-      f'{name} {problem}; write --config.data.options=name=value,name=value with '
-      f'{", ".join(known) or "none"}.'
-    )
-  return {option: _typed(value, known[option]) for option, value in given.items()}
-
-
-def _typed(value: str, parameter: inspect.Parameter):
-  kind = str(parameter.annotation)
-  if value.lstrip('-').isdecimal() and 'int' in kind:
-    return int(value)
-  if 'Sequence' in kind:
-    return tuple(int(v) if v.isdecimal() and 'int' in kind else v for v in value.split('|'))
-  if parameter.annotation is bool and value.lower() in ('true', 'false'):
-    return value.lower() == 'true'
-  wanted = {bool: 'True or False', int: 'a whole number'}.get(parameter.annotation)
-  if wanted:
-    raise ValueError(f'data.options: {parameter.name} must be {wanted}, got {value!r}.')
-  return value
-
-
-def sample(examples: list, most: int, seed: int) -> list:
-  """The first `most` of a shuffle; all, in their order, for 0."""
-  if not most or most >= len(examples):
-    return examples
-  return [examples[i] for i in np.random.default_rng(seed).permutation(len(examples))[:most]]
-
-
-def encode(task: Task, examples, tokenizer, length: int, split: str) -> Encoded:
-  """Encodes examples; logs their labels and what was cut."""
-  _log.info('%s: labels  %s', split, describe_labels(task, examples))
-  encoded = task.encode(examples, tokenizer, length)
-  told = '  '.join(f'{name} {count:,}' for name, count in encoded.counts.items())
-  _log.info('%s: examples %s  rows %s  %s', split, f'{len(examples):,}',
-            f'{len(encoded.columns["input_ids"]):,}', told)  # fmt: skip
-  return encoded
-
-
-def describe_labels(task: Task, examples) -> str:
-  """The labels of examples with their counts, the most frequent first; numbers by their range."""
-  labels = [e.label for e in examples if e.label is not None]
-  none = len(examples) - len(labels)
-  return '  '.join([*task.label.describe(labels), *([f'(none) {none:,}'] if none else [])])
+    if not name.startswith('squad'):
+      raise ValueError(f'span_loss_includes_padding is for SQuAD, got {name!r}; leave it False.')
+    given['loss_includes_padding'] = True
+  files = {split: data[f'{split}_file'] for split in ('train', 'dev', 'test')}
+  files = {split: file for split, file in files.items() if file}
+  return tasks.make_task(name, data.source, files=files, dev_fraction=data.dev_fraction, **given)
 
 
 def training_examples(config, task: Task) -> list:
-  """The labelled examples to train on, the first `data.max_train_examples` of a shuffle."""
-  examples = task.read(config.data.train)
-  golds(examples)
-  examples = task.trainable(examples)
-  return sample(examples, config.data.max_train_examples, config.seed)
+  """The labelled examples to train on, a random subset of `data.max_train_examples`."""
+  data = config.data
+  return task_lib.training_examples(task, data.train, data.max_train_examples, config.seed)
 
 
 def training_columns(config, task: Task, tokenizer) -> dict[str, np.ndarray]:
@@ -139,8 +69,8 @@ def prepare(config, task: Task, tokenizer, out: str) -> dict:
 
 
 def _settings(config, task, tokenizer) -> dict:
-  named = ('length', 'train', 'max_train_examples', 'options', 'files')
+  named = ('length', 'train', 'max_train_examples', 'train_file', 'dev_file', 'dev_fraction')
   chosen = {name: config.data[name] for name in named} | {'labels': list(task.labels)}
   if config.data.max_train_examples:
     chosen['seed'] = config.seed  # of the sample
-  return {'task': config.task, 'tokenizer': tokenizer.fingerprint, 'settings': chosen}
+  return {'task': config.task.to_dict(), 'tokenizer': tokenizer.fingerprint, 'settings': chosen}

@@ -26,13 +26,14 @@ _CONLL2003 = {'train': 'eng.train', 'dev': 'eng.testa', 'test': 'eng.testb'}
 
 
 def conll(
-  source: str = '', *, files: Mapping[str, str], types: Sequence[str] = (), word: int = 0,
-  tag: int = -1, context: bool = False, encoding: str = 'utf-8', name: str = 'conll',
+  source: str = '', name: str = 'conll', *, files: Mapping[str, str], types: Sequence[str] = (),
+  word: int = 0, tag: int = -1, context: bool = False, encoding: str = 'utf-8',
 ) -> Task:  # fmt: skip
   """Tagging from files of a word a line, columns by blanks or tabs, blank lines between sentences.
 
   Args:
     source: folder of the files; or 'tfds:NAME', with 'tokens' and 'ner'.
+    name: of the task.
     files: split -> file; 'test' may have words only, or what is no tag. Lines '-DOCSTART-' and
       '#begin document' part documents; other lines that begin with '#' and are not of the file's
       columns are comments.
@@ -41,7 +42,6 @@ def conll(
     tag: column of the tag; -1 is the last.
     context: fill each row with what stands around the sentence in its document.
     encoding: of the files.
-    name: of the task.
 
   Raises:
     ValueError: if types are to be found and there is no training split.

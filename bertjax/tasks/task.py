@@ -11,7 +11,9 @@ A task reads examples, encodes them to rows, decodes the model's logits and scor
 """
 
 import dataclasses
+import hashlib
 import itertools
+import logging
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -22,6 +24,8 @@ from bertjax import io
 from bertjax.data import instances, loader
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.objectives.labels import Label
+
+_log = logging.getLogger(__name__)
 
 
 class Example(NamedTuple):
@@ -108,6 +112,79 @@ class Task:
   def choices(self) -> int:
     """Rows of an example."""
     return self.label.rows
+
+
+def hold_out(task: Task, fraction: float) -> Task:
+  """The task with a 'dev' split held out of 'train', unless it has one.
+
+  A hash of an example's texts decides, so equal texts are never in both splits.
+
+  Raises:
+    ValueError: from `read`, if a split or a class of the training split would be empty.
+  """
+  if 'dev' in task.splits or 'train' not in task.splits:
+    return task
+  if not 0 < fraction < 1:
+    raise ValueError(f'dev_fraction must be above 0 and below 1, got {fraction}.')
+
+  def is_dev(item: Example) -> bool:
+    digest = hashlib.blake2b('\0'.join(item.texts).encode('utf-8', 'replace'), digest_size=8)
+    return int.from_bytes(digest.digest(), 'big') < fraction * 2**64
+
+  def read(split):
+    if split not in ('train', 'dev'):
+      return task.read(split)
+    items = task.read('train')
+    dev = [item for item in items if is_dev(item)]
+    train = [item for item in items if not is_dev(item)]
+    hint = 'name --config.data.dev_file=FILE, or change --config.data.dev_fraction'
+    if not (dev and train):
+      raise ValueError(
+        f'data.dev_fraction={fraction:g} of {len(items)} examples leaves a split empty; {hint}.'
+      )
+    lost = set(task.label.classes(items)) - set(task.label.classes(train))
+    if lost:
+      name = task.label.names[min(lost)]
+      raise ValueError(f'all examples of the class {name!r} are held out; {hint}.')
+    if split == 'dev':
+      _log.info(
+        'no dev file: %s of %s training examples (%.1f%%) are held out, by a hash of their texts',
+        f'{len(dev):,}', f'{len(items):,}', 100 * len(dev) / len(items),
+      )  # fmt: skip
+    return dev if split == 'dev' else train
+
+  return dataclasses.replace(task, read=read, splits=(*task.splits, 'dev'))
+
+
+def sample(examples: list, most: int, seed: int) -> list:
+  """A random subset of at most `most` examples; all, in their order, for 0."""
+  if not most or most >= len(examples):
+    return examples
+  return [examples[i] for i in np.random.default_rng(seed).permutation(len(examples))[:most]]
+
+
+def training_examples(task: Task, split: str, most: int = 0, seed: int = 0) -> list[Example]:
+  """The labelled examples of a split that can be learnt; a `sample` of them."""
+  items = task.read(split)
+  golds(items)
+  return sample(task.trainable(items), most, seed)
+
+
+def encode_split(task: Task, items, tokenizer, length: int, split: str) -> Encoded:
+  """Encodes examples; logs their labels and how many were truncated."""
+  _log.info('%s: labels  %s', split, describe_labels(task, items))
+  encoded = task.encode(items, tokenizer, length)
+  counts = '  '.join(f'{name} {count:,}' for name, count in encoded.counts.items())
+  _log.info('%s: examples %s  rows %s  %s', split, f'{len(items):,}',
+            f'{len(encoded.columns["input_ids"]):,}', counts)  # fmt: skip
+  return encoded
+
+
+def describe_labels(task: Task, items) -> str:
+  """The labels of examples with their counts, most frequent first; numbers by their range."""
+  labels = [item.label for item in items if item.label is not None]
+  none = len(items) - len(labels)
+  return '  '.join([*task.label.describe(labels), *([f'(none) {none:,}'] if none else [])])
 
 
 def columns(task: Task, length: int, vocab_size: int) -> dict[str, tuple[str, tuple[int, ...]]]:

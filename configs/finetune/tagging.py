@@ -3,9 +3,10 @@
   bertjax finetune --config=tagging --workdir=DIR --config.init_from=MODEL \\
       --config.data.source=CONLL2003
 
-Cased models do better here. First pieces of words carry the tags. `--config.data.options=`
-context=True fills each row with the sentences around it in its document, as the paper did;
-`tagging:conll` also takes types (PER|LOC|..., else found), word and tag (their columns, 0 and -1).
+Cased models do better here. The first token of a word carries its tag.
+`--config.task.context=True` fills each sequence with the sentences around it in its document, as
+the paper did. For `tagging:conll`, `--config.task.types=PER|LOC` names the entity types (default:
+those of the training split); `word` and `tag` are columns, 0 and -1.
 """
 
 from bertjax.config import finetuning
