@@ -99,3 +99,12 @@ def test_a_service_under_load(vocab, tmp_path):
     url = str(client.base_url)
     found = serve.run(**defaults(serve, url=url, texts=str(texts), clients=4, seconds=1.0))
   assert found['answers'] >= 4 and found['lost'] == found['wrong'] == 0
+
+
+def test_plain_text_is_printed_as_usual():
+  from benchmarks.tag_text import plain_text
+
+  words = ['He', 'said', ':', '"', 'It', "'s", '(', '1', '%', ')', '$', '5', ',', 'no', '.', '"']
+  text, places = plain_text(words)
+  assert text == 'He said: "It\'s (1%) $5, no."'
+  assert [text[start:end] for start, end in places] == words
