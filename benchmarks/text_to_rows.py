@@ -52,7 +52,7 @@ def run(books, vocab, google, google_chars, passes, repeats, workers, out):
     if google:
       contenders['create_pretraining_data.py'] = google_s(google, part, vocab, passes, tokens[part])
     return report(
-      'text_to_rows', measure(contenders, repeats=repeats), 'tokens/s', out, passes=passes
+      'text_to_rows', measure(contenders, repeats=repeats), 'tokens/s', out, dupe_factor=passes
     )
 
 

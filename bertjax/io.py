@@ -8,9 +8,16 @@ and writes files; the accelerators belong to JAX.
 import contextlib
 import importlib
 import json
-from collections.abc import Iterator
+import logging
+import time
+from collections.abc import Callable, Iterator
 
+import tqdm
 from etils import epath
+
+_LOG_SECONDS = 20
+
+_log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -53,6 +60,35 @@ def write_text(path, text: str) -> None:
 def write_json(path, value) -> None:
   """Writes indented JSON; what JSON does not know becomes its `str`."""
   write_text(path, json.dumps(value, indent=2, default=str) + '\n')
+
+
+@contextlib.contextmanager
+def progress(what: str, total: float, unit: str = '') -> Iterator[Callable[[float], None]]:
+  """Reports progress and the time left: a bar on a terminal, elsewhere a log line now and then.
+
+  Args:
+    what: is going on.
+    total: amount of work; 0 = unknown.
+    unit: of the amount.
+
+  Yields:
+    A function to call with the amount done so far.
+  """
+  start = logged = time.monotonic()
+  options = {'unit': unit, 'unit_scale': True, 'disable': None, 'leave': False}
+  with tqdm.tqdm(desc=what, total=total or None, **options) as bar:
+
+    def update(done: float) -> None:
+      nonlocal logged
+      bar.update(done - bar.n)
+      now = time.monotonic()
+      if bar.disable and done and now - logged > _LOG_SECONDS:
+        logged = now
+        left = tqdm.tqdm.format_interval((now - start) * max(total - done, 0) / done)
+        estimate = f'{min(done / total, 1):.0%}, about {left} left' if total else f'{done:,} {unit}'
+        _log.info('%s: %s', what, estimate)
+
+    yield update
 
 
 def import_tensorflow(feature: str, instead: str, module: str = 'tensorflow'):

@@ -24,11 +24,11 @@ from etils import epath
 from bertjax import io
 from bertjax.data import dataset, instances
 from bertjax.data import text as text_lib
-from bertjax.data.corpus import count_cased
 from bertjax.data.loader import Batches
 from bertjax.data.masking import Masking, predictions
-from bertjax.data.preprocess import Settings, log_report, prepare
+from bertjax.data.preprocess import Settings, prepare
 from bertjax.data.tokenizer import Tokenizer
+from bertjax.data.vocabulary import count_cased
 
 _log = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ def run(
   manifest = prepare(config.data.input, tokenizer, settings, folder, workers=workers, part=part)
   if manifest:
     warn_of_case(tokenizer)
-    log_report(manifest.get('report') or {}, config.data.length)
+    dataset.log_report(manifest.get('report') or {}, config.data.length)
   if format == 'google':
     _write_tfrecords(config, folder, epath.Path(out))
   elif remote:
@@ -186,5 +186,5 @@ def cached(config, cache_dir='') -> epath.Path:
     counts = manifest['counts']
     _log.info('prepared: %s', '  '.join(f'{name} {value:,}' for name, value in counts.items()))
   warn_of_case(tokenizer)
-  log_report(manifest.get('report') or {}, config.data.length)
+  dataset.log_report(manifest.get('report') or {}, config.data.length)
   return folder

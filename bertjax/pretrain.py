@@ -27,7 +27,6 @@ from bertjax.config import OF_TASKS
 from bertjax.data import dataset, instances, masking
 from bertjax.data import loader as loader_lib
 from bertjax.data.masking import Masking
-from bertjax.data.preprocess import log_report
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.interop import loading
 from bertjax.model import config as model_config
@@ -312,7 +311,7 @@ def prepared_folder(config) -> epath.Path:
     raise ValueError(f'{folder} holds the rows of a task, not of pre-training; see `finetune`.')
   wanted = prepare.settings_of(config)
   if 'report' in manifest:
-    log_report(manifest['report'], wanted.length)
+    dataset.log_report(manifest['report'], wanted.length)
   for name in ('kind', 'length'):
     if found[name] != getattr(wanted, name):
       pairs = f' --config.nsp={found["kind"] in instances.PAIR_KINDS}' if name == 'kind' else ''

@@ -18,8 +18,9 @@ import os
 from etils import epath
 
 from bertjax import io
-from bertjax.data import corpus, preprocess, vocabulary
+from bertjax.data import dataset, vocabulary
 from bertjax.data import text as text_lib
+from bertjax.data import workers as worker_lib
 from bertjax.data.tokenizer import Tokenizer
 
 KINDS = ('wordpiece', 'sentencepiece')
@@ -44,15 +45,21 @@ def run(
   workers = os.cpu_count() or 1 if workers == -1 else workers
   found = []  # what each reading of the text met; the same each time
 
-  def read():
-    found.append(text_lib.Report())
-    return text_lib.read_documents(
-      input, format, text_key=text_key, encoding=encoding, on_bad_row=on_bad_row, report=found[-1]
-    )
+  size_in_bytes = sum(file_size for _, file_size, _ in text_lib.list_source(input))
+
+  def read(what):
+    report = text_lib.Report()
+    found.append(report)
+    with io.progress(what, size_in_bytes, unit='B') as update:
+      for text in text_lib.read_documents(
+        input, format, text_key=text_key, encoding=encoding, on_bad_row=on_bad_row, report=report
+      ):
+        update(report.bytes_read())
+        yield text
 
   error = 0
   if out and kind == 'wordpiece':
-    texts = read()
+    texts = read('counting words')
     counts = vocabulary.count_words(
       texts, lowercase=lowercase, max_words=max_words, workers=workers
     )
@@ -63,9 +70,11 @@ def run(
     from bertjax.data import sentencepiece
 
     count = functools.partial(_count_characters, format=format, lowercase=lowercase)
-    counts = sum(corpus.map_units(count, read(), workers), collections.Counter())
+    counts = sum(
+      worker_lib.map_units(count, read('counting characters'), workers), collections.Counter()
+    )
     kept, rare = vocabulary.choose_alphabet(counts, size, len(sentencepiece.SPECIAL_PIECES))
-    sentences = _sentences(read(), format)
+    sentences = _sentences(read('reading sentences'), format)
     coverage = sentencepiece.coverage_for(counts, kept)
     model = sentencepiece.train_sentencepiece(
       sentences, size, lowercase=lowercase, coverage=coverage
@@ -75,8 +84,8 @@ def run(
   if found:
     found[0].warn(lowercase)
   if report:
-    facts = corpus.describe(
-      read(), out or vocab, format=format, lowercase=lowercase, workers=workers
+    facts = vocabulary.describe(
+      read('measuring the text'), out or vocab, format=format, lowercase=lowercase, workers=workers
     )
     if not out:
       found[0].warn(lowercase)
@@ -132,8 +141,8 @@ def _lines(facts: dict, tokenizer: Tokenizer) -> list[str]:
     f'NSP         {enough:,} documents have two sentences or more: --config.nsp={facts["nsp"]}',
   ]
   random = facts['random_labels']
-  lines[-1] += f'; {random:.0%} of its labels would be random (data.length={corpus.ROW})'
-  if random > preprocess.MOST_RANDOM:
+  lines[-1] += f'; {random:.0%} of its labels would be random (data.length={vocabulary.ROW})'
+  if random > dataset.MOST_RANDOM:
     lines.append(
       'sentences   are about as long as rows or are not found in this text: far more labels are '
       'random than the 50% and a little that the rule gives'
@@ -146,20 +155,20 @@ def _lines(facts: dict, tokenizer: Tokenizer) -> list[str]:
 
 
 def _shares(histogram: list[int]) -> str:
-  names = [*(f'up to {edge:,}' for edge in corpus.EDGES), 'more']
+  names = [*(f'up to {edge:,}' for edge in vocabulary.EDGES), 'more']
   cells = zip(names, histogram, strict=True)
   return 'tokens: ' + ', '.join(f'{name} {n / sum(histogram):.1%}' for name, n in cells if n)
 
 
 def _misfits(unknown: float, tokenizer: Tokenizer) -> list[str]:
   """What a case other than the vocabulary's does: [UNK] for capitals, or entries never used."""
-  lines, cased = [], corpus.count_cased(tokenizer)[0]
+  lines, cased = [], vocabulary.count_cased(tokenizer)[0]
   if tokenizer.lowercase and cased:
     lines.append(
       f'case        {cased:,} entries have capitals and are never used with --lowercase: '
       'is this a cased vocabulary (--nolowercase)?'
     )
-  if unknown > preprocess.MOST_UNKNOWN:
+  if unknown > dataset.MOST_UNKNOWN:
     hint = '' if tokenizer.lowercase or cased else '; it has no capitals: --lowercase?'
     lines.append(f'[UNK]       {unknown:.1%} of the tokens: the vocabulary does not fit{hint}')
   return lines

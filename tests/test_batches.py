@@ -187,5 +187,5 @@ def test_an_unknown_objective_is_refused(make):
 def test_a_split_without_rows_is_refused(tmp_path):
   writer = dataset.Writer(tmp_path / 'rows', {}, {'ends': ('uint16', (1, 2))})
   assert writer.finish({'train': 0, 'heldout': 0})
-  with pytest.raises(ValueError, match=f'{tmp_path}/rows has no rows'):
+  with pytest.raises(ValueError, match=f'{tmp_path}/rows has no records'):
     loader_lib.Batches(dataset.Dataset(tmp_path / 'rows', 'train'), 8, 0, Masking(), 600, {})

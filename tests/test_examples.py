@@ -85,7 +85,7 @@ def test_rows_are_those_of_google_s_rule(seed, length, short, count):
   for number, index in itertools.product(range(2), range(count)):
     rng = random.Random(int(hash_u64(seed, EXAMPLES, number, index)))
     wanted += google_rows(documents, index, rng, length, short)
-  assert build(documents, length=length, short_seq_prob=short, passes=2, seed=seed) == wanted
+  assert build(documents, length=length, short_seq_prob=short, dupe_factor=2, seed=seed) == wanted
 
 
 @given(st.integers(0, 2**32), st.integers(8, 40), st.sampled_from(instances.KINDS))
@@ -126,7 +126,7 @@ def test_displaced_sentences_are_used_again(seed):
 
 def test_long_segments_are_truncated_at_both_ends_until_they_fit_evenly():
   documents = [[list(range(100))], [list(range(100, 300))]]
-  for a, b, _ in build(documents, length=64, short_seq_prob=0.0, passes=20):
+  for a, b, _ in build(documents, length=64, short_seq_prob=0.0, dupe_factor=20):
     assert len(a) + len(b) == 61 and abs(len(a) - len(b)) == 1
     for part, whole in ((a, documents[a[0] >= 100][0]), (b, documents[b[0] >= 100][0])):
       assert part == list(range(part[0], part[0] + len(part)))
@@ -146,7 +146,7 @@ def test_a_short_target_is_drawn_once_for_a_document():
 
 def test_every_pass_makes_other_pairs_and_the_seed_too():
   documents = make_documents(3, count=30)
-  once, both = build(documents), build(documents, passes=2)
+  once, both = build(documents), build(documents, dupe_factor=2)
   assert both[: len(once)] == once
   assert both[len(once) :] != once and build(documents, seed=1) != once
 

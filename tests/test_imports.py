@@ -67,8 +67,10 @@ def test_a_folder_imports_only_what_the_plan_allows(folder):
       allowed |= {'tensorflow', 'tensorflow_text'}
     if f'{folder}/{path.name}' == 'data/tfrecords.py':
       allowed |= {'tensorflow'}
-    if f'{folder}/{path.name}' in ('data/text.py', 'data/tables.py'):
-      allowed |= {'tensorflow', 'pyarrow'}
+    if f'{folder}/{path.name}' == 'data/text.py':
+      allowed |= {'tensorflow'}
+    if f'{folder}/{path.name}' in ('data/files.py', 'data/tables.py'):
+      allowed |= {'pyarrow'}
     if f'{folder}/{path.name}' == 'interop/files.py':
       allowed |= {'torch'}
     assert not outside(imported(path), allowed), path

@@ -20,10 +20,9 @@ from hypothesis import strategies as st
 
 from bertjax import config as config_lib
 from bertjax import prepare
-from bertjax.data import corpus as corpus_lib
-from bertjax.data import dataset, encode, preprocess, vocabulary
+from bertjax.data import dataset, preprocess, vocabulary
 from bertjax.data import text as text_lib
-from bertjax.data.spill import Spill
+from bertjax.data.preprocess import TokenShards
 from bertjax.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from tests import articles
 
@@ -124,7 +123,7 @@ def test_rows_of_any_language_have_random_labels_by_the_rule(make, tmp_path, lan
   counts = manifest['counts']
   assert report['random_labels'] == counts['train_label_1'] / counts['train_pairs']
   assert counts['train_pairs'] == counts['train_rows'] == report['rows']
-  preprocess.log_report(report, 128)
+  dataset.log_report(report, 128)
   assert not [record for record in caplog.records if record.levelname == 'WARNING']
   assert caplog.text.count('Thai and Lao mark no ends of sentences') == (language == 'Thai')
 
@@ -136,7 +135,7 @@ def test_labels_tokens_and_unknown_words_far_from_the_rule_are_warned_about(make
   tokenizer = Tokenizer([piece for piece in tokenizer.vocab if 'k' not in piece])
   _, manifest = make(source=tmp_path / 'texts', tokenizer=tokenizer, format='prose')
   assert manifest['report']['random_labels'] == 1 and manifest['report']['tokens_used'] < 0.2
-  preprocess.log_report(manifest['report'], 32)
+  dataset.log_report(manifest['report'], 32)
   for message in ('100% of the next-sentence labels are random; the rule gives a little over 50%',
                   'of the tokens are in the rows: sentences longer than a row (data.length=32)',
                   '% of the tokens are [UNK]: the vocabulary'):  # fmt: skip
@@ -147,7 +146,7 @@ def test_the_vocabulary_report_estimates_the_fraction_of_random_labels(
   make, tokenizer, vocab, texts
 ):
   _, manifest = make(length=128, heldout_fraction=0.3)
-  found = corpus_lib.describe(texts, vocab, format='google')['random_labels']
+  found = vocabulary.describe(texts, vocab, format='google')['random_labels']
   assert abs(found - manifest['report']['random_labels']) < 0.1
 
 
@@ -212,7 +211,7 @@ def test_parts_of_two_machines_make_the_bytes_of_one(make, order, tmp_path):
 def test_the_last_part_clears_up_behind_one_that_has_not_yet(make, monkeypatch):
   whole, _ = make('whole', num_shards=3)
   with monkeypatch.context() as patch:
-    patch.setattr(Spill, 'clear', lambda self: None)
+    patch.setattr(TokenShards, 'clear', lambda self: None)
     make(num_shards=3, part=(0, 2))
   folder, manifest = make(num_shards=3, part=(1, 2))
   assert manifest and contents(folder) == contents(whole)
@@ -229,13 +228,13 @@ KILLED = """if True:
   sys.modules['tensorflow_text'] = None  # starts sooner; the rows are the same
   from bertjax import prepare
   from bertjax.data import preprocess
-  from bertjax.data.spill import Spill
+  from bertjax.data.preprocess import TokenShards
   from bertjax.data.dataset import Writer
   from bertjax.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 
   what, source, vocab, folder, settings = sys.argv[1:]
   preprocess._BATCH_CHARS, preprocess._COMMIT_SECONDS = 5000, 0
-  commit, add_shard, calls = Spill.commit, Writer.add_shard, []
+  commit, add_shard, calls = TokenShards.commit, Writer.add_shard, []
 
   def kill():
     os.kill(os.getpid(), signal.SIGKILL)
@@ -256,7 +255,7 @@ KILLED = """if True:
     add_shard(self, split, number, broken() if len(calls) == 3 else batches, **facts)
 
   if what == 'tokenising':
-    Spill.commit = killing_commit
+    TokenShards.commit = killing_commit
   else:
     Writer.add_shard = killing_add_shard
   settings = prepare.Settings(**json.loads(settings))
@@ -272,15 +271,15 @@ def test_a_killed_preparation_resumes_to_the_bytes_of_an_uninterrupted_one(
   command = [sys.executable, '-c', KILLED, what, corpus_file, vocab, tmp_path / 'rows', settings]
   assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
   assert not (tmp_path / 'rows').exists()
-  journal = tmp_path / 'rows.incomplete' / 'spill-0-of-1' / 'journal.json'
-  tokenised = json.loads(journal.read_text())['texts']
+  journal = tmp_path / 'rows.incomplete' / 'tokens-0-of-1' / 'journal.json'
+  tokenised = json.loads(journal.read_text())['documents']
 
   def record(module, name):
     function, calls = getattr(module, name), []
     monkeypatch.setattr(module, name, lambda *args: calls.append(args[-1]) or function(*args))
     return calls
 
-  encoded, built = record(encode, 'encode'), record(preprocess, '_build_shard')
+  encoded, built = record(preprocess, 'tokenize'), record(preprocess, '_build_shard')
   if what == 'building':
     monkeypatch.setattr(text_lib, 'read_documents', None)  # it is not called
   folder, _ = make(num_shards=3)
@@ -326,7 +325,7 @@ def test_a_folder_prepared_otherwise_is_refused_and_kept(make, tmp_path):
 
 
 def test_two_runs_that_want_the_same_rows_prepare_them_once(config, monkeypatch, tmp_path):
-  waiting, made, write_shards = threading.Event(), [], preprocess._write_shards
+  waiting, made, write_shards = threading.Event(), [], preprocess._prepare_shards
   monkeypatch.setattr(
     dataset._log, 'info', lambda *_: waiting.set()
   )  # another process is preparing
@@ -336,7 +335,7 @@ def test_two_runs_that_want_the_same_rows_prepare_them_once(config, monkeypatch,
     assert waiting.wait(60)
     return write_shards(*args)
 
-  monkeypatch.setattr(preprocess, '_write_shards', write_when_the_other_waits)
+  monkeypatch.setattr(preprocess, '_prepare_shards', write_when_the_other_waits)
   with concurrent.futures.ThreadPoolExecutor(2) as pool:
     one, two = pool.map(cached, [config, config])
   assert one == two and len(made) == 1 and len(dataset.Dataset(one, 'train')) > 0
@@ -345,7 +344,7 @@ def test_two_runs_that_want_the_same_rows_prepare_them_once(config, monkeypatch,
 
 def test_a_huge_sentence_has_the_ids_it_has_uncut(make, monkeypatch):
   uncut, _ = make('uncut')
-  monkeypatch.setattr(encode, '_PIECE_CHARS', 20)
+  monkeypatch.setattr(preprocess, '_PIECE_CHARS', 20)
   assert contents(make('cut')[0]) == contents(uncut)
 
 
@@ -356,8 +355,8 @@ def test_a_huge_sentence_has_the_ids_it_has_uncut(make, monkeypatch):
   deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_parts_of_a_sentence_have_its_ids(tokenizer, monkeypatch, sentence):
-  monkeypatch.setattr(encode, '_PIECE_CHARS', 4)
-  pieces = encode._cut(sentence)
+  monkeypatch.setattr(preprocess, '_PIECE_CHARS', 4)
+  pieces = preprocess.split_huge(sentence)
   assert [id for ids in tokenizer.encode(pieces) for id in ids] == tokenizer.encode([sentence])[0]
 
 
@@ -498,7 +497,7 @@ ONE_SENTENCE = '\n\n'.join(f'Sentence {i}.' for i in range(30))
   'content, changes, message',
   [
     ('One.\nTwo.', {}, r'is one document \(data.format=google\).*--config.nsp=False'),
-    ('\n \n\n', {}, 'holds no text once blank documents are left out'),
+    ('\n \n\n', {}, 'has no text once blank documents are dropped'),
     (
       'A.\n\nB.\n\nC.',
       {'heldout_fraction': 1e-9},

@@ -557,7 +557,7 @@ def test_bad_text_gets_one_sentence(corpus, vocab, tmp_path, capsys):
   for folder, words in (
     (tmp_path / 'missing', ['missing', 'no such file']),
     (empty, ['holds no files']),
-    (blank, ['holds no text']),
+    (blank, ['has no text']),
     (binary, ['a.txt', 'binary', 'skip']),
     (one, ['one document', 'nsp=False']),
   ):

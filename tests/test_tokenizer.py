@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from bertjax.data import encode, normalization
+from bertjax.data import normalization, preprocess
 from bertjax.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 WORDS = ['hello', 'world', '##s', 'a', '##a', '##b', ',', '!', "'", 'ubung', 'Hello', '字']
@@ -397,8 +397,10 @@ def test_added_tokens_reach_the_rows_that_worker_processes_encode(tmp_path):
   folder = write_tokenizer(tmp_path / 'found', **VARIANTS['added words that are normalised'])
   tokenizer = Tokenizer.from_file(folder)
   tokenizer.save(tmp_path / 'rows')
-  run = encode.encoder(str(tmp_path / 'rows'), 'prose', 0.0, 1, (('train', 0),))
-  [(ids, *_)] = run(['hello newtok brca1']).values()
+  shard = ('train', 0)
+  [(ids, *_)] = preprocess.tokenize(
+    str(tmp_path / 'rows'), 'prose', 0.0, 1, (shard,), ['hello newtok brca1']
+  ).values()
   assert ids.tolist() == tokenizer.encode('hello newtok brca1')[0] == [5, 18, 17]
   with pytest.raises(ValueError, match=r'--config\.data\.lowercase=True'):
     Tokenizer.from_file(folder, lowercase=False)

@@ -14,8 +14,10 @@ import pytest
 
 from bertjax import vocab as program
 from bertjax.__main__ import main
-from bertjax.data import corpus, sentencepiece, vocabulary
+from bertjax.data import sentencepiece, vocabulary
 from bertjax.data import text as text_lib
+from bertjax.data import words as words_lib
+from bertjax.data import workers as worker_lib
 from bertjax.data.tokenizer import Tokenizer
 
 ODD = 'A\u00a0b\x1cc\u200bd  [MASK]x[UNK]\n\n字字。Élan\tÉlan!\r\nEnd of\u2028it… Then ﬁn.'
@@ -26,14 +28,14 @@ def plainly(texts, tokenizer) -> dict:
   documents = [tokenizer.encode(text_lib.split_document(text, 'prose')) for text in texts]
   sentences = list(itertools.chain.from_iterable(documents))
   ids = list(itertools.chain.from_iterable(sentences))
-  histogram = collections.Counter(int(np.searchsorted(corpus.EDGES, len(s))) for s in sentences)
+  histogram = collections.Counter(int(np.searchsorted(vocabulary.EDGES, len(s))) for s in sentences)
   return {
     'documents': len(texts),
     'sentences': len(sentences),
     'tokens': len(ids),
     'unknown': ids.count(tokenizer.unk_id),
     'documents_for_nsp': sum(len(document) > 1 for document in documents),
-    'sentences_by_length': [histogram[i] for i in range(len(corpus.EDGES) + 1)],
+    'sentences_by_length': [histogram[i] for i in range(len(vocabulary.EDGES) + 1)],
     'duplicates': len(texts) - len(set(texts)),
   }
 
@@ -53,7 +55,7 @@ def test_the_report_counts_what_the_tokenizer_makes_of_every_sentence(
 ):
   vocab = vocabularies[kind]
   texts = [*documents, ODD, 'One.', documents[3], documents[3], 'Two']
-  found = corpus.describe(texts, vocab, lowercase=lowercase)
+  found = vocabulary.describe(texts, vocab, lowercase=lowercase)
   expected = plainly(texts, Tokenizer.from_file(vocab, lowercase=lowercase))
   assert expected['unknown'] > 1 and expected['duplicates'] == 2
   assert {name: found[name] for name in expected} == expected
@@ -68,33 +70,33 @@ def test_the_report_counts_what_the_tokenizer_makes_of_every_sentence(
    ('、。', 1), ('한국어는', 1), ('«Да!»', 1), ('ภาษาไทย', 1)],
 )  # fmt: skip
 def test_words_are_those_of_the_language(chunk, words):
-  assert corpus.count_words(chunk) == words
+  assert words_lib.count_words(chunk) == words
 
 
 def test_lengths_fall_into_the_bucket_that_their_edge_closes():
-  assert corpus._histogram([0, 1, 16, 17, 64, 8192, 8193]).tolist() == [3, 2, 0, 0, 0, 1, 1]
+  assert vocabulary._histogram([0, 1, 16, 17, 64, 8192, 8193]).tolist() == [3, 2, 0, 0, 0, 1, 1]
 
 
 @pytest.mark.parametrize('workers', [1, 2])
 def test_neither_units_nor_workers_change_the_counts(documents, vocab, monkeypatch, workers):
-  words, facts = vocabulary.count_words(documents), corpus.describe(documents, vocab)
-  monkeypatch.setattr(corpus, '_UNIT', 10_000)
-  assert len(list(corpus.map_units(len, documents))) > 2
+  words, facts = vocabulary.count_words(documents), vocabulary.describe(documents, vocab)
+  monkeypatch.setattr(worker_lib, '_UNIT', 10_000)
+  assert len(list(worker_lib.map_units(len, documents))) > 2
   assert vocabulary.count_words(documents, workers=workers) == words
-  assert corpus.describe(documents, vocab, workers=workers) == facts
+  assert vocabulary.describe(documents, vocab, workers=workers) == facts
 
 
 def test_units_come_in_order_and_hold_every_text_once(monkeypatch):
-  monkeypatch.setattr(corpus, '_UNIT', 10)
+  monkeypatch.setattr(worker_lib, '_UNIT', 10)
   texts = [str(i) * 3 for i in range(100)]
-  units = corpus.map_units(list, iter(texts), workers=2)
+  units = worker_lib.map_units(list, iter(texts), workers=2)
   assert list(itertools.chain.from_iterable(units)) == texts
-  assert list(corpus.map_units(list, [], workers=2)) == []
+  assert list(worker_lib.map_units(list, [], workers=2)) == []
 
 
 def test_pruned_counts_are_bounded_reported_and_the_same_for_any_workers(documents, monkeypatch):
   exact = vocabulary.count_words(documents)
-  monkeypatch.setattr(corpus, '_UNIT', 10_000)
+  monkeypatch.setattr(worker_lib, '_UNIT', 10_000)
   one, two = (vocabulary.count_words(documents, max_words=500, workers=n) for n in (1, 2))
   assert list(one.items()) == list(two.items()) and one.error == two.error > 0
   assert len(one) <= 500 < len(exact) and exact.error == 0
@@ -254,7 +256,7 @@ def test_wrong_flags_raise_one_sentence(capsys, flags, message):
 
 def test_text_without_words_gets_one_sentence(tmp_path, vocab):
   (tmp_path / 'a.txt').write_text(' \n')
-  with pytest.raises(ValueError, match='the input holds no text'):
+  with pytest.raises(ValueError, match='the input has no text'):
     program.run(input=str(tmp_path / 'a.txt'), vocab=str(vocab))
 
 
@@ -263,7 +265,7 @@ def test_google_s_uncased_vocabulary_fits_wikitext_and_not_with_case(data_dir):
   path = data_dir / 'vocab' / 'bert-base-uncased-vocab.txt'
   texts = list(text_lib.read_documents(str(data_dir / 'wikitext-2'), 'wikitext'))
   lower, keep = (
-    corpus.describe(texts, path, format='wikitext', lowercase=case) for case in (True, False)
+    vocabulary.describe(texts, path, format='wikitext', lowercase=case) for case in (True, False)
   )
   assert lower['words'] == keep['words'] == 213_886
   assert lower['unknown'] < 50 and 0.11 < keep['unknown'] / keep['tokens'] < 0.13
@@ -279,6 +281,6 @@ def test_books_give_the_same_vocabulary_in_any_process_with_any_workers(data_dir
 
 
 def test_units_without_workers_are_made_one_after_another_in_this_thread(monkeypatch):
-  monkeypatch.setattr(corpus, '_UNIT', 10)
-  units = corpus.map_units(lambda unit: (threading.get_ident(), len(unit)), ['text ' * 3] * 5)
+  monkeypatch.setattr(worker_lib, '_UNIT', 10)
+  units = worker_lib.map_units(lambda unit: (threading.get_ident(), len(unit)), ['text ' * 3] * 5)
   assert list(units) == [(threading.get_ident(), 1)] * 5

@@ -74,18 +74,18 @@ def columns(kind: str, length: int, vocab_size: int, sequences: int = 1) -> dict
 
 
 def build(
-  corpus: Corpus, kind: str, *, length: int, short_seq_prob: float = 0.1, passes: int = 1,
-  seed: int = 0,
+  corpus: Corpus, kind: str, *, length: int, short_seq_prob: float = 0.1,
+  dupe_factor: int = 1, seed: int = 0,
 ) -> Iterator[Instance]:  # fmt: skip
-  """Yields the sequences of all documents, `passes` times with other pairs each time.
+  """Yields the sequences of all documents, `dupe_factor` times with other pairs each time.
 
   Args:
     corpus: of one shard; random second sentences are drawn from its documents.
     kind: 'nsp' (Google's pairs), 'sop' (ALBERT's), 'doc_sentences', 'full_sentences' (RoBERTa's).
     length: L, special tokens included.
     short_seq_prob: share of documents ('full_sentences': of rows) cut to a random length.
-    passes: Google's dupe_factor.
-    seed: every document of every pass has a random stream of its own.
+    dupe_factor: passes over the documents.
+    seed: every document of every pass has a separate random stream.
 
   Raises:
     ValueError: if 'nsp' is asked of fewer than two documents.
@@ -97,7 +97,7 @@ def build(
       '(--config.nsp=False).'
     )
   special = {'nsp': 3, 'sop': 3, 'doc_sentences': 2, 'full_sentences': 1}[kind]
-  for number in range(passes):
+  for number in range(dupe_factor):
     if kind == 'full_sentences':
       rng = random.Random(int(hash_u64(seed, EXAMPLES, number)))
       yield from full_sentences(corpus, rng, length - special, short_seq_prob)

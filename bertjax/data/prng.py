@@ -7,6 +7,9 @@ s*B .. (s+1)*B-1. A batch may straddle epochs, nothing is dropped, and the state
 integer, the step.
 """
 
+import hashlib
+from collections.abc import Iterable
+
 import numpy as np
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -78,3 +81,18 @@ def training_slots(step: int, batch_size: int, num_rows: int, seed: int, rows=No
   slot = np.int64(step) * batch_size + np.asarray(rows, np.int64)
   epoch = 1 + slot // num_rows
   return epoch, permute(slot % num_rows, num_rows, hash_u64(seed, ORDER, epoch))
+
+
+def choose_heldout(contents: Iterable, fraction: float) -> tuple[np.ndarray, list[bool]]:
+  """Chooses which of N contents are held out, by a hash of each content alone.
+
+  Args:
+    contents: N of bytes or an array.
+    fraction: how many of them to hold out, about.
+
+  Returns:
+    A key per content, uint64 [N], and whether it is held out.
+  """
+  digests = (hashlib.blake2b(content, digest_size=8).digest() for content in contents)
+  keys = np.array([int.from_bytes(digest, 'little') for digest in digests], np.uint64)
+  return keys, [key < fraction * 2**64 for key in hash_u64(keys).tolist()]

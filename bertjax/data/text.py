@@ -53,9 +53,16 @@ class Report:
   invalid_utf8: int = 0  # byte sequences that are invalid in the encoding of the text
   binary_skipped: int = 0
   bad_rows: int = 0
+  finished = 0  # bytes of files that have been read
+  file = None  # the one being read
   hint = ''  # the encoding that the first of them would have
   unmarked = False  # whether there is Thai or Lao prose, which has no sentence marks
   stripped = ''  # letters beyond Latin and Greek of which an uncased tokenizer drops a part
+
+  def bytes_read(self) -> int:
+    """Bytes read so far, of compressed files as stored."""
+    reading = self.file and not self.file.closed
+    return self.finished + (self.file.tell() if reading else 0)
 
   def warn(self, lowercase: bool = False) -> None:
     if lowercase and self.stripped:
@@ -169,6 +176,7 @@ def _files(pattern, format, text_key, binary, encoding, on_bad_row, report: Repo
       report.files += 1
       rows = parquet_rows(path, [text_key], hint=' (data.text_key)')
       yield from _row_texts(rows, text_key, path, on_bad_row, report)
+      report.finished += path.stat().length
       continue
     with open_bytes(path) as stream:
       head = stream.read(8192)
@@ -180,12 +188,13 @@ def _files(pattern, format, text_key, binary, encoding, on_bad_row, report: Repo
       continue
     report.files += 1
     with open_text(path, encoding, head) as stream:
-      replaced = stream.errors == 'replace'
+      replaced, report.file = stream.errors == 'replace', stream.buffer.raw.file
       if format == 'jsonl':
         rows = json_rows(stream)
         yield from _row_texts(rows, text_key, path, on_bad_row, report, replaced)
       else:
         yield from (_valid(text, report, replaced) for text in _documents(stream, format))
+    report.finished += path.stat().length
 
 
 def list_files(pattern: str, suffix: str = '') -> list[epath.Path]:
@@ -232,8 +241,8 @@ _DECOMPRESS = {'.gz': gzip.open, '.bz2': bz2.BZ2File, '.xz': lzma.LZMAFile, '.zs
 class _Raw(io.RawIOBase):
   """Anything with `read` as a raw stream of Python."""
 
-  def __init__(self, file):
-    self._read = file.read
+  def __init__(self, stream, file):
+    self._read, self.file = stream.read, file
 
   def readable(self) -> bool:
     return True
@@ -255,7 +264,7 @@ def open_bytes(path: epath.Path) -> Iterator[io.BufferedReader]:
   with path.open('rb') as file:
     try:
       stream = _DECOMPRESS[suffix](file) if suffix in _DECOMPRESS else file
-      yield io.BufferedReader(_Raw(stream), 2**16)
+      yield io.BufferedReader(_Raw(stream, file), 2**16)
     except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
       if suffix not in _DECOMPRESS or getattr(error, 'errno', None):
         raise

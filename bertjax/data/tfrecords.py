@@ -6,17 +6,21 @@ their own (`masked_columns`) beside those of `examples`. Name trap: Google's `se
 functions that read and write files, and by nothing else.
 """
 
+import collections
 import contextlib
+import dataclasses
 import itertools
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 from bertjax import io
-from bertjax.data import instances
+from bertjax.data import dataset, instances, prng
 from bertjax.data import text as text_lib
 from bertjax.data.loader import PREDICTIONS
+from bertjax.data.masking import unmasked
 
 _INTEGERS = (
   'input_ids', 'input_mask', 'segment_ids', 'masked_lm_positions', 'masked_lm_ids',
@@ -122,6 +126,61 @@ def _columns(features: dict, vocab_size: int, path, start: int) -> dict[str, np.
   }  # fmt: skip
   dtypes = masked_columns(ids.shape[1], positions.shape[1], vocab_size)
   return {name: columns[name].astype(dtype) for name, (dtype, _) in dtypes.items()}
+
+
+def prepare(source, tokenizer, settings, directory) -> dict:
+  """Writes a prepared dataset from the records of create_pretraining_data.py, with their masks.
+
+  The files have no documents, so records are held out by a hash of their unmasked ids: copies of a
+  record with other masks stay together, but records of one document may be in both splits.
+
+  Args and returns: as `preprocess.prepare`.
+  """
+  first = next(rows_from_tfrecords(source, tokenizer.vocab_size, size=1), None)
+  if first is None:
+    raise ValueError(f'data.input={source} holds no records.')
+  length, slots = first['input_ids'].shape[1], first['masked_lm_ids'].shape[1]
+  if (settings.kind, settings.length, settings.max_sequences_per_row) != ('nsp', length, 1):
+    raise ValueError(
+      f'data.input={source} holds sentence pairs (nsp=True) of {length} tokens, one a row; got '
+      f'kind={settings.kind}, data.length={settings.length}, '
+      f'data.max_sequences_per_row={settings.max_sequences_per_row}.'
+    )
+  columns = masked_columns(length, slots, tokenizer.vocab_size)
+  plan = {'settings': dataclasses.asdict(settings), 'tokenizer': tokenizer.fingerprint}
+  with dataset.lock(directory.with_name(f'{directory.name}.incomplete') / 'lock'):
+    writer = dataset.Writer(directory, plan, columns)
+    tokenizer.save(writer.folder)
+    for split in dataset.SPLITS:
+      counts = collections.Counter()
+      batches = (
+        _in_split(batch, settings.heldout_fraction, split == 'heldout', tokenizer, counts)
+        for batch in rows_from_tfrecords(source, tokenizer.vocab_size)
+      )
+      rows = writer.add_shard(split, 0, batches, tally=counts)['rows']
+      if not rows and not (split == 'train' and settings.heldout_fraction == 1):
+        shutil.rmtree(writer.folder)
+        raise ValueError(
+          f'no row was assigned to {split}; change data.heldout_fraction (now {settings.heldout_fraction}).'
+        )
+    writer.finish(
+      dict.fromkeys(dataset.SPLITS, 1), settings=dataclasses.asdict(settings), source=source,
+      tokenizer=tokenizer.fingerprint, report=dataset.report,
+    )  # fmt: skip
+  return dataset.read_manifest(directory)
+
+
+def _in_split(batch: dict, fraction: float, wanted: bool, tokenizer, counts) -> dict:
+  """The records of a batch that are in one split, added to its counts."""
+  ids = unmasked(batch)
+  chosen = np.array(prng.choose_heldout(ids, fraction)[1]) == wanted
+  batch, ids = {name: array[chosen] for name, array in batch.items()}, ids[chosen]
+  outside = (tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id)
+  counts.update(
+    tokens=int((~np.isin(ids, outside)).sum()), unknown=int((ids == tokenizer.unk_id).sum()),
+    pairs=len(ids), label_1=int(batch['next_sentence_labels'].sum()),
+  )  # fmt: skip
+  return batch
 
 
 def write_tfrecords(paths: Sequence, batches: Iterable[dict[str, np.ndarray]]) -> int:

@@ -1,25 +1,36 @@
-"""Trains WordPiece vocabularies: counts words, then merges the most frequent pair of pieces.
+"""WordPiece training, and statistics of a corpus under a vocabulary.
 
-Deterministic: equal counts are decided by spelling, so two trainings on the same text give the
-same file (Hugging Face's trainer iterates over hash maps and does not).
+The trainer counts words, then merges the most frequent pair of tokens. Equal counts are decided by
+spelling, so two trainings on the same text give the same file (Hugging Face's trainer iterates over
+hash maps and does not). `describe` measures lengths, [UNK] rate and duplicates.
 """
 
 import collections
 import functools
+import hashlib
 import heapq
 import itertools
 import logging
 import re
 from collections.abc import Iterable
 
-from bertjax.data import corpus
-from bertjax.data.tokenizer import SPECIAL_TOKENS, word_splitter
+import numpy as np
+
+from bertjax.data import instances, words
+from bertjax.data import text as text_lib
+from bertjax.data import workers as worker_lib
+from bertjax.data.tokenizer import SPECIAL_TOKENS, Tokenizer, word_splitter
 
 # Google's places: [PAD] is 0, 99 unused rows for words of one's own, then the other four.
 UNUSED = 99
 _HEADER = ('[PAD]', *(f'[unused{i}]' for i in range(UNUSED)), *SPECIAL_TOKENS[1:])
 _ALPHABET = 1000  # characters that are kept however rare, the most frequent ones
 _LONG = 10_000  # characters without white space are cut here, which bounds the normaliser's memory
+
+# Lengths in tokens up to which sentences and documents are counted; the last bucket is open.
+EDGES = (16, 64, 128, 512, 2048, 8192)
+ROW = 128  # tokens of a row, for the fraction of random labels
+_MEMO = 2**20  # chunks whose token counts a process remembers
 
 _log = logging.getLogger(__name__)
 
@@ -55,7 +66,7 @@ def count_words(
     workers: spawned processes; the result does not depend on it.
   """
   counts = WordCounts()
-  for part in corpus.map_units(functools.partial(_count, lowercase=lowercase), texts, workers):
+  for part in worker_lib.map_units(functools.partial(_count, lowercase=lowercase), texts, workers):
     counts.update(part)
     counts.prune(max_words)
   return counts
@@ -66,7 +77,7 @@ def _count(texts: list[str], lowercase: bool) -> collections.Counter:
   normalizer, splitter = word_splitter(lowercase)
   seen = collections.Counter()
   for text in texts:
-    seen.update(corpus.chunks(text))
+    seen.update(words.chunks(text))
   counts = collections.Counter()
   for chunk, count in seen.items():
     if chunk.isascii() and chunk.isprintable():  # what is no letter or digit is punctuation
@@ -217,3 +228,105 @@ def _merge_word(word, pair, merged, count, pair_counts, where, index) -> set:
     word[i : i + 2] = [merged]
     i += 1
   return changed
+
+
+def describe(
+  texts: Iterable[str], vocab, *, format: str = 'prose', lowercase: bool = True, workers: int = 1
+) -> dict:
+  """Measures a corpus in tokens of a vocabulary.
+
+  Args:
+    texts: documents of `text.read_documents`.
+    vocab: a `vocab.txt` or `spiece.model`.
+    format: how documents are split into sentences, see `data.text`.
+    lowercase: as for `Tokenizer.from_file`.
+    workers: spawned processes; the result does not depend on it.
+
+  Returns:
+    Counts by name (tokens without special ones; whitespace-delimited words, where each Han
+    character and kana is a word; `duplicates`: documents whose text occurred before), two
+    histograms over `EDGES`, `random_labels`: the fraction of next-sentence labels that would be
+    random in rows of 128 tokens, and `nsp`: whether to train with them.
+
+  Raises:
+    ValueError: if the vocabulary cannot be read or there is no text.
+  """
+  vocab = str(vocab)
+  _tokenizer(vocab, lowercase)  # raises here, not in a worker
+  measure = functools.partial(_measure, vocab=vocab, format=format, lowercase=lowercase)
+  total, hashes = None, []
+  for counts, digests in worker_lib.map_units(measure, texts, workers):
+    total = counts if total is None else {name: total[name] + n for name, n in counts.items()}
+    hashes.append(digests)
+  if total is None:
+    raise ValueError('the input has no text once blank documents are dropped.')
+  result = {name: n.tolist() if isinstance(n, np.ndarray) else n for name, n in total.items()}
+  result['duplicates'] = result['documents'] - len(np.unique(np.concatenate(hashes)))
+  chunks, single = result.pop('chunks'), result.pop('single_chunks')
+  result['random_labels'] = (chunks + single) / max(2 * chunks, 1)
+  result['nsp'] = 2 * result['documents_for_nsp'] >= max(4, result['documents'])
+  return result
+
+
+def _measure(texts: list[str], vocab: str, format: str, lowercase: bool) -> tuple[dict, np.ndarray]:
+  """Counts of one unit, and a 64-bit hash of each document."""
+  documents = [text_lib.split_document(text, format) for text in texts]
+  seen = collections.Counter()
+  for sentence in itertools.chain.from_iterable(documents):
+    seen.update(words.chunks(sentence))
+  tokens, unknown = _token_counts(seen, vocab, lowercase)
+  count = tokens.__getitem__
+  lengths = [[sum(map(count, words.chunks(s))) for s in document] for document in documents]
+  counts = {
+    'documents': len(texts),
+    'sentences': sum(map(len, lengths)),
+    'words': sum(n * words.count_words(chunk) for chunk, n in seen.items()),
+    'tokens': sum(map(sum, lengths)),
+    'unknown': sum(n * unknown[chunk] for chunk, n in seen.items() if chunk in unknown),
+    **_chunks(lengths),
+    'documents_for_nsp': sum(len(document) >= 2 for document in lengths),
+    'sentences_by_length': _histogram([n for document in lengths for n in document]),
+    'documents_by_length': _histogram([sum(document) for document in lengths]),
+  }
+  digests = b''.join(hashlib.blake2b(t.encode(), digest_size=8).digest() for t in texts)
+  return counts, np.frombuffer(digests, np.uint64)
+
+
+def _chunks(lengths: list[list[int]]) -> dict[str, int]:
+  """Next-sentence chunks of rows of 128 tokens, and how many of them are a single sentence."""
+  counts = np.zeros(2, int)
+  for document in lengths:
+    starts = np.cumsum([0, *(n for n in document if n)]).tolist()
+    counts += instances.count_chunks(starts, ROW - 3)
+  return dict(zip(('chunks', 'single_chunks'), counts.tolist(), strict=True))
+
+
+def _histogram(lengths: list[int]) -> np.ndarray:
+  return np.bincount(np.searchsorted(EDGES, lengths), minlength=len(EDGES) + 1)
+
+
+@functools.lru_cache(1)
+def _tokenizer(vocab: str, lowercase: bool) -> tuple[Tokenizer, dict, dict]:
+  """The tokenizer and what this process knows by chunk: its tokens, and how many are [UNK]."""
+  return Tokenizer.from_file(vocab, lowercase=lowercase), {}, {}
+
+
+def _token_counts(seen: Iterable[str], vocab: str, lowercase: bool) -> tuple[dict, dict]:
+  """Token counts of chunks: every distinct one is tokenised once, for no piece spans two."""
+  tokenizer, tokens, unknown = _tokenizer(vocab, lowercase)
+  if len(tokens) > _MEMO:
+    tokens.clear(), unknown.clear()
+  new = (chunk for chunk in seen if chunk not in tokens)
+  while batch := list(itertools.islice(new, 10_000)):
+    for chunk, ids in zip(batch, tokenizer.encode(batch), strict=True):
+      tokens[chunk] = len(ids)
+      if tokenizer.unk_id in ids:
+        unknown[chunk] = ids.count(tokenizer.unk_id)
+  return tokens, unknown
+
+
+def count_cased(tokenizer: Tokenizer) -> tuple[int, int]:
+  """How many entries of a vocabulary have capitals, and how many have letters with a case."""
+  own = [entry for entry in tokenizer.vocab if not entry.startswith(('[', '<'))]
+  cased = sum(entry != entry.lower() for entry in own)
+  return cased, cased + sum(entry != entry.upper() for entry in own if entry == entry.lower())

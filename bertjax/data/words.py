@@ -95,6 +95,27 @@ def join(words: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
   return text, spans
 
 
+def chunks(text: str) -> Iterator[str]:
+  """Yields whitespace-delimited chunks, which no token crosses; holds a slice of them at a time."""
+  for space in '\t\n\r':
+    text = text.replace(space, ' ')
+  start = 0
+  while start < len(text):
+    end = text.find(' ', start + 2**20)
+    end = len(text) if end < 0 else end
+    yield from filter(None, text[start:end].split(' '))
+    start = end
+
+
+_WORDS = re.compile(f'[{HAN}]|[^{HAN}]*?\\w[^{HAN}]*')
+
+
+def count_words(chunk: str) -> int:
+  """Words of a text without white space: one, or each Han character and kana and what is between
+  them, punctuation aside. Thai, Lao, Khmer and Burmese, which need a dictionary, count as one."""
+  return 1 if chunk.isascii() else len(_WORDS.findall(chunk)) or 1
+
+
 def _word(text: str, span: tuple[int, int]) -> Iterator[tuple[int, int]]:
   """Yields the punctuation before a word, mark by mark, the word, and the punctuation after it."""
   start, end = span

@@ -5,10 +5,13 @@ import concurrent.futures
 import concurrent.futures.process
 import contextlib
 import functools
+import itertools
 import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
+
+_UNIT = 2**23  # characters
 
 
 class _Process(multiprocessing.context.SpawnProcess):
@@ -86,6 +89,23 @@ def batches(texts: Iterable[str], chars: int) -> Iterator[list[str]]:
       batch, size = [], 0
   if batch:
     yield batch
+
+
+def map_units(function: Callable, texts: Iterable[str], workers: int = 1) -> Iterator:
+  """Yields function(list of texts) for units of about 8 million characters, in order.
+
+  The units depend on the texts only, so the results do not depend on the number of processes.
+
+  Args:
+    function: picklable; it runs in this process if there is only one unit or one worker.
+    texts: documents; a longer one is a separate unit.
+    workers: processes, spawned.
+  """
+  units = batches(texts, _UNIT)
+  first = list(itertools.islice(units, 2))
+  count = workers if workers > 1 and len(first) > 1 else 0
+  with processes(count, threads=False) as in_order:  # functions keep a memo
+    yield from in_order(function, itertools.chain(first, units))
 
 
 @contextlib.contextmanager
