@@ -10,12 +10,13 @@ import itertools
 import json
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from etils import epath
 
-from bertjax.data import text as text_lib
+from bertjax import io
+from bertjax.data import files
 
 KINDS = ('.csv', '.tsv', '.txt', '.jsonl', '.parquet')
 DELIMITERS = {'tab': '\t', 'comma': ',', 'semicolon': ';', 'pipe': '|', 'space': ' '}
@@ -106,7 +107,7 @@ def _files(path) -> list[epath.Path]:
     return [path]
   if not (path.is_dir() or glob.has_magic(str(path))):
     raise ValueError(f'{path} cannot be read: there is no such file.')
-  return text_lib.list_files(str(path))
+  return files.list_files(str(path))
 
 
 def _kind(path: epath.Path) -> str:
@@ -121,11 +122,11 @@ def _kind(path: epath.Path) -> str:
 def read_lines(path, encoding: str) -> Iterator[str]:
   """The lines of a text file, with their ends and without a byte order mark."""
   path = epath.Path(path)
-  text_lib.check_encoding(encoding)
+  files.check_encoding(encoding)
   try:
-    with text_lib.open_bytes(path) as stream:
+    with files.open_bytes(path) as stream:
       head = stream.peek(8192)[:8192]
-    with text_lib.open_text(path, encoding, head) as stream:
+    with files.open_text(path, encoding, head) as stream:
       invalid = re.compile('\ufffd') if stream.errors == 'replace' else _ESCAPED
       for number, line in enumerate(stream, 1):
         if not line.isascii() and invalid.search(line):
@@ -138,7 +139,7 @@ def read_lines(path, encoding: str) -> Iterator[str]:
 def _no_text(path, number: int, encoding: str, line: str) -> str:
   guess = ''
   if _ESCAPED.search(line):  # else the bytes are lost
-    guess = text_lib.guess_encoding(line.encode('utf-8', 'surrogateescape'))
+    guess = files.guess_encoding(line.encode('utf-8', 'surrogateescape'))
   like = f'; it looks like {guess}' if guess else ''
   return (
     f'{path}:{number}: not {encoding.upper()} text{like}. Name the encoding of the file '
@@ -172,7 +173,7 @@ def _delimited(path, kind, columns, optional, delimiter, encoding) -> Iterator[R
     hint = '; columns of a file without a header are given by number, from 0, and another delimiter'
     hint += ' by its name (delimiter=semicolon)'
   columns, optional = ([str(column) for column in some] for some in (columns, optional))
-  places = text_lib.find_columns(names, columns, optional, str(path), hint)
+  places = find_columns(names, columns, optional, str(path), hint)
   for number, fields in rows:
     if not fields and len(names) > 1:
       continue
@@ -214,7 +215,7 @@ def _csv(path, delimiter: str, encoding: str) -> Iterator[tuple[int, list[str]]]
 
 
 def _jsonl(path, columns, optional, encoding) -> Iterator[Row]:
-  for number, row in text_lib.json_rows(read_lines(path, encoding)):
+  for number, row in json_rows(read_lines(path, encoding)):
     where = f'{path}:{number}'
     if isinstance(row, Exception):
       yield Row(where, {}, f'not JSON ({row})')
@@ -228,10 +229,71 @@ def _jsonl(path, columns, optional, encoding) -> Iterator[Row]:
 
 
 def _parquet(path, columns, optional) -> Iterator[Row]:
-  for number, values in text_lib.parquet_rows(path, columns, optional):
+  for number, values in parquet_rows(path, columns, optional):
     invalid = [c for c, v in values.items() if isinstance(v, str) and _ESCAPED.search(v)]
     error = f'column {invalid[0]!r} is not UTF-8 text' if invalid else ''
     yield Row(f'{path}:{number}', {} if invalid else plain(values), error)
+
+
+def json_rows(lines: Iterable[str]) -> Iterator[tuple]:
+  """(number, value) of each line that is not blank; an exception for a line that is not JSON."""
+  for number, line in enumerate(lines, 1):
+    if not line.isspace():
+      try:
+        yield number, json.loads(line)
+      except (ValueError, RecursionError) as error:  # of the syntax, a huge number, or the depth
+        yield number, error
+
+
+def parquet_rows(
+  path: epath.Path, columns: Sequence[str], optional: Sequence[str] = (), hint: str = ''
+) -> Iterator[tuple[int, dict]]:
+  """(number, {column: value}) of each row, read in batches; invalid bytes of a text become lone
+  surrogates. For the arguments see `find_columns`."""
+  import pyarrow as pa
+  from pyarrow import parquet
+
+  with path.open('rb') as file:
+    try:
+      table = parquet.ParquetFile(file)
+      names = [*find_columns(table.schema_arrow.names, columns, optional, str(path), hint)]
+      number = itertools.count(1)
+      for batch in table.iter_batches(1024, columns=names):
+        values = [_values(batch.column(name)) for name in names]
+        for row in zip(*values, strict=True):
+          yield next(number), dict(zip(names, row, strict=True))
+    except (pa.ArrowInvalid, OSError) as error:
+      if getattr(error, 'errno', None):
+        raise
+      raise ValueError(f'{path} is not a complete Parquet file: {error}.') from error
+
+
+def _values(array) -> list:
+  import pyarrow as pa
+
+  if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
+    array = array.cast(pa.large_binary())  # to_pylist raises for invalid UTF-8
+  return [
+    value.decode('utf-8', 'surrogateescape') if isinstance(value, bytes) else value
+    for value in array.to_pylist()
+  ]
+
+
+def find_columns(
+  names: list[str], columns: Sequence, optional: Sequence, where: str, hint: str = ''
+) -> dict:
+  """{column: its position} for the columns of a table that has these names.
+
+  Raises:
+    ValueError: if one of `columns` is missing, or any occurs twice; `where` names the table.
+  """
+  twice = [column for column in (*columns, *optional) if names.count(column) > 1]
+  if twice:
+    raise ValueError(f'{where} has the column {twice[0]!r} twice.')
+  missing = [column for column in columns if column not in names]
+  if missing:
+    raise ValueError(f'{where} has no column {missing[0]!r}; it has {sorted(names)}{hint}.')
+  return {column: names.index(column) for column in (*columns, *optional) if column in names}
 
 
 def read_text(path, encoding: str = 'utf-8') -> str:
@@ -260,8 +322,8 @@ def read_tfds(name: str, split: str, columns: Sequence, *, label: str = '') -> I
     columns: features that must be there.
     label: a feature whose classes are given by name, not by number; -1 becomes None.
   """
-  builder, data = text_lib.open_tfds(name, split)
-  text_lib.find_columns([*builder.info.features], columns, (), f'tfds:{name}')
+  builder, data = open_tfds(name, split)
+  find_columns([*builder.info.features], columns, (), f'tfds:{name}')
   feature = dict(builder.info.features).get(label)
   names = getattr(getattr(feature, 'feature', feature), 'names', None)
   for number, example in enumerate(data.as_numpy_iterator()):
@@ -269,6 +331,26 @@ def read_tfds(name: str, split: str, columns: Sequence, *, label: str = '') -> I
     if names:
       values[label] = _named(values[label], names)
     yield Row(f'tfds:{name}, {split} example {number}', values)
+
+
+def open_tfds(name: str, split: str):
+  """The builder and the examples, in order, of a TFDS data set or of a folder that TFDS wrote.
+
+  Raises:
+    ValueError: if there is no such data set, version or split.
+  """
+  instead = 'write the data as .jsonl or .parquet files'
+  tfds = io.import_tensorflow(f'tfds:{name}', instead, 'tensorflow_datasets')
+  try:
+    if epath.Path(name).is_dir():
+      builder = tfds.builder_from_directory(name)
+    else:
+      builder = tfds.builder(name)
+      builder.download_and_prepare()
+    config = tfds.ReadConfig(interleave_cycle_length=1)
+    return builder, builder.as_dataset(split=split, read_config=config)
+  except Exception as error:  # TFDS has a family of its own for names, versions and splits
+    raise ValueError(f'tfds:{name}: {str(error).strip().splitlines()[0]}') from error
 
 
 def plain(value):

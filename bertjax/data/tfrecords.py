@@ -17,8 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from bertjax import io
-from bertjax.data import dataset, instances, prng
-from bertjax.data import text as text_lib
+from bertjax.data import dataset, files, instances, prng
 from bertjax.data.loader import PREDICTIONS
 from bertjax.data.masking import unmasked
 
@@ -51,9 +50,7 @@ def rows_from_tfrecords(
       values that no such row can have; the file and the record are named.
   """
   known = None
-  for path in itertools.chain.from_iterable(
-    map(text_lib.list_files, text_lib.split_source(source))
-  ):
+  for path in itertools.chain.from_iterable(map(files.list_files, files.split_source(source))):
     start = 0
     for features in _read(path, size):
       lengths = (features['input_ids'].shape[1], features['masked_lm_ids'].shape[1])
