@@ -17,7 +17,6 @@ import math
 import os
 import tempfile
 import time
-import types
 
 import jax
 import ml_collections
@@ -26,6 +25,7 @@ from flax.traverse_util import flatten_dict
 from jax.experimental import topologies
 
 from bertjax import io, pretrain
+from bertjax.data.dataset import Arrays
 from bertjax.data.loader import Batches
 from bertjax.data.masking import Masking
 from bertjax.model import encoder, losses
@@ -168,18 +168,9 @@ def random_batch(config, vocab_size: int) -> dict:
   if config.nsp:
     columns['next_sentence_labels'] = np.ones((1, sequences))
 
-  class Rows:
-    directory, manifest = 'random', types.MappingProxyType({'columns': columns})
-
-    def __len__(self):
-      return 1
-
-    def __getitem__(self, row):
-      return columns
-
   special = {'pad': 0, 'cls': 2, 'sep': 3, 'mask': 4}
   return Batches(
-    Rows(), 1, config.seed, Masking(**config.masking), vocab_size, special,
+    Arrays(columns), 1, config.seed, Masking(**config.masking), vocab_size, special,
     objective=config.objective, word_flags=np.ones(vocab_size, bool),
   ).training(0)  # fmt: skip
 

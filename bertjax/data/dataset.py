@@ -251,6 +251,23 @@ def allow_files() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 1 << 20)), hard))
 
 
+class Arrays:
+  """Records in memory, with the interface of `Dataset`.
+
+  Args:
+    arrays: {column: array [N, ...]}.
+  """
+
+  def __init__(self, arrays: dict[str, np.ndarray]):
+    self._arrays, self.columns = arrays, tuple(arrays)
+
+  def __len__(self) -> int:
+    return len(self._arrays[self.columns[0]])
+
+  def __getitem__(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+    return {name: array[indices] for name, array in self._arrays.items()}
+
+
 class Dataset:
   """The rows of one split; `rows[indices]` gives {column: array [n, ...]}.
 
@@ -268,6 +285,7 @@ class Dataset:
     allow_files()
     self.directory = epath.Path(directory)
     self.manifest = read_manifest(directory)
+    self.columns = tuple(self.manifest['columns'])
     shards = self.manifest['shards'][split]
     self._starts = np.cumsum([0] + [shard['rows'] for shard in shards])
     self._arrays = []
@@ -279,6 +297,9 @@ class Dataset:
         if verify and zlib.crc32(np.ascontiguousarray(arrays[column])) != shard['crc32'][column]:
           raise DatasetError(f'{path} is damaged: its checksum differs from the manifest.')
       self._arrays.append(arrays)
+
+  def __str__(self) -> str:
+    return str(self.directory)
 
   def __len__(self) -> int:
     return int(self._starts[-1])

@@ -65,7 +65,7 @@ class Instance(NamedTuple):
 
 
 def columns(kind: str, length: int, vocab_size: int, sequences: int = 1) -> dict:
-  """The dataset's columns of a kind of example: {name: (dtype, shape)}."""
+  """The columns of a kind of instance in a dataset: {name: (dtype, shape)}."""
   result = {
     'input_ids': ('uint16' if vocab_size <= 2**16 else 'int32', (length,)),
     'ends': ('uint16', (sequences, 2)),

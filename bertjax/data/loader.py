@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from bertjax import io
-from bertjax.data.dataset import Dataset
+from bertjax.data.dataset import Arrays, Dataset
 from bertjax.data.masking import Masking, mask_tokens, next_token_targets
 from bertjax.data.prng import ORDER, hash_u64, permute, training_slots
 
@@ -28,7 +28,7 @@ class Batches:
   """Batches of one split.
 
   Attributes:
-    rows: prepared rows with the columns of `examples`.
+    rows: prepared records with the columns of `instances`.
     batch_size: B, of the global batch.
     seed: of order and masks.
     masking: rates; unused by the next-token objective.
@@ -39,7 +39,7 @@ class Batches:
     local: which rows of the global batch this process makes (`mesh.local_rows`); None = all.
   """
 
-  rows: Dataset
+  rows: Dataset | Arrays
   batch_size: int
   seed: int
   masking: Masking
@@ -52,10 +52,12 @@ class Batches:
   def __post_init__(self):
     if self.objective not in OBJECTIVES:
       raise ValueError(f'objective must be one of {OBJECTIVES}, got {self.objective!r}.')
-    if 'masked_lm_ids' in self.rows.manifest['columns'] and self.objective != 'mlm':
-      raise ValueError(f'{self.rows.directory} holds masked rows; they have no next tokens.')
+    if 'masked_lm_ids' in self.rows.columns and self.objective != 'mlm':
+      raise ValueError(
+        f'objective={self.objective!r} needs unmasked records, and {self.rows} has static masks.'
+      )
     if not len(self.rows):
-      raise ValueError(f'{self.rows.directory} has no rows to make batches of.')
+      raise ValueError(f'{self.rows} has no records to make batches of.')
 
   @property
   def evaluation_steps(self) -> int:
