@@ -48,80 +48,106 @@ def settings_of(config) -> Settings:
 def run(
   config, *, out: str, workers: int = -1, format: str = 'rows', shard: str = '0/1'
 ) -> dict | None:
-  """Prepares what the config's data section names into `out`; returns the finished manifest."""
+  """Prepares what the config's data section names into `out`; returns the complete manifest."""
   if not out:
     raise ValueError('prepare needs --out=DIR, the folder to write.')
-  whole = epath.Path(out) / 'manifest.json' if '://' in out else epath.Path(out)
-  if whole.exists():  # a partial copy in a bucket is overwritten
+  target = epath.Path(out) / 'manifest.json' if '://' in out else epath.Path(out)
+  if target.exists():  # a partial copy in a bucket is overwritten
     raise ValueError(f'{out} exists already; remove it or choose another --out.')
   if 'task' in config:
-    from bertjax.interop import loading
-    from bertjax.tasks import rows
-
     if (workers, format, shard) != (-1, 'rows', '0/1'):
       raise ValueError("--workers, --format and --shard are for pre-training's text.")
-    tokenizer = loading.load_tokenizer(config.init_from)
-    manifest = rows.prepare(config, rows.make_task(config), tokenizer, out)
-    print(f'prepared {out}: {manifest["counts"]}')
-    return manifest
+    manifest = _prepare_task(config, out)
+  else:
+    part = _check(workers, format, shard)
+    masking = _static_masking(config) if format == 'google' else None
+    manifest = _prepare_text(
+      config.data.input, load_vocab(config.data), settings_of(config), out, workers=workers,
+      part=part, masking=masking, cache_dir=config.data.cache_dir,
+    )  # fmt: skip
+  print(f'prepared {out}: {manifest["counts"]}' if manifest else f'{out}: part {shard} is done.')
+  return manifest
+
+
+def _prepare_task(config, out: str) -> dict:
+  from bertjax.interop import loading
+  from bertjax.tasks import rows
+
+  tokenizer = loading.load_tokenizer(config.init_from)
+  return rows.prepare(config, rows.make_task(config), tokenizer, out)
+
+
+def _check(workers: int, format: str, shard: str) -> tuple[int, int]:
+  """Checks the flags; returns (i, n) of --shard=i/n."""
   if workers < -1:
     raise ValueError(f'--workers must be at least -1, got {workers}.')
   match = re.fullmatch(r'(\d+)/(\d+)', shard)
   if not match or int(match[1]) >= int(match[2]):
     raise ValueError(f'--shard must be i/n with i in 0..n-1, got {shard!r}.')
-  part = (int(match[1]), int(match[2]))
   if format not in ('rows', 'google'):
     raise ValueError(f"--format must be 'rows' or 'google', got {format!r}.")
-  if format == 'google':  # before the long work
-    io.import_tensorflow('--format=google', 'prepare')
-    config = config.copy_and_resolve_references()
-    config.masking.max_predictions = predictions(config.masking, config.data.length)
-    Masking(**config.masking)
-    if not config.nsp or config.data.max_sequences_per_row > 1:
-      raise ValueError(
-        "Google's TFRecords hold sentence pairs, one a row; set nsp=True and data.max_sequences_per_row=1."
-      )
+  return int(match[1]), int(match[2])
+
+
+def _static_masking(config) -> Masking:
+  """The masking of Google's TFRecords, checked before the long work."""
+  io.import_tensorflow('--format=google', 'prepare')
+  if not config.nsp or config.data.max_sequences_per_row > 1:
+    raise ValueError(
+      "Google's TFRecords hold sentence pairs, one per row; pass --config.nsp=True "
+      '--config.data.max_sequences_per_row=1.'
+    )
+  count = predictions(config.masking, config.data.length)
+  return Masking(**{**config.masking, 'max_predictions': count})
+
+
+def _prepare_text(
+  source: str, tokenizer: Tokenizer, settings: Settings, out: str, *, workers: int,
+  part: tuple[int, int], masking: Masking | None, cache_dir: str,
+) -> dict | None:  # fmt: skip
+  """Prepares text into a local or remote dataset, or with `masking` into Google's TFRecords."""
   folder, remote = out, '://' in out
-  if remote or format == 'google':  # goes through a folder of rows on this machine
+  if remote or masking:  # prepared in the cache first
     if part[1] > 1:
       raise ValueError(f'--shard writes rows into a folder that all machines mount, got {out}.')
-    key = _key(config, out if remote else str(pathlib.Path(out).resolve()))
-    folder = cache_folder(config.data.cache_dir) / f'for-{key}'
-  tokenizer = load_vocab(config.data)
-  settings = settings_of(config)
-  manifest = prepare(config.data.input, tokenizer, settings, folder, workers=workers, part=part)
+    key = _key(source, tokenizer, settings, out if remote else str(pathlib.Path(out).resolve()))
+    folder = cache_folder(cache_dir) / f'for-{key}'
+  manifest = prepare(source, tokenizer, settings, folder, workers=workers, part=part)
   if manifest:
-    warn_of_case(tokenizer)
-    dataset.log_report(manifest.get('report') or {}, config.data.length)
-  if format == 'google':
-    _write_tfrecords(config, folder, epath.Path(out))
+    _report(manifest, tokenizer, settings)
+  if masking:
+    _write_tfrecords(folder, epath.Path(out), masking, settings.seed)
   elif remote:
     dataset.copy(folder, out)
   if folder != out:
     epath.Path(folder).rmtree()
-  print(f'prepared {out}: {manifest["counts"]}' if manifest else f'{out}: part {shard} is done.')
   return manifest
 
 
-def _write_tfrecords(config, folder, out) -> None:
-  """Writes rows as create_pretraining_data.py would, a file a shard, and the vocabulary."""
+def _report(manifest: dict, tokenizer: Tokenizer, settings: Settings) -> None:
+  warn_of_case(tokenizer)
+  dataset.log_report(manifest.get('report') or {}, settings.length)
+
+
+def _write_tfrecords(folder, out, masking: Masking, seed: int) -> None:
+  """Writes records as create_pretraining_data.py does, one file per shard, and the vocabulary."""
   from bertjax.data import tfrecords
 
-  tokenizer, masking = Tokenizer.from_dir(folder), Masking(**config.masking)
+  tokenizer = Tokenizer.from_dir(folder)
   shards = dataset.read_manifest(folder)['shards']
   with io.replacing(out) as partial:
     tokenizer.save(partial)
     for split, entries in shards.items():
-      made = Batches(
-        dataset.Dataset(folder, split), 1024, config.seed, masking, tokenizer.vocab_size,
+      batches = Batches(
+        dataset.Dataset(folder, split), 1024, seed, masking, tokenizer.vocab_size,
         tokenizer.special, tokenizer.word_flags,
       )  # fmt: skip
-      trained = split == 'train'  # evaluation's order is the rows', its masks are epoch 0's
-      make = made.shuffled if trained else made.evaluation
-      batches = map(make, range(made.evaluation_steps))
-      count = len(entries)
-      paths = [partial / f'{split}-{i:05d}-of-{count:05d}.tfrecord' for i in range(count)]
-      tfrecords.write_tfrecords(paths, batches)
+      # Held-out records keep their order, with the masks of epoch 0.
+      make = batches.shuffled if split == 'train' else batches.evaluation
+      names = [f'{split}-{i:05d}-of-{len(entries):05d}.tfrecord' for i in range(len(entries))]
+      tfrecords.write_tfrecords(
+        [partial / name for name in names], map(make, range(batches.evaluation_steps))
+      )
 
 
 def load_vocab(data) -> Tokenizer:
@@ -161,30 +187,31 @@ def cache_folder(cache_dir: str = '') -> epath.Path:
   return epath.Path(folder)
 
 
-def _key(config, *more) -> str:
-  """A hash of the settings, the vocabulary, and the names, sizes and times of the files (of Python,
-  if the text is its own)."""
-  key = json.dumps([
-    dataset.VERSION, config.data.input, text_lib.list_source(config.data.input),
-    dataclasses.asdict(settings_of(config)), load_vocab(config.data).fingerprint, *more,
-  ])  # fmt: skip
+def _key(source: str, tokenizer: Tokenizer, settings: Settings, *more) -> str:
+  """A hash of settings and vocabulary, and of names, sizes and times of the source's files (of
+  Python's version for its embedded text)."""
+  content = [dataset.VERSION, source, text_lib.list_source(source), dataclasses.asdict(settings)]
+  key = json.dumps([*content, tokenizer.fingerprint, *more])
   return hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
-def cached(config, cache_dir='') -> epath.Path:
-  """The prepared folder for a config's raw text: found in the cache, or prepared into it.
+def cached(config, cache_dir: str = '') -> epath.Path:
+  """The prepared dataset of a config's raw text, from the cache or prepared into it.
 
   The cache is `data.cache_dir`, `$BERTJAX_CACHE` or ~/.cache/bertjax.
   """
-  folder, tokenizer = cache_folder(cache_dir) / _key(config), load_vocab(config.data)
+  return _cached(config.data.input, load_vocab(config.data), settings_of(config), cache_dir)
+
+
+def _cached(source: str, tokenizer: Tokenizer, settings: Settings, cache_dir: str) -> epath.Path:
+  folder = cache_folder(cache_dir) / _key(source, tokenizer, settings)
   if (folder / 'manifest.json').exists():
     _log.info('prepared rows: found in %s', folder)
     manifest = dataset.read_manifest(folder)
   else:
-    _log.info('preparing %s into %s', config.data.input or 'nothing', folder)
-    manifest = prepare(config.data.input, tokenizer, settings_of(config), folder)
+    _log.info('preparing %s into %s', source or 'nothing', folder)
+    manifest = prepare(source, tokenizer, settings, folder)
     counts = manifest['counts']
     _log.info('prepared: %s', '  '.join(f'{name} {value:,}' for name, value in counts.items()))
-  warn_of_case(tokenizer)
-  dataset.log_report(manifest.get('report') or {}, config.data.length)
+  _report(manifest, tokenizer, settings)
   return folder

@@ -224,7 +224,7 @@ def _jsonl(path, columns, optional, encoding) -> Iterator[Row]:
     elif missing := [column for column in columns if column not in row]:
       yield Row(where, {}, f'no column {missing[0]!r}; it has {sorted(row)}')
     else:
-      values = {column: plain(row[column]) for column in (*columns, *optional) if column in row}
+      values = {column: to_python(row[column]) for column in (*columns, *optional) if column in row}
       yield Row(where, values)
 
 
@@ -232,7 +232,7 @@ def _parquet(path, columns, optional) -> Iterator[Row]:
   for number, values in parquet_rows(path, columns, optional):
     invalid = [c for c, v in values.items() if isinstance(v, str) and _ESCAPED.search(v)]
     error = f'column {invalid[0]!r} is not UTF-8 text' if invalid else ''
-    yield Row(f'{path}:{number}', {} if invalid else plain(values), error)
+    yield Row(f'{path}:{number}', {} if invalid else to_python(values), error)
 
 
 def json_rows(lines: Iterable[str]) -> Iterator[tuple]:
@@ -308,7 +308,7 @@ def read_text(path, encoding: str = 'utf-8') -> str:
 def read_json(path):
   """The content of a JSON file."""
   try:
-    return plain(json.loads(read_text(path)))
+    return to_python(json.loads(read_text(path)))
   except (json.JSONDecodeError, RecursionError) as error:
     raise ValueError(f'{path} holds no JSON: {error}.') from error
 
@@ -327,7 +327,7 @@ def read_tfds(name: str, split: str, columns: Sequence, *, label: str = '') -> I
   feature = dict(builder.info.features).get(label)
   names = getattr(getattr(feature, 'feature', feature), 'names', None)
   for number, example in enumerate(data.as_numpy_iterator()):
-    values = plain(example)
+    values = to_python(example)
     if names:
       values[label] = _named(values[label], names)
     yield Row(f'tfds:{name}, {split} example {number}', values)
@@ -353,14 +353,14 @@ def open_tfds(name: str, split: str):
     raise ValueError(f'tfds:{name}: {str(error).strip().splitlines()[0]}') from error
 
 
-def plain(value):
+def to_python(value):
   """Strings, numbers, lists and dicts instead of bytes and arrays; U+FFFD for lone surrogates."""
   if isinstance(value, dict):
-    return {key: plain(item) for key, item in value.items()}
+    return {key: to_python(item) for key, item in value.items()}
   if hasattr(value, 'tolist'):
     value = value.tolist()
   if isinstance(value, list):
-    return [plain(item) for item in value]
+    return [to_python(item) for item in value]
   if isinstance(value, str) and not value.isascii():
     return re.sub('[\ud800-\udfff]', '\ufffd', value)
   return value.decode('utf-8', 'replace') if isinstance(value, bytes) else value

@@ -276,7 +276,7 @@ def embedded_documents() -> Iterator[str]:
   topics = ast.parse((library / 'pydoc_data' / 'topics.py').read_text('utf-8'))
   for node in ast.walk(topics):
     if isinstance(node, ast.Dict):
-      yield from (_plain(ast.literal_eval(value)) for value in node.values)
+      yield from (_drop_rulers(ast.literal_eval(value)) for value in node.values)
       break
   for path in sorted(library.rglob('*.py'), key=str):
     if {'test', 'tests', 'site-packages', 'pydoc_data', 'idle_test'} & set(
@@ -291,10 +291,10 @@ def embedded_documents() -> Iterator[str]:
     docs = [ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, kinds)]
     text = '\n\n'.join(doc for doc in docs if doc)
     if len(text) >= 1000:
-      yield _plain(text)
+      yield _drop_rulers(text)
 
 
-def _plain(text: str) -> str:
+def _drop_rulers(text: str) -> str:
   """Drops rulers under headings, which would be learnt as words."""
   return re.sub(r'(?m)^\s*([*=~^"+#-])\1{2,}\s*$', '', text)
 
