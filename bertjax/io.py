@@ -67,7 +67,7 @@ def progress(what: str, total: float, unit: str = '') -> Iterator[Callable[[floa
   """Reports progress and the time left: a bar on a terminal, elsewhere a log line now and then.
 
   Args:
-    what: is going on.
+    what: name of the work.
     total: amount of work; 0 = unknown.
     unit: of the amount.
 

@@ -80,7 +80,7 @@ def run(
       sentences, size, lowercase=lowercase, coverage=coverage
     )
     io.write_bytes(out, model)
-    _log.info('%s: %d pieces, %d characters (%d more are too rare)', out, size, len(kept), rare)
+    _log.info('%s: %d tokens, %d characters (%d more are too rare)', out, size, len(kept), rare)
   if found:
     found[0].warn(lowercase)
   if report:

@@ -271,8 +271,8 @@ def test_a_killed_preparation_resumes_to_the_bytes_of_an_uninterrupted_one(
   command = [sys.executable, '-c', KILLED, what, corpus_file, vocab, tmp_path / 'rows', settings]
   assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
   assert not (tmp_path / 'rows').exists()
-  journal = tmp_path / 'rows.incomplete' / 'tokens-0-of-1' / 'journal.json'
-  tokenised = json.loads(journal.read_text())['documents']
+  state_file = tmp_path / 'rows.incomplete' / 'tokens-0-of-1' / 'state.json'
+  tokenised = json.loads(state_file.read_text())['documents']
 
   def record(module, name):
     function, calls = getattr(module, name), []

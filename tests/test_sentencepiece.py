@@ -85,7 +85,7 @@ def test_chinese_characters_of_a_text_are_in_the_vocabulary():
 @pytest.mark.parametrize(
   'texts, size, message',
   [
-    ([], 100, 'of 100 pieces from this text: it holds no text'),
+    ([], 100, 'of 100 tokens from this text: it holds no text'),
     (['a b'], 100, 'Vocabulary size too high .* <= '),
     (['the quick brown fox'], 8, 'smaller than required_chars'),
   ],
@@ -222,7 +222,7 @@ def test_a_file_that_is_no_model_or_lacks_special_tokens_is_refused(tmp_path, do
     sentence_iterator=iter(documents), model_prefix=str(path), vocab_size=300, minloglevel=2
   )
   with pytest.raises(
-    ValueError, match=r"plain.model lacks the special pieces \['<pad>', '\[CLS\]'"
+    ValueError, match=r"plain.model lacks the special tokens \['<pad>', '\[CLS\]'"
   ):
     Tokenizer.from_file(tmp_path / 'plain.model')
   with pytest.raises(ValueError, match=r"rules must be .* got 'google'"):

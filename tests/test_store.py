@@ -85,7 +85,7 @@ def test_one_flipped_bit_is_found_and_its_file_named(folder):
   data = bytearray((folder / FILE).read_bytes())
   data[33] ^= 4
   (folder / FILE).write_bytes(data)
-  with pytest.raises(dataset.DatasetError, match=f'{folder / FILE} is damaged: its checksum'):
+  with pytest.raises(dataset.DatasetError, match=f'{folder / FILE} is corrupt: its checksum'):
     dataset.Dataset(folder, 'train')
   assert len(dataset.Dataset(folder, 'train', verify=False)) == 20
 
@@ -94,7 +94,7 @@ def test_one_flipped_bit_is_found_and_its_file_named(folder):
 def test_a_file_of_another_size_is_named_with_both_sizes(folder, size):
   (folder / FILE).write_bytes((folder / FILE).read_bytes().ljust(size, b'\0')[:size])
   with pytest.raises(
-    dataset.DatasetError, match=f'{folder / FILE} is damaged: {size} bytes .* 130'
+    dataset.DatasetError, match=f'{folder / FILE} is corrupt: {size} bytes .* 130'
   ):
     dataset.Dataset(folder, 'train', verify=False)
 
@@ -120,7 +120,7 @@ def test_a_corrupt_manifest_or_another_version_is_refused(folder):
   ):
     dataset.read_manifest(folder)
   path.write_text(json.dumps(manifest)[:-20])
-  with pytest.raises(dataset.DatasetError, match=f'{path} is damaged'):
+  with pytest.raises(dataset.DatasetError, match=f'{path} is corrupt'):
     dataset.read_manifest(folder)
 
 
@@ -180,7 +180,7 @@ def test_shards_of_two_preparations_do_not_come_into_one_folder(tmp_path, change
 def test_a_shard_of_another_preparation_is_found_by_its_checksum(folder, tmp_path):
   other = write(tmp_path / 'other', ((0, 7), (7, 7), (6, 19)))
   (folder / FILE).write_bytes((other / FILE).read_bytes())
-  with pytest.raises(dataset.DatasetError, match=f'{folder / FILE} is damaged: its checksum'):
+  with pytest.raises(dataset.DatasetError, match=f'{folder / FILE} is corrupt: its checksum'):
     dataset.Dataset(folder, 'train')
 
 
@@ -259,7 +259,7 @@ def test_a_corrupt_copy_is_named_and_not_used(folder, bucket, tmp_path):
   dataset.copy(folder, 'gs://bucket/rows')
   (bucket / 'rows' / FILE).write_bytes(b'\0' * 130)
   for _ in range(2):
-    with pytest.raises(dataset.DatasetError, match=r'is damaged: its checksum'):
+    with pytest.raises(dataset.DatasetError, match=r'is corrupt: its checksum'):
       dataset.local('gs://bucket/rows', tmp_path / 'cache')
 
 

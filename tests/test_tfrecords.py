@@ -160,7 +160,7 @@ def change(name, index, value):
     (change('input_mask', 0, 0), ', record 7: input_mask is not ones and then zeros'),
     (change('segment_ids', 0, 1), ', record 7: segment_ids are not zeros, then ones'),
     (change('masked_lm_weights', 0, 0.5), ', record 7: masked_lm_weights are not all 0 or 1'),
-    (change('masked_lm_positions', 0, 23), ', record 7: masked_lm_positions lie in the padding'),
+    (change('masked_lm_positions', 0, 23), ', record 7: masked_lm_positions point at padding'),
     (change('next_sentence_labels', 0, 2), ', record 7: next_sentence_labels is not 0 or 1'),
   ],
 )
@@ -186,7 +186,7 @@ def test_a_corrupt_file_is_named(tmp_path, damage):
   write(tmp_path / 'a', google_instances(20))
   path = write(tmp_path / 'b', google_instances(20))
   path.write_bytes(damage(path.read_bytes()))
-  with pytest.raises(ValueError, match=f'{path} is damaged, or no uncompressed TFRecord'):
+  with pytest.raises(ValueError, match=f'{path} is corrupt, or no uncompressed TFRecord'):
     read(tmp_path)
 
 

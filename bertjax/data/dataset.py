@@ -5,7 +5,7 @@
   DIR/train/00000.input_ids.bin  ...  DIR/heldout/00000.input_ids.bin  ...
 
 A column is a fixed-shape array for each row; this module does not know its meaning. A folder grows
-as DIR.incomplete, shard by shard, by one process or many, and is renamed when it is whole.
+as DIR.incomplete, shard by shard, by one process or many, and is renamed when it is complete.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ SPLITS = ('train', 'heldout')
 
 
 class DatasetError(ValueError):
-  """A prepared folder is missing, incomplete, damaged, or not the one the run needs."""
+  """A prepared folder is missing, incomplete or corrupt, or not the one that the run needs."""
 
 
 class Writer:
@@ -220,7 +220,7 @@ def read_manifest(directory) -> dict:
   try:
     manifest = json.loads(path.read_text())
   except json.JSONDecodeError as error:
-    raise DatasetError(f'{path} is damaged: {error}.') from error
+    raise DatasetError(f'{path} is corrupt: {error}.') from error
   if manifest.get('version') != VERSION:
     raise DatasetError(
       f'{path} has version {manifest.get("version")}, this program reads {VERSION}; prepare again.'
@@ -238,7 +238,7 @@ def finished(directory, plan: dict) -> dict | None:
 
 
 def manifest_hash(manifest: dict) -> str:
-  """A hash of the rows themselves (and of what they mean), whatever folder they lie in."""
+  """A hash of the records and of what they mean, independent of their folder."""
   content = {key: manifest[key] for key in ('version', 'columns', 'shards', 'tokenizer')}
   return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -277,7 +277,7 @@ class Dataset:
     verify: check every file's checksum first (about 1 GB/s).
 
   Raises:
-    DatasetError: for a missing, truncated or damaged file, named.
+    DatasetError: for a missing, truncated or corrupt file; names it.
   """
 
   def __init__(self, directory, split: str, *, verify: bool = True):
@@ -295,7 +295,7 @@ class Dataset:
         path = self.directory / split / f'{shard["name"]}.{column}.bin'
         arrays[column] = _open(path, dtype, (shard['rows'], *shape))
         if verify and zlib.crc32(np.ascontiguousarray(arrays[column])) != shard['crc32'][column]:
-          raise DatasetError(f'{path} is damaged: its checksum differs from the manifest.')
+          raise DatasetError(f'{path} is corrupt: its checksum differs from the manifest.')
       self._arrays.append(arrays)
 
   def __str__(self) -> str:
@@ -325,7 +325,7 @@ def _open(path, dtype, shape):
   if not path.exists():
     raise DatasetError(f'{path} is missing.')
   if path.stat().length != expected:
-    raise DatasetError(f'{path} is damaged: {path.stat().length} bytes instead of {expected}.')
+    raise DatasetError(f'{path} is corrupt: {path.stat().length} bytes instead of {expected}.')
   if not expected:
     return np.empty(shape, dtype)
   return np.memmap(path, dtype, 'r', shape=tuple(shape))

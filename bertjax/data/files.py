@@ -25,7 +25,7 @@ def split_source(source: str) -> list[str]:
 
 
 def list_files(pattern: str, suffix: str = '') -> list[epath.Path]:
-  """The files of a path, folder (all levels, hidden ones left out) or glob, sorted by name.
+  """The files of a path, folder (all levels, hidden ones skipped) or glob, sorted by name.
 
   Args:
     pattern: path, folder or glob.

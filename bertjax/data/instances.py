@@ -2,7 +2,7 @@
 
 A `Corpus` holds documents end to end in flat arrays. A builder yields sequences: spans of its
 tokens, each closed by [SEP]. `packing.first_fit` puts several into a row, and `to_columns` lays
-rows out in the dataset's columns, S sequences a row (1 unless packed), `ends` 0 in unused places:
+rows out in the dataset's columns, S sequences a row (1 unless packed), `ends` 0 for absent sequences:
 
   input_ids             [L]     [CLS] A [SEP] B [SEP], the next sequence, ..., padding
   ends                  [S, 2]  where A with its [SEP] ends, and where the sequence ends
@@ -83,8 +83,8 @@ def build(
     corpus: of one shard; random second sentences are drawn from its documents.
     kind: 'nsp' (Google's pairs), 'sop' (ALBERT's), 'doc_sentences', 'full_sentences' (RoBERTa's).
     length: L, special tokens included.
-    short_seq_prob: share of documents ('full_sentences': of rows) cut to a random length.
-    dupe_factor: passes over the documents.
+    short_seq_prob: probability that a document ('full_sentences': a row) gets a random length.
+    dupe_factor: times that each document is used.
     seed: every document of every pass has a separate random stream.
 
   Raises:
@@ -143,7 +143,7 @@ def nsp_pairs(
 ) -> Iterator[Instance]:
   """Pairs of one document by Google's rule (create_pretraining_data.py); over half are random.
 
-  Sentences are gathered up to a target length and cut in two at random. A random second part comes
+  Sentences are gathered up to a target length and split in two at random. A random second part comes
   from another document (ten tries), and the sentences it displaces are used again.
   """
   starts, first = corpus.starts(index), 0
@@ -161,7 +161,7 @@ def nsp_pairs(
 def sop_pairs(starts: list[int], rng: random.Random, limit: int, target: int) -> Iterator[Instance]:
   """Sentence-order pairs (Lan et al. 2019, section 3.1): half of them are swapped, label 1.
 
-  A single sentence has no order and is left out; ALBERT's code gives it a random partner instead.
+  A single sentence has no order and is skipped; ALBERT's code gives it a random partner instead.
   """
   first = 0
   while first < len(starts) - 1:
@@ -175,7 +175,7 @@ def sop_pairs(starts: list[int], rng: random.Random, limit: int, target: int) ->
 
 
 def doc_sentences(starts: list[int], limit: int) -> Iterator[Instance]:
-  """Consecutive sentences of one document, as many as fit; a longer one goes on in the next row."""
+  """Consecutive sentences of one document, as many as fit; a longer one continues in the next row."""
   position = starts[0]
   while position < starts[-1]:
     stop = _fit(starts, position, limit) or position + limit

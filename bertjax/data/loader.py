@@ -109,7 +109,7 @@ def expand(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   Returns:
     'input_ids', 'token_type_ids', 'segment_ids' int32 [B, L], 'example_weights' float32 [B]; packed
     rows (S > 1) also 'position_ids' [B, L] that restart and 'cls_positions' [B, S], and [B, S]
-    for labels and weights (0 in unused places).
+    for labels and weights (0 for absent sequences).
   """
   ids = columns['input_ids'].astype(np.int32)
   position = np.arange(ids.shape[1], dtype=np.int32)

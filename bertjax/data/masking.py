@@ -1,8 +1,8 @@
-"""Targets of pre-training, drawn anew in every epoch: masked tokens (BERT section 3.1), or the next
+"""Targets of pre-training, re-sampled every epoch: masked tokens (BERT section 3.1), or the next
 token for the left-to-right ablation (section 5.1).
 
 The mask of a row depends only on (seed, epoch, row number), so it is the same on any host and for
-any batch size. Epoch 0 holds evaluation's frozen masks. NumPy on whole batches, no TensorFlow.
+any batch size. Epoch 0 has evaluation's static masks. NumPy on batches, no TensorFlow.
 """
 
 import dataclasses
@@ -23,11 +23,11 @@ class Masking:
   """How tokens are masked; the defaults are the paper's.
 
   Attributes:
-    rate: share of a row's tokens (special tokens counted, as Google counts) to predict.
-    max_predictions: P, slots for predictions in a row; Google uses 20 at length 128, 76 at 512.
-    mask_prob: share of the chosen tokens replaced by [MASK].
-    random_prob: share replaced by a random token; the rest stays as it is.
-    unit: what is chosen: 'subword' tokens, 'whole_word' (all pieces of a word; one that would
+    rate: fraction of a row's tokens (special tokens counted, as Google counts) to predict.
+    max_predictions: P, predictions in a row at most; Google uses 20 at length 128, 76 at 512.
+    mask_prob: fraction of the selected tokens replaced by [MASK].
+    random_prob: fraction replaced by a random token; the rest stays as it is.
+    unit: what is chosen: 'subword' tokens, 'whole_word' (all tokens of a word; one that would
       exceed the count is skipped, as in Google's code) or 'span' of up to `max_span` words, its
       length n drawn with probability proportional to 1/n (ALBERT). Where no unit of a sequence
       fits, the first tokens of one are chosen. What a word is: `data.words`.
@@ -68,7 +68,7 @@ def predictions(masking, length: int, sequences: int = 1):
   """The `max_predictions` of a config's masking section: -1 becomes what rows of `length` tokens
   need, and a number that caps `rate` is warned about.
 
-  A row of one sequence needs round(rate * length); each of several rounds by itself.
+  A row of one sequence needs round(rate * length); each of several is rounded separately.
   """
   if not 0 < masking.rate <= 1:  # `Masking` refuses it
     return masking.max_predictions
@@ -103,7 +103,7 @@ def mask_tokens(
 
   A sequence of n tokens gets min(max_predictions, max(1, round(rate * n))) predictions, Python's
   round-half-even, at positions drawn uniformly from its maskable ones; sequences packed into a row
-  are counted each by itself and share the row's slots, the first ones first. A random replacement
+  are counted separately and share the row's P predictions, the first ones first. A random replacement
   is any entry of the vocabulary, special tokens and the original included
   (create_pretraining_data.py).
 
@@ -120,7 +120,7 @@ def mask_tokens(
 
   Returns:
     The batch with new 'input_ids' and 'masked_lm_positions', 'masked_lm_ids' (int32 [B, P], sorted
-    by position, 0 in unused slots), 'masked_lm_weights' (float32 [B, P]).
+    by position, 0 where unused), 'masked_lm_weights' (float32 [B, P]).
   """
   ids, segments = batch['input_ids'], batch['segment_ids']
   maskable = segments > 0
@@ -193,7 +193,7 @@ def _unit_starts(ids, segments, maskable, word_flags, masking, key) -> np.ndarra
 
 
 def _choose_units(key, segments, maskable, first, rate, slots) -> np.ndarray:
-  """Takes whole units in random order while they fit in their sequence's count: bool [B, L].
+  """Takes complete units in random order while they fit in their sequence's count: bool [B, L].
 
   A sequence of which no unit fits gives the first tokens of its first unit, so that no row is
   without predictions.

@@ -1,8 +1,8 @@
-"""What comes before the pieces: clean a text, isolate CJK, fold case and accents, find the words.
+"""Text normalization and pre-tokenization before WordPiece: CJK, case, accents, words.
 
 Two references, and they disagree. 'huggingface' is what the `tokenizers` library does, with its
 own Unicode tables; 'google' is tokenization.py of google-research/bert, with the tables of the
-running Python. ('albert' is the folding before SentencePiece.) `fold_table` asks a reference about
+running Python. ('albert' is the normalization before SentencePiece.) `fold_table` asks a reference about
 every code point, so that a TensorFlow graph can look the answer up. Just two things depend on the
 neighbours of a code point: Python's final sigma and the canonical order of combining marks.
 """
@@ -28,7 +28,9 @@ _CJK = (
   (0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73F), (0x2B740, 0x2B81F),
   (0x2B820, 0x2CEAF), (0xF900, 0xFAFF), (0x2F800, 0x2FA1F),
 )  # fmt: skip
-_BETWEEN = '\u2ff0'  # a symbol that no rule touches: it keeps texts apart that are folded in one go
+_BETWEEN = (
+  '\u2ff0'  # a symbol that no rule touches: separates texts that are normalized in one call
+)
 _LATE, _EARLY = '\u302e', '\U0001d165'  # marks that all rules keep, of combining classes 224, 216
 
 
@@ -71,7 +73,7 @@ def albert_normalizer(lowercase: bool) -> normalizers.Normalizer:
 
 
 def make_steps(rules: str, lowercase: bool) -> tuple[Callable[[str], str], Callable[[str], str]]:
-  """Returns two functions: one folds a text, one puts spaces between the words of the result."""
+  """Returns two functions: one normalizes a text, one puts spaces between the words of the result."""
   if rules == 'google':
     return functools.partial(google_normalize, lowercase=lowercase), str
   if rules == 'albert':
@@ -83,7 +85,7 @@ def make_steps(rules: str, lowercase: bool) -> tuple[Callable[[str], str], Calla
 
 
 def google_align(text: str, lowercase: bool) -> tuple[str, list[int]]:
-  """Normalises by Google's rules, also telling where each resulting character stood in `text`."""
+  """Normalizes by Google's rules; also returns the index in `text` of each resulting character."""
   clean, split = _google_tables(lowercase)
   text, origins = _expand(text, range(len(text)), lambda c: c.translate(clean))
   if lowercase:
@@ -119,7 +121,7 @@ def _google_tables(lowercase: bool) -> tuple[dict, dict]:
     ascii_symbol = 33 <= code <= 126 and not letter.isalnum()
     if category in ('Cc', 'Cf') and letter not in '\t\n\r':
       clean[code] = None
-    elif letter.isspace():  # Zs; and U+2028, U+2029, where str.split() cuts afterwards
+    elif letter.isspace():  # Zs; and U+2028, U+2029, where str.split() splits afterwards
       clean[code] = ' '
     if ascii_symbol or category[0] == 'P':
       split[code] = f' {letter} '
@@ -144,7 +146,7 @@ def fold_table(rules: str, lowercase: bool) -> FoldTable:
 
   folded = dict(ask(letters, split=str)) | dict(ask(low))
   moves = set()
-  if lowercase:  # what is a mark, or dropped before the sorting, lets its neighbours change places
+  if lowercase:  # what is a mark, or dropped before the sorting, lets its neighbours swap
     moves = {c for c, text in ask(low, _LATE, _EARLY, str) if _EARLY in text.split(_LATE)[0]}
   ranks = _ranks(fold, {c for c in moves if folded[c] == c})
   numbers = {(): 0, (SELF,): 1, (32, SELF, 32): 2}
@@ -170,7 +172,7 @@ def fold_table(rules: str, lowercase: bool) -> FoldTable:
 
 
 def _ranks(fold, marks: set[str]) -> dict[str, int]:
-  """Numbers marks from 2 on, in the order in which the fold sorts them."""
+  """Numbers marks from 2 on, in the order in which normalization sorts them."""
 
   def compare(a, b):
     return int(fold(a + b) == b + a) - int(fold(b + a) == a + b)

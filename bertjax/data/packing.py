@@ -1,8 +1,8 @@
-"""Several sequences in one row of a batch, none of which sees another.
+"""Sequence packing: several sequences in one row, with no attention between them.
 
 Batches of short texts are mostly padding. Packed rows hold up to S sequences one after another,
-told apart by `segment_ids`, each with its own positions and [CLS] (Krell et al. 2021): the model
-gives every sequence what it gives it alone.
+separated by `segment_ids`, each with its own positions and [CLS] (Krell et al. 2021): the model
+gives every sequence the output of an unpacked row.
 """
 
 import itertools
@@ -12,12 +12,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-SHORTEST = 8  # tokens of a sequence on average at least: what a row has slots for
+SHORTEST = 8  # tokens per sequence on average at least; bounds the sequences of a row
 _OPEN_ROWS = 64  # rows that `first_fit` keeps open; more would hardly fill better
 
 
 class Places(NamedTuple):
-  """Where sequences went, [N] each: the number of the sequence, its row, slot and first token."""
+  """Where sequences went, [N] each: the sequence, its row, its index in the row, its first token."""
 
   item: np.ndarray
   row: np.ndarray
@@ -73,7 +73,7 @@ def pack(
 
   Returns:
     The batch with tokens [R, P], 'position_ids' and 'cls_positions' [R, S] besides, and everything
-    else [R, S, ...], 0 in unused places; and where each sequence went.
+    else [R, S, ...], 0 where unused; and where each sequence went.
   """
   order = np.fromiter(itertools.chain.from_iterable(rows), np.int64)
   counts = np.array([len(row) for row in rows])

@@ -3,8 +3,8 @@
 1. `data.text` reads the source and yields its documents, one string each.
 2. `tokenize`, in worker processes, assigns each document to a shard by a hash of its text, splits it
    into sentences and encodes these to token ids.
-3. `TokenShards` appends the ids to intermediate files, in the order of the source. Its journal
-   records how much of each file is committed; a killed run resumes there.
+3. `TokenShards` appends the ids to intermediate files, in the order of the source. It
+   records the committed length of each file, where a killed run resumes.
 4. `_build_shard` turns the documents of one shard into instances (pairs or spans of sentences,
    `data.instances`), packs them into rows of `length` tokens (`data.packing`) and writes the rows
    as records of fixed shape (`data.dataset`). Masks are added by `data.loader`, in every epoch.
@@ -42,7 +42,7 @@ _SHARD_BYTES = 64 * 2**20  # of text: size of a shard where data.num_shards is 0
 _WORKER_BYTES = 192 * 2**20  # of text: below it, starting workers takes longer than the work
 _THREAD_BYTES = 4 * 2**20  # of text: below it, reading and tokenizing take turns in one thread
 _BATCH_CHARS = 2**18  # of text: sent to a worker at a time
-_PIECE_CHARS = 100_000  # longer sentences are split at white space and tokenized in pieces
+_PIECE_CHARS = 100_000  # longer sentences are split at white space before tokenization
 _COMMIT_SECONDS = 20
 
 Shard = tuple[str, int]  # split and number
@@ -62,7 +62,7 @@ class Settings:
   encoding: str = 'utf-8'  # of text files
   on_bad_row: str = 'stop'  # or 'skip' rows of JSONL and Parquet without a text
   heldout_fraction: float = 0.05  # of the documents; 1 = all, to score a text
-  dupe_factor: int = 1  # passes over the documents, each with other pairs (as in Google's script)
+  dupe_factor: int = 1  # times each document is used, with other pairs (as in Google's script)
   short_seq_prob: float = 0.1  # probability of a random shorter target length
   seed: int = 0  # of pairs and lengths
   binary: str = 'refuse'  # or 'skip' binary files
@@ -320,7 +320,7 @@ class TokenShards:
   """Intermediate files between tokenizing and building: token ids by shard.
 
   A shard has three append-only files: its ids, the tokens of each sentence, the sentences of each
-  document. The journal records the committed length of each file.
+  document. `state.json` records the committed length of each file.
 
   Args:
     folder: of the files, which are truncated to their committed length.
@@ -334,9 +334,9 @@ class TokenShards:
 
   def __init__(self, folder, shards: Iterable[Shard], dtype):
     self._folder, self._dtype = pathlib.Path(folder), np.dtype(dtype)
-    self._journal, self._files = self._folder / 'journal.json', {}
+    self._state_file, self._files = self._folder / 'state.json', {}
     self._folder.mkdir(parents=True, exist_ok=True)
-    state = json.loads(self._journal.read_text()) if self._journal.exists() else {}
+    state = json.loads(self._state_file.read_text()) if self._state_file.exists() else {}
     self.documents: int = state.get('documents', 0)
     self.facts: dict | None = state.get('facts')
     dataset.allow_files()
@@ -360,7 +360,7 @@ class TokenShards:
       file.flush()
     sizes = {pathlib.Path(file.name).name: file.tell() for file in self._files.values()}
     io.write_text(
-      self._journal, json.dumps({'documents': documents, 'facts': facts, 'sizes': sizes})
+      self._state_file, json.dumps({'documents': documents, 'facts': facts, 'sizes': sizes})
     )
 
   def close(self) -> None:
@@ -368,7 +368,7 @@ class TokenShards:
       file.close()
 
   def clear(self) -> None:
-    """Deletes the ids; the journal stays, as a mark that this machine is done."""
+    """Deletes the ids; `state.json` stays and shows that this machine is done."""
     for kind in _KINDS:
       for path in self._folder.glob(f'*.{kind}'):
         path.unlink()

@@ -1,8 +1,8 @@
 """Deterministic randomness: one 64-bit mixer, and the order of training examples.
 
 Everything random about the data is a function of (seed, epoch, example id), never of how many
-hosts, workers or batches there are. Examples form one endless sequence of slots: slot t is row
-`permutation(epoch)[t % n]` of epoch `1 + t // n`, and the batch of step s holds the slots
+hosts, workers or batches there are. Examples form one endless sequence, whose item t is row
+`permutation(epoch)[t % n]` of epoch `1 + t // n`, and the batch of step s has the items
 s*B .. (s+1)*B-1. A batch may straddle epochs, nothing is dropped, and the state of the input is one
 integer, the step.
 """
@@ -84,7 +84,7 @@ def training_slots(step: int, batch_size: int, num_rows: int, seed: int, rows=No
 
 
 def choose_heldout(contents: Iterable, fraction: float) -> tuple[np.ndarray, list[bool]]:
-  """Chooses which of N contents are held out, by a hash of each content alone.
+  """Chooses which of N contents are held out, by a hash of each content.
 
   Args:
     contents: N of bytes or an array.

@@ -19,20 +19,20 @@ from tokenizers import models, pre_tokenizers
 from bertjax.data import normalization
 from bertjax.data.wordpiece import extra_tokens, read_json, special_tokens
 
-SPECIAL_PIECES = ('<pad>', '<unk>', '[CLS]', '[SEP]', '[MASK]')  # ALBERT's names and places
+SPECIAL_PIECES = ('<pad>', '<unk>', '[CLS]', '[SEP]', '[MASK]')  # ALBERT's names and ids
 _MAX_LINE = 1000  # characters; SentencePiece's trainer leaves lines of over 4,192 bytes out
-_PARTS = re.compile(rf'(?=\S).{{1,{_MAX_LINE}}}(?!\S)|\S{{{_MAX_LINE}}}')  # cut at white space
+_PARTS = re.compile(rf'(?=\S).{{1,{_MAX_LINE}}}(?!\S)|\S{{{_MAX_LINE}}}')  # split at white space
 
 
 def train_sentencepiece(
   texts: Iterable[str], size: int, *, lowercase: bool = True, sentences: int = 10_000_000,
   coverage: float = 0.9995,
 ) -> bytes:  # fmt: skip
-  """Trains a unigram model of exactly `size` pieces; the same texts give the same bytes.
+  """Trains a unigram model of exactly `size` tokens; the same texts give the same bytes.
 
   Args:
     texts: documents, of any length.
-    size: pieces, special ones included.
+    size: tokens, special ones included.
     lowercase: lower and strip accents first, as the uncased tokenizer will.
     sentences: lines to learn from at most, over 100; of more, always the same random sample.
     coverage: fraction of the text that consists of characters in the vocabulary, from 0.98 to 1;
@@ -69,7 +69,7 @@ def train_sentencepiece(
   except RuntimeError as error:
     reason = re.sub(r'^.*\] *| or decrease character_coverage.*', '', str(error))
     reason = reason or 'it holds no text'
-    raise ValueError(f'no SentencePiece model of {size} pieces from this text: {reason}') from error
+    raise ValueError(f'no SentencePiece model of {size} tokens from this text: {reason}') from error
   return model.getvalue()
 
 
@@ -97,10 +97,10 @@ def _lines(texts: Iterable[str], lowercase: bool) -> Iterator[str]:
 
 
 class SentencePiece:
-  """A model file as `Tokenizer` needs it; special tokens in the text stay whole.
+  """A model file as `Tokenizer` needs it; special tokens in the text are kept.
 
   Raises:
-    ValueError: if the content is no model or lacks ALBERT's special pieces.
+    ValueError: if the content is no model or lacks ALBERT's special tokens.
   """
 
   kind, special = 'sentencepiece', SPECIAL_PIECES
@@ -115,7 +115,7 @@ class SentencePiece:
     missing = sorted(set(SPECIAL_PIECES) - set(self.vocab))
     if missing:
       raise ValueError(
-        f'{source} lacks the special pieces {missing}; ALBERT has {list(SPECIAL_PIECES)}: '
+        f'{source} lacks the special tokens {missing}; ALBERT has {list(SPECIAL_PIECES)}: '
         'train with `bertjax vocab --kind=sentencepiece`, which adds them.'
       )
     self._ids = {piece: self.vocab.index(piece) for piece in SPECIAL_PIECES}
@@ -209,7 +209,7 @@ def check_files(directory, settings: dict) -> None:
 
 
 def _trim(text, start, spans, a, b):
-  """Maps a piece's folded span to the text, without the white space that it begins with."""
+  """Maps a token's normalized span to the text, without leading white space."""
   begin, end = start + spans[a][0], start + (spans[b - 1][1] if b > a else spans[a][0])
   while begin < end and text[begin].isspace():
     begin += 1
@@ -226,7 +226,7 @@ def _fold(text: str, normalizer, lowercase: bool) -> str:
 
 @functools.cache
 def _aligner(lowercase: bool) -> tokenizers.Tokenizer:
-  """Cuts a folded text into characters: only Hugging Face's encodings tell where each stood."""
+  """Splits a normalized text into characters, whose offsets only Hugging Face's encodings have."""
   aligner = tokenizers.Tokenizer(models.WordLevel({'': 0}, unk_token=''))
   aligner.normalizer = normalization.albert_normalizer(lowercase)
   aligner.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(r'[\s\S]'), 'isolated')

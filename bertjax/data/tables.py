@@ -349,7 +349,7 @@ def open_tfds(name: str, split: str):
       builder.download_and_prepare()
     config = tfds.ReadConfig(interleave_cycle_length=1)
     return builder, builder.as_dataset(split=split, read_config=config)
-  except Exception as error:  # TFDS has a family of its own for names, versions and splits
+  except Exception as error:  # TFDS has separate exceptions for names, versions and splits
     raise ValueError(f'tfds:{name}: {str(error).strip().splitlines()[0]}') from error
 
 

@@ -183,7 +183,7 @@ def _files(pattern, format, text_key, binary, encoding, on_bad_row, report: Repo
 
 
 def _documents(stream: io.TextIOWrapper, format: str) -> Iterable[str]:
-  """Cuts a file into documents as it is read: no more than one of them is held in memory."""
+  """Splits a file into documents as it is read, with one of them in memory at a time."""
   if format == 'prose':
     text = stream.read()
     return [text if '\n' in text else text.replace('\r', '\n')]

@@ -1,7 +1,7 @@
 """TFRecords of google-research/bert's create_pretraining_data.py, read into rows and written.
 
-Their masks are static: `input_ids` are masked already, and the predictions stand in columns of
-their own (`masked_columns`) beside those of `examples`. Name trap: Google's `segment_ids` are our
+Their masks are static: `input_ids` are masked already, and the predictions are separate columns
+(`masked_columns`) beside those of `examples`. Name trap: Google's `segment_ids` are our
 `token_type_ids`, and its `input_mask` is our `segment_ids > 0`. TensorFlow is imported by the
 functions that read and write files, and by nothing else.
 """
@@ -46,7 +46,7 @@ def rows_from_tfrecords(
     size: rows read at a time.
 
   Raises:
-    ValueError: for a damaged file, a missing feature, other lengths than in the rows before, or
+    ValueError: for a corrupt file, a missing feature, other lengths than in the rows before, or
       values that no such row can have; the file and the record are named.
   """
   known = None
@@ -74,7 +74,7 @@ def _read(path, size: int) -> Iterator[dict[str, np.ndarray]]:
     for features in records.map(lambda batch: tf.io.parse_example(batch, spec)):
       yield {name: _dense(ragged, name, path) for name, ragged in features.items()}
   except tf.errors.DataLossError as error:
-    raise ValueError(f'{path} is damaged, or no uncompressed TFRecord file.') from error
+    raise ValueError(f'{path} is corrupt, or no uncompressed TFRecord file.') from error
   except tf.errors.InvalidArgumentError as error:
     reason = error.message.splitlines()[0]
     raise ValueError(
@@ -112,7 +112,7 @@ def _columns(features: dict, vocab_size: int, path, start: int) -> dict[str, np.
       f'masked_lm_ids has ids beyond the vocabulary of {vocab_size}',
     ),
     ((weights != 0) & (weights != 1), 'masked_lm_weights are not all 0 or 1'),
-    ((positions < 0) | (positions >= np.maximum(end, 1)), 'masked_lm_positions lie in the padding'),
+    ((positions < 0) | (positions >= np.maximum(end, 1)), 'masked_lm_positions point at padding'),
     ((label < 0) | (label > 1), 'next_sentence_labels is not 0 or 1'),
   ):
     if wrong.any():
@@ -185,7 +185,7 @@ def write_tfrecords(paths: Sequence, batches: Iterable[dict[str, np.ndarray]]) -
 
   Args:
     paths: files to write; rows go to them in turn.
-    batches: of `Batches`; rows of weight 0 are left out.
+    batches: of `Batches`; rows of weight 0 are skipped.
 
   Raises:
     ValueError: if a batch has no next-sentence labels or holds packed rows, which those files

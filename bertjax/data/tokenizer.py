@@ -1,11 +1,11 @@
 """`Tokenizer`: WordPiece as in BERT and SentencePiece as in ALBERT, to the letter; no TensorFlow.
 
 WordPiece cleans the text, isolates CJK, strips accents and lowers (if `lowercase`), splits on white
-space and punctuation and takes the longest matching pieces. Two references disagree in details
+space and punctuation and takes the longest matching tokens. Two references disagree in details
 (Unicode tables, final sigma, the longest word), so `rules` names one: 'huggingface' is
 `BertTokenizerFast`, where special tokens written out in a text ('[MASK]') stay special; 'google'
-is tokenization.py of google-research/bert, where they do not. `tokenizer_tf` is the TensorFlow
-twin.
+is tokenization.py of google-research/bert, where they do not. `tokenizer_tf` is the same in
+TensorFlow.
 """
 
 import functools
@@ -24,7 +24,7 @@ from bertjax.data.wordpiece import MAX_CHARS_PER_WORD, SPECIAL_TOKENS
 
 __all__ = ['MAX_CHARS_PER_WORD', 'SPECIAL_TOKENS', 'Tokenizer', 'word_splitter']
 word_splitter = normalization.word_splitter
-# Entries of tokenizer_config.json that name files or places of the machine that wrote it, and the
+# Entries of tokenizer_config.json that name files or paths of the machine that wrote it, and the
 # one that the engine writes again.
 _LOCAL = ('name_or_path', 'tokenizer_file', 'special_tokens_map_file', 'vocab_file', 'is_local',
           'local_files_only', 'auto_map', 'backend', 'added_tokens_decoder')  # fmt: skip
@@ -42,7 +42,7 @@ class Tokenizer:
          [2, 5, 6, 3]], dtype=int32)
 
   Args:
-    vocab: WordPiece: the pieces, by id, continuations with '##'. SentencePiece: the bytes of the
+    vocab: WordPiece: the tokens, by id, continuations with '##'. SentencePiece: the bytes of the
       model file.
     lowercase: lower and strip accents, for "uncased" vocabularies.
     rules: 'huggingface' or 'google'; SentencePiece has only the former.
@@ -52,7 +52,7 @@ class Tokenizer:
     special: names of the padding, unknown, [CLS], [SEP] and mask tokens of `backend`.
 
   Attributes:
-    vocab: the pieces, by id; '' where an id has none.
+    vocab: the tokens, by id; '' where an id has none.
     kind: 'wordpiece' or 'sentencepiece'.
     model: the bytes of the SentencePiece model; empty for WordPiece.
     settings: entries of the source's tokenizer_config.json, which `save` keeps.
@@ -93,7 +93,7 @@ class Tokenizer:
 
   @classmethod
   def from_file(cls, path, *, lowercase: bool = True, rules: str = 'huggingface') -> 'Tokenizer':
-    """Reads a `vocab.txt`, a piece a line, a SentencePiece model, `*.model`, or a model directory.
+    """Reads a `vocab.txt`, one token per line, a SentencePiece model, `*.model`, or a model directory.
 
     Raises:
       ValueError: if there is no such file, its content is no vocabulary, or the model directory has
@@ -215,11 +215,11 @@ class Tokenizer:
     return np.fromiter(itertools.chain.from_iterable(ids), np.int32, lengths.sum()), lengths
 
   def encode_offsets(self, texts: Sequence[str] | str):
-    """Maps texts to (ids, offsets): for each piece its (start, end) in the text's characters."""
+    """Maps texts to (ids, offsets): for each token its (start, end) in the text's characters."""
     return self._engine.encode_offsets(self.replace_surrogates(texts))
 
   def decode(self, ids: Sequence[int]) -> str:
-    """Joins pieces to text; special tokens are kept."""
+    """Joins tokens to text; special tokens are kept."""
     return self._engine.decode(list(ids))
 
   def replace_surrogates(self, texts: Sequence[str] | str) -> list[str]:
@@ -250,7 +250,7 @@ class Tokenizer:
       int32 [B, L].
 
     Raises:
-      ValueError: if the numbers differ, or a row does not fit: nothing is cut silently.
+      ValueError: if the numbers differ, or a row does not fit: nothing is truncated silently.
     """
     texts, pairs = ([x] if isinstance(x, str) else x for x in (texts, pairs))
     if pairs is not None and len(pairs) != len(texts):

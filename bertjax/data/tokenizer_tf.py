@@ -1,6 +1,6 @@
-"""`GraphTokenizer`: the tf.data twin of `Tokenizer`, made of TensorFlow graph operations alone.
+"""`GraphTokenizer`: `Tokenizer` as TensorFlow graph operations.
 
-`tensorflow_text.FastBertTokenizer` folds compatibility forms ('…' to '. . .', 'ß' to 'ss') and
+`tensorflow_text.FastBertTokenizer` maps compatibility forms ('…' to '. . .', 'ß' to 'ss') and
 counts a word's length in bytes, so it is another tokenizer, except on printable ASCII: such texts
 take this fast path. All others are normalized code point by code point with the tables of
 `normalization`, then split by `FastWordpieceTokenizer`, whose longest match is exact.
@@ -140,7 +140,7 @@ def _wordpiece(tokenizer: Tokenizer):
 
 
 def _sentencepiece(tokenizer: Tokenizer):
-  """As `_wordpiece`; here a text is cut at special tokens, and the rest goes to the model."""
+  """As `_wordpiece`; here a text is split at special tokens, and the rest goes to the model."""
   pieces = tft.SentencepieceTokenizer(tokenizer.model, out_type=tf.int32)
   fold = _make_fold('albert', tokenizer.lowercase)
   ids = list(tokenizer.special.values())
@@ -173,7 +173,7 @@ def _mark(strings: tf.Tensor, replacements: dict[str, str]) -> tf.Tensor:
 
 
 def _make_fold(rules: str, lowercase: bool) -> Callable[[tf.Tensor], tf.Tensor]:
-  """Returns the function that folds strings [B] as `normalization` says."""
+  """Returns the function that normalizes strings [B] as `normalization` does."""
   table = normalization.fold_table(rules, lowercase)
   has_marks = table.rows.max() >= normalization.RANK
 
@@ -225,5 +225,5 @@ def _final_sigma(codes: tf.RaggedTensor, table: normalization.FoldTable) -> tf.R
 
 
 def _within(codes: tf.Tensor, bounds: np.ndarray) -> tf.Tensor:
-  """Tells which code points lie in the ranges [bounds[0], bounds[1]), [bounds[2], ...)."""
+  """Which code points are in the ranges [bounds[0], bounds[1]), [bounds[2], ...)."""
   return tf.searchsorted(bounds, codes, side='right') % 2 == 1

@@ -21,11 +21,11 @@ from bertjax.data import text as text_lib
 from bertjax.data import workers as worker_lib
 from bertjax.data.tokenizer import SPECIAL_TOKENS, Tokenizer, word_splitter
 
-# Google's places: [PAD] is 0, 99 unused rows for words of one's own, then the other four.
+# Google's ids: [PAD] is 0, 99 unused rows for domain words, then the other four.
 UNUSED = 99
 _HEADER = ('[PAD]', *(f'[unused{i}]' for i in range(UNUSED)), *SPECIAL_TOKENS[1:])
 _ALPHABET = 1000  # characters that are kept however rare, the most frequent ones
-_LONG = 10_000  # characters without white space are cut here, which bounds the normaliser's memory
+_LONG = 10_000  # longer chunks are split, which bounds the normaliser's memory
 
 # Lengths in tokens up to which sentences and documents are counted; the last bucket is open.
 EDGES = (16, 64, 128, 512, 2048, 8192)
@@ -73,7 +73,7 @@ def count_words(
 
 
 def _count(texts: list[str], lowercase: bool) -> collections.Counter:
-  """Counts the words of one unit; each distinct chunk between white space is cut once."""
+  """Counts the words of one unit; each distinct chunk between white space is split once."""
   normalizer, splitter = word_splitter(lowercase)
   seen = collections.Counter()
   for text in texts:
@@ -99,9 +99,9 @@ def train_wordpiece(
   Args:
     counts: words and how often each occurs.
     size: entries, special and unused ones included.
-    alphabet: how many characters to keep, the most frequent; words with others are left out. None:
+    alphabet: how many characters to keep, the most frequent; words with others are skipped. None:
       1,000 and every other one that occurs `min_count` times, as far as the size allows. Where
-      they would take over half of it, the rarest are left out that make up 1 in 100,000 characters.
+      they would take over half of it, the rarest are dropped that make up 1 in 100,000 characters.
     min_count: pairs must occur this often to be merged.
 
   Returns:
@@ -131,7 +131,7 @@ def train_wordpiece(
     raise ValueError(
       f'this text yields only {len(vocab)} entries, {size} were asked for: {len(_HEADER)} special '
       f'ones, {len(initial)} for its {len(kept)} characters ({rare} more are too rare), and '
-      f'{len(vocab) - len(_HEADER) - len(initial)} merged pieces that occur {min_count} times or '
+      f'{len(vocab) - len(_HEADER) - len(initial)} merged tokens that occur {min_count} times or '
       f'more; choose a size of at most {len(vocab)} or bring more text.'
     )
   return list(vocab)
@@ -179,7 +179,7 @@ def choose_alphabet(
 
 
 def _merges(words: list[list[str]], counts: list[int], min_count: int) -> Iterable[str]:
-  """Yields merged pieces, most frequent pair first, and applies each merge to all words."""
+  """Yields merged tokens, most frequent pair first, and applies each merge to all words."""
   pair_counts, where = collections.Counter(), collections.defaultdict(set)
   for i, word in enumerate(words):
     for pair in itertools.pairwise(word):
@@ -312,7 +312,7 @@ def _tokenizer(vocab: str, lowercase: bool) -> tuple[Tokenizer, dict, dict]:
 
 
 def _token_counts(seen: Iterable[str], vocab: str, lowercase: bool) -> tuple[dict, dict]:
-  """Token counts of chunks: every distinct one is tokenised once, for no piece spans two."""
+  """Token counts of chunks: every distinct one is tokenized once, as no token spans two."""
   tokenizer, tokens, unknown = _tokenizer(vocab, lowercase)
   if len(tokens) > _MEMO:
     tokens.clear(), unknown.clear()

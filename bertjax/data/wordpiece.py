@@ -87,7 +87,7 @@ class WordPiece:
 
 
 def _check_vocab(vocab: list[str], source: str, special) -> list[str]:
-  """The entries without empty ones at the end; logs those that have no id of their own.
+  """The entries without empty ones at the end; logs duplicates and empty ones.
 
   Raises:
     ValueError: without the special tokens.
@@ -144,7 +144,7 @@ def _build(vocab, lowercase: bool, rules: str) -> tokenizers.Tokenizer:
 
 
 def _build_model(ids: dict[str, int], unknown: str, rules: str) -> tokenizers.Tokenizer:
-  """A tokenizer of a model and a decoder alone."""
+  """A tokenizer with only a model and a decoder."""
   longest = MAX_CHARS_PER_WORD[rules]
   tokenizer = tokenizers.Tokenizer(
     models.WordPiece(ids, unk_token=unknown, max_input_chars_per_word=longest)
@@ -202,8 +202,8 @@ def read_settings(directory) -> dict:
   settings = read_json(path)
   if settings.get('split_special_tokens'):
     raise ValueError(
-      f'{path}: split_special_tokens=true is not supported: special tokens in a text stay whole '
-      'here. Set it to false.'
+      f'{path}: split_special_tokens=true is not supported: special tokens in a text are '
+      'kept here. Set it to false.'
     )
   added = settings.get('added_tokens_decoder')
   if added is None:
@@ -350,7 +350,7 @@ def _check_bert_rules(path, content: dict, special, rules: str, options: dict) -
         '%s: %s=%s of the normaliser is overridden by %s in tokenizer_config.json, as in '
         'transformers', path, name, normalizer.get(name), value,
       )  # fmt: skip
-  if content.get('post_processor'):  # looked at with the special tokens alone, which is quick
+  if content.get('post_processor'):  # checked with the special tokens only, which is quick
     ids = model['vocab'] | {token['content']: token['id'] for token in content['added_tokens']}
     few = {token: i for token, i in ids.items() if token in special}
     model = model | {'vocab': few, 'unk_token': special[1]}

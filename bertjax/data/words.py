@@ -1,6 +1,6 @@
 """What a word is, in every script: among the tokens of a row, and in a text.
 
-White space separates words, and a punctuation mark is a word of its own. Scripts that are written
+White space separates words, and each punctuation mark is a word. Scripts that are written
 without spaces (Han, kana, Thai, Khmer, ...) have no words that a rule could find: there each
 character is a word, or each token where a token has several characters. Among tokens the rule is a
 table by id, so that rows of ids can be masked without their text.
@@ -35,19 +35,19 @@ _whole = re.compile(
 ).fullmatch
 
 
-def flags(piece: str, continues: bool) -> int:
-  """BEGINS: a word begins with this piece, whatever comes before; ENDS: one ends with it; BLANK: it
-  is white space alone, and belongs to the piece that follows.
+def flags(token: str, continues: bool) -> int:
+  """BEGINS: a word begins with this token, whatever comes before; ENDS: one ends with it; BLANK: it
+  is only white space, and belongs to the token that follows.
 
   Args:
-    piece: its text, without the tokenizer's mark for a boundary of words.
-    continues: whether that mark says that the piece continues a word.
+    token: its text, without the tokenizer's mark for a boundary of words.
+    continues: whether that mark says that the token continues a word.
   """
-  if not piece:
+  if not token:
     return BEGINS | BLANK
-  mark = unicodedata.category(piece[0])[0] == 'M'
-  begins = not continues or (_alone(piece[0]) and not mark)
-  return BEGINS * begins | ENDS * _alone(piece[-1])
+  mark = unicodedata.category(token[0])[0] == 'M'
+  begins = not continues or (_alone(token[0]) and not mark)
+  return BEGINS * begins | ENDS * _alone(token[-1])
 
 
 def firsts(ids: np.ndarray, table: np.ndarray) -> np.ndarray:

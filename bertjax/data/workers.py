@@ -79,7 +79,7 @@ def cores() -> int:
 
 
 def batches(texts: Iterable[str], chars: int) -> Iterator[list[str]]:
-  """Cuts a stream of texts into lists of about so many characters."""
+  """Splits a stream of texts into lists of about so many characters."""
   batch, size = [], 0
   for text in texts:
     batch.append(text)
