@@ -39,61 +39,65 @@ def run(
   Raises:
     ValueError: if the input cannot be read, the size does not fit the text, or `out` exists.
   """
-  _check(out, vocab, kind, report, report_file, max_words, size)
-  if workers < -1:
-    raise ValueError(f'--workers must be at least -1, got {workers}.')
+  _check(out, vocab, kind, report, report_file, max_words, size, workers)
   workers = os.cpu_count() or 1 if workers == -1 else workers
-  found = []  # what each reading of the text met; the same each time
-
-  size_in_bytes = sum(file_size for _, file_size, _ in text_lib.list_source(input))
+  bytes_of_text = sum(file_size for _, file_size, _ in text_lib.list_source(input))
+  readings = []  # what each reading of the text met, the same each time
 
   def read(what):
-    report = text_lib.Report()
-    found.append(report)
-    with io.progress(what, size_in_bytes, unit='B') as update:
+    readings.append(text_lib.Report())
+    with io.progress(what, bytes_of_text, unit='B') as update:
       for text in text_lib.read_documents(
-        input, format, text_key=text_key, encoding=encoding, on_bad_row=on_bad_row, report=report
-      ):
-        update(report.bytes_read())
+        input, format, text_key=text_key, encoding=encoding, on_bad_row=on_bad_row,
+        report=readings[-1],
+      ):  # fmt: skip
+        update(readings[-1].bytes_read())
         yield text
 
   error = 0
   if out and kind == 'wordpiece':
-    texts = read('counting words')
-    counts = vocabulary.count_words(
-      texts, lowercase=lowercase, max_words=max_words, workers=workers
-    )
-    entries, error = vocabulary.train_wordpiece(counts, size), counts.error
-    io.write_bytes(out, '\n'.join([*entries, '']).encode())
-    _log.info('%s: %d entries from %d distinct words', out, size, len(counts))
+    error = _train_wordpiece(read, out, size, lowercase, max_words, workers)
   elif out:
-    from bertjax.data import sentencepiece
-
-    count = functools.partial(_count_characters, format=format, lowercase=lowercase)
-    counts = sum(
-      worker_lib.map_units(count, read('counting characters'), workers), collections.Counter()
-    )
-    kept, rare = vocabulary.choose_alphabet(counts, size, len(sentencepiece.SPECIAL_PIECES))
-    sentences = _sentences(read('reading sentences'), format)
-    coverage = sentencepiece.coverage_for(counts, kept)
-    model = sentencepiece.train_sentencepiece(
-      sentences, size, lowercase=lowercase, coverage=coverage
-    )
-    io.write_bytes(out, model)
-    _log.info('%s: %d tokens, %d characters (%d more are too rare)', out, size, len(kept), rare)
-  if found:
-    found[0].warn(lowercase)
+    _train_sentencepiece(read, out, size, format, lowercase, workers)
+  if out:
+    readings[0].warn(lowercase)
   if report:
     facts = vocabulary.describe(
       read('measuring the text'), out or vocab, format=format, lowercase=lowercase, workers=workers
     )
     if not out:
-      found[0].warn(lowercase)
-    facts |= {'count_error': error, 'invalid_utf8': found[0].invalid_utf8}
-    facts['bad_rows'] = found[0].bad_rows
+      readings[0].warn(lowercase)
+    facts |= {'count_error': error, 'invalid_utf8': readings[0].invalid_utf8}
+    facts['bad_rows'] = readings[0].bad_rows
     print('\n'.join(_lines(facts, Tokenizer.from_file(out or vocab, lowercase=lowercase))))
     if report_file:
-      io.write_bytes(report_file, (json.dumps(facts, indent=1) + '\n').encode())
+      io.write_text(report_file, json.dumps(facts, indent=1) + '\n')
+
+
+def _train_wordpiece(read, out: str, size: int, lowercase: bool, max_words: int, workers) -> int:
+  """Trains and writes a vocab.txt; returns how many occurrences of a word were lost at most."""
+  counts = vocabulary.count_words(
+    read('counting words'), lowercase=lowercase, max_words=max_words, workers=workers
+  )
+  io.write_text(out, '\n'.join([*vocabulary.train_wordpiece(counts, size), '']))
+  _log.info('%s: %d entries from %d distinct words', out, size, len(counts))
+  return counts.error
+
+
+def _train_sentencepiece(read, out: str, size: int, format: str, lowercase: bool, workers) -> None:
+  """Trains and writes a spiece.model."""
+  from bertjax.data import sentencepiece
+
+  count = functools.partial(_count_characters, format=format, lowercase=lowercase)
+  units = worker_lib.map_units(count, read('counting characters'), workers)
+  counts = sum(units, collections.Counter())
+  kept, rare = vocabulary.choose_alphabet(counts, size, len(sentencepiece.SPECIAL_PIECES))
+  sentences = _sentences(read('reading sentences'), format)
+  coverage = sentencepiece.coverage_for(counts, kept)
+  io.write_bytes(out, sentencepiece.train_sentencepiece(
+    sentences, size, lowercase=lowercase, coverage=coverage
+  ))  # fmt: skip
+  _log.info('%s: %d tokens, %d characters (%d more are too rare)', out, size, len(kept), rare)
 
 
 def _sentences(texts, format: str):
@@ -106,7 +110,9 @@ def _count_characters(texts: list[str], format: str, lowercase: bool) -> collect
   return sentencepiece.count_characters(_sentences(texts, format), lowercase)
 
 
-def _check(out, vocab, kind, report, report_file, max_words, size) -> None:
+def _check(out, vocab, kind, report, report_file, max_words, size, workers) -> None:
+  if workers < -1:
+    raise ValueError(f'--workers must be at least -1, got {workers}.')
   if bool(out) == bool(vocab):
     raise ValueError('vocab needs either --out=FILE to train one, or --vocab=FILE to report on it.')
   if kind not in KINDS:
