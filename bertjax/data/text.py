@@ -2,16 +2,16 @@
 
 A source is a string: a path (file, folder or glob; .gz, .bz2, .xz and .zst are decompressed),
 `embedded`, or `tfds:NAME[:VERSION][:SPLIT]` (`tfds:c4/en:train`); several are joined by commas. The
-format says how a file falls into documents and sentences and is named, never guessed:
+format says how a file is split into documents and sentences; it is stated, never guessed:
 
-  prose      one file a document, blank lines between paragraphs; sentences are split by rule
-  google     a sentence a line, a blank line between documents (create_pretraining_data.py)
-  wikitext   an article starts at a line ' = Title = ', a paragraph a line, tokens by spaces
-  jsonl      an object a line, its `text_key` is a document of prose
-  parquet    a row a document of prose, in the column `text_key`; of a folder, all *.parquet
-  tfds       an example a document, its `text_key` is prose
+  prose      one document per file, blank lines between paragraphs; sentences are split by rule
+  google     one sentence per line, a blank line between documents (create_pretraining_data.py)
+  wikitext   an article starts at a line ' = Title = '; one paragraph per line, tokens by spaces
+  jsonl      one object per line, whose `text_key` is a document of prose
+  parquet    one document of prose per row, in the column `text_key`; all *.parquet of a folder
+  tfds       one document per example, whose `text_key` is prose
 
-Files of any size are read in the memory that their longest document needs.
+Files of any size are read with the memory of their longest document.
 """
 
 import ast
