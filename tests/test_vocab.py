@@ -236,7 +236,7 @@ def test_documents_of_one_sentence_are_no_food_for_next_sentence_prediction(
     (['--out=/tmp/v', '--kind=bpe'], "--kind must be one of .*'sentencepiece'.*got 'bpe'"),
     (['--out=/tmp/v', '--kind=sentencepiece'], r'is named \*.model; got .* --out=/tmp/v'),
     (['--out=/tmp/v.model'], r'is named \*.model; got --kind=wordpiece --out=/tmp/v.model'),
-    (['--out=/tmp/v', '--lowercase=upper'], "--lowercase takes bool, as in True; got 'upper'"),
+    (['--out=/tmp/v', '--lowercase=upper'], "--lowercase takes bool, such as True; got 'upper'"),
     (['--out=/tmp/v', '--noreport', '--report_file=r'], '--noreport .* with --report_file'),
     (['--out=/tmp/v', '--max_words=5'], '--max_words must be at least --size=30522, got 5'),
     (['--vocab=/tmp/v', '--noreport'], '--noreport leaves nothing to do with --vocab'),
