@@ -7,7 +7,7 @@ import pytest
 import bertjax
 from tests.test_predictor import model
 
-CONSTANTS = {'TASKS'}  # a dict has no docstring of its own
+CONSTANTS = {'TASKS'}  # a dict has no own docstring
 
 
 @pytest.fixture(scope='module')

@@ -208,7 +208,7 @@ def load_params(
     bert: the module.
     initial: freshly drawn parameters of `bert`; `fresh` and `resize` take from them.
     fresh: parts ('classification', 'pooler', ...) to take from `initial` if the source lacks them.
-    redraw: parts to take from `initial` always.
+    redraw: parts to take from `initial` in all cases.
     tokenizer: of this run; the source's must be the same but for `resize`.
     resize: may the vocabulary and the position table differ?
     weights: what `load_weights` read from the source, if it did already.

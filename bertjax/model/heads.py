@@ -46,7 +46,7 @@ class Pooler(nn.Module):
 
 
 class MlmHead(nn.Module):
-  """Dense, GELU, LayerNorm, then the transposed word table and a bias of its own."""
+  """Dense, GELU, LayerNorm, then the transposed word table and a separate bias."""
 
   config: EncoderConfig
 
@@ -285,6 +285,6 @@ def gather(x: jax.Array, positions: jax.Array) -> jax.Array:
 
 
 def init_params(model: Bert, rng: jax.Array) -> dict:
-  """Initialises parameters: a nested dict of arrays, by itself and under jit or eval_shape."""
+  """Initialises parameters: a nested dict of arrays; also under jit or eval_shape."""
   ids = jnp.zeros((1, min(8, model.config.max_positions)), jnp.int32)
   return model.init(rng, {'input_ids': ids})['params']

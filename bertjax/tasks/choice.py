@@ -1,6 +1,6 @@
 """Multiple choice: one of several endings (Devlin et al. 2018, section 4.4); SWAG, CODAH, your own.
 
-Each ending is a row of its own behind its beginning; the rows of a question follow one another.
+Each ending is a separate row, after its beginning; the rows of a question are consecutive.
 """
 
 import functools
@@ -64,7 +64,7 @@ def swag(source: str = '', *, files: Mapping[str, str] | None = None) -> Task:
 
 
 def codah(source: str = '', *, files: Mapping[str, str] | None = None) -> Task:
-  """CODAH (Chen et al. 2019): train.tsv, dev.tsv, test.tsv of one fold; no header."""
+  """CODAH (Chen et al. 2019): train.tsv, dev.tsv, test.tsv of one split of the folds; no header."""
   files = {split: f'{split}.tsv' for split in ('train', 'dev', 'test')} | dict(files or {})
   return choice(
     source, files=files, prompt=1, endings=(2, 3, 4, 5), label=6, unlabelled=(), name='codah'
@@ -78,7 +78,7 @@ def _pairs(item: Example, choices: int) -> Example:
 
 
 def encode(items: Sequence[Example], tokenizer, length: int) -> Encoded:
-  """A row for each ending, cut by Google's rule."""
+  """One row per ending, truncated by Google's rule."""
   choices = len(items[0].texts) // 2 if items else 1
   rows = [item._replace(texts=item.texts[i : i + 2]) for item in items
           for i in range(0, 2 * choices, 2)]  # fmt: skip

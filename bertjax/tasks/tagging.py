@@ -1,6 +1,6 @@
 """Tags of words: CoNLL-2003 and every file in its format (Devlin et al. 2018, section 5.3).
 
-Each word is tokenised by itself; the tag stands at its first piece, all else is left out of the
+Each word is tokenised separately; its first token has the tag, and no other token is in the
 loss. IOB1, IOB2, IOBES, BILOU and BMES are read alike and become BIO.
 """
 
@@ -202,7 +202,7 @@ def encode(
 ) -> Encoded:
   """Rows of sentences; with `context` the row is filled from both sides out of the document.
 
-  A sentence that does not fit gets several rows, each with words of its own, so that every word is
+  A sentence that does not fit gets several rows with different words, so that every word is
   tagged once. `alignment` [N, L] is the number of the word that starts at a position, -1 elsewhere.
   """
   room = text_room(length, 2)
@@ -237,7 +237,7 @@ def encode(
 
 
 def _pieces(items, tokenizer, room: int) -> tuple[list[list[list[int]]], int]:
-  """The pieces of each word of each item, [UNK] if it has none; how many words had to be cut."""
+  """The tokens of each word of each item, [UNK] if it has none; how many words were truncated."""
   ids = iter(tokenizer.encode([word for item in items for word in item.texts]))
   pieces = [[next(ids) or [tokenizer.unk_id] for _ in item.texts] for item in items]
   cut = sum(len(word) > room for words in pieces for word in words)

@@ -36,7 +36,7 @@ class Example(NamedTuple):
     texts: a text or a pair; of a `Span` question and context; of `Tags` the words; of a `Choice`
       the pairs of all endings, end to end.
     label: as its class in `objectives.labels` describes it; None where the split has none.
-    document: number of the document that the words stand in.
+    document: number of the document of the words.
   """
 
   id: str
@@ -51,7 +51,7 @@ class Encoded(NamedTuple):
   Attributes:
     columns: 'input_ids' [N, L] and 'ends' [N, 1, 2] as in `data.instances`; 'example_ids' int32 [N],
       positions in the list of examples; 'labels' [N, ...] as in `objectives.labels`.
-    counts: what was cut, split or left out.
+    counts: numbers of truncated, split and skipped examples.
     alignment: what `decode` needs to find the way back to the text.
   """
 

@@ -4,7 +4,7 @@ A mesh has three axes: 'data' (replicas), 'fsdp' (replicas that split parameters
 between them) and 'tensor' (splits within a layer). A parameter's path gives its logical axes (a
 table such as `model.encoder.PARAM_AXES`), `RULES` gives the mesh axes of each logical axis, and
 the compiler does the rest (GSPMD). An unknown name raises; an axis that its size cannot share
-evenly stays whole, and the log tells it.
+evenly stays replicated, and this is logged.
 """
 
 import functools
@@ -107,7 +107,7 @@ def logical_axes(table: AxisTable, path, ndim: int) -> tuple[str | None, ...]:
 
 
 def _spec(mesh: Mesh, axes, shape, name: str) -> PartitionSpec:
-  """Mesh axes of one array; an axis that its size cannot share evenly is told and left whole."""
+  """Mesh axes of one array; an axis whose size is not divisible stays replicated (logged)."""
   spec, used = [], set()
   for axis, size in zip(axes, shape, strict=True):
     if axis not in RULES:
@@ -137,7 +137,7 @@ def tree_shardings(mesh: Mesh, table: AxisTable, tree):
 
 
 def sharder(mesh: Mesh, table: AxisTable):
-  """`tree_shardings` of a mesh and a table, for whoever makes the tree."""
+  """`tree_shardings` of a mesh and a table, for the caller that makes the tree."""
   return functools.partial(tree_shardings, mesh, table)
 
 
@@ -147,7 +147,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def replicate(tree, mesh: Mesh):
-  """The same host arrays, whole on every device of every process."""
+  """The same host arrays, replicated on every device of every process."""
   return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
@@ -199,7 +199,7 @@ def local_rows(sharding: NamedSharding, batch_size: int) -> np.ndarray:
 
 
 def shard_batch(batch: dict, sharding: NamedSharding) -> dict:
-  """Places the rows of this process (`local_rows`, in that order) as one global batch."""
+  """Puts the rows of this process (`local_rows`, in that order) into one global batch."""
   count = replicas(sharding.mesh)
   mine = len(local_rows(sharding, count))
   size = len(next(iter(batch.values()))) * count // mine

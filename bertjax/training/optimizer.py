@@ -51,9 +51,9 @@ def scale_by_bert_adam(b1: float, b2: float, eps: float) -> optax.GradientTransf
 
 
 def scale_by_layer_trust_ratio(table: AxisTable) -> optax.GradientTransformation:
-  """LAMB's |param| / |update| (You et al. 2019), for each layer of a stacked parameter by itself.
+  """LAMB's |param| / |update| (You et al. 2019), for each layer of a stacked parameter separately.
 
-  `optax.scale_by_trust_ratio` takes one norm over a whole array, which for stacked layers would
+  `optax.scale_by_trust_ratio` takes one norm over an entire array, which for stacked layers would
   be one norm over the depth of the model.
   """
 
@@ -99,7 +99,7 @@ def scale_by_part(
 
 
 def stop_gradients(params, factors: Factors):
-  """The parameters, those with factor 0 cut off from the gradient."""
+  """The parameters, with gradients stopped where the factor is 0."""
 
   def cut(path, p):
     trained = np.asarray(factors(path_name(path))) > 0
@@ -178,7 +178,7 @@ def make_optimizer(
     b2: second-moment decay.
     eps: added to the root of the second moment.
     weight_decay: decoupled decay, scaled by the learning rate, on all but `NO_DECAY`.
-    clip_norm: global norm the gradient of the whole batch is clipped to; 0.0 switches it off.
+    clip_norm: global norm the gradient of the global batch is clipped to; 0.0 switches it off.
       Google's TPU code clips each core's gradient before it sums them; we clip the sum.
     param_axes: path -> axes table; 'lamb' needs it to separate stacked layers.
     factors: path of a parameter -> factor of its learning rate, or one factor per stacked layer;

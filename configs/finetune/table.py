@@ -24,5 +24,5 @@ from bertjax.config import finetuning
 def get_config(arg=''):
   known = ('table', 'sentence_order', 'next_sentence')
   if arg and arg not in known:
-    raise ValueError(f'after the colon stands one of {known}, got {arg!r}.')
+    raise ValueError(f'the word after the colon must be one of {known}, got {arg!r}.')
   return finetuning(arg or 'table')
