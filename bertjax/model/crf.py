@@ -1,8 +1,8 @@
 """A linear-chain conditional random field over tags (Lafferty et al. 2001; Lample et al. 2016).
 
-A sequence of tags scores its logits, plus `transitions[a, b]` for each b that follows an a, plus
-`start` of its first and `end` of its last tag. The chain runs only over the positions in
-`mask`, however they are scattered: from a word's first token to the next one's.
+The score of a tag sequence is the sum of its logits, of `transitions[a, b]` for each tag b after a
+tag a, of `start` of its first and `end` of its last tag. The chain connects the positions in `mask`
+and skips those between: it runs from the first token of a word to that of the next.
 """
 
 import functools
@@ -14,21 +14,21 @@ Scores = dict[str, jax.Array]  # of a 'tagging' head: 'transitions' [C, C], 'sta
 
 
 def shapes(num_labels: int) -> dict[str, tuple[int, ...]]:
-  """The shapes of the parameters."""
+  """Shapes of the parameters."""
   return {'transitions': (num_labels, num_labels), 'start': (num_labels,), 'end': (num_labels,)}
 
 
 @functools.partial(jax.vmap, in_axes=(None, 0, 0))
 def log_partition(scores: Scores, logits: jax.Array, mask: jax.Array) -> jax.Array:
-  """Log of the summed exponents of all sequences' scores, by the forward algorithm.
+  """Log-partition function by the forward algorithm: logsumexp of the scores of all sequences.
 
   Args:
-    scores: the parameters; others in the dict are not read.
-    logits: [B, L, C], any float.
+    scores: the parameters; other entries are ignored.
+    logits: [B, L, C], any floating dtype.
     mask: bool [B, L], the positions of the chain.
 
   Returns:
-    float32 [B]; 0 for a row without a position.
+    float32 [B]; 0 for a row without positions.
   """
 
   def step(alpha, position):
@@ -41,16 +41,16 @@ def log_partition(scores: Scores, logits: jax.Array, mask: jax.Array) -> jax.Arr
 
 
 def sequence_score(scores: Scores, logits: jax.Array, labels: jax.Array) -> jax.Array:
-  """Scores of the sequences in `labels` int [B, L], whose chain has the positions >= 0: [B]."""
+  """Scores [B] of the tag sequences in `labels` int [B, L]; -1 = not in the chain."""
   chosen = labels[..., None] == jnp.arange(logits.shape[-1])
-  # The partition of a lattice from which all paths but one are struck is the score of that path.
+  # With all other paths masked out, the log-partition function is the score of this path.
   return log_partition(scores, jnp.where(chosen, logits.astype(jnp.float32), -1e9), labels >= 0)
 
 
 def negative_log_likelihood(scores: Scores, logits: jax.Array, labels: jax.Array) -> jax.Array:
-  """Nats of the sequences in `labels` int [B, L], -1 = no position of the chain: float32 [B]."""
-  # The difference is the same for any constant added at a position, and with this one both are
-  # small where the tags are learnt, so that float32 keeps its digits on long rows.
+  """Negative log likelihood in nats [B] of the tags in `labels` int [B, L]; -1 = not in the chain."""
+  # A constant added to the logits of a position cancels in the difference. With log_softmax both
+  # terms are small once the tags are learnt, so float32 keeps its precision on long rows.
   logits = jax.nn.log_softmax(logits.astype(jnp.float32))
   return log_partition(scores, logits, labels >= 0) - sequence_score(scores, logits, labels)
 
@@ -58,14 +58,14 @@ def negative_log_likelihood(scores: Scores, logits: jax.Array, labels: jax.Array
 @jax.jit
 @functools.partial(jax.vmap, in_axes=(None, 0, 0))
 def viterbi(scores: Scores, logits: jax.Array, mask: jax.Array) -> jax.Array:
-  """The best sequences of tags, int32 [B, L], -1 outside of `mask`; for the rest as above."""
+  """Best tag sequences, int32 [B, L], -1 outside `mask`; arguments as of `log_partition`."""
   stay = jnp.arange(logits.shape[-1])
 
   def step(best, position):
     logit, here, first = position
     paths = best[:, None] + scores['transitions']  # [from, to]
     onward = jnp.where(first, scores['start'], paths.max(0)) + logit
-    # Outside of the chain each tag points to itself, so that the way back passes through.
+    # Outside the chain each tag points to itself, so backtracking passes through.
     return jnp.where(here, onward, best), jnp.where(here, paths.argmax(0), stay)
 
   best, pointers = jax.lax.scan(step, jnp.zeros_like(scores['start']), _positions(logits, mask))
@@ -75,5 +75,5 @@ def viterbi(scores: Scores, logits: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def _positions(logits, mask):
-  """What a scan over the positions of one row reads: logits, is it in the chain, is it the first"""
+  """Inputs of a scan over the positions of a row: logits, whether in the chain, whether first."""
   return logits.astype(jnp.float32), mask, mask & (jnp.cumsum(mask) == 1)

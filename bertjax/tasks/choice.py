@@ -1,6 +1,6 @@
-"""Multiple choice: one of several endings (Devlin et al. 2018, section 4.4); SWAG, CODAH, your own.
+"""Multiple choice (Devlin et al. 2018, section 4.4): SWAG, CODAH and your own tables.
 
-Each ending is a separate row, after its beginning; the rows of a question are consecutive.
+Each ending is encoded with the prompt as a sentence pair; the rows of an example are consecutive.
 """
 
 import functools
@@ -22,17 +22,17 @@ def choice(
   label: str | int = 'label', start: str | int = '', delimiter: str = '', encoding: str = 'utf-8',
   on_bad_row: str = 'stop',
 ) -> Task:  # fmt: skip
-  """Questions with a fixed number of endings, of which one is right.
+  """A table of prompts with a fixed number of endings, one of them correct.
 
   Args:
     source: folder of the files.
     name: of the task.
     unlabelled: splits that may lack the label.
     files: split -> a table that `data.tables.read_table` reads.
-    prompt: column of the beginning; a number, from 0, in files without a header.
+    prompt: column of the prompt; a number, from 0, in files without a header.
     endings: columns of the endings.
-    label: column of the right ending, counted from 0.
-    start: column of how every ending starts, put before it (SWAG's sent2).
+    label: column of the index of the correct ending, from 0.
+    start: column of a text prepended to every ending (SWAG's sent2).
     delimiter: between columns, see `classification.table`.
     encoding: of the files.
     on_bad_row: 'stop' or 'skip', see `classification.table`.
@@ -78,7 +78,7 @@ def _pairs(item: Example, choices: int) -> Example:
 
 
 def encode(items: Sequence[Example], tokenizer, length: int) -> Encoded:
-  """One row per ending, truncated by Google's rule."""
+  """A row for each ending, truncated by Google's rule."""
   choices = len(items[0].texts) // 2 if items else 1
   rows = [item._replace(texts=item.texts[i : i + 2]) for item in items
           for i in range(0, 2 * choices, 2)]  # fmt: skip

@@ -1,6 +1,6 @@
-"""Single texts and pairs: classes, numbers, several labels at once; from tables or plain documents.
+"""Classification and regression of texts and sentence pairs, from tables or from plain text.
 
-GLUE is built on this, and so is your own data: any table that `data.tables` reads.
+GLUE is built on it, and so are your own tables: any that `data.tables` reads.
 """
 
 import dataclasses
@@ -39,13 +39,13 @@ _KINDS = {  # of labels in tables, and how they are scored
 
 
 class Layout(NamedTuple):
-  """Where a split lies and how it is laid out."""
+  """File and columns of a split."""
 
-  file: str  # its name; with `tfds:`, the split's
-  texts: tuple  # one or two columns; numbers in a file without header
-  label: str | int = ''  # column; '' = the split has no labels
-  optional: bool = False  # whether the label's column may be missing
-  named: bool = True  # whether classes of TFDS are known by name; otherwise by number
+  file: str  # name of the file; with `tfds:`, of the split
+  texts: tuple  # one or two columns; numbers in a file without a header
+  label: str | int = ''  # column of the label; '' = the split has no labels
+  optional: bool = False  # whether the column of the label may be missing
+  named: bool = True  # whether classes of TFDS are given by name, not by number
 
 
 class Reading(NamedTuple):
@@ -53,7 +53,7 @@ class Reading(NamedTuple):
 
   delimiter: str = ''
   encoding: str = 'utf-8'
-  on_bad_row: str = 'stop'  # at rows without the texts or the label; 'skip' leaves them out
+  on_bad_row: str = 'stop'  # records without text or label: raise, or 'skip' them
 
   def check(self) -> 'Reading':
     if self.on_bad_row not in ('stop', 'skip'):
@@ -75,16 +75,16 @@ def table(
     text: column of the text; a number, from 0, in a file without a header.
     pair: column of the second text.
     label: column of the label; 'multilabel': a list in JSONL, elsewhere joined by `separator`.
-    kind: 'class', 'regression' or 'multilabel'.
-    labels: their names; default: those of the training split, sorted.
+    kind: of labels, 'class', 'regression' or 'multilabel'.
+    labels: names of the classes; default: those of the training split, sorted.
     separator: between several labels.
     delimiter: between columns: a character, or tab, comma, semicolon, pipe or space.
     encoding: of the files.
-    on_bad_row: 'stop' at a row without the text or the label (null, a number, a missing key,
-      another number of fields), or 'skip' and count such rows.
+    on_bad_row: a record without text or label (null, a number, a missing key, another number of
+      fields) raises ('stop'), or is skipped and counted ('skip').
 
   Raises:
-    ValueError: for an unknown kind, or labels to be found and no training split.
+    ValueError: for an unknown kind, or without `labels` and a training split.
   """
   if kind not in _KINDS:
     raise ValueError(f'kind must be one of {tuple(_KINDS)}, got {kind!r}.')
@@ -104,7 +104,7 @@ def table(
 
 
 def _find_labels(source, layout: Layout, reading: Reading, label: Class) -> tuple[str, ...]:
-  """The labels of a split, sorted; warns about names that hardly are classes."""
+  """Sorted labels of a split; warns about names that are unlikely to be classes."""
   found = set()
   for row in read_rows(source, layout, reading):
     names = [None] if row.error else label.split(row.values[layout.label])
@@ -139,7 +139,7 @@ def text_task(
 
 
 def read_rows(source: str, layout: Layout, reading: Reading) -> Iterator[tables.Row]:
-  """The rows of a split of a source: a folder, '' or 'tfds:NAME'."""
+  """Yields the records of a split from a directory, '' or 'tfds:NAME'."""
   needed, optional = list(layout.texts), []
   if layout.label != '':
     (optional if layout.optional else needed).append(layout.label)
@@ -156,16 +156,16 @@ def read_texts(
   split: str, *, source: str, layouts: Mapping[str, Layout], label: Class,
   reading: Reading | None = None, every_class: bool = True,
 ) -> list[Example]:  # fmt: skip
-  """The examples of a split; their ids count its rows.
+  """The examples of a split; ids are record numbers.
 
   Args:
-    split: its name.
+    split: name of the split.
     source: see `read_rows`.
-    layouts: of the splits there are.
-    label: what their labels are.
-    reading: how the files are read. With `on_bad_row='skip'`, blank texts are skipped in 'train'
-      only, and nothing is skipped in a split without labels, whose predictions are counted.
-    every_class: the training split must have examples of every class; others cannot be learnt.
+    layouts: split -> `Layout`.
+    label: kind of the labels.
+    reading: how files are read. With `on_bad_row='skip'`, blank texts are skipped in 'train' only,
+      and nothing is skipped in a split without labels, which needs a prediction per record.
+    every_class: whether the training split must have examples of every class.
   """
   layout, found, reading = known_split(split, layouts), [], reading or Reading()
   learnt, skip = split == 'train', reading.on_bad_row == 'skip' and layout.label != ''
@@ -201,7 +201,7 @@ def read_texts(
 
 
 def _drop_placeholders(split: str, items: list[Example], others: list, label) -> list[Example]:
-  """The examples of a split that may lack labels; logs what was in their place."""
+  """The examples of a split whose labels may be placeholders, set to None and logged."""
   values = [value for value in others if value is not None]
   if label.are_placeholders([item.label for item in items]):
     values, items = [items[0].label], [item._replace(label=None) for item in items]
@@ -213,7 +213,7 @@ def _drop_placeholders(split: str, items: list[Example], others: list, label) ->
 
 
 def encode(items: Sequence[Example], tokenizer, length: int, *, label: Label) -> Encoded:
-  """Rows of texts or pairs, truncated by Google's rule; `counts['cut']` is how many were."""
+  """Encodes texts or pairs, truncated by Google's rule; `counts['cut']` is how many were."""
   parts = [tokenizer.encode(texts) for texts in zip(*(item.texts for item in items), strict=True)]
   rows = list(zip(*parts, strict=True))
   cut = sum(truncate(row, length) for row in rows)
@@ -237,15 +237,15 @@ def write_texts(folder, split, items, predictions, *, label: Label) -> list:
 def sentence_pairs(
   source: str = '', *, files: Mapping[str, str], order: bool, format: str = 'prose', seed: int = 0
 ) -> Task:
-  """Neighbouring sentences of documents, half of them put wrong, by a seed.
+  """Pairs of neighbouring sentences of documents, half of them corrupted.
 
   Args:
-    source: folder of the files.
-    files: split -> file, folder or glob of text.
-    order: wrong means that the two are swapped (ALBERT); otherwise that the second comes from
-      another place of the text (BERT).
+    source: directory of the files.
+    files: split -> file, directory or glob of text.
+    order: corrupted pairs are swapped (ALBERT); otherwise their second sentence comes from another
+      pair (BERT).
     format: of the text, as in `data.text`.
-    seed: decides which pairs are wrong.
+    seed: decides which pairs are corrupted.
   """
   name, labels = (
     ('sentence_order', ('in_order', 'swapped')) if order else ('next_sentence', ('next', 'random'))

@@ -1,7 +1,7 @@
 """The nine tasks of GLUE and its diagnostic set (Wang et al. 2018).
 
-Read from the folders of the official download (or `tfds:glue/...`), scored by the benchmark's
-metrics, and written as the leaderboard wants it.
+Data comes from the directories of the official download or from `tfds:glue/...`; scores are the
+benchmark's metrics; predictions are written in the format of the leaderboard.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ _PAIR = ('sentence1', 'sentence2')
 
 
 class _Spec(NamedTuple):
-  """One task: where it is written for the leaderboard, its metrics, labels and columns."""
+  """A task: name of its leaderboard file, metrics, label names and columns."""
 
   upload: str
   metrics: tuple[str, ...]
@@ -32,7 +32,7 @@ class _Spec(NamedTuple):
   tfds: tuple[str, ...] = ()  # text columns, if others
 
 
-# The numbers of the classes are those of TFDS and Hugging Face.
+# Class numbers are those of TFDS and Hugging Face.
 SPECS = {
   'cola': _Spec('CoLA', ('matthews', 'accuracy'), ('0', '1'), ('sentence',), 'label'),
   'sst2': _Spec('SST-2', ('accuracy',), ('0', '1'), ('sentence',), 'label'),
@@ -56,9 +56,9 @@ def glue(name: str, source: str = '', *, files: Mapping[str, str] | None = None)
 
   Args:
     name: 'cola', 'sst2', 'mrpc', 'stsb', 'qqp', 'mnli', 'qnli', 'rte', 'wnli', or 'ax', the
-      diagnostic set, which a model of MNLI predicts.
-    source: the task's folder in the official layout, or 'tfds:glue/NAME'.
-    files: other names for the files of some splits.
+      diagnostic set, which an MNLI model predicts.
+    source: the task's directory in the official layout, or 'tfds:glue/NAME'.
+    files: split -> file name, if it differs from the official one.
   """
   spec = SPECS[name]
   layouts = _tfds_layouts(name, spec) if source.startswith('tfds:') else _layouts(name, spec)
@@ -84,7 +84,7 @@ def _decode_similarity(items, encoded, logits, threshold: float = 0.0) -> np.nda
 def _layouts(name: str, spec: _Spec) -> dict[str, Layout]:
   """The official files."""
   labelled = Layout('train.tsv', spec.texts, spec.label)
-  if name == 'ax':  # the labels came later, in a file of another shape
+  if name == 'ax':  # the labels were published later, in a file with other columns
     full = Layout('diagnostic-full.tsv', ('Premise', 'Hypothesis'), 'Label')
     return {'dev': full, 'test': Layout('diagnostic.tsv', spec.texts)}
   if name == 'cola':
@@ -98,7 +98,7 @@ def _layouts(name: str, spec: _Spec) -> dict[str, Layout]:
 
 
 def _variants(name: str) -> list[tuple[str, str]]:
-  """Endings of dev and test splits: ours and the official one."""
+  """Suffixes of dev and test splits: ours and the official one."""
   return [('', '_matched'), ('_mismatched', '_mismatched')] if name == 'mnli' else [('', '')]
 
 

@@ -1,6 +1,6 @@
-"""The official metrics of the tasks, all as shares (0.91, not 91).
+"""Official metrics of the tasks, all as fractions (0.91, not 91).
 
-They follow the official scorers where cases are odd: scikit-learn's and SciPy's functions for GLUE,
+Edge cases follow the official scorers: scikit-learn's and SciPy's functions for GLUE,
 conlleval.pl for spans of tags, evaluate-v1.1.py and evaluate-v2.0.py for SQuAD,
 cmrc2018_evaluate.py for answers in Chinese.
 """
@@ -39,23 +39,23 @@ def accuracy(table: np.ndarray) -> float:
 
 
 def f1_by_class(table: np.ndarray) -> np.ndarray:
-  """F1 of each class [C]; NaN for a class that is neither in the gold labels nor predicted."""
+  """F1 of each class [C]; NaN for a class that is neither in the references nor predicted."""
   with np.errstate(invalid='ignore'):
     return 2 * np.diag(table) / (table.sum(0) + table.sum(1))
 
 
 def binary_f1(table: np.ndarray) -> float:
-  """F1 of class 1; 0 where it is neither in the gold labels nor predicted."""
+  """F1 of class 1; 0 if it is neither in the references nor predicted."""
   return float(np.nan_to_num(f1_by_class(table)[1]))
 
 
 def macro_f1(table: np.ndarray) -> float:
-  """Mean F1 of the classes that are in the gold labels or predicted."""
+  """Mean F1 of the classes that are in the references or predicted."""
   return float(np.nanmean(f1_by_class(table)))
 
 
 def matthews(table: np.ndarray) -> float:
-  """Matthews correlation, of any number of classes (R_K); 0 where one side is constant."""
+  """Matthews correlation for any number of classes (R_K); 0 if one side is constant."""
   table = table.astype(float)
   total, gold, predicted = table.sum(), table.sum(1), table.sum(0)
   spread = np.sqrt((total**2 - gold @ gold) * (total**2 - predicted @ predicted))
@@ -67,7 +67,7 @@ def precision_recall(gold: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, n
 
   Args:
     gold: bool [N], true somewhere.
-    score: [N]; what is at least as high as a threshold is chosen.
+    score: [N]; predicted are scores of at least the threshold.
 
   Returns:
     Precision and recall at each distinct score, from the highest to the lowest; and the average
@@ -81,7 +81,7 @@ def precision_recall(gold: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, n
 
 
 def correlations(predicted, gold) -> dict[str, float]:
-  """Pearson and Spearman; 0 where they are not defined: one side is constant or not finite."""
+  """Pearson and Spearman; 0 if undefined: one side is constant or not finite."""
   predicted, gold = np.asarray(predicted, np.float64), np.asarray(gold, np.float64)
   if not np.isfinite(predicted).all() or np.ptp(predicted) == 0 or np.ptp(gold) == 0:
     return {'pearson': 0.0, 'spearman': 0.0}
@@ -131,7 +131,7 @@ _PUNCTUATION = str.maketrans('', '', string.punctuation)
 
 
 def normalize_answer(text: str) -> str:
-  """Lower case, without ASCII punctuation, articles and surplus white space."""
+  """Lower-cased text without ASCII punctuation, articles and extra white space."""
   text = text.lower().translate(_PUNCTUATION)
   return ' '.join(re.sub(r'\b(a|an|the)\b', ' ', text).split())
 
@@ -141,7 +141,7 @@ def answer_exact(predicted: str, gold: str) -> float:
 
 
 def answer_f1(predicted: str, gold: str) -> float:
-  """F1 of bags of words; of nothing against nothing it is 0, as in evaluate-v1.1.py."""
+  """F1 of bags of words; 0 if both are empty, as in evaluate-v1.1.py."""
   a, b = normalize_answer(predicted).split(), normalize_answer(gold).split()
   common = (collections.Counter(a) & collections.Counter(b)).total()
   return 2 * common / (len(a) + len(b)) if common else 0.0
@@ -151,7 +151,7 @@ _CMRC_PUNCTUATION = str.maketrans('', '', '-:_*^/\\~`+=，。：？！“”；�
 
 
 def normalize_cmrc(text: str) -> str:
-  """Lower case, without the punctuation that cmrc2018_evaluate.py removes; blanks stay."""
+  """Lower-cased text without the punctuation that cmrc2018_evaluate.py removes; spaces stay."""
   return text.lower().strip().translate(_CMRC_PUNCTUATION)
 
 
@@ -161,11 +161,11 @@ def cmrc_exact(predicted: str, gold: str) -> float:
 
 
 def cmrc_f1(predicted: str, gold: str) -> float:
-  """F1 of CMRC 2018: the longest common run of segments against the segments of either side.
+  """F1 of CMRC 2018 from the longest common substring of segments.
 
-  A segment is a Han character (U+4E00 to U+9FA5) or a word; between Han characters the official
-  script calls NLTK, here words are letters and digits with '.', ',' or an apostrophe inside, and
-  other marks.
+  A segment is a Han character (U+4E00 to U+9FA5) or a word. The official script splits the text
+  between Han characters with NLTK; here words are letters and digits with '.', ',' or an apostrophe
+  inside, and each other mark.
   """
   a, b = (_CMRC_SEGMENT.findall(normalize_cmrc(text)) for text in (predicted, gold))
   common = difflib.SequenceMatcher(None, a, b, autojunk=False).find_longest_match().size
@@ -176,7 +176,7 @@ _CMRC_SEGMENT = re.compile(r"[一-龥]|[^\W一-龥]+(?:[.,'][^\W一-龥]+)*|[^\w
 
 
 def best_answer(measure: Callable[[str, str], float], predicted: str, golds: Sequence[str]):
-  """The best of a measure over all gold answers of SQuAD 1.1."""
+  """Maximum of a measure over the reference answers, as in SQuAD 1.1."""
   return max(measure(predicted, gold) for gold in golds)
 
 
@@ -184,9 +184,9 @@ def best_answer_v2(
   measure: Callable[[str, str], float], predicted: str, golds: Sequence[str],
   normalize: Callable[[str], str] = normalize_answer,
 ):  # fmt: skip
-  """The same by the rules of SQuAD 2.0: with nothing on one side, nothing is wanted on the other.
+  """`best_answer` by the rules of SQuAD 2.0: an empty text is right only if both are empty.
 
-  Gold answers that normalise to nothing do not count; without any, '' is right.
+  References that normalise to an empty text are ignored; without any, '' is right.
   """
   golds = [gold for gold in golds if normalize(gold)] or ['']
   if normalize(predicted) and golds != ['']:
@@ -195,16 +195,16 @@ def best_answer_v2(
 
 
 def best_threshold(scores, null_odds, answerable) -> tuple[float, float]:
-  """The threshold above whose null odds an answer is refused, so that the mean score is best.
+  """The threshold on null odds that maximises the mean score; above it the answer is ''.
 
   Args:
-    scores: of the best texts, [N]; where no answer is right, 1 for a text of nothing, else 0.
+    scores: of the best texts, [N]; without a reference answer, 1 for an empty text, else 0.
     null_odds: [N].
     answerable: bool [N].
 
   Returns:
-    (mean score, threshold). Unlike evaluate-v2.0.py, equal odds are taken or refused together,
-    and a threshold below all odds is given where it is best never to answer.
+    (mean score, threshold). Unlike evaluate-v2.0.py, examples of equal odds are treated alike, and
+    the threshold is below all odds if it is best never to answer.
   """
   scores, null_odds = np.asarray(scores, np.float64), np.asarray(null_odds, np.float64)
   answerable = np.asarray(answerable, bool)

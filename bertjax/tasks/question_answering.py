@@ -30,29 +30,29 @@ _TFDS = {'train': 'train', 'dev': 'validation'}
 
 _log = logging.getLogger(__name__)
 
-SCORERS = {  # (exact match, F1, what an empty answer is empty after)
+SCORERS = {  # (exact match, F1, normalisation)
   'squad': (metrics.answer_exact, metrics.answer_f1, metrics.normalize_answer),
   'cmrc2018': (metrics.cmrc_exact, metrics.cmrc_f1, metrics.normalize_cmrc),
 }
 
 
 class Window(NamedTuple):
-  """What a row shows of a context."""
+  """Part of a context in a row."""
 
-  offsets: np.ndarray  # of all tokens of the context [T, 2], in characters
-  first: int  # its first token in the row
-  count: int  # how many tokens the row shows
-  place: int  # where they start in the row
+  offsets: np.ndarray  # character offsets of all tokens of the context [T, 2]
+  first: int  # first token of the context in the row
+  count: int  # number of its tokens in the row
+  place: int  # their first position in the row
 
 
 class Answer(NamedTuple):
   """The prediction for a question.
 
   Attributes:
-    text: the answer; '' = none.
-    best: the best text that is not ''.
-    null_odds: score of no answer minus the score of `best`; above the threshold there is none.
-    nbest: the candidates, best first, as in the official file.
+    text: the answer; '' = no answer.
+    best: the best non-empty text.
+    null_odds: score of no answer minus that of `best`; above the threshold the answer is ''.
+    nbest: candidates, best first, as in the official file.
   """
 
   text: str
@@ -71,13 +71,13 @@ def squad(
   Args:
     source: folder of the files.
     version_2: whether questions may have no answer.
-    files: split -> file, where they are not the official ones.
+    files: split -> file, if it differs from the official one.
     stride: tokens from one window to the next.
-    max_query: tokens of a question that are kept.
-    nbest: candidates kept.
-    max_answer: tokens of the longest answer; 0 = 30, or 50 with 'cmrc2018' (Han characters).
-    scorer: 'squad', words without articles, or 'cmrc2018', characters, for Chinese.
-    loss_includes_padding: the loss ranks padding too, as in run_squad.py.
+    max_query: maximum tokens of a question.
+    nbest: number of candidates.
+    max_answer: maximum tokens of an answer; 0 = 30, or 50 with 'cmrc2018' (Han characters).
+    scorer: 'squad' compares words without articles, 'cmrc2018' characters, for Chinese.
+    loss_includes_padding: the softmax of the loss runs over padding too, as in run_squad.py.
   """
   if scorer not in SCORERS:
     raise ValueError(f'scorer must be one of {tuple(SCORERS)}, got {scorer!r}.')
@@ -124,7 +124,7 @@ def _measure(scorer: str, version_2: bool):
 
 
 def _from_json(path) -> Iterator[tuple[str, dict]]:
-  """Yields (where, question) of an official file, with the context put in."""
+  """Yields (where, question with its context) of an official file."""
   content = tables.read_json(path)
   try:
     for article in content['data']:
@@ -167,7 +167,7 @@ def _locate(context: str, text: str, start) -> tuple[str, int]:
   """(text, first character) of an answer; -1 if its `answer_start` is missing or wrong.
 
   As in run_squad.py, an answer that is not exactly at `start` is accepted if the words from `start`
-  to its end contain it, whatever the white space between its words. The text is then the context's.
+  to its end contain it, up to white space. The text is then that of the context.
   """
   if not isinstance(start, int) or not 0 <= start < len(context):
     return text, -1
@@ -183,7 +183,7 @@ def _locate(context: str, text: str, start) -> tuple[str, int]:
 
 
 def _warn_about_ids(items: Sequence[Example], file: str) -> None:
-  """Warns about ids that several questions share: predictions.json has one answer for each id."""
+  """Warns about duplicate ids: predictions.json has one answer per id."""
   counts = collections.Counter(item.id for item in items)
   twice = [name for name, count in counts.items() if count > 1]
   if twice:
@@ -194,9 +194,9 @@ def _warn_about_ids(items: Sequence[Example], file: str) -> None:
 
 
 def with_places(items: Sequence[Example]) -> list[Example]:
-  """The questions to train on: those without an answer, or with an answer found in the context.
+  """The questions without an answer, or with an answer that was found in the context.
 
-  The others are skipped with a warning, as in run_squad.py.
+  Others cannot be trained on and are skipped with a warning, as in run_squad.py.
   """
   kept = [item for item in items if not item.label or item.label[0][1] >= 0]
   if len(kept) < len(items):
@@ -250,7 +250,7 @@ def encode(
 
 
 def _windows(tokens: int, room: int, stride: int) -> Iterator[tuple[int, int]]:
-  """First token and number of tokens of each window."""
+  """Yields the first token and the number of tokens of each window."""
   first = 0
   while True:
     count = min(tokens - first, room)
@@ -287,7 +287,7 @@ def decode(
   items: Sequence[Example], encoded: Encoded, logits, threshold: float = 0.0, *, version_2: bool,
   size: int = 20, max_answer: int = 30,
 ) -> list[Answer]:  # fmt: skip
-  """The best answers over all windows, each token's start taken where it has most context."""
+  """Best answers over all windows; a start counts in the window with most context around it."""
   logits = np.asarray(logits, np.float64)
   owners = encoded.columns['example_ids']
   bounds = np.searchsorted(owners, np.arange(len(items) + 1))
@@ -307,7 +307,7 @@ def decode(
 
 
 def _max_context(windows: Sequence[Window]) -> np.ndarray:
-  """The window [T] that shows each token of the context with the most context around it."""
+  """Index of the window [T] in which each token of the context has the most context around it."""
   best = np.full(len(windows[0].offsets), -np.inf)
   seen = np.zeros(len(best), int)
   for place, window in enumerate(windows):
@@ -321,7 +321,7 @@ def _max_context(windows: Sequence[Window]) -> np.ndarray:
 
 
 def _candidates(logits, window: Window, mine, size: int, max_answer: int) -> Iterator[tuple]:
-  """(start logit, end logit, first and last character) of the spans that the best ends make."""
+  """Yields (start logit, end logit, first character, end) of spans between the best positions."""
   starts, ends = (np.argsort(-column, kind='stable')[:size] for column in logits.T)
   shift, stop = window.first - window.place, window.place + window.count
   starts = starts[(starts >= window.place) & (starts < stop)]
@@ -334,7 +334,7 @@ def _candidates(logits, window: Window, mine, size: int, max_answer: int) -> Ite
 
 
 def _answer(context, found, null, size, version_2: bool, threshold: float) -> Answer:
-  """Google's n-best list: different texts, the null answer among them in 2.0, probabilities."""
+  """Google's n-best list: distinct texts, with the null answer in 2.0, and probabilities."""
   nothing = [(*null, 0, 0)] if version_2 else []
   found = sorted([*found, *nothing], key=lambda c: -(c[0] + c[1]))
   kept = {}
@@ -360,9 +360,9 @@ def score(
 ) -> dict[str, float]:
   """Exact match and F1 as in the official scripts of SQuAD or CMRC 2018.
 
-  2.0 also has both for questions with an answer ('has_answer_f1') and without one
-  ('no_answer_f1'), the best that any threshold of the null odds gives ('best_f1', 'best_exact'),
-  and these thresholds ('best_f1_threshold' is what `decode` takes).
+  2.0 adds both for questions with an answer ('has_answer_f1') and without one ('no_answer_f1'),
+  their maxima over all thresholds of the null odds ('best_f1', 'best_exact') and these thresholds
+  ('best_f1_threshold' is the argument of `decode`).
   """
   by_id = {item.id: p for item, p in zip(items, predictions, strict=True)}
   predictions = [by_id[item.id] for item in items]  # what is written where questions share an id
@@ -388,7 +388,7 @@ def score(
 
 
 def write(folder, split: str, items, predictions, *, version_2: bool) -> list[pathlib.Path]:
-  """Writes predictions.json, nbest_predictions.json and, of 2.0, null_odds.json in FOLDER/SPLIT."""
+  """Writes predictions.json, nbest_predictions.json and, for 2.0, null_odds.json in FOLDER/SPLIT."""
   contents = {'predictions': [p.text for p in predictions],
               'nbest_predictions': [p.nbest for p in predictions]}  # fmt: skip
   if version_2:

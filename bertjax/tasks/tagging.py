@@ -1,7 +1,7 @@
-"""Tags of words: CoNLL-2003 and every file in its format (Devlin et al. 2018, section 5.3).
+"""Tagging of words: CoNLL-2003 and other files of its format (Devlin et al. 2018, section 5.3).
 
-Each word is tokenised separately; its first token has the tag, and no other token is in the
-loss. IOB1, IOB2, IOBES, BILOU and BMES are read alike and become BIO.
+Each word is tokenised separately; its first token carries the tag, other tokens have no loss. IOB1,
+IOB2, IOBES, BILOU and BMES are converted to BIO.
 """
 
 import functools
@@ -29,22 +29,22 @@ def conll(
   source: str = '', name: str = 'conll', *, files: Mapping[str, str], types: Sequence[str] = (),
   word: int = 0, tag: int = -1, context: bool = False, encoding: str = 'utf-8',
 ) -> Task:  # fmt: skip
-  """Tagging from files of a word a line, columns by blanks or tabs, blank lines between sentences.
+  """Tagging from files with one word per line and blank lines between sentences.
 
   Args:
     source: folder of the files; or 'tfds:NAME', with 'tokens' and 'ner'.
     name: of the task.
-    files: split -> file; 'test' may have words only, or what is no tag. Lines '-DOCSTART-' and
-      '#begin document' part documents; other lines that begin with '#' and are not of the file's
-      columns are comments.
-    types: of the spans, 'PER', 'LOC', ...; default: those of the training split, sorted.
+    files: split -> file, with columns separated by spaces or tabs; 'test' may have words only, or
+      placeholders. Lines '-DOCSTART-' and '#begin document' separate documents; other lines that
+      begin with '#' and do not have the columns of the file are comments.
+    types: of the entities, 'PER', 'LOC', ...; default: those of the training split, sorted.
     word: column of the word.
-    tag: column of the tag; -1 is the last.
-    context: fill each row with what stands around the sentence in its document.
+    tag: column of the tag; -1 = the last.
+    context: fill each row with the sentences around it in its document.
     encoding: of the files.
 
   Raises:
-    ValueError: if types are to be found and there is no training split.
+    ValueError: without `types` and a training split.
   """
 
   def sentences(split):
@@ -101,7 +101,7 @@ def _types(tags: Sequence[str] | None) -> list[str]:
 
 
 def to_bio(tags: Sequence[str]) -> tuple[str, ...]:
-  """Tags in IOB1, IOB2, IOBES, BILOU or BMES as BIO (IOB2)."""
+  """Converts tags in IOB1, IOB2, IOBES, BILOU or BMES to BIO (IOB2)."""
   result = ['O'] * len(tags)
   for name, first, last in entities(tags):
     result[first:last] = [f'B-{name}'] + [f'I-{name}'] * (last - first - 1)
@@ -109,7 +109,7 @@ def to_bio(tags: Sequence[str]) -> tuple[str, ...]:
 
 
 def to_tag(label: str) -> str:
-  """The tag that a model's label stands for: itself, 'O' for a special token, else a bare type."""
+  """The tag of a model's label: itself, 'O' for a special token, 'I-TYPE' for a bare type."""
   if label == 'O' or re.fullmatch('[BIESULM]-.+', label):
     return label
   return 'O' if re.fullmatch(r'\[\w+\]|<\w+>', label) else f'I-{label}'
@@ -118,18 +118,18 @@ def to_tag(label: str) -> str:
 def read_conll(
   path, word: int = 0, tag: int = -1, *, labelled: bool = True, encoding: str = 'utf-8'
 ) -> Iterator[tuple[str, Example]]:
-  """Yields the sentences of a file, each with the place where it starts.
+  """Yields the sentences of a file, each with the file and line where it starts.
 
   Args:
     path: the file.
-    word: column of the word; it may be empty where columns are divided by tabs.
+    word: column of the word, which may be empty in a file with tabs.
     tag: column of the tag.
-    labelled: whether there must be tags; if not, lines may have one column, and a sentence with
-      what is no tag has no label.
+    labelled: whether tags are required; if not, lines may have one column, and a sentence with an
+      invalid tag has no label.
     encoding: of the file.
 
   Raises:
-    ValueError: if a line has another number of columns than the first, or a tag is none.
+    ValueError: if a line has another number of columns than the first, or an invalid tag.
   """
   lines = [
     (n, line.split('\t') if '\t' in line else re.split(' +', line.strip(' ')))
@@ -161,7 +161,7 @@ _TAG = re.compile('O|[BIESLUM]-.+')
 
 
 def _is_row(fields: list[str], width: int, tag: int) -> bool:
-  """Whether a line that begins with '#' has the columns of the others, and a tag among them."""
+  """Whether a line that begins with '#' has the columns of the file and a valid tag."""
   fits = len(fields) == width and -width <= tag < width
   return fits and (width == 1 or bool(_TAG.fullmatch(fields[tag].strip())))
 
@@ -189,7 +189,7 @@ def _sentence(path, rows, document: int, labelled: bool) -> tuple[str, Example]:
 
 
 def _from_tfds(name: str, split: str) -> Iterator[tuple[str, Example]]:
-  """Sentences of a TFDS set, each its own document: TFDS does not keep the documents."""
+  """Yields the sentences of a TFDS dataset, each as a document: TFDS does not keep documents."""
   rows = tables.read_tfds(name, split, ('tokens', 'ner'), label='ner')
   for number, (where, row, _) in enumerate(rows):
     if len(row['tokens']) != len(row['ner']):
@@ -200,10 +200,10 @@ def _from_tfds(name: str, split: str) -> Iterator[tuple[str, Example]]:
 def encode(
   items: Sequence[Example], tokenizer, length: int, *, labels: Sequence[str], context: bool
 ) -> Encoded:
-  """Rows of sentences; with `context` the row is filled from both sides out of the document.
+  """Encodes sentences; `context` fills each row from both sides with the document around it.
 
-  A sentence that does not fit gets several rows with different words, so that every word is
-  tagged once. `alignment` [N, L] is the number of the word that starts at a position, -1 elsewhere.
+  A longer sentence is split into rows with disjoint words, so every word is tagged once.
+  `alignment` [N, L] is the index of the word that starts at a position, -1 elsewhere.
   """
   room = text_room(length, 2)
   pieces, cut = _pieces(items, tokenizer, room)
@@ -237,7 +237,7 @@ def encode(
 
 
 def _pieces(items, tokenizer, room: int) -> tuple[list[list[list[int]]], int]:
-  """The tokens of each word of each item, [UNK] if it has none; how many words were truncated."""
+  """Token ids of each word of each item ([UNK] if none), and how many words were truncated."""
   ids = iter(tokenizer.encode([word for item in items for word in item.texts]))
   pieces = [[next(ids) or [tokenizer.unk_id] for _ in item.texts] for item in items]
   cut = sum(len(word) > room for words in pieces for word in words)
@@ -245,7 +245,7 @@ def _pieces(items, tokenizer, room: int) -> tuple[list[list[list[int]]], int]:
 
 
 def _chunks(starts: np.ndarray, room: int) -> Iterator[tuple[int, int]]:
-  """Parts of a sentence, first and last + 1 word, that fit; where each word starts is given."""
+  """Yields (first, last + 1) word of the parts of a sentence that fit into `room` tokens."""
   first = 0
   while first < len(starts) - 1:
     last = int(np.searchsorted(starts, starts[first] + room, 'right')) - 1
@@ -258,7 +258,7 @@ def score(items: Sequence[Example], predictions) -> dict[str, float]:
 
 
 def write(folder, split: str, items: Sequence[Example], predictions) -> list[pathlib.Path]:
-  """Writes FOLDER/SPLIT.conll for conlleval: word, gold tag if there is one, predicted tag."""
+  """Writes FOLDER/SPLIT.conll for conlleval: word, reference tag if any, predicted tag."""
   odd = any(' ' in word or not word for item in items for word in item.texts)
   blank = '\t' if odd else ' '
   blocks = []

@@ -1,10 +1,10 @@
-"""`Task`: all that fine-tuning must know of a task, and the rows that every task is laid out in.
+"""`Task`: what fine-tuning needs to know about a task, and the encoding that all tasks share.
 
-A task reads examples, encodes them to rows, decodes the model's logits and scores what comes out:
+A task reads examples, encodes them, decodes the model's logits, scores and writes predictions:
 
   examples = task.read('dev')
-  encoded = task.encode(examples, tokenizer, 128)       # columns [N, ...] for store or batches
-  logits = ...                                          # of the task's head, in the order of rows
+  encoded = task.encode(examples, tokenizer, 128)       # columns [N, ...]
+  logits = ...                                          # of the task's head, [N, ...]
   predictions = task.decode(examples, encoded, logits)  # one for each example
   task.score(examples, predictions)                     # {'accuracy': 0.91, ...}
   task.write(folder, 'dev', examples, predictions)      # files in the official format
@@ -29,14 +29,14 @@ _log = logging.getLogger(__name__)
 
 
 class Example(NamedTuple):
-  """One example as it was read.
+  """An example as it was read.
 
   Attributes:
-    id: its name in the official files; a running number where they have none.
-    texts: a text or a pair; of a `Span` question and context; of `Tags` the words; of a `Choice`
-      the pairs of all endings, end to end.
-    label: as its class in `objectives.labels` describes it; None where the split has none.
-    document: number of the document of the words.
+    id: identifier in the official files, or the index of the example.
+    texts: a text or a pair of texts; question and context for `Span`; words for `Tags`; the pairs
+      of all endings, concatenated, for `Choice`.
+    label: as described by its class in `objectives.labels`; None if the split has no labels.
+    document: index of the document that contains the sentence.
   """
 
   id: str
@@ -46,13 +46,13 @@ class Example(NamedTuple):
 
 
 class Encoded(NamedTuple):
-  """Rows of N sequences.
+  """N encoded sequences.
 
   Attributes:
     columns: 'input_ids' [N, L] and 'ends' [N, 1, 2] as in `data.instances`; 'example_ids' int32 [N],
-      positions in the list of examples; 'labels' [N, ...] as in `objectives.labels`.
-    counts: numbers of truncated, split and skipped examples.
-    alignment: what `decode` needs to find the way back to the text.
+      indices into the list of examples; 'labels' [N, ...] as in `objectives.labels`.
+    counts: how many examples were truncated, split or dropped.
+    alignment: what `decode` needs to map tokens back to the text.
   """
 
   columns: dict[str, np.ndarray]
@@ -62,11 +62,11 @@ class Encoded(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-  """A task, bound to its data. Its metrics are shares in [-1, 1], the higher the better.
+  """A task with its data. Its metrics are fractions in [-1, 1], the higher the better.
 
   Attributes:
     name: as in `TASKS`.
-    label: what its labels are, and the loss of them.
+    label: kind of its labels, with their loss.
     read: split -> examples.
     encode: (examples, tokenizer, L) -> `Encoded`.
     decode: (examples, encoded, logits [N, ...], threshold=0.0) -> predictions, one for each
@@ -75,7 +75,7 @@ class Task:
     score: (examples, predictions) -> {metric: value}.
     write: (folder, split, examples, predictions) -> the paths of the files written.
     splits: names that `read` accepts.
-    trainable: examples -> those that can be learnt; logs the others.
+    trainable: examples -> those that can be trained on; the others are logged.
   """
 
   name: str
@@ -175,8 +175,7 @@ def encode_split(task: Task, items, tokenizer, length: int, split: str) -> Encod
   _log.info('%s: labels  %s', split, describe_labels(task, items))
   encoded = task.encode(items, tokenizer, length)
   counts = '  '.join(f'{name} {count:,}' for name, count in encoded.counts.items())
-  _log.info('%s: examples %s  rows %s  %s', split, f'{len(items):,}',
-            f'{len(encoded.columns["input_ids"]):,}', counts)  # fmt: skip
+  _log.info('%s: examples %s  %s', split, f'{len(items):,}', counts)
   return encoded
 
 
@@ -188,7 +187,7 @@ def describe_labels(task: Task, items) -> str:
 
 
 def columns(task: Task, length: int, vocab_size: int) -> dict[str, tuple[str, tuple[int, ...]]]:
-  """The columns of a task's rows for `data.dataset.Writer`: {name: (dtype, shape of a row)}."""
+  """The columns of a task for `data.dataset.Writer`: {name: (dtype, shape of a row)}."""
   return instances.columns('doc_sentences', length, vocab_size) | {
     'labels': (task.label.dtype, task.label.shape(length)),
     'example_ids': ('int32', ()),
@@ -196,14 +195,14 @@ def columns(task: Task, length: int, vocab_size: int) -> dict[str, tuple[str, tu
 
 
 def make_batch(rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """Rows of a task, from `encode` or from a store, to a batch for `bertjax.Bert`."""
+  """A batch for `bertjax.Bert` from rows of a task, encoded or read from a dataset."""
   return loader.expand(rows) | {name: np.asarray(rows[name]) for name in ('labels', 'example_ids')}
 
 
 def lay_out(
   rows: Sequence[Sequence[list[int]]], tokenizer: Tokenizer, length: int
 ) -> dict[str, np.ndarray]:
-  """Lays out [CLS] A [SEP] or [CLS] A [SEP] B [SEP]: rows of one or two lists of ids."""
+  """Columns for [CLS] A [SEP] or [CLS] A [SEP] B [SEP], from one or two lists of ids per row."""
   ends = itertools.accumulate((len(part) for row in rows for part in row), initial=0)
   spans = itertools.pairwise(ends)
   items = [[instances.Instance(tuple(next(spans) for _ in r), pair=len(r) == 2)] for r in rows]
@@ -220,7 +219,7 @@ def lay_out(
 
 
 def text_room(length: int, special: int) -> int:
-  """Tokens of text in a row of `length`, beside its special tokens."""
+  """Number of text tokens in a row of `length` tokens, `special` of which are special tokens."""
   if length < special + 2:
     raise ValueError(
       f'data.length must be at least {special + 2}, of which {special} are special tokens, got '
@@ -230,7 +229,7 @@ def text_room(length: int, special: int) -> int:
 
 
 def truncate(row: Sequence[list[int]], length: int) -> bool:
-  """Drops last tokens of the longer part until a row fits (run_classifier.py); True if any."""
+  """Drops last tokens of the longer text until a row fits (run_classifier.py); True if any."""
   excess = sum(map(len, row)) - text_room(length, 1 + len(row))
   for _ in range(excess):
     longest = row[0] if len(row[0]) > len(row[-1]) else row[-1]
@@ -239,17 +238,17 @@ def truncate(row: Sequence[list[int]], length: int) -> bool:
 
 
 def known_split(split: str, splits: Mapping):
-  """What a split's name stands for."""
+  """The entry of a split; raises ValueError for an unknown one."""
   if split not in splits:
     raise ValueError(f'there is no split {split!r}; there are {tuple(splits)}.')
   return splits[split]
 
 
 def golds(items: Sequence[Example]) -> list:
-  """The labels of examples.
+  """The reference labels of examples.
 
   Raises:
-    ValueError: if one has none.
+    ValueError: if an example has none.
   """
   if not items:
     raise ValueError('there are no examples.')
@@ -264,7 +263,7 @@ def golds(items: Sequence[Example]) -> list:
 def write_predictions(
   folder, name: str, items: Sequence[Example], predictions: Sequence[str]
 ) -> list[pathlib.Path]:
-  """Writes FOLDER/NAME.tsv in the format of the GLUE leaderboard: index and prediction."""
+  """Writes FOLDER/NAME.tsv in the format of the GLUE leaderboard, index and prediction."""
   lines = [f'{item.id}\t{text}' for item, text in zip(items, predictions, strict=True)]
   path = pathlib.Path(folder) / f'{name}.tsv'
   path.parent.mkdir(parents=True, exist_ok=True)
