@@ -19,9 +19,10 @@ def dropout(x: jax.Array, rate: float, rng: jax.Array | None, bits: str = 'three
   """
   if rate == 0:
     return x
+  assert rng is not None, f'dropout of {rate} needs a key'
   dropped = round(rate * 65536)
   if bits == 'rbg':
-    rng = jax.random.wrap_key_data(jnp.resize(jax.random.key_data(rng), 4), impl='rbg')
+    rng = jax.random.wrap_key_data(jnp.resize(jax.random.key_data(rng), (4,)), impl='rbg')
   *rows, m, n = x.shape
   words = jax.random.bits(rng, (*rows, -(-m // 2), n), jnp.uint32)
   halves = jnp.concatenate([words & 0xFFFF, words >> 16], axis=-2)[..., :m, :]
