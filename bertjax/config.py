@@ -55,7 +55,7 @@ PRETRAINING = SHARED | {
   'gradient_accumulation_steps': (1, 'microbatches per step; without dropout the result equals '
                                      'that of one large batch'),
   'warmup_steps': (10_000, 'steps of linear warm-up from 0 to the peak learning rate'),
-  'data.input': ('', 'raw text: file, folder, glob, tfds:NAME or embedded; separated by commas'),
+  'data.input': ('', 'raw text: file, folder, glob, tfds:NAME, hf:NAME or embedded; separated by commas'),
   'data.prepared': ('', 'prepared dataset directory, written by `bertjax prepare`; an alternative '
                         'to data.input'),
   'data.format': ('prose', 'format of data.input: prose, google, wikitext, jsonl, parquet, tfds or '
