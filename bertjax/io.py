@@ -9,6 +9,10 @@ import contextlib
 import importlib
 import json
 import logging
+import os
+import re
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 
@@ -91,6 +95,31 @@ def progress(what: str, total: float, unit: str = '') -> Iterator[Callable[[floa
     yield update
 
 
+_REMARK = re.compile(rb'WARNING: All log messages before absl|[IW]\d{4} [\d:.]+ +\d+ \S+\.cc:\d+\]')
+
+
+@contextlib.contextmanager
+def without_remarks() -> Iterator[None]:
+  """Holds stderr back and then writes it without the remarks of TensorFlow's C++ code.
+
+  An import of TensorFlow 2.21 remarks on oneDNN and absent GPUs, whatever TF_CPP_MIN_LOG_LEVEL is.
+  """
+  with tempfile.TemporaryFile() as held:
+    sys.stderr.flush()
+    console = os.dup(2)
+    os.dup2(held.fileno(), 2)
+    try:
+      yield
+    finally:
+      sys.stderr.flush()
+      os.dup2(console, 2)
+      os.close(console)
+      held.seek(0)
+      for line in held:
+        if not _REMARK.match(line):
+          os.write(2, line)
+
+
 def import_tensorflow(feature: str, instead: str, module: str = 'tensorflow'):
   """Imports TensorFlow, or a module that needs it, and hides the accelerators from it.
 
@@ -103,9 +132,10 @@ def import_tensorflow(feature: str, instead: str, module: str = 'tensorflow'):
     ValueError: if TensorFlow is not installed.
   """
   try:
-    import tensorflow as tf
+    with without_remarks():
+      import tensorflow as tf
 
-    imported = importlib.import_module(module)
+      imported = importlib.import_module(module)
   except ImportError as error:
     raise ValueError(
       f'{feature}: TensorFlow cannot be imported ({error}); pip install tensorflow '

@@ -1,6 +1,7 @@
 """The command: one sentence for each mistake, the flags of every verb, what a model may be."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import sys
 import pytest
 
 from bertjax import config as config_lib
-from bertjax import evaluate
+from bertjax import evaluate, io
 from bertjax.__main__ import main
 from bertjax.flags import ALIASES, VERBS
 from bertjax.inference.calls import CALLS
@@ -295,3 +296,31 @@ def test_help_of_a_recipe_shows_its_values(capsys):
   assert main(['evaluate', '--config=squad', '--help']) == 0
   text = capsys.readouterr().out
   assert '  --config.data.length=384 ' in text and 'Recipes: choice, ' in text
+
+
+def test_an_import_of_tensorflow_leaves_its_remarks_off_the_console(capfd):
+  with io.without_remarks():
+    os.write(2, b'WARNING: All log messages before absl::InitializeLog() are written to STDERR\n')
+    os.write(2, b'I0000 00:00:1795635681.518418   29732 port.cc:153] oneDNN is on.\n')
+    os.write(2, b'E0000 00:00:1795635681.518418   29732 cuda.cc:15] no driver\n')
+    os.write(2, b'a warning\n')
+  assert capfd.readouterr().err.splitlines() == [
+    'E0000 00:00:1795635681.518418   29732 cuda.cc:15] no driver', 'a warning'
+  ]  # fmt: skip
+
+
+def test_the_console_has_only_our_lines(run, tmp_path):
+  """With TensorFlow, which Google's files need, and JAX's and orbax's loggers."""
+  pytest.importorskip('tensorflow')
+  source, target = tmp_path / 'google', tmp_path / 'hf'
+  for arguments, last in (
+    ([f'--from={run}', f'--out={source}', '--format=google'], f'written to {source}: '),
+    ([f'--from={source}', f'--out={target}'], f'written to {target}: '),
+  ):
+    done = subprocess.run(
+      [sys.executable, '-m', 'bertjax', 'convert', *arguments],
+      capture_output=True, text=True, env=os.environ | {'JAX_PLATFORMS': 'cpu'},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert not re.search(r'(?m)^([IWEF]\d{4} |WARNING|absl)|\.cc:\d+|oneDNN', done.stderr)
+    assert done.stderr.splitlines()[-1].startswith(last)

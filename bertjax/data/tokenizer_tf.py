@@ -11,16 +11,18 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from bertjax import io
+
 try:
-  import tensorflow as tf
-  import tensorflow_text as tft
+  with io.without_remarks():
+    import tensorflow as tf
+    import tensorflow_text as tft
 except ImportError as error:
   raise ImportError(
     'the graph tokenizer and SavedModels need tensorflow and tensorflow-text, which are for Python '
     '3.11 to 3.13; without them use bertjax.Tokenizer, and --format=stablehlo to export.'
   ) from error
 
-from bertjax import io
 from bertjax.data import normalization
 from bertjax.data.tokenizer import MAX_CHARS_PER_WORD, SPECIAL_TOKENS, Tokenizer
 
