@@ -5,8 +5,9 @@ import functools
 import jax
 import numpy as np
 
-from bertjax.model import heads, losses
+from bertjax.model import heads
 from bertjax.model.encoder import PARAM_AXES
+from bertjax.objectives import mlm
 from bertjax.training import loop, optimizer
 from bertjax.training import mesh as mesh_lib
 
@@ -33,25 +34,25 @@ def make_batch(config, rows: int, length: int, predictions: int, seed: int = 0) 
   }
 
 
-def our_program(config, batch: dict):
+def our_program(config, batch: dict, prng_impl: str = 'threefry2x32'):
   """(train step, state, device batch) on the first device."""
   bert, transform = heads.Bert(config), optimizer.make_optimizer('adamw', RATE)
   mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
 
   def make_state():
     params = heads.init_params(bert, jax.random.key(0))
-    return loop.TrainState.create(params, transform, jax.random.key(1))
+    return loop.TrainState.create(params, transform, jax.random.key(1, impl=prng_impl))
 
   state, shardings = loop.init_state(make_state, mesh_lib.sharder(mesh, PARAM_AXES))
   step = loop.make_train_step(
-    *losses.pretraining_loss(bert), transform, mesh=mesh, state_shardings=shardings
+    *mlm.pretraining_loss(bert), transform, mesh=mesh, state_shardings=shardings
   )
   return step, state, loop.shard_batch(batch, mesh_lib.batch_sharding(mesh))
 
 
-def ours(config, batch: dict, steps: int):
+def ours(config, batch: dict, steps: int, prng_impl: str = 'threefry2x32'):
   """A contender: so many steps, in tokens."""
-  step, state, batch = our_program(config, batch)
+  step, state, batch = our_program(config, batch, prng_impl)
 
   def once():
     nonlocal state

@@ -8,6 +8,7 @@ With `--steps` there is no dropout, and the losses of each step are compared. Wi
 runs with dropout are, by the task's metrics on the dev split (the last evaluation, not the best).
 """
 
+import functools
 import json
 import pathlib
 import tempfile
@@ -18,12 +19,12 @@ import numpy as np
 
 from benchmarks import machine
 from benchmarks._transformers_loop import TransformersLoop
-from bertjax import finetune
+from bertjax import build, finetune
 from bertjax.config import load_recipe
-from bertjax.finetuning.setup import make_transform
 from bertjax.interop import loading
 from bertjax.tasks import batches
-from bertjax.training import loop, optimizer
+from bertjax.training import optimizer
+from bertjax.training import run as run_lib
 
 FLAGS = {
   'config': ('glue:stsb', 'a recipe of configs/finetune'),
@@ -78,15 +79,11 @@ def losses_side_by_side(config, steps: int) -> dict:
   config.log_every, config.data.packed_length = 1, 0
   config.schedule, config.warmup_ratio = 'linear', 0.1
   setup = finetune.set_up(config)
-  transform = make_transform(config, setup.bert, config.learning_rate, steps)
-  setup = setup._replace(transform=transform)
+  optimizer = build.make_optimizer(config, steps, steps // 10)
+  load = functools.partial(finetune.load, setup)
+  state, shardings, _ = run_lib.start(setup.objective, optimizer, setup.layout, load=load)
+  step = setup.layout.train_step(setup.objective, optimizer, shardings)
   peer = transformers_twin(setup, train_padding=True)
-  state, shardings = loop.init_state(
-    finetune.state_maker(setup), setup.shard, finetune.load_params(setup)
-  )
-  step = loop.make_train_step(
-    *setup.loss, setup.transform, mesh=setup.mesh, state_shardings=shardings
-  )
   ours, theirs = [], []
   for number in range(steps):
     batch = setup.batches.training(number)
@@ -100,11 +97,13 @@ def losses_side_by_side(config, steps: int) -> dict:
 
 def transformers_twin(setup, train_padding: bool) -> TransformersLoop:
   """Their loop from the same weights, the new head's included."""
-  task = setup.task
+  task, load = setup.task, functools.partial(finetune.load, setup)
+  state, _, _ = run_lib.start(setup.objective, setup.optimizer, setup.layout, load=load)
+  params = jax.device_get(state.params)
   with tempfile.TemporaryDirectory() as folder:
     start = pathlib.Path(folder) / 'start'
     loading.save_model(
-      start, setup.bert, finetune.load_params(setup), setup.tokenizer,
+      start, setup.model, params, setup.tokenizer,
       labels=task.labels, problem_type=task.label.problem_type,
     )  # fmt: skip
     return TransformersLoop(start, task, train_padding=train_padding)
@@ -156,7 +155,9 @@ def their_run(config) -> dict:
     loss = peer.step(setup.batches.training(number), config.learning_rate * float(rates[number]))
     if number % 50 == 0:
       print(f'{number}/{setup.steps} {loss:.4f}', flush=True)
-  data = batches.make_batches(config, setup.task, setup.dev.columns)
+  data = batches.make_batches(
+    setup.task.label, setup.dev.columns, config.batch_size, config.data.buckets
+  )
   parts = [peer.logits(data.in_order(step))[None] for step in range(data.steps)]
   logits = batches.gather(data, parts)[0]
   predictions = setup.task.decode(setup.examples, setup.dev, logits)

@@ -6,6 +6,8 @@ All do the same steps on the same examples, with dropout. Tokens are those of th
 padding. Transformers' batches are padded to their longest example.
 """
 
+import functools
+
 import jax
 import numpy as np
 
@@ -13,7 +15,7 @@ from benchmarks import measure, report
 from benchmarks.finetune import transformers_twin
 from bertjax import finetune
 from bertjax.config import load_recipe
-from bertjax.training import loop
+from bertjax.training import run as run_lib
 
 FLAGS = {
   'config': ('glue:sst2', 'a recipe of configs/finetune'),
@@ -60,12 +62,10 @@ def run(config, source, model, batch_size, length, pack, steps, repeats, out):
 
 def ours(setup, steps: int, texts: int):
   """A contender: the first steps of a run, in tokens of text."""
-  state, shardings = loop.init_state(
-    finetune.state_maker(setup), setup.shard, finetune.load_params(setup)
+  state, shardings, _ = run_lib.start(
+    setup.objective, setup.optimizer, setup.layout, load=functools.partial(finetune.load, setup)
   )
-  step = loop.make_train_step(
-    *setup.loss, setup.transform, mesh=setup.mesh, state_shardings=shardings
-  )
+  step = setup.layout.train_step(setup.objective, setup.optimizer, shardings)
 
   def once():
     nonlocal state

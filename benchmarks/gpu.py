@@ -10,7 +10,6 @@ A size that does not fit is reported. `--prepared` is a folder of `bertjax prepa
 rows of 128 tokens; the run's curve is in the workdir.
 """
 
-import dataclasses
 import gc
 import importlib.util
 import json
@@ -36,7 +35,7 @@ FLAGS = {
   'lengths': ('128,512', 'tokens a row'),
   'tokens': ('8192,32768,131072', 'of a batch, swept'),
   'dropouts': ('0.1,0.0', 'of states and attention'),
-  'bits': ('threefry,rbg', 'model.dropout_bits of ours, swept where there is dropout'),
+  'bits': ('threefry2x32,rbg', 'prng_impl of ours, swept where there is dropout'),
   'steps': (10, 'in a measured run'),
   'repeats': (3, 'measured runs after one warm-up'),
   'prepared': ('', 'rows to pre-train on; none: no run'),
@@ -86,8 +85,7 @@ def measure_cell(preset, rows, length, dropout, bits, steps, repeats):
   batch = make_batch(config, rows, length, predictions)
   contenders = {}
   for kind in bits if dropout else bits[:1]:
-    same = dataclasses.replace(config, dropout_bits=kind)
-    contenders[f'bertjax, {kind}'] = lambda same=same: ours(same, batch, steps)
+    contenders[f'bertjax, {kind}'] = lambda kind=kind: ours(config, batch, steps, kind)
   if torch_sees_gpu():
     for compiled in (False, True):
       name = f'transformers, {"torch.compile" if compiled else "eager"}'

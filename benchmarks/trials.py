@@ -7,6 +7,7 @@ from set-up to the last step, compilation included; 'processes' also count start
 """
 
 import concurrent.futures
+import functools
 import os
 import subprocess
 import sys
@@ -18,8 +19,7 @@ import numpy as np
 from benchmarks import report
 from bertjax import finetune
 from bertjax.config import load_recipe
-from bertjax.training import loop
-from bertjax.training import trials as trials_lib
+from bertjax.training import run as run_lib
 
 FLAGS = {
   'config': ('glue:rte', 'a recipe of configs/finetune'),
@@ -45,7 +45,7 @@ def run(config, source, model, seeds, learning_rates, steps, batch_size, length,
     seed, rate = only.split(',')
     train(one_trial(config, int(seed), float(rate)), steps)
     return None
-  runs = trials_lib.list_trials(config)
+  runs = finetune.list_runs(config)
   examples = steps * batch_size * len(runs)
 
   def timed(work):
@@ -82,13 +82,11 @@ def one_trial(config, seed: int, rate: float):
 
 def train(setup, steps: int, train_step=None):
   """Steps of a run or of trials; returns the compiled step."""
-  state, shardings = loop.init_state(
-    finetune.state_maker(setup), setup.shard, finetune.load_params(setup)
+  state, shardings, _ = run_lib.start(
+    setup.objective, setup.optimizer, setup.layout, load=functools.partial(finetune.load, setup)
   )
   if train_step is None:
-    train_step = loop.make_train_step(
-      *setup.loss, setup.transform, mesh=setup.mesh, state_shardings=shardings, trials=setup.many
-    )  # fmt: skip
+    train_step = setup.layout.train_step(setup.objective, setup.optimizer, shardings)
   for number in range(steps):
     state, metrics = train_step(state, setup.batches.training(number))
   losses = np.atleast_1d(jax.device_get(metrics['loss']))

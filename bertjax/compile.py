@@ -24,13 +24,13 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from jax.experimental import topologies
 
-from bertjax import io, pretrain
+from bertjax import build, io
 from bertjax.data.dataset import Arrays
 from bertjax.data.loader import Batches
 from bertjax.data.masking import Masking
-from bertjax.model import encoder, losses
 from bertjax.model.flops import train_flops
-from bertjax.training import hlo, loop
+from bertjax.objectives import mlm
+from bertjax.training import hlo
 from bertjax.training import mesh as mesh_lib
 from bertjax.training import run as run_lib
 from bertjax.training.chips import chip
@@ -48,9 +48,9 @@ def run(config, *, topology: str = '', sweep: str = '', out: str = '') -> list[d
   devices = slice_devices(topology) if topology else jax.devices()
   reports = []
   for variant, words in vary(config, sweep):
-    for phase in pretrain.make_phases(variant):
+    for stage in build.stages(variant):
       report = {'sweep': words} if sweep else {}
-      report |= {'topology': topology} | report_of(phase, devices, measure=not topology)
+      report |= {'topology': topology} | report_of(stage, devices, measure=not topology)
       print(describe(report), flush=True)
       reports.append(report)
   fitting = [report for report in reports if 'tokens_per_second' in report]
@@ -109,20 +109,16 @@ def vary(config, sweep: str):
     yield variant, ' '.join(f'{n}={v}' for n, v in zip(names, values, strict=True))
 
 
-def report_of(phase, devices, *, measure: bool = False) -> dict:
-  """Compiles the step of one phase of a run; with `measure` also runs it on `devices`."""
-  config = phase.config
-  mesh = mesh_lib.make_mesh(**config.mesh, devices=devices)
-  mesh_lib.check_batch_size(mesh, config.batch_size, config.gradient_accumulation_steps)
-  bert = pretrain.make_model(config, config.model.vocab_size or VOCAB_SIZE)
-  transform = pretrain.make_transform(config)
-  make = pretrain.state_maker(config, bert, transform)
-  shard = mesh_lib.sharder(mesh, encoder.PARAM_AXES)
-  abstract, shardings = run_lib.abstract_state(make, shard)
-  step = loop.make_train_step(
-    *losses.pretraining_loss(bert), transform, mesh=mesh, state_shardings=shardings,
-    accumulation=config.gradient_accumulation_steps,
-  )  # fmt: skip
+def report_of(stage, devices, *, measure: bool = False) -> dict:
+  """Compiles the step of one stage of a run; with `measure` also runs it on `devices`."""
+  config, layout = stage.config, build.make_layout(stage.config, devices)
+  mesh = layout.mesh
+  mesh_lib.check_batch_size(mesh, config.batch_size, layout.accumulation)
+  bert = build.make_model(config, config.model.vocab_size or VOCAB_SIZE)
+  optimizer = build.make_optimizer(config, config.num_train_steps, config.warmup_steps)
+  objective = mlm.pretraining(bert)
+  abstract, shardings = run_lib.abstract_state(objective, optimizer, layout)
+  step = layout.train_step(objective, optimizer, shardings)
   sharding, size = mesh_lib.batch_sharding(mesh), config.batch_size
   rows = random_batch(config, bert.config.vocab_size)
   batch = {
@@ -132,7 +128,7 @@ def report_of(phase, devices, *, measure: bool = False) -> dict:
   model_flops = train_flops(bert.config, config.data.length, rows['masked_lm_ids'].shape[1]) * size
   report = {
     'device': devices[0].device_kind, 'devices': len(devices), 'mesh': dict(mesh.shape),
-    'batch_size': size, 'length': config.data.length, 'steps': phase.stop - phase.start,
+    'batch_size': size, 'length': config.data.length, 'steps': stage.stop - stage.start,
     'model': bert.config.__dict__ | {'heads': bert.heads},
     'parameters': sum(math.prod(x.shape) for x in jax.tree.leaves(abstract.params)),
     'model_flops': model_flops / len(devices),
@@ -151,7 +147,7 @@ def report_of(phase, devices, *, measure: bool = False) -> dict:
   report |= costs_of(compiled)
   report |= bounds_of(report)
   if measure:
-    state, _ = loop.init_state(make, shard)
+    state, _, _ = run_lib.start(objective, optimizer, layout)
     whole = {name: np.repeat(x, size, axis=0) for name, x in rows.items()}
     report |= measured(compiled, state, mesh_lib.shard_batch(whole, sharding), report)
   return report

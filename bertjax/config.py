@@ -23,6 +23,8 @@ SHARED = {
   'init_from': ('', 'model to start from: a model directory (bertjax, Hugging Face, Google), a '
                     "run's workdir or a hub name"),
   'seed': (0, 'seed of initial weights, data order, masks and dropout'),
+  'prng_impl': ('threefry2x32', "generator of dropout: 'threefry2x32', or 'rbg' (faster on TPU, "
+                                'but its bits depend on the mesh)'),
   'batch_size': (256, 'examples in a global batch, over all devices and microbatches'),
   'learning_rate': (1e-4, 'peak learning rate'),
   'schedule': ('google', "learning-rate decay: 'google' (linear, counted from step 0), 'linear' "
@@ -55,7 +57,7 @@ PRETRAINING = SHARED | {
   'gradient_accumulation_steps': (1, 'microbatches per step; without dropout the result equals '
                                      'that of one large batch'),
   'warmup_steps': (10_000, 'steps of linear warm-up from 0 to the peak learning rate'),
-  'data.input': ('', 'raw text: file, folder, glob, tfds:NAME, hf:NAME or embedded; separated by commas'),
+  'data.input': ('', 'raw text: file, folder, glob, tfds:NAME or embedded; separated by commas'),
   'data.prepared': ('', 'prepared dataset directory, written by `bertjax prepare`; an alternative '
                         'to data.input'),
   'data.format': ('prose', 'format of data.input: prose, google, wikitext, jsonl, parquet, tfds or '
@@ -90,12 +92,24 @@ PRETRAINING = SHARED | {
                                'is unchanged'),
   'masking.unit': ('subword', "masking unit: 'subword', 'whole_word' or 'span' (n-grams of words)"),
   'masking.max_span': (3, 'maximum words per span; n words have a probability proportional to 1/n'),
-  'long.share': (0.0, 'fraction of the steps, at the end, on longer rows; 0.1 in the paper'),
-  'long.length': (512, 'sequence length of the longer rows, in tokens'),
-  'long.max_predictions': (76, 'maximum number of predictions per longer row; -1 = from '
-                               'masking.rate'),
-  'long.batch_size': (256, 'longer rows in a global batch'),
-  'long.prepared': ('', 'prepared dataset directory of the longer rows'),
+  'stage2.fraction': (0.0, 'fraction of the steps that belongs to stage 2, which follows the first '
+                           'part of the run; 0.0 = no such stage, 0.1 in the paper'),
+  'stage2.length': (512, 'sequence length in stage 2, in tokens; 0 = as before'),
+  'stage2.batch_size': (0, 'rows in a global batch in stage 2; 0 = as before'),
+  'stage2.max_predictions': (76, 'maximum number of predictions per row in stage 2; -1 = from the '
+                                 'rate, 0 = as before'),
+  'stage2.mask_rate': (0.0, 'masking.rate in stage 2; 0.0 = as before'),
+  'stage2.prepared': ('', 'prepared dataset directory of stage 2; empty = as before, for rows of '
+                          'the same length'),
+  'stage3.fraction': (0.0, 'fraction of the steps that belongs to stage 3, which ends the run; 0.0 '
+                           '= no such stage'),
+  'stage3.length': (0, 'sequence length in stage 3, in tokens; 0 = as before'),
+  'stage3.batch_size': (0, 'rows in a global batch in stage 3; 0 = as before'),
+  'stage3.max_predictions': (0, 'maximum number of predictions per row in stage 3; -1 = from the '
+                                'rate, 0 = as before'),
+  'stage3.mask_rate': (0.0, 'masking.rate in stage 3; 0.0 = as before'),
+  'stage3.prepared': ('', 'prepared dataset directory of stage 3; empty = as before, for rows of '
+                          'the same length'),
   'eval_every': (10_000, 'steps between evaluations on held-out examples; 0 = at the end only'),
   'max_eval_examples': (10_000, 'maximum number of held-out examples per evaluation'),
   'save_every': (1_000, 'steps between checkpoints'),
@@ -221,7 +235,7 @@ SMOKE = {
   'model.num_layers': 2, 'model.hidden_size': 32, 'model.num_heads': 2, 'model.mlp_size': 64,
   'model.max_positions': 64, 'model.dtype': 'float32', 'data.length': 64, 'data.dupe_factor': 1,
   'masking.max_predictions': 10, 'batch_size': 8, 'gradient_accumulation_steps': 1,
-  'num_train_steps': 20, 'long.length': 64, 'long.batch_size': 8, 'warmup_steps': 5, 'log_every': 5,
+  'num_train_steps': 20, 'stage2.length': 64, 'warmup_steps': 5, 'log_every': 5,
   'eval_every': 10, 'max_eval_examples': 64, 'save_every': 10,
 }  # fmt: skip
 
@@ -269,7 +283,7 @@ def vary(config: ConfigDict, words: str) -> ConfigDict:
     if word == 'smoke':
       config.update_from_flattened_dict(SMOKE)
     elif word == 'two_lengths':
-      config.long.share = 0.1
+      config.stage2.fraction = 0.1
     elif word == 'length_512':
       config.data.length, config.masking.max_predictions = 512, 76
       config.num_train_steps, config.warmup_steps, config.learning_rate = 100_000, 1_000, 1e-5

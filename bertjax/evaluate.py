@@ -15,21 +15,24 @@ training rows or in the texts of --unigram.
 
 import json
 import logging
+import pathlib
 
 import jax
 import numpy as np
 from etils import epath
 
+from bertjax import build, prepare, scoring
 from bertjax import config as config_lib
-from bertjax import pretrain
 from bertjax.data import dataset
 from bertjax.data import loader as loader_lib
 from bertjax.data import text as text_lib
 from bertjax.data.masking import unmasked
 from bertjax.data.tokenizer import Tokenizer
-from bertjax.finetuning import scoring
 from bertjax.interop import loading
-from bertjax.model import encoder, heads, losses
+from bertjax.model import encoder, heads
+from bertjax.objectives import mlm
+from bertjax.tasks import report
+from bertjax.tasks import rows as rows_lib
 from bertjax.training import checkpoint, distributed, loop
 from bertjax.training import mesh as mesh_lib
 from bertjax.training import run as run_lib
@@ -68,34 +71,36 @@ def _scores(config, workdir, model, which, rows, split, out, unigram) -> dict[st
         '--max_eval_examples, --unigram and --checkpoint are for pre-training; a task has '
         'its best model.'
       )
-    return scoring.evaluate(config, model or str(epath.Path(workdir) / 'model'), split, out)
+    return evaluate_task(config, model or str(epath.Path(workdir) / 'model'), split, out)
   if split or out:
     raise ValueError('--split and --out are for tasks; pre-training has held-out rows alone.')
-  phases = pretrain.make_phases(config)
-  phase = phases[-1]
+  stages = build.stages(config)
+  stage = stages[-1]
   if workdir:  # a checkpoint of short rows has not learnt the positions of long ones
     checkpoints, step = _choose(config, workdir, which)
-    phase = next((p for p in phases if step <= p.stop), phase)
-  config = phase.config
+    stage = next((s for s in stages if step <= s.stop), stage)
+  config = stage.config
   rows = rows or config.max_eval_examples
   if rows < 1:
     raise ValueError(f'--max_eval_examples must be at least 1, got {rows}.')
   mesh = mesh_lib.make_evaluation_mesh(config.batch_size)  # whatever the run had
   config.model.attention = 'auto'
-  folder = pretrain.prepared_folder(config)
+  folder = prepare.prepared_rows(config, jax.process_count())
   if workdir:
-    _check_rows(workdir, folder, 'long.rows' if phase.start else 'rows')
+    _check_rows(workdir, folder, f'{stage.name}.rows'.lstrip('.'))
   tokenizer = Tokenizer.from_dir(folder)
-  heldout = pretrain.make_batches(config, folder, 'heldout', tokenizer, mesh)
+  heldout = build.make_batches(config, folder, 'heldout', tokenizer, mesh)
   if workdir:
-    bert = pretrain.make_model(config, tokenizer.vocab_size)
+    bert = build.make_model(config, tokenizer.vocab_size)
     params = _checkpoint_params(config, bert, mesh, checkpoints, step)
   else:
     bert, params = _directory_params(config, model, tokenizer, mesh)
 
-  eval_step = loop.make_eval_step(*losses.pretraining_loss(bert), mesh=mesh)
+  objective = mlm.pretraining(bert)
+  eval_step = loop.make_eval_step(objective.loss, objective.weights, mesh=mesh)
   loader = loader_lib.choose_loader(config.data.loader)
-  scores = pretrain.evaluate_rows(eval_step, params, heldout, rows, mesh, loader)
+  stream = loader_lib.iterate(heldout.evaluation, 0, heldout.steps_for(rows), loader=loader)
+  scores = mlm.add_perplexity(loop.evaluate(eval_step, params, loop.to_device(stream, mesh)))
   never = [tokenizer.pad_id, tokenizer.cls_id]
   if config.objective == 'mlm':
     never.append(tokenizer.sep_id)
@@ -109,6 +114,50 @@ def _scores(config, workdir, model, which, rows, split, out, unigram) -> dict[st
     return scores
   batches = map(heldout.evaluation, range(heldout.steps_for(rows)))
   return scores | {'unigram_cross_entropy': unigram_cross_entropy(counts, batches, exclude=never)}
+
+
+def evaluate_task(config, model: str, split: str = '', out: str = '') -> dict[str, float]:
+  """Scores a model directory on a split of the config's task; writes its predictions into `out`.
+
+  A split without labels gets no scores ({}), so it needs `out`. Other splits than dev are answered
+  with the threshold that the run tuned on dev (SQuAD 2.0), from the metrics.json beside the model.
+  """
+  task, tokenizer = rows_lib.make_task(config), loading.load_tokenizer(model)
+  mesh = mesh_lib.make_evaluation_mesh(config.batch_size)
+  encoder_config, params = loading.load_weights(model)
+  if task.head not in params:
+    raise ValueError(f'{model} has no {task.head} head, it has {sorted(params)}.')
+  scoring.check_labels(model, params, task)
+  split = split or config.data.dev
+  bert = heads.Bert(
+    encoder_config, heads=(task.head,), pooler='pooler' in params, num_labels=task.num_labels
+  )
+  examples = task.read(split)
+  encoded = rows_lib.encode(task, examples, tokenizer, config.data.length, split)
+  names = {'encoder', task.head, *({'pooler'} & set(params))}
+  params = mesh_lib.replicate({name: params[name] for name in names}, mesh)
+  predict = scoring.make_predict(bert, task, mesh, config.batch_size, config.data.buckets)
+  threshold = None if split == config.data.dev else tuned_threshold(model)
+  if out and any(example.label is None for example in examples):
+    logits, _ = predict(params, encoded)
+    predictions, scores = task.decode(examples, encoded, logits[0], threshold or 0.0), {}
+  else:
+    predictions, scores, _ = scoring.score(task, examples, encoded, predict, params, threshold)
+  report.remarks(task, split, examples, predictions, scores)
+  if out and jax.process_index() == 0:
+    folder = pathlib.Path(out)
+    earlier = {*folder.glob('*'), *folder.glob(f'{split}/*')}
+    paths = task.write(folder, split, examples, predictions)
+    _log.info('predictions written to %s', ', '.join(map(str, paths)))
+    if replaced := sorted(earlier & set(paths)):
+      _log.warning('replaced existing files: %s', ', '.join(map(str, replaced)))
+  return scores
+
+
+def tuned_threshold(model) -> float:
+  """The null odds above which a run's model refuses to answer, tuned on its dev split; else 0."""
+  path = epath.Path(loading.find_model(model)).parent / 'metrics.json'
+  return json.loads(path.read_text()).get('best_f1_threshold', 0.0) if path.exists() else 0.0
 
 
 def count_rows(rows: dataset.Dataset, vocab_size: int) -> np.ndarray:
@@ -200,8 +249,9 @@ def _choose(config, workdir, which: str):
 
 
 def _checkpoint_params(config, bert, mesh, checkpoints, step: int):
-  make = pretrain.state_maker(config, bert, pretrain.make_transform(config))
-  abstract, _ = run_lib.abstract_state(make, mesh_lib.sharder(mesh, encoder.PARAM_AXES))
+  layout = run_lib.Layout(mesh, encoder.PARAM_AXES, config.seed, config.prng_impl)
+  optimizer = build.make_optimizer(config, config.num_train_steps, config.warmup_steps)
+  abstract, _ = run_lib.abstract_state(mlm.pretraining(bert), optimizer, layout)
   state, _ = checkpoints.restore(step, abstract)
   return state.params
 
@@ -215,7 +265,7 @@ def _directory_params(config, model, tokenizer, mesh):
       f'--config.data.vocab={loading.find_model(model)} '
       f'--config.data.lowercase={own.lowercase}.'
     )
-  terms = pretrain.loss_terms(config)
+  terms = build.loss_terms(config)
   missing = [term for term in terms if term not in params]
   if missing:
     raise ValueError(f'{model} has no {missing} head; it has {sorted(params)}.')

@@ -3,182 +3,321 @@
   bertjax finetune --config=configs/finetune/glue.py:sst2 --workdir=DIR \\
       --config.init_from=MODEL --config.data.source=GLUE/SST-2
 
-`init_from` is a model of any kind (see `bertjax convert --help`), whose vocabulary is taken too.
+`init_from` is a model of any kind (see `bertjax convert --help`), whose vocabulary is used as well.
 The same command started again resumes. With several seeds or learning rates
-(`--config.num_seeds=5 --config.learning_rates=2e-5,3e-5,5e-5`) all runs train at once, in one program,
-and `trials.json` has their mean, deviation, best and failed ones. The workdir gets what `pretrain`
-leaves, `metrics.json` with the task's official metrics on the dev split, `predictions/` of dev and
-test in the official format, `report.html`, and `model/`, the best of the evaluations by the task's
-main metric. `bertjax evaluate --workdir=DIR` scores it again, on any split.
+(`--config.num_seeds=5 --config.learning_rates=2e-5,3e-5,5e-5`) all runs train at once, in one
+program, and `trials.json` has their mean, deviation, best and failed ones. The workdir gets what
+`pretrain` leaves, `metrics.json` with the task's official metrics on the dev split, `predictions/`
+of dev and test in the official format, `report.html`, and `model/`, the best of the evaluations by
+the task's main metric. `bertjax evaluate --workdir=DIR` scores it again, on any split.
 """
 
+import dataclasses
 import functools
+import hashlib
 import json
 import logging
 import math
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import optax
 
-from bertjax import io
+from bertjax import build, io
 from bertjax.data import loader as loader_lib
-from bertjax.finetuning.scoring import decode_and_score, make_predict, score
-from bertjax.finetuning.setup import Setup, load_params, run_identity, set_up, state_maker
+from bertjax.data.tokenizer import Tokenizer
 from bertjax.interop import loading
-from bertjax.tasks import report, rows
-from bertjax.training import checkpoint, distributed, log, loop, trials
+from bertjax.model import encoder, heads
+from bertjax.objectives import Objective
+from bertjax.scoring import check_labels, decode_and_score, make_predict, score
+from bertjax.tasks import batches, report, rows
+from bertjax.tasks import task as task_lib
+from bertjax.training import checkpoint, distributed, log, optimizer, sweep
 from bertjax.training import mesh as mesh_lib
 from bertjax.training import run as run_lib
 
 _log = logging.getLogger(__name__)
 
 
-def run(config, *, workdir: str, **peers) -> dict[str, float]:
+class Setup(NamedTuple):
+  """All of a run that does not change while it trains."""
+
+  config: Any  # the run's
+  task: task_lib.Task  # with its data
+  tokenizer: Tokenizer  # of `init_from`
+  model: heads.Bert  # with the task's head
+  weights: tuple  # config and parameters of `init_from`, as read
+  layout: run_lib.Layout  # a `sweep.Sweep` of several runs
+  objective: Objective
+  optimizer: optax.GradientTransformation
+  columns: dict[str, np.ndarray]  # rows to train on
+  batches: batches.TaskBatches | batches.TrialBatches  # makes the training batches
+  examples: list[task_lib.Example]  # of the dev split
+  dev: task_lib.Encoded  # these, encoded
+  steps: int  # of the run
+
+  @property
+  def runs(self) -> tuple[tuple[int, float], ...]:
+    """(seed, learning rate) of each run of a sweep; () for a single run."""
+    return getattr(self.layout, 'runs', ())
+
+  @property
+  def num_train_examples(self) -> int:
+    return len(self.columns['input_ids']) // self.task.label.rows
+
+  @property
+  def options(self) -> run_lib.Options:
+    per_epoch = -(-self.num_train_examples // self.config.batch_size)
+    options = build.run_options(self.config)
+    return dataclasses.replace(
+      options, metric=self.task.metric, highest=True, eval_every=options.eval_every or per_epoch
+    )
+
+
+def run(config, *, workdir: str, **processes) -> dict[str, float]:
   """Fine-tunes, from a checkpoint in `workdir` if there is one; returns the best dev scores.
 
   Raises:
     ValueError: for a config or data that cannot be trained, before anything compiles.
-    loop.DivergedError: if a loss is not finite, but for trials, whose others go on.
+    loop.DivergedError: if a loss is not finite; of a sweep, if none is.
     SystemExit: with code 75, after SIGTERM and a save.
     KeyboardInterrupt: after the first Ctrl-C and a save, or at the second.
   """
   if not workdir or not config.init_from:
     raise ValueError('finetune needs --workdir=DIR and --config.init_from=MODEL.')
   workdir = checkpoint.check_path(workdir)
-  distributed.start(**peers)
+  distributed.start(**processes)
   setup = set_up(config)
-  identity = run_identity(setup)
-  run_lib.check_same(workdir, identity)
-  distributed.agree('configuration', [identity, config.to_dict()])
-  workdir.mkdir(parents=True, exist_ok=True)
-  checkpoints = checkpoint.Checkpoints(
-    workdir / 'checkpoints', keep=config.max_to_keep, best=setup.task.metric, highest=True
-  )
-  state, shardings, meta = run_lib.start(
-    state_maker(setup), setup.shard, checkpoints, functools.partial(load_params, setup)
-  )
-  if jax.process_index() == 0:
-    log.write_run(workdir / 'run.json', config.to_dict(), identity=identity)
-    setup.tokenizer.save(workdir / 'tokenizer', max_length=setup.bert.config.max_positions)
-  history = meta.get('evaluations', [])  # {'step', 'scores' of each trial}
-  predict = make_predict(config, setup.bert, setup.task, setup.mesh, many=setup.many)
-  try:
-    stopped, step = train(setup, state, shardings, predict, checkpoints, workdir, identity, history)
-    if not stopped:
-      params, scores = best(setup, checkpoints, history)
-  finally:
-    checkpoints.close()
-  run_lib.exit_if_stopped(stopped, step)
-  if setup.many:  # of the best trial alone
-    alone = mesh_lib.make_mesh(devices=jax.devices()[:1])
-    predict = make_predict(config, setup.bert, setup.task, alone)
-  return finish(setup, workdir, predict, params, scores, history)
-
-
-def train(
-  setup: Setup, state, shardings, predict, checkpoints, workdir, identity, history
-) -> tuple[int, int]:  # fmt: skip
-  """Trains and appends each evaluation to `history`; returns the signal that stopped it (0 = none)
-  and the last step."""
-  config, task = setup.config, setup.task
-  train_step = loop.make_train_step(
-    *setup.loss, setup.transform, mesh=setup.mesh, state_shardings=shardings,
-    trials=setup.many,
-  )  # fmt: skip
-
-  def going():
-    metric = metric_values(task, history)
-    return trials.running(metric, config.patience, len(setup.trials))
+  task = setup.task
+  predict = predictor(setup, setup.layout.mesh, many=bool(setup.runs))
 
   def evaluate(params):
-    results = [
+    return [
       decode_and_score(task, setup.examples, setup.dev, logits)[1] | {'loss': loss}
       for logits, loss in zip(*predict(params, setup.dev), strict=True)
     ]
-    alive = going()
-    history.append({'step': 0, 'scores': results})
-    if not setup.many:
-      return results[0]
-    values = metric_values(task, history[-1:])[0]
-    best_now = max((v for v, on in zip(values, alive, strict=True) if on), default=-1.0)
-    means = {n: float(np.mean([r[n] for r in results])) for n in results[0]}
-    return means | {f'mean_{task.metric}': means[task.metric], task.metric: best_now}
 
-  def save(state, step, scores):
-    if scores:
-      history[-1]['step'] = step
-    meta = {'identity': identity, 'config': config.to_dict(), 'next_batch': step,
-            'evaluations': history,
-            'model': run_lib.model_facts(
-              setup.bert.config, labels=task.labels, problem_type=task.label.problem_type,
-              trials=len(setup.trials),
-            )}  # fmt: skip
-    checkpoints.save(step, state, meta, scores)
+  def finish(params, step, evaluations):
+    if setup.runs:
+      best = sweep.best_run(evaluations, step, setup.options)
+      seed, rate = setup.runs[best]
+      params, chosen = sweep.take(params, best), {'step': step, 'seed': seed, 'learning_rate': rate}
+      score_one = predictor(setup, mesh_lib.make_mesh(devices=jax.devices()[:1]))
+      return save(setup, workdir, score_one, params, chosen, evaluations)
+    return save(setup, workdir, predict, params, {'step': step}, evaluations)
 
-  start = int(np.ravel(state.step)[0])
-  run_log = log.RunLog(workdir, steps=setup.steps, start=start, active=jax.process_index() == 0)
-  loader = loader_lib.choose_loader(config.data.loader)
-  stream = loader_lib.iterate(setup.batches.training, start, loader=loader)
-  on_device = loop.to_device(run_log.watched(stream), setup.mesh)
-  try:
-    state, _, stopped = loop.fit(
-      state, train_step, on_device, steps=setup.steps, log=run_log, log_every=config.log_every,
-      evaluate_fn=evaluate, eval_every=config.eval_every or setup.per_epoch, save=save,
-      save_every=config.save_every, trials=setup.many,
-      finished=lambda: not setup.many and not any(going()),
+  stream = functools.partial(
+    loader_lib.iterate, setup.batches.training, loader=loader_lib.choose_loader(config.data.loader)
+  )
+  return run_lib.train(
+    setup.objective, [run_lib.Stage(setup.steps, stream, evaluate)], setup.optimizer,
+    layout=setup.layout, workdir=workdir, identity=identity_of(setup), config=config.to_dict(),
+    model=run_lib.model_facts(
+      setup.model.config, labels=task.labels, problem_type=task.label.problem_type,
+      trials=len(setup.runs) or 1,
+    ),
+    finish=finish, options=setup.options, load=functools.partial(load, setup),
+    begin=lambda: setup.tokenizer.save(
+      workdir / 'tokenizer', max_length=setup.model.config.max_positions
+    ),
+  )  # fmt: skip
+
+
+def set_up(config) -> Setup:
+  """Reads and checks everything that a run needs."""
+  build.check_finetuning(config)
+  task, layout = rows.make_task(config), make_layout(config)
+  tokenizer = loading.load_tokenizer(config.init_from)
+  weights = loading.load_weights(config.init_from)
+  model = make_model(config, task, weights[0])
+  if not config.reinit_head and task.head in weights[1]:
+    check_labels(config.init_from, weights[1], task)
+  pack = packed_length(config, task, model.config)
+  columns = rows.training_columns(config, task, tokenizer)
+  examples = task.read(config.data.dev)
+  task_lib.golds(examples)  # before anything compiles
+  dev = rows.encode(task, examples, tokenizer, config.data.length, config.data.dev)
+  make = functools.partial(
+    batches.make_batches, task.label, columns, config.batch_size, config.data.buckets, pack=pack
+  )
+  if runs := getattr(layout, 'runs', ()):
+    each = [make(seed) for seed, _ in runs]
+    training, examples_per_epoch = batches.TrialBatches(each), each[0].examples
+  else:
+    local = mesh_lib.local_rows(mesh_lib.batch_sharding(layout.mesh), config.batch_size)
+    training = make(config.seed, local, replicas=mesh_lib.replicas(layout.mesh))
+    examples_per_epoch = training.examples
+  steps = math.ceil(config.num_train_epochs * examples_per_epoch / config.batch_size)
+  factors = encoder.layer_factors(
+    model.config.num_layers, config.num_trainable_layers, config.layerwise_lr_decay,
+    config.head_lr_multiplier,
+  )  # fmt: skip
+  rate = runs[0][1] if runs else list_runs(config)[0][1]
+  transform = build.make_optimizer(
+    config, steps, round(config.warmup_ratio * steps), learning_rate=rate, factors=factors
+  )
+  return Setup(
+    config, task, tokenizer, model, weights, layout,
+    make_objective(config, model, task, columns, factors), transform, columns, training, examples,
+    dev, steps,
+  )  # fmt: skip
+
+
+def list_runs(config) -> tuple[tuple[int, float], ...]:
+  """(seed, learning rate) of each run."""
+  return sweep.list_runs(config.seed, config.num_seeds, config.learning_rate, config.learning_rates)
+
+
+def make_layout(config) -> run_lib.Layout:
+  """One run on the config's mesh, or a sweep over seeds and learning rates."""
+  runs = list_runs(config)
+  if len(runs) == 1:
+    mesh = mesh_lib.make_mesh(**config.mesh)
+    mesh_lib.check_batch_size(mesh, config.batch_size)
+    return run_lib.Layout(mesh, encoder.PARAM_AXES, config.seed, config.prng_impl)
+  if jax.process_count() > 1:
+    raise ValueError(f'trials run in one process, got {jax.process_count()}; start it on one host.')
+  if config.mesh.to_dict() != {'data': -1, 'fsdp': 1, 'tensor': 1}:
+    raise ValueError('trials lie whole on the devices there are; leave mesh.* out.')
+  mesh = sweep.make_sweep_mesh(len(runs))
+  return sweep.Sweep(mesh, encoder.PARAM_AXES, prng_impl=config.prng_impl, runs=runs)
+
+
+def make_model(config, task, encoder_config) -> heads.Bert:
+  """The model of `init_from` with the task's output layer."""
+  changes = {
+    name: value for name, value in config.model.items()
+    if not (name.endswith('dropout') and value == -1.0)
+  }  # fmt: skip
+  changes['frozen'] = config.num_trainable_layers == 0
+  if len(list_runs(config)) > 1 and config.model.attention == 'auto':
+    changes['attention'] = 'xla'  # the mesh splits runs; kernels split batches
+  encoder_config = dataclasses.replace(encoder_config, **changes)
+  if config.data.length > encoder_config.max_positions:
+    raise ValueError(
+      f'data.length={config.data.length} is longer than the {encoder_config.max_positions} '
+      f'positions of {config.init_from}.'
+    )
+  for field, least in (('num_trainable_layers', -1), ('reinit_top_layers', 0)):
+    if not least <= config[field] <= encoder_config.num_layers:
+      raise ValueError(
+        f'{field} must be in {least}..{encoder_config.num_layers}, the layers of '
+        f'{config.init_from}, got {config[field]}.'
+      )
+  return heads.Bert(
+    encoder_config, heads=(task.head,), pooler=task.label.pooled, num_labels=task.num_labels
+  )
+
+
+def packed_length(config, task, encoder_config) -> int:
+  """Tokens of a training row that holds several examples; 0 where a row holds one.
+
+  `data.packed_length=-1` is `data.length`, at least 128; but 0 with choices, a CRF or BiLSTM, and
+  with `span_loss_includes_padding`, where a row is one example.
+
+  Raises:
+    ValueError: if rows of that many tokens cannot hold every example, or may not hold several.
+  """
+  pack, most = config.data.packed_length, encoder_config.max_positions
+  alone = [
+    name for name, used in (('bilstm', encoder_config.bilstm), ('crf', encoder_config.crf),
+                            ('span_loss_includes_padding', task.label.includes_padding)) if used
+  ]  # fmt: skip
+  if pack == -1:
+    return 0 if alone or task.label.rows > 1 else max(config.data.length, min(128, most))
+  least = config.data.length * task.label.rows
+  if pack and not least <= pack <= most:
+    raise ValueError(
+      f'data.packed_length={pack} must be -1, 0 or from {least}, the longest example, to {most}, '
+      'the positions of the model.'
+    )
+  if pack and alone:
+    raise ValueError(f'{alone[0]} reads a row as one example; set data.packed_length=0.')
+  return pack
+
+
+def make_objective(config, model, task, columns, factors) -> Objective:
+  """The objective of a task; parameters with factor 0 get no gradient."""
+  weights = task.label.class_weights(config.class_weights, columns['labels'])
+  loss, loss_weights = task.label.make_loss(model, weights)
+  init = functools.partial(heads.init_params, model)
+  if factors is None:
+    return Objective(init, loss, loss_weights)
+  stop = functools.partial(optimizer.stop_gradients, factors=factors)
+  return Objective(init, lambda params, *rest: loss(stop(params), *rest), loss_weights)
+
+
+def load(setup: Setup, make) -> dict:
+  """The weights of `init_from`, with each run's own new layers from `make()`."""
+  config, head, initial = setup.config, setup.task.head, make()
+  loaded = []
+  for index in range(len(setup.runs) or 1):
+    fresh = sweep.take(initial, index) if setup.runs else initial
+    params = loading.load_params(
+      config.init_from, setup.model, weights=setup.weights, tokenizer=setup.tokenizer,
+      fresh=('pooler', head), initial=fresh,
+      redraw=((head,) if config.reinit_head else ())
+      + (('pooler',) if config.reinit_top_layers else ()),
     )  # fmt: skip
-    stream.close()
-  finally:
-    run_log.close()
-  step = int(np.ravel(state.step)[0])
-  return stopped if step < setup.steps else 0, step
+    loaded.append(loading.reinit_top_layers(params, fresh, config.reinit_top_layers))
+  return jax.tree.map(lambda *x: np.stack(x), *loaded) if setup.runs else loaded[0]
 
 
-def metric_values(task, history) -> list[list[float]]:
-  """The metric [evaluations, K] by which trials are chosen; -1, the least, of a diverged one."""
-  return [
-    [s[task.metric] if math.isfinite(s['loss']) else -1.0 for s in evaluation['scores']]
-    for evaluation in history
-  ]
+# What a resumed run must share with its start.
+_SAME = ('task', 'init_from', 'reinit_head', 'reinit_top_layers', 'num_trainable_layers',
+         'layerwise_lr_decay', 'head_lr_multiplier', 'prng_impl', 'num_train_epochs', 'batch_size',
+         'warmup_ratio', 'schedule', 'patience', 'class_weights', 'optimizer', 'model',
+         'span_loss_includes_padding')  # fmt: skip
+_FREE = ('model.attention', 'model.remat', 'model.unroll')  # change no result
 
 
-def best(setup: Setup, checkpoints, history) -> tuple[dict, dict]:
-  """The parameters and step of the best evaluation, or the last, of its best trial."""
-  checkpoints.wait()
-  abstract, _ = run_lib.abstract_state(state_maker(setup), setup.shard)
-  step = checkpoints.best_step() if setup.config.save_model == 'best' else checkpoints.steps()[-1]
-  state, _ = checkpoints.restore(step, abstract)
-  if not setup.many:
-    return state.params, {'step': step}
-  metric = metric_values(setup.task, history)
-  place = next(i for i, e in enumerate(history) if e['step'] == step)
-  alive = trials.running(metric[:place], setup.config.patience, len(setup.trials))
-  trial = int(np.argmax(np.where(alive, metric[place], -np.inf)))
-  seed, rate = setup.trials[trial]
-  return trials.take(state.params, trial), {'step': step, 'seed': seed, 'learning_rate': rate}
+def identity_of(setup: Setup) -> dict:
+  """Flat {field: value} of everything that may not change when a run is resumed."""
+  digests, config = {}, setup.config
+  for split, columns in (('rows', setup.columns), ('dev', setup.dev.columns)):
+    digest = hashlib.sha256()
+    for name in sorted(columns):
+      digest.update(np.ascontiguousarray(columns[name]))
+    digests[split] = digest.hexdigest()[:16]
+  flat = build.flatten(config, _SAME)
+  flat = {name: value for name, value in flat.items() if name not in _FREE}
+  return flat | {
+    'data.packed_length': config.data.packed_length, 'data.buckets': config.data.buckets,
+    'trials': [list(run) for run in list_runs(config)],
+    'tokenizer': setup.tokenizer.fingerprint, **digests,
+  }  # fmt: skip
 
 
-def finish(setup: Setup, workdir, predict, params, chosen: dict, history) -> dict[str, float]:
+def predictor(setup: Setup, mesh, many: bool = False):
+  """`scoring.make_predict` with the batches of the run."""
+  data = setup.config.data
+  return make_predict(
+    setup.model, setup.task, mesh, setup.config.batch_size, data.buckets, many=many
+  )
+
+
+def save(setup: Setup, workdir, predict, params, chosen: dict, evaluations) -> dict[str, float]:
   """Writes the model, its predictions, metrics and report; returns the scores of dev."""
   config, task = setup.config, setup.task
   predictions, scores, logits = score(task, setup.examples, setup.dev, predict, params)
-  told = [(config.data.dev, setup.examples, predictions)]
-  told += predict_test(setup, predict, params, scores.get('best_f1_threshold', 0.0))
+  splits = [(config.data.dev, setup.examples, predictions)]
+  splits += predict_test(setup, predict, params, scores.get('best_f1_threshold', 0.0))
   params = distributed.host_copy(params)
   if jax.process_index():
     return scores
-  for split, examples, found in told:
-    task.write(workdir / 'predictions', split, examples, found)
+  for split, examples, predicted in splits:
+    task.write(workdir / 'predictions', split, examples, predicted)
   loading.save_model(
-    workdir / 'model', setup.bert, params, setup.tokenizer,
+    workdir / 'model', setup.model, params, setup.tokenizer,
     labels=task.labels, problem_type=task.label.problem_type,
   )  # fmt: skip
-  table = trials_table(setup, history) if setup.many else {}
+  table = trials_table(setup, evaluations) if setup.runs else {}
   if table:
     io.write_json(workdir / 'trials.json', table)
   io.write_json(workdir / 'metrics.json', scores)
   facts = {'task': task.name, 'from': config.init_from, **chosen,
-           'training examples': setup.examples_to_train, 'steps': setup.steps}  # fmt: skip
+           'training examples': setup.num_train_examples, 'steps': setup.steps}  # fmt: skip
   if not config.data.prepared:
     labels = [example.label for example in rows.training_examples(config, task)]
     facts['training labels'] = ', '.join(task.label.describe(labels))
@@ -195,7 +334,7 @@ def finish(setup: Setup, workdir, predict, params, chosen: dict, history) -> dic
 
 
 def predict_test(setup: Setup, predict, params, threshold: float) -> list[tuple]:
-  """[(split, examples, predictions)] of the test split; [] where the source lacks it."""
+  """[(split, examples, predictions)] of the test split; [] if the source has none."""
   config, task, split = setup.config, setup.task, setup.config.data.test
   if split not in task.splits:
     return []
@@ -209,16 +348,16 @@ def predict_test(setup: Setup, predict, params, threshold: float) -> list[tuple]
   return [(split, examples, task.decode(examples, encoded, logits[0], threshold))]
 
 
-def trials_table(setup: Setup, history) -> dict:
-  """The content of trials.json. A trial has failed if at its end its loss is not finite, or it is
-  no better than always the most frequent class."""
+def trials_table(setup: Setup, evaluations) -> dict:
+  """The content of trials.json. A run has failed if at its end its loss is not finite, or it is no
+  better than always predicting the most frequent class."""
   task, examples = setup.task, setup.examples
-  metric = np.array([[scores[task.metric] for scores in e['scores']] for e in history])
+  metric = np.array([[scores[task.metric] for scores in e['scores']] for e in evaluations])
   _, floor = report.majority_score(task, examples) or ('', -np.inf)
 
-  def failed(trial, last):
-    loss = history[last]['scores'][trial]['loss']
-    return not math.isfinite(loss) or metric[last, trial] <= floor
+  def failed(index, last):
+    loss = evaluations[last]['scores'][index]['loss']
+    return not math.isfinite(loss) or metric[last, index] <= floor
 
-  table = trials.summarise(setup.trials, metric, setup.config.patience, failed)
-  return {'metric': task.metric, 'steps': [e['step'] for e in history]} | table
+  table = sweep.summarise(setup.runs, metric, setup.config.patience, failed)
+  return {'metric': task.metric, 'steps': [e['step'] for e in evaluations]} | table

@@ -50,7 +50,7 @@ VERBS = {
   'vocab': Verb(
     'train a vocabulary on your text, or report how one fits it',
     {
-      'input': ('', 'text: file, folder, glob, tfds:NAME, hf:NAME or embedded; separated by commas'),
+      'input': ('', 'text: file, folder, glob, tfds:NAME or embedded; separated by commas'),
       'out': ('', 'vocabulary to train and write: vocab.txt or spiece.model'),
       'vocab': ('', 'existing vocabulary to report on; an alternative to --out'),
       'size': (30522, 'number of entries, special tokens included'),

@@ -215,3 +215,71 @@ def _cached(source: str, tokenizer: Tokenizer, settings: Settings, cache_dir: st
     _log.info('prepared: %s', '  '.join(f'{name} {value:,}' for name, value in counts.items()))
   _report(manifest, tokenizer, settings)
   return folder
+
+
+def prepared_rows(config, processes: int = 1) -> epath.Path:
+  """The prepared dataset that a config names; raw text is prepared into the cache.
+
+  `processes` is the number of processes that call this for the same run.
+
+  Raises:
+    ValueError: if both or neither of `data.prepared` and `data.input` are given, if several
+      processes were to prepare the same text, or the folder's settings are not the config's.
+  """
+  data = config.data
+  if bool(data.prepared) == bool(data.input):
+    raise ValueError(
+      'give either raw text (--config.data.input=PATH) or prepared rows '
+      f'(--config.data.prepared=DIR), got data.input={data.input!r}, '
+      f'data.prepared={data.prepared!r}.'
+    )
+  if not data.prepared:
+    if processes > 1:
+      raise ValueError(
+        f'{processes} processes would each prepare the text; run `bertjax prepare` once '
+        'and give every process --config.data.prepared=DIR.'
+      )
+    return cached(config, data.cache_dir)
+  folder = dataset.local(data.prepared, cache_folder(data.cache_dir))
+  manifest = dataset.read_manifest(folder)
+  found = manifest['settings']
+  if 'kind' not in found:
+    raise ValueError(f'{folder} holds the rows of a task, not of pre-training; see `finetune`.')
+  wanted = settings_of(config)
+  if 'report' in manifest:
+    dataset.log_report(manifest['report'], wanted.length)
+  for name in ('kind', 'length'):
+    if found[name] != getattr(wanted, name):
+      pairs = f' --config.nsp={found["kind"] in instances.PAIR_KINDS}' if name == 'kind' else ''
+      raise ValueError(
+        f'{folder} was prepared with {name}={found[name]!r}, this run wants '
+        f'{getattr(wanted, name)!r}; pass --config.data.{name}={found[name]}{pairs}, or prepare '
+        'again.'
+      )
+  check_prepared_tokenizer(folder, manifest, data)
+  for name, value in dataclasses.asdict(wanted).items():
+    if name in data and found.get(name, value) != value:
+      _log.warning(
+        '%s was prepared with data.%s=%r; the value of the config, %r, is replaced by it.',
+        folder, name, found[name], value,
+      )  # fmt: skip
+      data[name] = found[name]
+  return folder
+
+
+def check_prepared_tokenizer(folder, manifest: dict, data) -> None:
+  """Raises ValueError if the config's vocabulary, case or rules are not those of prepared rows."""
+  tokenizer = Tokenizer.from_dir(folder)
+  for name in ('lowercase', 'rules'):
+    if data[name] != getattr(tokenizer, name):
+      value = getattr(tokenizer, name)
+      raise ValueError(
+        f'{folder} was prepared with data.{name}={value}, this run wants {data[name]}; pass '
+        f'--config.data.{name}={value}, or prepare again.'
+      )
+  if data.vocab and load_vocab(data).fingerprint != manifest['tokenizer']:
+    raise ValueError(
+      f'{folder} was prepared with another vocabulary than data.vocab={data.vocab}; prepare again, '
+      'or leave data.vocab empty to use the one in the folder.'
+    )
+  warn_of_case(tokenizer)

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import pytest
 
 from bertjax import __main__ as command
+from bertjax import build
 from bertjax import compile as compile_lib
 from bertjax import config as config_lib
-from bertjax import pretrain
 from bertjax.model import config as model_config
 from bertjax.model import encoder
 from bertjax.model.flops import train_flops
@@ -117,8 +117,8 @@ def slice_of_8():
 
 
 def report_of(devices, **fields):
-  (phase,) = pretrain.make_phases(small(**fields))
-  return compile_lib.report_of(phase, devices)
+  (stage,) = build.stages(small(**fields))
+  return compile_lib.report_of(stage, devices)
 
 
 @pytest.fixture(scope='module')
@@ -176,8 +176,8 @@ def test_a_batch_that_does_not_fit_is_reported_with_the_largest_that_fits(
     def real(*_, **__):
       return {name: report[name] for name in names} | {'does_not_fit': 'out of memory'}
 
-  def known(phase, devices, **kwargs):  # the one of 64 rows is compiled already
-    return report if phase.config.batch_size == 64 else real(phase, devices, **kwargs)
+  def known(stage, devices, **kwargs):  # the one of 64 rows is compiled already
+    return report if stage.config.batch_size == 64 else real(stage, devices, **kwargs)
 
   monkeypatch.setattr(compile_lib, 'report_of', known)
   sweep = 'batch_size=64,4194304'

@@ -1,5 +1,6 @@
 """`bertjax convert` from every format to every format, and pre-training that starts from each."""
 
+import functools
 import json
 import pathlib
 import shutil
@@ -9,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from bertjax import pretrain
+from bertjax import build, pretrain
 from bertjax.__main__ import main
 from bertjax.config import load_recipe
 from bertjax.data.tokenizer import Tokenizer
@@ -17,7 +18,8 @@ from bertjax.interop import mapping
 from bertjax.interop.loading import load_model, read_labels, save_model
 from bertjax.model.config import EncoderConfig
 from bertjax.model.heads import Bert
-from bertjax.training import checkpoint, mesh
+from bertjax.objectives import mlm
+from bertjax.training import run as run_lib
 
 
 def random_params(config, heads=('mlm', 'nsp')):
@@ -112,18 +114,17 @@ def test_a_mistake_gets_one_sentence_and_writes_nothing(model, tmp_path, capsys,
 @pytest.fixture
 def begin(tiny_rows, tmp_path):
   """Starts a run and returns its parameters before the first step."""
-  one = mesh.make_mesh(devices=jax.devices()[:1])
 
   def parameters(*, vocab=tiny_rows, recipe='bert_base:smoke', **fields):
     config = load_recipe(recipe)
     config.update_from_flattened_dict(fields)
     tokenizer = Tokenizer.from_dir(vocab)
-    checkpoints = checkpoint.Checkpoints(tmp_path / 'checkpoints')
-    bert = pretrain.make_model(config, tokenizer.vocab_size)
-    transform = pretrain.make_transform(config)
-    setup = pretrain.Setup(config, [], tokenizer, bert, transform, None, '', one, {})
-    state, _, _ = pretrain.start(setup, checkpoints)
-    checkpoints.close()
+    model = build.make_model(config, tokenizer.vocab_size)
+    objective, optimizer = mlm.pretraining(model), build.make_optimizer(config, 10, 0)
+    layout = build.make_layout(config, jax.devices()[:1])
+    setup = pretrain.Setup(config, [], tokenizer, model, objective, optimizer, layout, '', {})
+    load = functools.partial(pretrain.load, setup) if config.init_from else None
+    state, _, _ = run_lib.start(objective, optimizer, layout, load=load)
     return jax.device_get(state.params)
 
   return parameters

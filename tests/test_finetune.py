@@ -9,11 +9,10 @@ import jax
 import numpy as np
 import pytest
 
-from bertjax import finetune, prepare
+from bertjax import evaluate, finetune, prepare
 from bertjax.__main__ import main
 from bertjax.config import load_recipe
 from bertjax.data.tokenizer import Tokenizer
-from bertjax.finetuning import scoring
 from bertjax.interop import checkpoints, loading
 from bertjax.model.config import EncoderConfig
 from bertjax.model.heads import Bert, init_params
@@ -150,7 +149,7 @@ def test_a_sentence_task_is_learnt_scored_written_and_saved(make, tmp_path, capl
                           ('0|1|2', r"predicts 2 labels \['0', '1'\], table has 3")):  # fmt: skip
     config.task.labels = labels
     with pytest.raises(ValueError, match=message):
-      scoring.evaluate(config, trained)
+      evaluate.evaluate_task(config, trained)
     config.init_from, config.reinit_head = trained, False
     with pytest.raises(ValueError, match=message):
       finetune.set_up(config)
@@ -192,8 +191,8 @@ def test_the_tuned_threshold_of_a_run_is_that_of_its_model(tmp_path):
     (tmp_path / 'run' / name).write_text('{}')
   (tmp_path / 'run' / 'metrics.json').write_text('{"best_f1_threshold": 1.5}')
   (tmp_path / 'metrics.json').write_text('{"best_f1_threshold": 7}')
-  assert scoring.tuned_threshold(tmp_path / 'run') == 1.5
-  assert scoring.tuned_threshold(tmp_path / 'run' / 'model') == 1.5
+  assert evaluate.tuned_threshold(tmp_path / 'run') == 1.5
+  assert evaluate.tuned_threshold(tmp_path / 'run' / 'model') == 1.5
 
 
 @pytest.mark.full
@@ -207,7 +206,9 @@ def test_other_splits_are_answered_with_the_threshold_tuned_on_dev(make, tmp_pat
     tmp_path / 'run' / 'predictions' / split / 'predictions.json' for split in ('dev', 'test')
   ]
   assert files[0].read_text() == files[1].read_text()
-  again = scoring.evaluate(config, str(tmp_path / 'run' / 'model'), 'test', str(tmp_path / 'again'))
+  again = evaluate.evaluate_task(
+    config, str(tmp_path / 'run' / 'model'), 'test', str(tmp_path / 'again')
+  )
   assert (tmp_path / 'again' / 'test' / 'predictions.json').read_text() == files[1].read_text()
   assert again['f1'] == pytest.approx(scores['best_f1'])  # at the threshold of dev
   content = json.loads((tmp_path / 'squad2' / 'dev-v2.0.json').read_text())

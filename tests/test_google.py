@@ -12,9 +12,9 @@ import pytest
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.interop import huggingface, loading, mapping
 from bertjax.interop.google import load_google, load_tokenizer, save_google
-from bertjax.model import losses
 from bertjax.model.config import EncoderConfig
 from bertjax.model.heads import Bert
+from bertjax.objectives import mlm
 
 tf = pytest.importorskip('tensorflow')
 v1 = tf.compat.v1
@@ -178,8 +178,8 @@ def check_equal(config, params, batch, expected):
   run = jax.jit(lambda p: bert.apply({'params': p}, batch, capture=('hidden', 'attention')))
   out = jax.device_get(run(params))
   if 'mlm' in heads:
-    sums, _ = losses.pretraining_sums(out, batch)
-    weights = losses.pretraining_weights(batch)
+    sums, _ = mlm.pretraining_sums(out, batch)
+    weights = mlm.pretraining_weights(batch)
     out |= {f'{term}_loss': np.asarray(sums[term] / weights[term]) for term in sums}
   real = batch['segment_ids'] > 0
   for name, theirs in expected.items():

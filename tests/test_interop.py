@@ -23,12 +23,12 @@ from safetensors.numpy import save_file
 
 from bertjax import convert
 from bertjax.data.tokenizer import Tokenizer
-from bertjax.finetuning.setup import check_labels
 from bertjax.interop import files, hub, huggingface, mapping
 from bertjax.interop.huggingface import load_hf, save_hf
 from bertjax.interop.loading import load_model, load_params, read_labels, save_model
 from bertjax.model.config import EncoderConfig
 from bertjax.model.heads import Bert
+from bertjax.scoring import check_labels
 
 
 def tiny(vocab, **changes):

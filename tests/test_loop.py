@@ -14,9 +14,9 @@ import numpy as np
 import optax
 import pytest
 
-from bertjax.model import losses
 from bertjax.model.encoder import PARAM_AXES
 from bertjax.model.heads import Bert, init_params
+from bertjax.objectives import mlm
 from bertjax.training import loop
 from bertjax.training import mesh as mesh_lib
 from bertjax.training import run as run_lib
@@ -51,7 +51,7 @@ def program(config, sizes, devices, accumulation=1, name='bert'):
   transform = make_optimizer(
     name, 3e-3, schedule=make_schedule('google', 40, 4), param_axes=PARAM_AXES
   )
-  loss = losses.pretraining_loss(bert)
+  loss = mlm.pretraining_loss(bert)
 
   def make_state():
     params = init_params(bert, jax.random.key(0))
@@ -132,7 +132,7 @@ OPTAX = {
 def optax_loop(optimizer, accumulation, batches):
   """The losses, last parameters and last optimizer state of a hand-written optax loop."""
   bert = Bert(STILL)
-  loss_fn, loss_weights = losses.pretraining_loss(bert)
+  loss_fn, loss_weights = mlm.pretraining_loss(bert)
 
   @jax.jit
   def step(params, opt_state, batch):
@@ -163,7 +163,7 @@ def test_any_optax_optimizer_trains_as_in_a_hand_written_loop(name, accumulation
   expected, params, _ = optax_loop(optimizer, accumulation, batches)
   assert expected[-1] < expected[0] - 0.01  # descends
   step = loop.make_train_step(
-    *losses.pretraining_loss(Bert(STILL)), optimizer, accumulation=accumulation
+    *mlm.pretraining_loss(Bert(STILL)), optimizer, accumulation=accumulation
   )
   start = jax.jit(lambda: init_params(Bert(STILL), jax.random.key(0)))()
   state, values = loop.TrainState.create(start, optimizer, jax.random.key(1)), []
@@ -190,7 +190,7 @@ def test_any_optax_optimizer_trains_on_eight_devices(name, sizes):
 
   state, shardings = loop.init_state(make, mesh_lib.sharder(mesh, PARAM_AXES))
   step = loop.make_train_step(
-    *losses.pretraining_loss(Bert(STILL)), optimizer, mesh=mesh, state_shardings=shardings
+    *mlm.pretraining_loss(Bert(STILL)), optimizer, mesh=mesh, state_shardings=shardings
   )
   values = []
   for batch in loop.to_device(iter(batches), mesh):
@@ -202,7 +202,7 @@ def test_any_optax_optimizer_trains_on_eight_devices(name, sizes):
 def test_the_learning_rate_metric_is_that_of_the_step():
   rate = optax.schedules.linear_schedule(1e-3, 0.0, 4)
   step = loop.make_train_step(
-    *losses.pretraining_loss(Bert(STILL)),
+    *mlm.pretraining_loss(Bert(STILL)),
     optimizer := optax.inject_hyperparams(optax.adamw)(learning_rate=rate),
   )
   params = init_params(Bert(STILL), jax.random.key(0))
@@ -211,6 +211,19 @@ def test_the_learning_rate_metric_is_that_of_the_step():
     state, metrics = step(state, batch_at(0))
     found.append(float(metrics['learning_rate']))
   assert found == pytest.approx([1e-3, 0.75e-3, 0.5e-3])
+
+
+def test_terms_are_scaled_in_the_total_only():
+  losses, weights = {'mlm': 6.0, 'rtd': 8.0}, {'mlm': 3.0, 'rtd': 4.0}
+  means = loop.means(losses, {'rtd_accuracy': 3.0}, weights, {'rtd': 50.0})
+  assert means == {'loss': 102.0, 'mlm_loss': 2.0, 'rtd_loss': 2.0, 'rtd_accuracy': 0.75}
+
+
+def test_a_loss_that_couples_rows_is_not_accumulated():
+  objective = mlm.pretraining(Bert(STILL))._replace(coupled=True)
+  layout = run_lib.Layout(mesh_lib.make_mesh(), PARAM_AXES, accumulation=2)
+  with pytest.raises(ValueError, match='couples the rows of a batch'):
+    layout.train_step(objective, optax.sgd(0.1), None)
 
 
 def test_the_first_step_of_a_warm_up_changes_nothing():

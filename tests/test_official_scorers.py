@@ -17,7 +17,7 @@ from scipy import stats
 
 from bertjax import TASKS, Tokenizer
 from bertjax.data.tokenizer import SPECIAL_TOKENS
-from bertjax.finetuning.scoring import decode_and_score
+from bertjax.scoring import decode_and_score
 from bertjax.tasks import question_answering, report
 from bertjax.tasks.task import Example
 

@@ -13,7 +13,7 @@ from bertjax.data.masking import Masking, mask_tokens
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.model.config import EncoderConfig
 from bertjax.model.heads import Bert, init_params
-from bertjax.model.losses import cross_entropy, pretraining_sums, pretraining_weights
+from bertjax.objectives.mlm import cross_entropy, pretraining_sums, pretraining_weights
 
 LENGTH = 128
 KEYS = ('input_ids', 'token_type_ids', 'segment_ids', 'position_ids')

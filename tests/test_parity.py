@@ -9,9 +9,9 @@ from bertjax.data.tokenizer import Tokenizer
 from bertjax.interop import huggingface
 from bertjax.interop.huggingface import save_hf
 from bertjax.interop.loading import load_model, load_weights
-from bertjax.model import losses
 from bertjax.model.config import EncoderConfig
 from bertjax.model.heads import Bert, init_params
+from bertjax.objectives import mlm
 
 transformers = pytest.importorskip('transformers')
 torch = pytest.importorskip('torch')
@@ -108,11 +108,11 @@ def check_gradients(config, grads, model):
 
 def check_pretraining(model, config, params, batch):
   """Hidden states and probabilities of every layer, pooled state, logits, losses, gradients."""
-  bert, weights = Bert(config), losses.pretraining_weights(batch)
+  bert, weights = Bert(config), mlm.pretraining_weights(batch)
 
   def total(params):
     out = bert.apply({'params': params}, batch, capture=('hidden', 'attention'))
-    sums, _ = losses.pretraining_sums(out, batch)
+    sums, _ = mlm.pretraining_sums(out, batch)
     return sum(sums[term] / weights[term] for term in sums), out
 
   (loss, out), grads = jax.device_get(jax.jit(jax.value_and_grad(total, has_aux=True))(params))
@@ -292,7 +292,7 @@ def test_twenty_training_steps_follow_pytorchs(tmp_path, vocab, optimizer):
     mesh.sharder(one, PARAM_AXES),
   )
   step = loop.make_train_step(
-    *losses.pretraining_loss(Bert(config)), transform, mesh=one, state_shardings=shardings
+    *mlm.pretraining_loss(Bert(config)), transform, mesh=one, state_shardings=shardings
   )
   kept = [p for n, p in model.named_parameters() if 'bias' in n or 'LayerNorm' in n]
   decayed = [p for n, p in model.named_parameters() if not ('bias' in n or 'LayerNorm' in n)]

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import pytest
 from jax.experimental import topologies
 
-from bertjax.model import losses
 from bertjax.model.config import EncoderConfig
 from bertjax.model.encoder import PARAM_AXES
 from bertjax.model.heads import Bert, init_params
+from bertjax.objectives import mlm
 from bertjax.training import loop
 from bertjax.training import mesh as mesh_lib
 from bertjax.training.optimizer import make_optimizer, make_schedule
@@ -41,7 +41,7 @@ def compiled(mesh, length, **changes):
   shapes = jax.eval_shape(make_state)
   shardings = mesh_lib.sharder(mesh, PARAM_AXES)(shapes)
   step = loop.make_train_step(
-    *losses.pretraining_loss(bert), transform, mesh=mesh, state_shardings=shardings
+    *mlm.pretraining_loss(bert), transform, mesh=mesh, state_shardings=shardings
   )
   rows, slots = (ROWS, length), (ROWS, length * 3 // 20)
   columns = {

@@ -24,9 +24,9 @@ def config(tiny_rows, long_rows):
 
 def make_config(tiny_rows, long_rows):
   config = load_recipe('bert_mini:smoke,two_lengths')
-  config.data.prepared, config.long.prepared = str(tiny_rows), str(long_rows)
-  config.long.share, config.long.batch_size, config.long.max_predictions = 0.5, 16, 20
-  config.model.max_positions, config.long.length = 128, 128
+  config.data.prepared, config.stage2.prepared = str(tiny_rows), str(long_rows)
+  config.stage2.fraction, config.stage2.batch_size, config.stage2.max_predictions = 0.5, 16, 20
+  config.model.max_positions, config.stage2.length = 128, 128
   config.log_every, config.eval_every, config.save_every = 1, 0, 3
   return config
 
@@ -50,7 +50,7 @@ def weights(workdir):
 def test_the_second_stage_continues_with_longer_sequences(whole, config, tmp_path):
   masked = logged(whole, 'mlm_weight', 'eval')
   assert list(masked) == [10, 20] and masked[20] > masked[10]
-  config.long.share, config.long.prepared = 0.0, ''
+  config.stage2.fraction, config.stage2.prepared = 0.0, ''
   pretrain.run(config, workdir=str(tmp_path))
   two, one = logged(whole), logged(tmp_path)
   assert [two[step] == one[step] for step in range(1, 21)] == [True] * 10 + [False] * 10
@@ -87,10 +87,10 @@ def test_evaluate_reads_the_rows_the_run_ended_with(whole, capsys):
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
-    ({'long.share': 1.0}, r'long.share must be at least 0 and below 1, got 1.0'),
-    ({'long.prepared': ''}, 'needs two prepared folders'),
-    ({'long.length': 512}, r'data.length=512 is longer than model.max_positions=128'),
-    ({'long.batch_size': 12}, 'batch'),
+    ({'stage2.fraction': 1.0}, r'stage2.fraction .* together below 1, got 1.0'),
+    ({'stage2.prepared': ''}, 'every stage needs prepared rows of its length'),
+    ({'stage2.length': 512}, r'data.length=512 is longer than model.max_positions=128'),
+    ({'stage2.batch_size': 12}, 'batch'),
   ],
 )
 def test_a_phase_that_cannot_be_trained_is_refused_before_the_run(
@@ -103,6 +103,6 @@ def test_a_phase_that_cannot_be_trained_is_refused_before_the_run(
 
 
 def test_another_point_of_change_is_another_run(whole, config):
-  config.long.share = 0.25
-  with pytest.raises(ValueError, match=r'long\.start: 10 there, 15 here'):
+  config.stage2.fraction = 0.25
+  with pytest.raises(ValueError, match=r'stage2\.start: 10 there, 15 here'):
     pretrain.run(config, workdir=str(whole))

@@ -1,6 +1,7 @@
 """Ways to fine-tune: trials, length buckets, frozen and slower layers, early stop, own data."""
 
 import dataclasses
+import functools
 import json
 import math
 import re
@@ -11,16 +12,17 @@ import numpy as np
 import pytest
 import scipy.special
 
-from bertjax import finetune
+from bertjax import evaluate, finetune
 from bertjax.__main__ import main
 from bertjax.config import load_recipe
 from bertjax.data import loader
-from bertjax.finetuning import scoring
 from bertjax.interop import loading
 from bertjax.model.encoder import PARAM_AXES, layer_factors
+from bertjax.model.heads import init_params
 from bertjax.objectives.labels import Class, Span
 from bertjax.tasks import rows
-from bertjax.training import loop, optimizer, trials
+from bertjax.training import loop, optimizer, sweep
+from bertjax.training import run as run_lib
 from bertjax.training.log import read_metrics
 from tests import test_distributed
 from tests.test_finetune import TAGS, make, model, sentences  # noqa: F401 (fixtures)
@@ -101,12 +103,10 @@ def losses_of(config, steps):
   """The losses of the first steps [steps] or [steps, K], at a constant learning rate."""
   config.schedule, config.warmup_ratio = 'constant', 0.0
   setup = finetune.set_up(config)
-  state, shardings = loop.init_state(
-    finetune.state_maker(setup), setup.shard, finetune.load_params(setup)
+  state, shardings, _ = run_lib.start(
+    setup.objective, setup.optimizer, setup.layout, load=functools.partial(finetune.load, setup)
   )
-  step = loop.make_train_step(
-    *setup.loss, setup.transform, mesh=setup.mesh, state_shardings=shardings, trials=setup.many
-  )  # fmt: skip
+  step = setup.layout.train_step(setup.objective, setup.optimizer, shardings)
   found = []
   for number in range(steps):
     state, metrics = step(state, setup.batches.training(number))
@@ -149,8 +149,8 @@ def test_packed_examples_have_the_losses_and_gradients_of_single_ones(
   packed = finetune.set_up(config)
   config.data.packed_length = 0
   single = finetune.set_up(config)
-  params = finetune.load_params(single)
-  loss_fn, loss_weights = single.loss
+  params = finetune.load(single, lambda: init_params(single.model, jax.random.key(0)))
+  _, loss_fn, loss_weights, *_ = single.objective
 
   @jax.jit
   def sums(params, batch):
@@ -291,11 +291,11 @@ def test_the_order_of_sentences_of_a_book_is_a_task(model, data_dir, tmp_path): 
 
 def test_which_trials_run_on():
   history = [[0.5, 0.5], [0.4, 0.6], [0.45, np.nan], [0.9, 0.7]]
-  assert trials.running(history[:2], 2, 2) == [True, True]
-  assert trials.running(history[:3], 2, 2) == [False, True]
-  assert trials.running(history, 2, 2) == [False, True]  # too late
-  assert trials.running(history, 0, 2) == [True, True]
-  table = trials.summarise(
+  assert run_lib.still_running(history[:2], 2) == [True, True]
+  assert run_lib.still_running(history[:3], 2) == [False, True]
+  assert run_lib.still_running(history, 2) == [False, True]  # too late
+  assert run_lib.still_running(history, 0) == [True, True]
+  table = sweep.summarise(
     [(0, 1e-3), (1, 1e-3)], np.array(history), 2, lambda trial, last: history[last][trial] < 0.5
   )
   assert [t['best'] for t in table['trials']] == [0.5, 0.7]
@@ -304,9 +304,10 @@ def test_which_trials_run_on():
 
 
 def test_a_diverged_trial_is_never_the_best():
-  task = types.SimpleNamespace(metric='accuracy')
+  options = run_lib.Options(metric='accuracy', highest=True)
   scores = [{'accuracy': 0.7, 'loss': math.nan}, {'accuracy': 0.6, 'loss': 0.5}]
-  assert finetune.metric_values(task, [{'step': 3, 'scores': scores}]) == [[-1.0, 0.6]]
+  assert run_lib.ranking(scores, options) == [-math.inf, 0.6]
+  assert sweep.best_run([{'step': 3, 'scores': scores}], 3, options) == 1
 
 
 def test_class_weights_are_torch_s():
@@ -374,7 +375,7 @@ def test_tags_are_chosen_by_a_crf(make, tmp_path):  # noqa: F811
   config.model.crf, config.num_train_epochs = True, 10.0
   scores = finetune.run(config, workdir=str(tmp_path / 'run'))
   assert scores['f1'] > 0.8
-  again = scoring.evaluate(config, str(tmp_path / 'run' / 'model'))
+  again = evaluate.evaluate_task(config, str(tmp_path / 'run' / 'model'))
   assert again['f1'] == pytest.approx(scores['f1'])
 
 

@@ -7,7 +7,6 @@ every real key, as in Google's and Hugging Face's BERT, where only keys are mask
 
 import functools
 import logging
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +31,6 @@ def attention(
   causal: bool = False,
   dropout_rate: float = 0.0,
   dropout_rng: jax.Array | None = None,
-  dropout_bits: str = 'threefry',
   impl: str = 'auto',
   return_probs: bool = False,
 ) -> tuple[jax.Array, jax.Array | None]:
@@ -46,7 +44,6 @@ def attention(
     causal: a token sees only itself and earlier tokens.
     dropout_rate: dropped share of attention probabilities, drawn for each element.
     dropout_rng: key of the dropout bits; needed when dropout_rate > 0.
-    dropout_bits: who makes them, see `model.dropout`.
     impl: 'xla' (any backend, has dropout and probabilities), 'cudnn' (flash attention on NVIDIA
       GPUs of compute capability 8.0 on, bfloat16, without dropout), 'splash' (flash attention on
       TPUs, lengths in multiples of 128, without dropout) or 'auto', which takes a flash kernel
@@ -72,8 +69,7 @@ def attention(
     _log_choice(impl, backend, q.shape[1], reason)
   if impl == 'xla':
     context, probs = _xla(
-      q, k, v, segment_ids, causal,
-      lambda probs: dropout(probs, dropout_rate, dropout_rng, dropout_bits),
+      q, k, v, segment_ids, causal, lambda probs: dropout(probs, dropout_rate, dropout_rng)
     )  # fmt: skip
     return context, probs if return_probs else None
   if impl not in ('cudnn', 'splash'):
@@ -134,13 +130,12 @@ def _splash(q, k, v, segment_ids, causal, mesh, interpret=False):
   length = q.shape[1]
   tile = next(n for n in (512, 384, 256, _TILE) if length % n == 0)
   names = ('q', 'kv', 'kv_compute', 'q_dkv', 'kv_dkv', 'kv_dkv_compute', 'q_dq', 'kv_dq')
-  tiles: dict[str, Any] = {f'block_{name}': tile for name in names}
   mask = (masks.CausalMask if causal else masks.FullMask)((length, length))
 
   def local(q, k, v, segment_ids):
     kernel = kernels.make_splash_mha(
       masks.MultiHeadMask([mask] * q.shape[2]), head_shards=1, q_seq_shards=1,
-      block_sizes=kernels.BlockSizes(**tiles),
+      block_sizes=kernels.BlockSizes(**{f'block_{name}': tile for name in names}),
       interpret=interpret,
     )  # fmt: skip
     q, k, v = (x.swapaxes(1, 2) for x in (q * q.shape[-1] ** -0.5, k, v))  # [B, H, L, K]

@@ -9,7 +9,6 @@ from typing import Any
 ACTIVATIONS = ('gelu', 'gelu_tanh')
 REMAT_POLICIES = ('none', 'full', 'dots')
 ATTENTION_IMPLS = ('auto', 'xla', 'cudnn', 'splash')
-DROPOUT_BITS = ('threefry', 'rbg')
 HEADS = ('mlm', 'nsp', 'classification', 'tagging', 'span', 'choice')
 POOLED_HEADS = ('nsp', 'classification', 'choice')  # they read the pooled state
 LABELLED_HEADS = ('classification', 'tagging')  # with `num_labels` outputs
@@ -94,10 +93,6 @@ class EncoderConfig:
     "dtype of activations and matmuls: 'float32', or 'bfloat16' on TPU and GPU; parameters stay float32",
   )
   attention: str = _field('auto', "attention kernel: 'auto', 'xla', 'cudnn' or 'splash'")
-  dropout_bits: str = _field(
-    'threefry',
-    "generator of dropout: 'threefry', or 'rbg' (faster on TPU, but not sharding-invariant)",
-  )
   remat: str = _field(
     'none',
     "rematerialisation: 'none', 'dots' (stores matmuls only) or 'full' (stores nothing within a layer)",
@@ -152,7 +147,7 @@ class EncoderConfig:
     if 'last_four' in self.features and self.num_layers < 4:
       raise ValueError(f'features={self.features!r} needs 4 layers, got {self.num_layers}.')
     for name, choices in (('activation', ACTIVATIONS), ('remat', REMAT_POLICIES),
-                          ('attention', ATTENTION_IMPLS), ('dropout_bits', DROPOUT_BITS),
+                          ('attention', ATTENTION_IMPLS),
                           ('dtype', ('float32', 'bfloat16'))):  # fmt: skip
       if getattr(self, name) not in choices:
         raise ValueError(f'{name} must be one of {choices}, got {getattr(self, name)!r}.')

@@ -1,28 +1,25 @@
 """Dropout with half the random bits: one 32-bit word decides over two elements.
 
-Sixteen bits choose the rate to 1 / 65536; what is kept is scaled by the share that really is, so
-that the mean stays. The bits of 'threefry' do not depend on the mesh, those of 'rbg' do.
+Sixteen bits give a rate to 1 / 65536; kept elements are scaled by the exact keep probability, so the
+mean stays. The key carries its generator (`jax.random.key(seed, impl=...)`): the bits of
+'threefry2x32' do not depend on the mesh, those of 'rbg' do.
 """
 
 import jax
 import jax.numpy as jnp
 
 
-def dropout(x: jax.Array, rate: float, rng: jax.Array | None, bits: str = 'threefry') -> jax.Array:
+def dropout(x: jax.Array, rate: float, rng: jax.Array | None) -> jax.Array:
   """Zeroes each element of x [..., M, N] with probability `rate`, and scales up the others.
 
   Args:
     x: what to drop from.
     rate: in [0, 1); 0 returns x and needs no key.
     rng: key of the bits.
-    bits: who makes them, one of `config.DROPOUT_BITS`.
   """
   if rate == 0:
     return x
-  assert rng is not None, f'dropout of {rate} needs a key'
   dropped = round(rate * 65536)
-  if bits == 'rbg':
-    rng = jax.random.wrap_key_data(jnp.resize(jax.random.key_data(rng), (4,)), impl='rbg')
   *rows, m, n = x.shape
   words = jax.random.bits(rng, (*rows, -(-m // 2), n), jnp.uint32)
   halves = jnp.concatenate([words & 0xFFFF, words >> 16], axis=-2)[..., :m, :]

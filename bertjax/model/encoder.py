@@ -127,7 +127,7 @@ def drop(module: nn.Module, x: jax.Array, rate: float, train: bool) -> jax.Array
   """Dropout in training, its key from the module's scope."""
   if not train or rate == 0:
     return x
-  return dropout(x, rate, module.make_rng('dropout'), module.config.dropout_bits)
+  return dropout(x, rate, module.make_rng('dropout'))
 
 
 class LayerNorm(nn.Module):
@@ -197,7 +197,7 @@ class SelfAttention(nn.Module):
     rate = config.attention_dropout if train else 0.0
     context, probs = attention(
       q, k, v, segment_ids, causal=config.causal, dropout_rate=rate,
-      dropout_rng=self.make_rng('dropout') if rate else None, dropout_bits=config.dropout_bits,
+      dropout_rng=self.make_rng('dropout') if rate else None,
       # Initialising runs a few tokens, perhaps on another device.
       impl='xla' if self.is_initializing() else config.attention, return_probs=capture,
     )  # fmt: skip

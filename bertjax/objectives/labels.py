@@ -18,7 +18,7 @@ import optax
 
 from bertjax.model import crf
 from bertjax.model.config import POOLED_HEADS
-from bertjax.model.losses import cross_entropy
+from bertjax.objectives.mlm import cross_entropy
 
 _NEVER = -1e9  # the logit of what cannot be chosen
 _MOST_NAMES = 30  # that a log line counts
@@ -202,8 +202,8 @@ class Label:
     return ()
 
   def confusion(self, labels: Sequence, predictions) -> tuple | None:
-    """(reference numbers, predicted numbers, their names) for a confusion matrix, or None."""
-    return None
+    """(gold numbers, predicted numbers, their names) for a confusion matrix; None without one."""
+    return labels, predictions, list(self.names) or [str(i) for i in range(self.rows)]
 
   def ranking(self, labels: Sequence, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     """(gold, score) [N, C] each, for precision-recall curves; None without them."""
@@ -219,16 +219,19 @@ class Label:
 
 
 @dataclasses.dataclass(frozen=True)
-class FieldLabel(Label):
-  """Base of the kinds that are read from a field of a table.
+class Class(Label):
+  """One of C classes. Label: its number; labels [B], logits [B, C].
 
   Attributes:
-    separator: between the names in a field that may have several.
+    separator: between the names in a table's field, where there may be several.
     least: how many classes there must be.
   """
 
+  metrics: tuple[str, ...] = ('accuracy', 'macro_f1', 'matthews')
   separator: str = '|'
-  least: ClassVar[int] = 0
+  least: ClassVar[int] = 2
+  problem_type = 'single_label_classification'
+  takes_class_weights = True
 
   def split(self, value) -> list[str | None]:
     """The names in a table's field, None for a missing one; blanks around them do not count."""
@@ -256,21 +259,8 @@ class FieldLabel(Label):
     """Whether the labels of a test split only fill their column."""
     return False
 
-
-@dataclasses.dataclass(frozen=True)
-class Class(FieldLabel):
-  """One of C classes. Label: its number; labels [B], logits [B, C]."""
-
-  metrics: tuple[str, ...] = ('accuracy', 'macro_f1', 'matthews')
-  problem_type = 'single_label_classification'
-  least = 2
-  takes_class_weights = True
-
   def most_frequent(self, labels):
     return int(np.bincount(labels).argmax())
-
-  def confusion(self, labels, predictions):
-    return labels, predictions, list(self.names)
 
   def ranking(self, labels, logits):
     return np.asarray(labels)[:, None] == np.arange(logits.shape[1]), _log_softmax(logits)
@@ -282,7 +272,7 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class Multilabel(FieldLabel):
+class Multilabel(Class):
   """Any number of C classes. Label: a tuple of numbers; labels [B, C] of 0 and 1, logits [B, C].
 
   The loss is the mean of C binary cross-entropies; a class whose logit is above the threshold is
@@ -293,6 +283,7 @@ class Multilabel(FieldLabel):
   least = 1
   problem_type = 'multi_label_classification'
   dtype = 'float32'
+  takes_class_weights = False
 
   def losses(self, logits, batch):
     return optax.losses.sigmoid_binary_cross_entropy(logits, batch['labels']).mean(-1)
@@ -316,7 +307,7 @@ class Multilabel(FieldLabel):
     if isinstance(value, str):
       value = [part for part in value.split(self.separator) if part.strip()]
     parts = value if isinstance(value, list) else [value]
-    return [name for part in parts for name in FieldLabel.split(self, part)]
+    return [name for part in parts for name in super(Multilabel, self).split(part)]
 
   def pack(self, numbers):
     return numbers
@@ -331,12 +322,18 @@ class Multilabel(FieldLabel):
     nothing = f'no label is predicted for any of {len(predictions):,} examples'
     return '' if np.any(predictions) else nothing
 
+  def most_frequent(self, labels):
+    return None
+
   def compare(self, texts, label, prediction):
     both = sorted(label), np.flatnonzero(prediction)
     return tuple(', '.join(self.names[number] for number in numbers) for numbers in both)
 
   def counted(self, label):
     return [self.names[number] for number in label]
+
+  def confusion(self, labels, predictions):
+    return None
 
   def ranking(self, labels, logits):
     return self.references(labels), logits
@@ -347,13 +344,15 @@ class Multilabel(FieldLabel):
 
 
 @dataclasses.dataclass(frozen=True)
-class Regression(FieldLabel):
+class Regression(Class):
   """A number, learnt by its squared error. Label: a float; labels [B], logits [B, 1]."""
 
   metrics: tuple[str, ...] = ('spearman', 'pearson')
+  least = 0
   problem_type = 'regression'
   dtype = 'float32'
   numeric = True
+  takes_class_weights = False
 
   def losses(self, logits, batch):
     return jnp.square(logits[..., 0] - batch['labels'])
@@ -385,6 +384,9 @@ class Regression(FieldLabel):
   def shown(self, prediction):
     return str(prediction)
 
+  def most_frequent(self, labels):
+    return None
+
   def compare(self, texts, label, prediction):
     return f'{label:.2f}', f'{prediction:.2f}'
 
@@ -392,6 +394,12 @@ class Regression(FieldLabel):
     if not labels:
       return []
     return [f'from {min(labels):g} to {max(labels):g}, mean {np.mean(labels):g}']
+
+  def confusion(self, labels, predictions):
+    return None
+
+  def ranking(self, labels, logits):
+    return None
 
   def confidence(self, predictions, logits):
     return None
@@ -494,7 +502,7 @@ class Span(Label):
   """
 
   metrics: tuple[str, ...] = ('f1',)
-  includes_padding: bool = False  # type: ignore[misc]
+  includes_padding: bool = False
   right: Callable[[str, Sequence[str]], float] = lambda text, answers: text in (answers or [''])
   head = 'span'
   num_outputs = 2
@@ -538,6 +546,9 @@ class Span(Label):
   def counted(self, label):
     return ['answer' if label else 'no answer']
 
+  def confusion(self, labels, predictions):
+    return None
+
   def confidence(self, predictions, logits):
     return np.array([
       next((best['probability'] for best in p.nbest if best['text'] == p.text), 0.0)
@@ -550,7 +561,7 @@ class Choice(Label):
   """One of several endings. Label: its number; each ending is a row, those of an example follow one
   another and repeat its label: labels [B], logits [B]."""
 
-  rows: int = 2  # type: ignore[misc]
+  rows: int = 2
   head = 'choice'
 
   def losses(self, logits, batch):
@@ -562,6 +573,3 @@ class Choice(Label):
 
   def decode(self, items, encoded, logits, threshold=0.0):
     return np.asarray(logits).reshape(len(items), -1).argmax(1)
-
-  def confusion(self, labels, predictions):
-    return labels, predictions, [str(number) for number in range(self.rows)]

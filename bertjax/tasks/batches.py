@@ -151,16 +151,17 @@ class TrialBatches:
 
 
 def make_batches(
-  config, task, columns, seed: int = 0, local=None, pack: int = 0, replicas: int = 1
+  label: Label, columns, batch_size: int, buckets: str = '', seed: int = 0, local=None,
+  pack: int = 0, replicas: int = 1,
 ) -> TaskBatches:  # fmt: skip
-  """Batches of encoded rows as the config wants them."""
+  """Batches of encoded rows; `buckets` are lengths as '32,64'."""
   try:
-    lengths = tuple(sorted(int(n) for n in config.data.buckets.split(',') if n))
+    lengths = tuple(sorted(int(n) for n in buckets.split(',') if n))
   except ValueError:
-    raise ValueError(f"data.buckets are written '32,64', got {config.data.buckets!r}.") from None
+    raise ValueError(f"data.buckets are written '32,64', got {buckets!r}.") from None
   return TaskBatches(
-    columns, config.batch_size, task.label, seed,
-    () if task.label.includes_padding else lengths, local=local, pack=pack, replicas=replicas,
+    columns, batch_size, label, seed, () if label.includes_padding else lengths, local=local,
+    pack=pack, replicas=replicas,
   )  # fmt: skip
 
 

@@ -10,8 +10,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import flax.struct
 import jax
@@ -64,13 +63,18 @@ class TrainState:
     return cls(jnp.zeros([], jnp.int32), params, optimizer.init(params), rng)
 
 
+def step_of(state: TrainState) -> int:
+  """The number of steps done; the runs of a sweep do their steps together."""
+  return int(np.ravel(state.step)[0])
+
+
 def init_state(make_state: Callable[..., TrainState], shard: Callable, *args):
   """Runs `make_state(*args)` compiled, every array born in its sharding; returns the state and its
   shardings.
 
   Args:
     make_state: makes a state.
-    shard: tree of shapes -> tree of shardings, `mesh.sharder` or `trials.sharder`.
+    shard: tree of shapes -> tree of shardings, as `mesh.sharder` returns.
     *args: weights to start from; as constants they would bloat the program.
 
   Example:
@@ -96,7 +100,8 @@ def make_train_step(
   mesh: Mesh | None = None,
   state_shardings: TrainState | None = None,
   accumulation: int = 1,
-  trials: bool = False,
+  scale: Mapping[str, float] | None = None,
+  wrap: Callable[[Callable], Callable] = lambda step: step,
 ) -> Callable:
   """Compiles `step(state, batch) -> (state, metrics)`; the old state's buffers are donated.
 
@@ -109,7 +114,8 @@ def make_train_step(
     state_shardings: as returned by `init_state`; required with a mesh.
     accumulation: number of microbatches that each batch is split into. Their gradients add up
       exactly, since each is divided by the weights of the whole batch.
-    trials: whether states and batches are K ones stacked along a first axis; so are the metrics.
+    scale: {term: its weight in the total loss}, 1.0 if missing.
+    wrap: transforms the step before it is compiled; `jax.vmap` makes it that of a sweep.
 
   Returns:
     The compiled step. Its metrics are scalars: those of `means`, 'grad_norm' before clipping, and
@@ -136,7 +142,7 @@ def make_train_step(
 
     def objective(params, part, key):
       losses, sums = loss_fn(params, part, key)
-      return means(losses, {}, weights)['loss'], (losses, sums)
+      return means(losses, {}, weights, scale)['loss'], (losses, sums)
 
     def gradients(part, key):
       with _compiling_for(mesh):
@@ -161,18 +167,17 @@ def make_train_step(
 
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    metrics = means(losses, sums, weights)
+    metrics = means(losses, sums, weights, scale)
     metrics |= {'grad_norm': optax.tree.norm(grads)} | learning_rate_of(opt_state)
-    new = TrainState(state.step + 1, params, opt_state, state.rng)
-    return new, metrics
+    return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
-  shardings: dict[str, Any] = {}
+  shardings = {}
   if mesh is not None:
     shardings = {
       'in_shardings': (state_shardings, batch_sharding(mesh)),
       'out_shardings': (state_shardings, None),
     }
-  return jax.jit(jax.vmap(step) if trials else step, donate_argnums=0, **shardings)
+  return jax.jit(wrap(step), donate_argnums=0, **shardings)
 
 
 def _compiling_for(mesh: Mesh | None):
@@ -214,13 +219,20 @@ def make_eval_step(loss_fn: Callable, loss_weights: Callable, *, mesh) -> Callab
   return jax.jit(step, in_shardings=(None, batch_sharding(mesh)))
 
 
-def means(losses: dict, sums: dict, weights: dict) -> dict:
-  """Divides sums by weights: '{term}_loss', their total 'loss', and each metric '{term}_x' by the
-  weight of its term. A term without weight in this batch counts 0. For arrays and numbers."""
+def means(
+  losses: dict, sums: dict, weights: dict, scale: Mapping[str, float] | None = None
+) -> dict:  # fmt: skip
+  """Divides sums by weights, for arrays and numbers.
+
+  Returns:
+    'loss', the sum over terms of scale * '{term}_loss'; each '{term}_loss'; and each metric
+    '{term}_x', divided by the weight of its term. A term without weight in this batch counts 0.
+  """
   safe = {term: weight + (weight == 0) for term, weight in weights.items()}
-  terms = {f'{term}_loss': loss / safe[term] for term, loss in losses.items()}
+  terms = {term: loss / safe[term] for term, loss in losses.items()}
+  scaled = [loss * scale[term] if term in (scale or {}) else loss for term, loss in terms.items()]
   metrics = {name: value / safe[name.split('_')[0]] for name, value in sums.items()}
-  return {'loss': sum(terms.values())} | terms | metrics
+  return {'loss': sum(scaled)} | {f'{term}_loss': loss for term, loss in terms.items()} | metrics
 
 
 def evaluate(eval_step: Callable, params, batches: Iterable[dict]) -> dict[str, float]:
@@ -301,7 +313,6 @@ def fit(
   save: Callable[[TrainState, int, dict | None], None] | None = None,
   save_every: int = 0,
   finished: Callable[[], bool] = lambda: False,
-  trials: bool = False,
   watch: Callable[[int, str], None] = lambda step, doing: None,
   spike: float = 0.0,
 ) -> tuple[TrainState, dict, int]:
@@ -322,8 +333,6 @@ def fit(
     save_every: 0 saves at evaluations and at the end only.
     finished: whether the run has ended (early stopping); called at the start, and after each
       evaluation and its save.
-    trials: whether metrics are those of several trials; their means are logged, and one that
-      diverges does not end the others.
     watch: told what is begun for which step (`distributed.Watch.at`).
     spike: nats by which a loss above the median of the 100 before it counts as divergence; 0.0 =
       none does.
@@ -351,7 +360,7 @@ def fit(
     step 2: loss 0.5
     step 4: loss 0.0
   """
-  step = int(np.ravel(state.step)[0])
+  step = step_of(state)
   pending, last_log, before = [], time.perf_counter(), collections.deque(maxlen=100)
 
   def flush():
@@ -359,24 +368,21 @@ def fit(
     if pending:
       watch(step, 'waiting for the devices')
       values = jax.device_get(pending)
-      for i, value in enumerate([] if trials else values):
+      for i, value in enumerate(values):
         _check(value, step - len(values) + i + 1, before, spike)
       now = time.perf_counter()
       mean = {name: float(np.mean([v[name] for v in values])) for name in values[0]}
       log.train(step, mean, now - last_log, len(values))
       pending, last_log = [], now
 
-  saved = step
-
   def save_now(scores=None):
     nonlocal saved, last_log
-    assert save is not None
     flush()  # a step that is not finite raises here, before anything is written
     watch(step, 'saving')
     save(state, step, scores)
     saved, last_log = step, time.perf_counter()  # tokens/s counts training alone
 
-  last_scores, ended = {}, finished()
+  saved, last_scores, ended = step, {}, finished()
   with _StopSignal() as stop:
     while step < steps and not ended and not stop.asked(step):
       watch(step, 'reading a batch')
@@ -407,14 +413,17 @@ def fit(
 
 
 def _check(metrics: dict, step: int, before: collections.deque, spike: float) -> None:
-  """Raises DivergedError for a step that is not finite or whose loss jumps above those `before`."""
+  """Raises DivergedError for a step that is not finite or whose loss jumps above those `before`.
+
+  In a sweep, a run that diverges does not end the others.
+  """
   for name in ('loss', 'grad_norm'):
-    if not np.isfinite(metrics[name]):
+    if not np.any(np.isfinite(metrics[name])):
       raise DivergedError(
         f'{name} is {metrics[name]} at step {step}; nothing after the last checkpoint was saved. '
         'Lower learning_rate, lengthen warmup_steps, or look at the data of that step.', step,
       )  # fmt: skip
-  loss = float(metrics['loss'])
+  loss = float(np.mean(metrics['loss']))
   if spike and len(before) >= 20 and loss > np.median(before) + spike:
     raise DivergedError(
       f'the loss jumped from {np.median(before):.3f} to {loss:.3f} at step {step}, by more than '

@@ -1,35 +1,326 @@
-"""Starting a run and going on with it: its identity, its first state, its saves, its end."""
+"""The run engine: check, resume, step, log, evaluate, save, roll back, finish; written once.
 
+`train` gets an objective, the stages that the run consists of and an optimizer, and handles arrays
+only as pytrees: it reads no config, no key of a batch and no field of a model.
+"""
+
+import contextlib
 import dataclasses
-import itertools
 import json
 import logging
 import math
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from etils import epath
-from flax.traverse_util import flatten_dict
+from jax.sharding import Mesh
 
+from bertjax.training import distributed, log, loop
 from bertjax.training.checkpoint import Checkpoints
 from bertjax.training.loop import STOPPED_EXIT_CODE, DivergedError, TrainState, init_state
+from bertjax.training.mesh import AxisTable, tree_shardings
 
 _log = logging.getLogger(__name__)
 
+Scores = dict[str, float]
 
-def make_state(init: Callable, optimizer, seed: int, params=None) -> TrainState:
-  """A `TrainState` at step 0: `params`, or those that `init(rng)` draws."""
-  rng = jax.random.key(seed)
-  params = init(jax.random.fold_in(rng, 0)) if params is None else params
-  return TrainState.create(params, optimizer, jax.random.fold_in(rng, 1))
+
+class Stage(NamedTuple):
+  """Consecutive steps of a run on batches of one kind.
+
+  Attributes:
+    stop: the step after the last one, counted from the start of the run.
+    batches: n -> iterator over this process's rows of the stage's batches n, n + 1, ...
+    evaluate: params -> the scores of each run (one, unless the layout is a sweep), with 'loss'.
+    tokens: tokens of a global batch including padding; 0 counts those of each batch.
+    flops: model FLOPs of a step, for the MFU; 0.0 = unknown.
+  """
+
+  stop: int
+  batches: Callable[[int], Iterator[dict]]
+  evaluate: Callable[[Any], Sequence[Scores]]
+  tokens: int = 0
+  flops: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """When a run logs, evaluates, saves and stops. Intervals are in steps.
+
+  Attributes:
+    log_every: steps between log lines.
+    eval_every: steps between evaluations; 0 evaluates at the end of each stage only.
+    save_every: steps between checkpoints; 0 saves after evaluations only.
+    max_to_keep: newest checkpoints kept; the best one is kept as well.
+    metric: score that decides which evaluation is best.
+    highest: whether the highest `metric` is best.
+    save_model: checkpoint passed to `finish`: 'last' or 'best'.
+    patience: evaluations without improvement after which a run stops; 0 = never.
+    skip_divergence: a run that diverges resumes from its newest checkpoint and skips the batches
+      since, instead of ending.
+    loss_spike_threshold: nats above the median of the last 100 losses that count as a divergence;
+      0.0 = none.
+    stall_seconds: a step that takes longer ends the process; 0.0 = never.
+  """
+
+  log_every: int = 100
+  eval_every: int = 0
+  save_every: int = 0
+  max_to_keep: int = 2
+  metric: str = 'loss'
+  highest: bool = False
+  save_model: str = 'last'
+  patience: int = 0
+  skip_divergence: bool = False
+  loss_spike_threshold: float = 0.0
+  stall_seconds: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """How the state of one run is made and laid out on devices; `sweep.Sweep` does several runs.
+
+  Attributes:
+    mesh: device mesh.
+    axes: path -> axes table of the parameters, see `training.mesh`.
+    seed: seed of the initial weights and of dropout.
+    prng_impl: generator of dropout: 'threefry2x32', or 'rbg' (faster on TPU, but its bits depend on
+      the mesh).
+    accumulation: microbatches that each batch is split into.
+  """
+
+  mesh: Mesh
+  axes: AxisTable
+  seed: int = 0
+  prng_impl: str = 'threefry2x32'
+  accumulation: int = 1
+
+  def make_state(self, objective, optimizer, params=None) -> TrainState:
+    """The state at step 0 with `params`, or freshly initialised ones."""
+    return make_state(objective.init, optimizer, self.seed, self.prng_impl, params)
+
+  def shardings(self, tree):
+    """The shardings of a tree of arrays or shapes."""
+    return tree_shardings(self.mesh, self.axes, tree)
+
+  def train_step(self, objective, optimizer, state_shardings, wrap=lambda step: step) -> Callable:
+    """Compiles the train step."""
+    if objective.coupled and self.accumulation > 1:
+      raise ValueError(
+        f'gradient_accumulation_steps={self.accumulation}, but this loss couples the rows of a '
+        'batch; use 1.'
+      )
+    return loop.make_train_step(
+      objective.loss, objective.weights, optimizer, scale=objective.scale, mesh=self.mesh,
+      state_shardings=state_shardings, accumulation=self.accumulation, wrap=wrap,
+    )  # fmt: skip
+
+  def summary(self, scores: Sequence[Scores], options: Options, alive: Sequence[bool]) -> Scores:
+    """The scores that are logged and saved with the checkpoint."""
+    del options, alive
+    return scores[0]
+
+
+def make_state(
+  init: Callable, optimizer, seed: int, prng_impl: str = 'threefry2x32', params=None
+) -> TrainState:  # fmt: skip
+  """The state at step 0: `params`, or what `init(rng)` returns; both generators get `seed`."""
+  if params is None:  # initial weights do not depend on the generator of dropout
+    params = init(jax.random.fold_in(jax.random.key(seed), 0))
+  rng = jax.random.fold_in(jax.random.key(seed, impl=prng_impl), 1)
+  return TrainState.create(params, optimizer, rng)
+
+
+def train(
+  objective, stages: Sequence[Stage], optimizer, *, layout: Layout, workdir, identity: dict,
+  config: dict, model: dict, finish: Callable, options: Options = Options(),
+  load: Callable | None = None, begin: Callable[[], None] = lambda: None, about: dict | None = None,
+):  # fmt: skip
+  """Trains from the newest checkpoint in `workdir`, else from step 0.
+
+  Args:
+    objective: an `objectives.Objective`.
+    stages: what the run consists of, in order; step and optimizer state continue from one to the
+      next. A best checkpoint and `patience` only consider evaluations of the last stage.
+    optimizer: an optax optimizer.
+    layout: one run on a mesh, or a sweep.
+    workdir: folder of the run; `training.checkpoint.check_path` has checked it.
+    identity: flat {field: value} that a resumed run must share with its start.
+    config: for `run.json` and the checkpoints; not read.
+    model: facts about the model for the checkpoints, see `model_facts`.
+    finish: (params, step, evaluations) -> the result; called once the run has ended.
+    options: intervals and stopping rules.
+    load: (make) -> params to start from; `make()` returns freshly initialised ones on the host.
+    begin: called by the first process when the workdir has been accepted.
+    about: more content of `run.json`, such as the units of the losses for `loss.png`.
+
+  Returns:
+    What `finish` returns.
+
+  Raises:
+    ValueError: if `workdir` is of a run with another identity, before anything compiles.
+    DivergedError: if a loss or gradient norm is not finite.
+    SystemExit: with code 75, after SIGTERM and a save.
+    KeyboardInterrupt: after the first Ctrl-C and a save, or at the second.
+  """
+  check_same(workdir, identity)
+  distributed.agree('configuration', [identity, config])
+  workdir.mkdir(parents=True, exist_ok=True)
+  checkpoints = Checkpoints(
+    workdir / 'checkpoints', keep=options.max_to_keep, best=options.metric, highest=options.highest
+  )
+  state, shardings, meta = start(
+    objective, optimizer, layout, checkpoints, load, num_train_steps=stages[-1].stop
+  )
+  if jax.process_index() == 0:
+    log.write_run(workdir / 'run.json', config, identity=identity, **(about or {}))
+    begin()
+  train_step = layout.train_step(objective, optimizer, shardings)
+  run_log = log.RunLog(
+    workdir, steps=stages[-1].stop, start=loop.step_of(state), active=jax.process_index() == 0
+  )
+  facts = {'identity': identity, 'config': config, 'model': model}
+  run = _Run(stages, layout, options, train_step, checkpoints, run_log, facts, meta)
+  stopped = 0
+  try:
+    for stage in stages:
+      if not stopped and loop.step_of(state) < stage.stop:
+        state, _, stopped = run.train(stage, state)
+    step = loop.step_of(state)
+    stopped = stopped if step < stages[-1].stop else 0
+    if not stopped and options.save_model == 'best':
+      state = run.best(state)
+  finally:
+    checkpoints.close()  # first: it waits for pending writes
+    run_log.close()
+  exit_if_stopped(stopped, step)
+  return finish(state.params, loop.step_of(state), run.evaluations)
+
+
+class _Run:
+  """A run in progress: what its stages share.
+
+  Attributes:
+    evaluations: {'step', 'scores'}, the scores of each run, of every evaluation so far.
+    skipped: {'step', 'batches'}, batches left out before a step, see `Options.skip_divergence`.
+  """
+
+  def __init__(self, stages, layout, options, train_step, checkpoints, run_log, facts, meta):
+    self._stages, self._layout, self._options = stages, layout, options
+    self._train_step, self._checkpoints, self._log = train_step, checkpoints, run_log
+    self._facts, self._scores = facts, None
+    self._last_start = stages[-2].stop if len(stages) > 1 else 0
+    self.evaluations, self.skipped = meta.get('evaluations', []), meta.get('skipped', [])
+
+  def train(self, stage: Stage, state: TrainState):
+    """Trains to the end of a stage; returns what `loop.fit` does.
+
+    After a divergence, trains again from the newest checkpoint without the batches since then, if
+    there is one of this stage and at most `MOST_SKIPS` times.
+    """
+    options, times = self._options, 0
+    self._log.tokens_per_step, self._log.flops_per_step = stage.tokens, stage.flops
+    begin = max((s.stop for s in self._stages if s.stop < stage.stop), default=0)
+    abstract = abstract_of(state)
+    while True:
+      try:
+        return self._fit(stage, begin, state)
+      except DivergedError as error:
+        self._checkpoints.wait()
+        steps, times = self._checkpoints.steps(), times + 1
+        if not options.skip_divergence or not steps or steps[-1] < begin or times == MOST_SKIPS:
+          raise
+        state = self._roll_back(abstract, error)
+
+  def _fit(self, stage, begin, state):
+    options, step = self._options, loop.step_of(state)
+    self.evaluations[:] = [e for e in self.evaluations if e['step'] <= step]
+    left_out = sum(s['batches'] for s in self.skipped if s['step'] >= begin)
+    with (
+      contextlib.closing(stage.batches(max(step, begin) - begin + left_out)) as stream,
+      distributed.Watch(options.stall_seconds) as watch,
+    ):
+      return loop.fit(
+        state, self._train_step, loop.to_device(self._log.watched(stream), self._layout.mesh),
+        steps=stage.stop, log=self._log, log_every=options.log_every,
+        evaluate_fn=lambda params: self._evaluate(stage, params), eval_every=options.eval_every,
+        save=self._save, save_every=options.save_every, finished=lambda: not any(self._alive()),
+        watch=watch.at, spike=options.loss_spike_threshold,
+      )  # fmt: skip
+
+  def _roll_back(self, abstract, error: DivergedError) -> TrainState:
+    state, meta = self._checkpoints.restore_newest(abstract)
+    step, before = loop.step_of(state), meta['skipped']
+    read = error.step + sum(s['batches'] for s in self.skipped)
+    count = read - step - sum(s['batches'] for s in before)
+    self.skipped[:] = [*before, {'step': step, 'batches': count}]
+    self._log.skip(step, count)
+    _log.warning('%s Resuming from step %d without the %d batches since.', error, step, count)
+    return state
+
+  def _alive(self) -> list[bool]:
+    """Which runs have not run out of patience."""
+    scores = [e['scores'] for e in self.evaluations if e['step'] > self._last_start]
+    values = [ranking(s, self._options) for s in scores]
+    return still_running(values, self._options.patience) if values else [True]
+
+  def _evaluate(self, stage, params) -> Scores:
+    self._scores = list(stage.evaluate(params))
+    return self._layout.summary(self._scores, self._options, self._alive())
+
+  def _save(self, state, step: int, scores: Scores | None) -> None:
+    if scores:
+      self.evaluations.append({'step': step, 'scores': self._scores})
+    meta = self._facts | {
+      'next_batch': step, 'skipped': self.skipped, 'evaluations': self.evaluations
+    }  # fmt: skip
+    # Losses of stages with different rows cannot be compared.
+    self._checkpoints.save(step, state, meta, scores if step > self._last_start else None)
+
+  def best(self, state: TrainState) -> TrainState:
+    """The state of the best evaluation."""
+    self._checkpoints.wait()
+    step = self._checkpoints.best_step()
+    if step == loop.step_of(state):
+      return state
+    _log.info('save_model=best: step %d', step)
+    return self._checkpoints.restore(step, abstract_of(state))[0]
+
+
+MOST_SKIPS = 10  # a run that diverges more often needs a lower learning rate, not fewer batches
+
+
+def ranking(scores: Sequence[Scores], options: Options) -> list[float]:
+  """The value by which each run is ranked, the highest is best; -inf for one that has diverged."""
+  sign = 1 if options.highest else -1
+  return [sign * s[options.metric] if math.isfinite(s['loss']) else -math.inf for s in scores]
+
+
+def still_running(values: Sequence[Sequence[float]], patience: int) -> list[bool]:
+  """Which of K runs continue after these evaluations.
+
+  Args:
+    values: `ranking` of each evaluation so far [evaluations, K], at least one.
+    patience: evaluations without improvement after which a run stops; 0 = never.
+  """
+  values = np.array(values, float)
+  waited = np.zeros(values.shape[1], int)
+  best, stopped = np.full(len(waited), -np.inf), np.zeros(len(waited), bool)
+  for row in values if patience else ():
+    better = np.nan_to_num(row, nan=-np.inf) > best
+    best = np.where(better & ~stopped, row, best)
+    waited = np.where(better, 0, waited + 1)
+    stopped |= waited >= patience
+  return (~stopped).tolist()
 
 
 def model_facts(config, *, labels=(), problem_type: str = '', trials: int = 1) -> dict:
   """The model's entry in a checkpoint's meta, which `interop.checkpoints` reads: an `EncoderConfig`
-  without the fields that only say how to run it, the labels and the number of trials."""
-  free = ('frozen', 'dtype', 'attention', 'dropout_bits', 'remat', 'unroll')
+  without the fields that do not change the model, the labels and the number of runs in it."""
+  free = ('frozen', 'dtype', 'attention', 'remat', 'unroll')
   fields = {k: v for k, v in dataclasses.asdict(config).items() if k not in free}
   return {
     'config': fields, 'labels': list(labels), 'problem_type': problem_type, 'trials': trials
@@ -37,14 +328,14 @@ def model_facts(config, *, labels=(), problem_type: str = '', trials: int = 1) -
 
 
 def abstract_of(state):
-  """Shapes and shardings of a state that exists."""
+  """Shapes and shardings of an existing state."""
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
 
 
-def abstract_state(make: Callable[[], TrainState], shard: Callable):
-  """Shapes and shardings of the state, to restore a checkpoint into; also the shardings alone."""
-  shapes = jax.eval_shape(make)
-  shardings = shard(shapes)
+def abstract_state(objective, optimizer, layout: Layout):
+  """Shapes and shardings of a run's state, to restore a checkpoint into; and the shardings only."""
+  shapes = jax.eval_shape(lambda: layout.make_state(objective, optimizer))
+  shardings = layout.shardings(shapes)
   abstract = jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
   )
@@ -52,119 +343,49 @@ def abstract_state(make: Callable[[], TrainState], shard: Callable):
 
 
 def start(
-  make: Callable[..., TrainState],
-  shard: Callable,
-  checkpoints: Checkpoints,
-  load: Callable[[], dict] | None = None,
-  *,
-  steps: int | None = None,
-) -> tuple[TrainState, TrainState, dict]:
-  """The state to start from: the newest checkpoint, else `make(load())`, else `make()`.
-
-  `shard` is as for `loop.init_state`; `steps` is the run's last step.
+  objective, optimizer, layout: Layout, checkpoints: Checkpoints | None = None,
+  load: Callable | None = None, *, num_train_steps: int = 2**31,
+) -> tuple[TrainState, TrainState, dict]:  # fmt: skip
+  """The state to start from: the newest checkpoint's, else one at step 0 with the params of `load`
+  or freshly initialised ones; see `train`.
 
   Returns:
     The state, its shardings, and the checkpoint's meta ({} without one).
 
   Raises:
-    ValueError: if the newest checkpoint is of a step beyond `steps`.
+    ValueError: if the newest checkpoint is of a step beyond `num_train_steps`.
   """
-  if kept := checkpoints.steps():
-    if steps is not None and kept[-1] > steps:
+
+  def make(params=None):
+    return layout.make_state(objective, optimizer, params)
+
+  if kept := checkpoints.steps() if checkpoints else ():
+    if kept[-1] > num_train_steps:
       raise ValueError(
-        f'steps={steps}, but {checkpoints.directory} holds a checkpoint of step {kept[-1]}: set '
-        'steps to at least that, or give another --workdir.'
+        f'num_train_steps={num_train_steps}, but {checkpoints.directory} holds a checkpoint of '
+        f'step {kept[-1]}; set num_train_steps to at least that, or use another --workdir.'
       )
-    abstract, shardings = abstract_state(make, shard)
+    abstract, shardings = abstract_state(objective, optimizer, layout)
     state, meta = checkpoints.restore_newest(abstract)
-    _log.info('resuming from step %d of %s', np.ravel(state.step)[0], checkpoints.directory)
+    _log.info('resuming from step %d of %s', loop.step_of(state), checkpoints.directory)
     return state, shardings, meta
-  state, shardings = init_state(make, shard, *([load()] if load else []))
+  arguments = [load(lambda: jax.device_get(jax.jit(make)().params))] if load else []
+  state, shardings = init_state(make, layout.shardings, *arguments)
   return state, shardings, {}
 
 
-MOST_SKIPS = 10  # a start that diverges more often needs a smaller rate, not fewer batches
-
-
-def recovering(fit: Callable, state, checkpoints: Checkpoints, skipped, log, first_step: int):
-  """Runs `fit(state)`; after a divergence, again from the newest checkpoint without the batches
-  since then.
-
-  Args:
-    fit: state -> what `loop.fit` returns; reads `skipped` to find its next batch.
-    state: where to start.
-    checkpoints: of the run.
-    skipped: list of {'step', 'batches'} that grows by one at each divergence: so many batches are
-      left out at that step. None lets the divergence end the run.
-    log: gets a line for each.
-    first_step: checkpoints before it belong to other batches.
-
-  Raises:
-    DivergedError: without `skipped`, without a checkpoint, or at the `MOST_SKIPS`th time.
-  """
-  abstract = abstract_of(state)
-  for times in itertools.count(1):
-    try:
-      return fit(state)
-    except DivergedError as error:
-      checkpoints.wait()
-      kept = checkpoints.steps()
-      if skipped is None or not kept or kept[-1] < first_step or times == MOST_SKIPS:
-        raise
-      state, meta = checkpoints.restore_newest(abstract)
-      step, before = int(state.step), meta['skipped']
-      read = error.step + sum(s['batches'] for s in skipped)
-      count = read - step - sum(s['batches'] for s in before)
-      skipped[:] = [*before, {'step': step, 'batches': count}]
-      log.skip(step, count)
-      _log.warning('%s Going on from step %d without the %d batches since.', error, step, count)
-
-
-def flatten(config, names: Iterable[str]) -> dict:
-  """Flat {field: value} of the named fields and groups of a config, for a run's identity."""
-  return flatten_dict({name: config.to_dict()[name] for name in names}, sep='.')
-
-
-def check_save_model(config) -> None:
-  """Raises ValueError unless `save_model` is one of its choices."""
-  if config.save_model not in ('last', 'best'):
-    raise ValueError(f"save_model must be 'last' or 'best', got {config.save_model!r}.")
-
-
-def check_least(config, least: float, names: Iterable[str]) -> None:
-  """Raises ValueError for a field ('data.length') below `least`, or one that is not finite."""
-  fields = flatten_dict(config.to_dict(), sep='.')
-  for name in names:
-    if not least <= fields[name] < math.inf:
-      raise ValueError(f'{name} must be at least {least}, got {fields[name]}.')
-
-
-def check_integers(config) -> None:
-  """Raises ValueError for an integer field beyond 32 bits, or a seed beyond 0..2**63 - 1."""
-  for name, value in flatten_dict(config.to_dict(), sep='.').items():
-    if name == 'seed' and not 0 <= value < 2**63:
-      raise ValueError(f'seed must be at least 0 and below 2**63, got {value}.')
-    if name == 'seed' and value >= 2**32:
-      _log.warning(
-        "seed=%d: jax's keys, for weights and dropout, hold its lower 32 bits, %d.",
-        value, value % 2**32,
-      )  # fmt: skip
-    elif name != 'seed' and type(value) is int and abs(value) >= 2**31:
-      raise ValueError(f'{name} must be below 2**31, got {value}.')
-
-
 def check_same(workdir, identity: dict) -> None:
-  """Refuses a workdir that holds a run of another config, listing what differs."""
+  """Raises ValueError if a workdir holds a run of another identity; lists the differences."""
   path = epath.Path(workdir) / 'run.json'
   saved = epath.Path(workdir) / 'checkpoints'
   if not path.exists() or not saved.exists() or not any(saved.iterdir()):
-    return  # nothing to go on with, nothing to lose
+    return  # no checkpoint to resume from or to lose
   before = json.loads(path.read_text())['identity']
   differ = sorted(k for k in before.keys() | identity.keys() if before.get(k) != identity.get(k))
   if differ:
     fields = ', '.join(f'{k}: {before.get(k)} there, {identity.get(k)} here' for k in differ)
     raise ValueError(
-      f'{workdir} holds a run of another config ({fields}); give another --workdir, or the same '
+      f'{workdir} holds a run of another config ({fields}); use another --workdir, or the same '
       'settings to resume it.'
     )
 

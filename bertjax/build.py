@@ -1,0 +1,247 @@
+"""The parts that a config names: checks, stages, model, optimizer, layout, batches and identity.
+
+Programs read a config here or by themselves; libraries get plain arguments.
+"""
+
+import dataclasses
+import logging
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import ml_collections
+import optax
+from etils import epath
+
+from bertjax.config import OF_TASKS, flat
+from bertjax.data import dataset, masking
+from bertjax.data import loader as loader_lib
+from bertjax.model import config as model_config
+from bertjax.model import encoder, heads
+from bertjax.training import mesh as mesh_lib
+from bertjax.training import optimizer
+from bertjax.training import run as run_lib
+
+_log = logging.getLogger(__name__)
+
+PRNG_IMPLS = ('threefry2x32', 'rbg')
+_LATER = ('stage2', 'stage3')
+
+
+def check_pretraining(config) -> None:
+  """Raises ValueError for fields that are out of range."""
+  check_integers(config)
+  check_least(config, 1, ('num_train_steps', 'log_every', 'max_eval_examples', 'max_to_keep'))
+  sizes = [f'{stage}.{name}' for stage in _LATER for name in ('length', 'batch_size', 'mask_rate')]
+  check_least(config, 0, ('patience', 'eval_every', 'save_every', 'stall_seconds',
+                          'loss_spike_threshold', *sizes))  # fmt: skip
+  optimizer.check_rate('learning_rate', config.learning_rate)
+  check_choice(config, 'save_model', ('last', 'best'))
+  check_choice(config, 'on_divergence', ('stop', 'skip'))
+  check_choice(config, 'objective', loader_lib.OBJECTIVES)
+  check_choice(config, 'prng_impl', PRNG_IMPLS)
+  if config.data.input and config.data.heldout_fraction == 1:
+    raise ValueError(
+      'data.heldout_fraction=1 leaves no document to train on; it is for `bertjax evaluate`. Use '
+      '0.05.'
+    )
+
+
+def check_finetuning(config) -> None:
+  """Raises ValueError for fields that are out of range."""
+  check_integers(config)
+  check_least(config, 1, ('batch_size', 'log_every', 'max_to_keep'))
+  check_least(config, 0, ('patience', 'eval_every', 'save_every', 'data.max_train_examples'))
+  optimizer.check_rate('num_train_epochs', config.num_train_epochs)
+  check_choice(config, 'save_model', ('last', 'best'))
+  check_choice(config, 'prng_impl', PRNG_IMPLS)
+
+
+def check_choice(config, name: str, choices: tuple[str, ...]) -> None:
+  """Raises ValueError unless a field is one of its choices."""
+  if config[name] not in choices:
+    raise ValueError(f'{name} must be one of {choices}, got {config[name]!r}.')
+
+
+def check_least(config, least: float, names: Iterable[str]) -> None:
+  """Raises ValueError for a field ('data.length') below `least`, or one that is not finite."""
+  fields = flat(config)
+  for name in names:
+    if not least <= fields[name] < math.inf:
+      raise ValueError(f'{name} must be at least {least}, got {fields[name]}.')
+
+
+def check_integers(config) -> None:
+  """Raises ValueError for an integer field beyond 32 bits, or a seed beyond 0..2**63 - 1."""
+  for name, value in flat(config).items():
+    if name == 'seed' and not 0 <= value < 2**63:
+      raise ValueError(f'seed must be at least 0 and below 2**63, got {value}.')
+    if name == 'seed' and value >= 2**32:
+      _log.warning(
+        "seed=%d: jax's keys, for weights and dropout, use its lower 32 bits, %d.",
+        value, value % 2**32,
+      )  # fmt: skip
+    elif name != 'seed' and type(value) is int and abs(value) >= 2**31:
+      raise ValueError(f'{name} must be below 2**31, got {value}.')
+
+
+class Stage(NamedTuple):
+  """Steps start..stop-1 of a pre-training run, on rows of one kind."""
+
+  name: str  # of its section in the config, '' for the first
+  start: int
+  stop: int
+  config: ml_collections.ConfigDict  # the run's, with the stage's values
+  folder: epath.Path | None = None  # of the prepared rows
+
+
+def stages(config) -> list[Stage]:
+  """The stages of a run; completes `max_predictions` in the config.
+
+  Raises:
+    ValueError: for fractions out of range, or rows that are not prepared alike.
+  """
+  fractions = [config[name].fraction for name in _LATER]
+  if not all(fraction >= 0 for fraction in fractions) or not sum(fractions) < 1:
+    raise ValueError(
+      'stage2.fraction and stage3.fraction must be at least 0 and together below 1, got '
+      f'{fractions[0]} and {fractions[1]}.'
+    )
+  derive_predictions(config)
+  total, result = config.num_train_steps, [Stage('', 0, config.num_train_steps, config)]
+  for number, name in enumerate(_LATER):
+    start = total - round(sum(fractions[number:]) * total)
+    if round(fractions[number] * total):
+      before = result[-1]
+      result[-1] = before._replace(stop=start)
+      result.append(Stage(name, start, total, _stage_config(before.config, name)))
+  return result
+
+
+def _stage_config(before, name: str) -> ml_collections.ConfigDict:
+  """The config of a stage after that of the stage before."""
+  config = ml_collections.ConfigDict(before.to_dict())
+  stage, data = config[name], config.data
+  prepared = stage.prepared or (data.prepared if stage.length in (0, data.length) else '')
+  if bool(data.prepared) != bool(prepared):
+    raise ValueError(
+      f'every stage needs prepared rows of its length, or raw text: got data.prepared='
+      f'{data.prepared!r} and {name}.prepared={stage.prepared!r}.'
+    )
+  data.update(length=stage.length or data.length, prepared=prepared)
+  config.batch_size = stage.batch_size or config.batch_size
+  config.masking.rate = stage.mask_rate or config.masking.rate
+  config.masking.max_predictions = stage.max_predictions or config.masking.max_predictions
+  derive_predictions(config)
+  return config
+
+
+def derive_predictions(config) -> None:
+  """Replaces `masking.max_predictions=-1` by the number that rate and length need."""
+  sequences = config.data.max_sequences_per_row
+  if config.data.prepared:  # packed as the folder says
+    settings = dataset.read_manifest(config.data.prepared)['settings']
+    sequences = settings.get('max_sequences_per_row', sequences)
+  if config.objective == 'mlm' or config.masking.max_predictions == -1:
+    config.masking.max_predictions = masking.predictions(
+      config.masking, config.data.length, sequences
+    )
+
+
+def make_model(config, vocab_size: int) -> heads.Bert:
+  """The model of a pre-training config, its vocabulary size checked against the tokenizer's."""
+  fields = config.model.to_dict()
+  fields['vocab_size'] = fields['vocab_size'] or vocab_size
+  if fields['vocab_size'] < vocab_size:
+    raise ValueError(
+      f'model.vocab_size={fields["vocab_size"]} is smaller than the vocabulary, which has '
+      f"{vocab_size} entries; leave it 0 to take the vocabulary's size."
+    )
+  encoder_config = model_config.EncoderConfig(**fields)
+  if config.data.length > encoder_config.max_positions:
+    raise ValueError(
+      f'data.length={config.data.length} is longer than '
+      f'model.max_positions={encoder_config.max_positions}.'
+    )
+  if (config.objective == 'next_token') != encoder_config.causal:
+    raise ValueError(
+      f'objective={config.objective} with model.causal={encoder_config.causal}: predicting the '
+      'next token needs a causal encoder, and masked LM one that attends to both sides.'
+    )
+  if config.nsp and (encoder_config.causal or encoder_config.type_vocab_size < 2):
+    raise ValueError(
+      'next-sentence prediction needs model.type_vocab_size of 2 and an encoder that attends to '
+      f'both sides, got {encoder_config.type_vocab_size} and '
+      f'model.causal={encoder_config.causal}; set --config.nsp=False.'
+    )
+  return heads.Bert(encoder_config, heads=loss_terms(config), pooler=config.nsp)
+
+
+def loss_terms(config) -> tuple[str, ...]:
+  return ('mlm', 'nsp') if config.nsp else ('mlm',)
+
+
+def make_optimizer(
+  config, num_train_steps: int, warmup_steps: int, **options
+) -> optax.GradientTransformation:
+  """The optimizer and schedule of a config."""
+  options = {'learning_rate': config.learning_rate, **config.optimizer.to_dict(), **options}
+  schedule = optimizer.make_schedule(config.schedule, num_train_steps, warmup_steps)
+  return optimizer.make_optimizer(schedule=schedule, param_axes=encoder.PARAM_AXES, **options)
+
+
+def make_layout(config, devices=None) -> run_lib.Layout:
+  """The layout of a pre-training run on all devices, or on these."""
+  return run_lib.Layout(
+    mesh_lib.make_mesh(**config.mesh, devices=devices), encoder.PARAM_AXES, config.seed,
+    config.prng_impl, config.gradient_accumulation_steps,
+  )  # fmt: skip
+
+
+def make_batches(config, folder, split, tokenizer, mesh) -> loader_lib.Batches:
+  """The batches of a split of prepared rows, this process's rows of them."""
+  sharding = mesh_lib.batch_sharding(mesh)
+  return loader_lib.Batches(
+    dataset.Dataset(folder, split), config.batch_size, config.seed, masking.Masking(**config.masking),
+    vocab_size=tokenizer.vocab_size, special=tokenizer.special, objective=config.objective,
+    word_flags=tokenizer.word_flags, local=mesh_lib.local_rows(sharding, config.batch_size),
+  )  # fmt: skip
+
+
+def run_options(config) -> run_lib.Options:
+  """The intervals and stopping rules of a config."""
+  names = {field.name for field in dataclasses.fields(run_lib.Options)}
+  fields = {name: value for name, value in config.items() if name in names}
+  skip = config.get('on_divergence') == 'skip'
+  return run_lib.Options(**fields, skip_divergence=skip)
+
+
+# What a resumed run must share with its start.
+_SAME = ('init_from', 'init_resize', 'nsp', 'objective', 'seed', 'prng_impl', 'batch_size',
+         'gradient_accumulation_steps', 'learning_rate', 'warmup_steps', 'schedule', 'optimizer',
+         'masking')  # fmt: skip
+
+
+def pretraining_identity(config, encoder_config, stages: list[Stage]) -> dict:
+  """Flat {field: value} of everything that may not change when a run is resumed."""
+  flat = flatten(config, _SAME)
+  model = dataclasses.asdict(encoder_config)
+  free = ('attention', 'classifier_dropout', 'remat', 'unroll', *OF_TASKS)  # change no result
+  flat |= {f'model.{k}': v for k, v in model.items() if k not in free}
+  for stage in stages:
+    manifest = dataset.read_manifest(stage.folder)
+    if manifest['tokenizer'] != flat.setdefault('tokenizer', manifest['tokenizer']):
+      folders = f'{stages[0].folder} and {stage.folder}'
+      raise ValueError(f'{folders} were prepared with different tokenizers.')
+    facts = {'rows': dataset.manifest_hash(manifest)}
+    if stage.name:
+      section = stage.config.masking
+      facts |= {'start': stage.start, 'batch_size': stage.config.batch_size, 'rate': section.rate,
+                'max_predictions': section.max_predictions}  # fmt: skip
+    flat |= {f'{stage.name}.{k}'.lstrip('.'): v for k, v in facts.items()}
+  return flat
+
+
+def flatten(config, names: Iterable[str]) -> dict:
+  """Flat {field: value} of the named fields and groups of a config."""
+  return flat({name: config.to_dict()[name] for name in names})
