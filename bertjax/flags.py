@@ -114,14 +114,16 @@ VERBS = {
                  "choose, next_sentence, embed, nearest, summarise; empty = by the model's only "
                  'head'),
       'text': ('', 'input text; the first of a pair'),
-      'pair': ('', 'second text of a pair'),
+      'pair': ('', 'second text of a pair; choose: the endings, separated by |'),
       'input': ('', 'file of inputs (.txt, .csv, .tsv, .jsonl, .parquet); an alternative to --text'),
       'columns': ('text', 'columns of --input that contain the texts, separated by commas; numbers '
                           'from 0 in a file without header'),
       'delimiter': ('', 'column delimiter of --input and --corpus: a character, or tab, comma, '
                         "semicolon, pipe, space; empty = by the file's extension"),
       'encoding': ('utf-8', f'encoding of --input and --corpus, {_ENCODING}'),
-      'out': ('', '.jsonl file to write, with --input'),
+      'out': ('', '.jsonl or .csv file to write, with --input'),
+      'keep': ('', 'columns of --input that the output repeats, separated by commas; empty = those of '
+                   'the texts'),
       'corpus': ('', 'nearest: file of the texts to search, in the first of --columns or one per '
                      'line'),
       'index': ('', 'nearest: .npz file of the embedded corpus; written from --corpus if missing'),

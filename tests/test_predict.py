@@ -1,5 +1,6 @@
 """`bertjax predict`: files in order, in bounded memory, resumable; mistakes end in a sentence."""
 
+import csv
 import json
 import os
 import shutil
@@ -9,9 +10,10 @@ import sys
 import numpy as np
 import pytest
 
+from bertjax import predict as predict_lib
 from bertjax.__main__ import main
 from bertjax.data.tokenizer import Tokenizer
-from bertjax.inference import calls, streams
+from bertjax.inference import calls
 from bertjax.inference.predictor import Predictor
 from bertjax.interop.loading import save_model
 from tests.test_predictor import model
@@ -60,7 +62,8 @@ def answered(tmp_path_factory, folder, texts):
 def test_records_keep_their_order_and_bad_ones_have_an_error(answered, folder, texts):
   found = lines(answered / 'out.jsonl')
   assert len(found) == len(texts)
-  assert found[20] == {'error': 'a text is empty.'}
+  assert found[20] == {'error': 'a text is empty.', 'input': {'text': ''}}
+  assert [line['input']['text'] for line in found] == texts
   assert (
     found[41]['error']
     == 'the text has 62 tokens with its special ones, the model takes at most 48.'
@@ -86,12 +89,47 @@ def test_every_format_gives_the_same_lines(answered, folder, texts, tmp_path):
   for kind in ('jsonl', 'csv', 'tsv', 'parquet'):
     out = tmp_path / f'{kind}.jsonl'
     assert predict(folder, tmp_path / f'a.{kind}', out, '--columns=body') == 0
-    assert out.read_bytes() == (answered / 'out.jsonl').read_bytes(), kind
+    expected = (
+      (answered / 'out.jsonl').read_bytes().replace(b'"input": {"text": ', b'"input": {"body": ')
+    )
+    assert out.read_bytes() == expected, kind
+
+
+def test_a_csv_output_has_a_column_for_each_part_of_a_result(answered, folder, texts, tmp_path):
+  assert predict(folder, answered / 'in.txt', tmp_path / 'out.csv') == 0
+  with (tmp_path / 'out.csv').open(newline='', encoding='utf-8') as file:
+    table = list(csv.DictReader(file))
+  assert list(table[0]) == ['text', 'labels', 'scores.bad', 'scores.good', 'error']
+  assert [row['text'] for row in table] == texts
+  assert table[20]['error'] == 'a text is empty.' and table[20]['labels'] == ''
+  for row, line in zip(table, lines(answered / 'out.jsonl'), strict=True):
+    if 'result' in line:
+      assert row['labels'] == line['result']['labels'][0] and not row['error']
+      assert float(row['scores.good']) == line['result']['scores']['good']
+
+
+def test_other_columns_are_kept_on_request(folder, tmp_path):
+  (tmp_path / 'a.csv').write_text('id,body\n7,the name\n8,\n')
+  out = tmp_path / 'o.jsonl'
+  assert predict(folder, tmp_path / 'a.csv', out, '--columns=body', '--keep=id') == 0
+  assert [line['input'] for line in lines(out)] == [{'id': '7'}, {'id': '8'}]
+  assert ['error' in line for line in lines(out)] == [False, True]
+
+
+def test_an_ending_is_chosen_on_the_command_line(vocab, tmp_path, capsys):
+  save_model(tmp_path / 'm', *model(vocab, 'choice'))
+  arguments = ['--do=choose', '--text=the name', '--pair=of a class | is open|or None']
+  assert main(['predict', f'--model={tmp_path}/m', *arguments]) == 0
+  answer = json.loads(capsys.readouterr().out)
+  expected = Predictor.from_dir(tmp_path / 'm').choose(
+    'the name', ['of a class', 'is open', 'or None']
+  )
+  assert answer['text'] == expected.text and len(answer['probabilities']) == 3
 
 
 @pytest.mark.parametrize('torn', [b'{"result": "30"}\n{"res', b'{"res'])
 def test_a_killed_run_resumes_and_ends_with_the_same_bytes(tmp_path, monkeypatch, torn):
-  monkeypatch.setattr(streams, 'CHUNK', 10)
+  monkeypatch.setattr(predict_lib, 'CHUNK', 10)
   path, out, seen = tmp_path / 'in.txt', tmp_path / 'out.jsonl', []
   path.write_text('\n'.join(str(i) for i in range(57)))
 
@@ -102,27 +140,29 @@ def test_a_killed_run_resumes_and_ends_with_the_same_bytes(tmp_path, monkeypatch
     return [{'result': text} for (text,) in items]
 
   with pytest.raises(KeyboardInterrupt):
-    streams.answer_file(lambda items: answer(items, 30), path, out, ['text'], {'do': 'x', 'k': 1})
+    predict_lib.answer_file(
+      lambda items: answer(items, 30), path, out, ['text'], {'do': 'x', 'k': 1}
+    )
   part = tmp_path / 'out.jsonl.part'
   with part.open('ab') as file:
     file.write(torn)
   for other, differ in (({'do': 'y', 'k': 1}, 'do'), ({'do': 'x'}, 'k')):
     with pytest.raises(ValueError, match=rf'begun with other settings \({differ}\); delete it'):
-      streams.answer_file(answer, path, out, ['text'], other)
+      predict_lib.answer_file(answer, path, out, ['text'], other)
   seen.clear()
-  assert streams.answer_file(answer, path, out, ['text'], {'do': 'x', 'k': 1}) == 57
+  assert predict_lib.answer_file(answer, path, out, ['text'], {'do': 'x', 'k': 1}) == 57
   assert seen == [10, 10, 7]  # 30..56, in chunks: neither all at once nor anything twice
   assert [line['result'] for line in lines(out)] == [str(i) for i in range(57)]
   assert sorted(p.name for p in tmp_path.iterdir()) == ['in.txt', 'out.jsonl']
   with pytest.raises(ValueError, match='exists already'):
-    streams.answer_file(answer, path, out, ['text'], {'do': 'x'})
+    predict_lib.answer_file(answer, path, out, ['text'], {'do': 'x'})
 
 
 def test_the_reader_holds_no_more_than_a_chunk(tmp_path, monkeypatch):
-  monkeypatch.setattr(streams, 'CHUNK', 10)
+  monkeypatch.setattr(predict_lib, 'CHUNK', 10)
   path, most = tmp_path / 'in.jsonl', []
   path.write_text('\n'.join(json.dumps({'text': str(i)}) for i in range(100)))
-  streams.answer_file(
+  predict_lib.answer_file(
     lambda items: most.append(len(items)) or [0] * len(items), path, tmp_path / 'o.jsonl',
     ['text'], {},
   )  # fmt: skip
@@ -145,7 +185,7 @@ def test_the_reader_holds_no_more_than_a_chunk(tmp_path, monkeypatch):
 def test_a_row_without_its_text_is_an_error_line_and_a_mended_one_resumes(
   tmp_path, monkeypatch, caplog, name, content, message
 ):
-  monkeypatch.setattr(streams, 'CHUNK', 2)
+  monkeypatch.setattr(predict_lib, 'CHUNK', 2)
   path, out, seen = tmp_path / name, tmp_path / 'out.jsonl', []
   path.write_text(content)
 
@@ -153,7 +193,7 @@ def test_a_row_without_its_text_is_an_error_line_and_a_mended_one_resumes(
     seen.append([text for (text,) in items])
     return [{'result': text} for (text,) in items]
 
-  assert streams.answer_file(answer, path, out, ['text'], {}) == 4
+  assert predict_lib.answer_file(answer, path, out, ['text'], {}) == 4
   one, two, three, four = lines(out)
   assert [one, two, four] == [{'result': 'one'}, {'result': 'two'}, {'result': 'four'}]
   assert three == {'error': f'{path}{message}'}
@@ -161,16 +201,16 @@ def test_a_row_without_its_text_is_an_error_line_and_a_mended_one_resumes(
   assert seen == [['one', 'two'], ['four']]
 
   seen.clear()  # the output is complete, but for its error
-  assert streams.answer_file(answer, path, out, ['text'], {}) == 4
+  assert predict_lib.answer_file(answer, path, out, ['text'], {}) == 4
   assert seen == [] and lines(out) == [one, two, three, four]
   broken, right = content.splitlines(True)[-2], content.splitlines(True)[-3]
   path.write_text(content.replace(broken, right.replace('two', 'corrected')))
-  assert streams.answer_file(answer, path, out, ['text'], {}) == 4
+  assert predict_lib.answer_file(answer, path, out, ['text'], {}) == 4
   assert seen == [['corrected', 'four']]  # the first chunk is kept
   assert lines(out) == [one, two, {'result': 'corrected'}, four]
   assert sorted(p.name for p in tmp_path.iterdir()) == sorted([name, 'out.jsonl'])
   with pytest.raises(ValueError, match='exists already'):
-    streams.answer_file(answer, path, out, ['text'], {})
+    predict_lib.answer_file(answer, path, out, ['text'], {})
 
   path.write_text(content + content.splitlines(True)[-1] * 3)
   out.unlink()
@@ -182,10 +222,10 @@ def test_a_row_without_its_text_is_an_error_line_and_a_mended_one_resumes(
     return answer(items)
 
   with pytest.raises(KeyboardInterrupt):
-    streams.answer_file(die, path, out, ['text'], {})
+    predict_lib.answer_file(die, path, out, ['text'], {})
   path.write_text(path.read_text().replace(broken, right.replace('two', 'corrected')))
   seen.clear()
-  assert streams.answer_file(answer, path, out, ['text'], {}) == 7
+  assert predict_lib.answer_file(answer, path, out, ['text'], {}) == 7
   assert seen == [['corrected', 'four'], ['four', 'four'], ['four']]
   expected = ['one', 'two', 'corrected', 'four', 'four', 'four', 'four']
   assert [line['result'] for line in lines(out)] == expected
@@ -209,7 +249,7 @@ def test_lists_of_words_are_tagged_from_files(tmp_path, kind):
   assert main(['predict', f'--model={tmp_path}/m', '--do=tag', *arguments]) == 0
   found = lines(tmp_path / 'o.jsonl')
   texts = [[span['text'] for span in line.get('result', ())] for line in found]
-  assert texts[:3] == words and found[1] == {'error': 'a text is empty.'}
+  assert texts[:3] == words and found[1] == {'error': 'a text is empty.', 'input': {'text': []}}
   if kind == 'jsonl':
     assert texts[3] == ['the', 'U.S.', '(', 'or']
     assert found[4]['error'].endswith('a.jsonl:5: column \'text\' holds no text but ["the", null].')
@@ -229,7 +269,7 @@ def test_another_model_of_a_run_does_not_resume_an_output(tmp_path, folder, caps
 
 
 def test_a_run_killed_before_it_has_caught_up_loses_nothing(tmp_path, monkeypatch):
-  monkeypatch.setattr(streams, 'CHUNK', 1)
+  monkeypatch.setattr(predict_lib, 'CHUNK', 1)
   path, out, seen = tmp_path / 'a.txt', tmp_path / 'out.jsonl', []
 
   def run(text, stop):
@@ -240,7 +280,7 @@ def test_a_run_killed_before_it_has_caught_up_loses_nothing(tmp_path, monkeypatc
       return [{'result': items[0][0]}]
 
     path.write_text(text)
-    return streams.answer_file(answer, path, out, ['text'], {})
+    return predict_lib.answer_file(answer, path, out, ['text'], {})
 
   for text, stop in (('a\nb\nc\nd\n', 'd'), ('a\nB\nc\nd\n', 'B')):
     with pytest.raises(KeyboardInterrupt):
@@ -263,7 +303,7 @@ def test_a_run_killed_before_it_has_caught_up_loses_nothing(tmp_path, monkeypatc
 def test_broken_files_are_named_with_the_row(tmp_path, name, content, message):
   (tmp_path / name).write_bytes(content)
   with pytest.raises(ValueError, match=message):
-    list(streams.read_items(tmp_path / name, ['text']))
+    list(predict_lib.read_items(tmp_path / name, ['text']))
 
 
 def test_files_without_a_header_and_other_delimiters_are_answered(folder, tmp_path):
@@ -272,7 +312,8 @@ def test_files_without_a_header_and_other_delimiters_are_answered(folder, tmp_pa
   flags = ['--columns=1', '--delimiter=semicolon', '--encoding=utf-16']
   assert predict(folder, tmp_path / 'a.txt', tmp_path / 'a.jsonl', *flags) == 0
   assert predict(folder, tmp_path / 'b.txt', tmp_path / 'b.jsonl') == 0
-  assert (tmp_path / 'a.jsonl').read_bytes() == (tmp_path / 'b.jsonl').read_bytes()
+  renamed = (tmp_path / 'a.jsonl').read_bytes().replace(b'"input": {"1": ', b'"input": {"text": ')
+  assert renamed == (tmp_path / 'b.jsonl').read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -292,7 +333,7 @@ def test_files_without_a_header_and_other_delimiters_are_answered(folder, tmp_pa
     (['--do=nearest', '--text=a'], 'nearest, and only nearest, needs --corpus'),
     (['--do=embed', '--input=no.txt', '--out=o.jsonl'], 'no file no.txt'),
     (['--do=embed', '--input=a', '--out=README.jsonl', '--model=no'], 'no file a'),
-    (['--do=embed', '--input=no.txt', '--out=o.csv'], 'must be a local file that ends in'),
+    (['--do=embed', '--input=no.txt', '--out=o.tsv'], 'must be a local file that ends in'),
     (['--do=embed', '--input=a.txt', '--out=gs://b/o.jsonl'], 'must be a local file'),
     (['--do=embed', '--text=a', '--long=cut'], "long must be 'refuse' or 'window', got 'cut'"),
   ],
