@@ -145,10 +145,10 @@ def prepare(
         settings.kind, settings.length, tokenizer.vocab_size, settings.max_sequences_per_row
       ))  # fmt: skip
       tokenizer.save(writer.folder)
-      facts = _prepare_shards(
-        writer, source, size, settings, tokenizer, shards[part[0] :: part[1]], counts['train'],
-        workers, part,
-      )  # fmt: skip
+      folder = writer.folder / f'tokens-{part[0]}-of-{part[1]}'
+      mine = shards[part[0] :: part[1]]
+      job = _Job(source, size, settings, tokenizer, writer, folder, mine, counts, workers)
+      facts = job.run()
     except ValueError as error:
       foreign = isinstance(error, dataset.DatasetError) and (incomplete / 'plan.json').exists()
       if part[1] == 1 and not foreign:  # what was begun with another plan is kept
@@ -161,83 +161,109 @@ def prepare(
   return dataset.read_manifest(directory) if complete else None
 
 
-def _prepare_shards(
-  writer, source, size, settings, tokenizer, shards, total, workers, part
-) -> dict:
-  """Tokenizes this machine's shards and builds them; returns counts of what was read."""
-  folder = writer.folder / f'tokens-{part[0]}-of-{part[1]}'
-  dtype = instances.columns(settings.kind, settings.length, tokenizer.vocab_size)['input_ids'][0]
-  token_shards = TokenShards(folder, shards, dtype)
-  if token_shards.facts is None:
-    _tokenize_source(
-      source, size, settings, tokenizer, token_shards, workers,
-      functools.partial(
-        tokenize, str(writer.folder), settings.format, settings.heldout_fraction, total,
-        tuple(shards),
-      ),
+@dataclasses.dataclass(frozen=True)
+class _Job:
+  """The work of one machine.
+
+  Attributes:
+    source: of the text.
+    size: of the text in bytes.
+    settings: see `Settings`.
+    tokenizer: whose ids are written.
+    writer: of the dataset.
+    folder: of the intermediate files.
+    shards: those of this machine.
+    counts: shards per split, of all machines.
+    workers: see `prepare`.
+  """
+
+  source: str
+  size: int
+  settings: Settings
+  tokenizer: Tokenizer
+  writer: dataset.Writer
+  folder: pathlib.Path
+  shards: list[Shard]
+  counts: dict[str, int]
+  workers: int
+
+  def run(self) -> dict:
+    """Tokenizes the documents, then builds the shards; returns counts of what was read."""
+    columns = instances.columns(self.settings.kind, self.settings.length, self.tokenizer.vocab_size)
+    dtype = columns['input_ids'][0]
+    token_shards = TokenShards(self.folder, self.shards, dtype)
+    if token_shards.facts is None:
+      self._tokenize(token_shards)
+    token_shards.close()
+    self._build(dtype)
+    token_shards.clear()
+    return token_shards.facts
+
+  def _tokenize(self, token_shards: 'TokenShards') -> None:
+    """Reads the documents and appends their ids to the token shards, in order."""
+    settings, counts = self.settings, text_lib.Report()
+    documents = text_lib.read_documents(
+      self.source, settings.format, text_key=settings.text_key, binary=settings.binary,
+      encoding=settings.encoding, on_bad_row=settings.on_bad_row, report=counts,
     )  # fmt: skip
-  token_shards.close()
-  todo = [shard for shard in shards if writer.shard(*shard) is None]
-  if len(todo) == len(shards):
-    corpora = [read_tokens(folder, shard, dtype) for shard in shards]
-    _check(dict(zip(shards, corpora, strict=True)), source, settings, complete=part[1] == 1)
-  build = functools.partial(_build_shard, writer, settings, tokenizer.special, folder, dtype)
-  size *= settings.dupe_factor
-  count = _num_workers(workers, size, 2 * _WORKER_BYTES) if len(todo) > 2 else 0
-  gc.freeze()  # else each collection walks all of TensorFlow: a third of the time in one process
-  try:
+    done, committed, sizes = token_shards.documents, time.monotonic(), collections.deque()
+    collections.deque(itertools.islice(documents, done), maxlen=0)  # skips what is committed
+
+    def batches():
+      for batch in worker_lib.batches(documents, _BATCH_CHARS):
+        sizes.append(len(batch))
+        yield batch
+
+    encode = functools.partial(
+      tokenize, str(self.writer.folder), settings.format, settings.heldout_fraction,
+      self.counts['train'], tuple(self.shards),
+    )  # fmt: skip
+    workers, threads = self._num_workers(_WORKER_BYTES), self.size >= _THREAD_BYTES
+    if threads and not workers:
+      _encoder(str(self.writer.folder))  # once, before threads ask for it
     with (
-      worker_lib.processes(count, threads=False) as in_order,
-      io.progress('building shards', len(todo)) as update,
+      worker_lib.processes(workers, threads) as in_order,
+      io.progress('tokenizing', self.size, unit='B') as update,
     ):
-      for done, _ in enumerate(in_order(build, todo), 1):
-        update(done)
-  finally:
-    gc.unfreeze()
-  token_shards.clear()
-  return token_shards.facts
+      for tokens in in_order(encode, batches()):
+        for shard, arrays in tokens.items():
+          token_shards.append(shard, arrays)
+        done += sizes.popleft()
+        if time.monotonic() - committed > _COMMIT_SECONDS:
+          token_shards.commit(done)
+          committed = time.monotonic()
+        update(counts.bytes_read())
+    counts.warn(self.tokenizer.lowercase and self.tokenizer.standard)
+    token_shards.commit(done, dataclasses.asdict(counts))
 
+  def _build(self, dtype) -> None:
+    """Builds the shards that are not written yet, after a look at all of their documents."""
+    todo = [shard for shard in self.shards if self.writer.shard(*shard) is None]
+    if len(todo) == len(self.shards):
+      corpora = {shard: read_tokens(self.folder, shard, dtype) for shard in self.shards}
+      complete = len(self.shards) == sum(self.counts.values())
+      _check(corpora, self.source, self.settings, complete)
+    build = functools.partial(
+      _build_shard, self.writer, self.settings, self.tokenizer.special, self.folder, dtype
+    )
+    workers = self._num_workers(2 * _WORKER_BYTES / self.settings.dupe_factor)
+    gc.freeze()  # else each collection walks all of TensorFlow: a third of the time in one process
+    try:
+      with (
+        worker_lib.processes(workers if len(todo) > 2 else 0, threads=False) as in_order,
+        io.progress('building shards', len(todo)) as update,
+      ):
+        for done, _ in enumerate(in_order(build, todo), 1):
+          update(done)
+    finally:
+      gc.unfreeze()
 
-def _num_workers(workers: int, size: int, least: int) -> int:
-  """As asked, or one per core for at least so many bytes of text."""
-  return workers if workers >= 0 else worker_lib.cores() if size >= least else 0
+  def _num_workers(self, least: float) -> int:
+    """As asked, or one per core for at least so many bytes of text."""
+    return self.workers if self.workers >= 0 else worker_lib.cores() if self.size >= least else 0
 
 
 # Documents to token ids
-
-
-def _tokenize_source(source, size, settings, tokenizer, token_shards, workers, encode) -> None:
-  """Reads the documents and appends their ids to the token shards, in order."""
-  counts = text_lib.Report()
-  documents = text_lib.read_documents(
-    source, settings.format, text_key=settings.text_key, binary=settings.binary,
-    encoding=settings.encoding, on_bad_row=settings.on_bad_row, report=counts,
-  )  # fmt: skip
-  done, committed, sizes = token_shards.documents, time.monotonic(), collections.deque()
-  collections.deque(itertools.islice(documents, done), maxlen=0)  # skips what is committed
-
-  def batches():
-    for batch in worker_lib.batches(documents, _BATCH_CHARS):
-      sizes.append(len(batch))
-      yield batch
-
-  count, threads = _num_workers(workers, size, _WORKER_BYTES), size >= _THREAD_BYTES
-  if threads and not count:
-    _encoder(encode.args[0])  # once, before threads ask for it
-  with (
-    worker_lib.processes(count, threads) as in_order,
-    io.progress('tokenizing', size, unit='B') as update,
-  ):
-    for tokens in in_order(encode, batches()):
-      for shard, arrays in tokens.items():
-        token_shards.append(shard, arrays)
-      done += sizes.popleft()
-      if time.monotonic() - committed > _COMMIT_SECONDS:
-        token_shards.commit(done)
-        committed = time.monotonic()
-      update(counts.bytes_read())
-  counts.warn(tokenizer.lowercase and tokenizer.standard)
-  token_shards.commit(done, dataclasses.asdict(counts))
 
 
 def tokenize(
