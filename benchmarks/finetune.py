@@ -21,8 +21,8 @@ from benchmarks import machine
 from benchmarks._transformers_loop import TransformersLoop
 from bertjax import build, finetune
 from bertjax.config import load_recipe
+from bertjax.data import loader
 from bertjax.interop import loading
-from bertjax.tasks import batches
 from bertjax.training import optimizer
 from bertjax.training import run as run_lib
 
@@ -155,10 +155,10 @@ def their_run(config) -> dict:
     loss = peer.step(setup.batches.training(number), config.learning_rate * float(rates[number]))
     if number % 50 == 0:
       print(f'{number}/{setup.steps} {loss:.4f}', flush=True)
-  data = batches.make_batches(
+  data = loader.task_batches(
     setup.task.label, setup.dev.columns, config.batch_size, config.data.buckets
   )
   parts = [peer.logits(data.in_order(step))[None] for step in range(data.steps)]
-  logits = batches.gather(data, parts)[0]
+  logits = loader.gather_logits(data, parts)[0]
   predictions = setup.task.decode(setup.examples, setup.dev, logits)
   return setup.task.score(setup.examples, predictions)

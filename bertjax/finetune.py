@@ -31,7 +31,7 @@ from bertjax.interop import loading
 from bertjax.model import encoder, heads
 from bertjax.objectives import Objective
 from bertjax.scoring import check_labels, decode_and_score, make_predict, score
-from bertjax.tasks import batches, report, rows
+from bertjax.tasks import report, rows
 from bertjax.tasks import task as task_lib
 from bertjax.training import checkpoint, distributed, log, optimizer, sweep
 from bertjax.training import mesh as mesh_lib
@@ -52,7 +52,7 @@ class Setup(NamedTuple):
   objective: Objective
   optimizer: optax.GradientTransformation
   columns: dict[str, np.ndarray]  # rows to train on
-  batches: batches.TaskBatches | batches.TrialBatches  # makes the training batches
+  batches: loader_lib.TaskBatches | loader_lib.TrialBatches  # makes the training batches
   examples: list[task_lib.Example]  # of the dev split
   dev: task_lib.Encoded  # these, encoded
   steps: int  # of the run
@@ -139,11 +139,11 @@ def set_up(config) -> Setup:
   task_lib.golds(examples)  # before anything compiles
   dev = rows.encode(task, examples, tokenizer, config.data.length, config.data.dev)
   make = functools.partial(
-    batches.make_batches, task.label, columns, config.batch_size, config.data.buckets, pack=pack
+    loader_lib.task_batches, task.label, columns, config.batch_size, config.data.buckets, pack=pack
   )
   if runs := getattr(layout, 'runs', ()):
     each = [make(seed) for seed, _ in runs]
-    training, examples_per_epoch = batches.TrialBatches(each), each[0].examples
+    training, examples_per_epoch = loader_lib.TrialBatches(each), each[0].examples
   else:
     local = mesh_lib.local_rows(mesh_lib.batch_sharding(layout.mesh), config.batch_size)
     training = make(config.seed, local, replicas=mesh_lib.replicas(layout.mesh))

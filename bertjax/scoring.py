@@ -7,9 +7,9 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from bertjax.data import loader
 from bertjax.interop import loading
 from bertjax.model import crf
-from bertjax.tasks import batches
 from bertjax.training import loop, sweep
 from bertjax.training import mesh as mesh_lib
 
@@ -41,13 +41,13 @@ def make_predict(
 
   def predict(params, encoded):
     local = None if many else mesh_lib.local_rows(sharding, batch_size)
-    data = batches.make_batches(task.label, encoded.columns, batch_size, buckets, local=local)
+    data = loader.task_batches(task.label, encoded.columns, batch_size, buckets, local=local)
     stream = map(data.in_order, range(data.steps))
     stream = stream if many else loop.to_device(stream, mesh)
     parts = jax.device_get([compiled(params, batch) for batch in stream])
     if not many:
       parts = jax.tree.map(lambda x: np.asarray(x)[None], parts)
-    logits = batches.gather(data, [part for part, _, _ in parts])
+    logits = loader.gather_logits(data, [part for part, _, _ in parts])
     loss, weight = (sum(p[i].astype(np.float64) for p in parts) for i in (1, 2))
     if model.config.crf:
       tagging = params['tagging'] if many else jax.tree.map(lambda x: x[None], params['tagging'])

@@ -12,12 +12,12 @@ import pytest
 from bertjax import evaluate, finetune, prepare
 from bertjax.__main__ import main
 from bertjax.config import load_recipe
+from bertjax.data.loader import TaskBatches
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.interop import checkpoints, loading
 from bertjax.model.config import EncoderConfig
 from bertjax.model.heads import Bert, init_params
 from bertjax.objectives.labels import Choice
-from bertjax.tasks.batches import TaskBatches
 from bertjax.training.log import RunLog, read_metrics
 from tests.test_official_scorers import evaluate_squad
 

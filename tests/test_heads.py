@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
+from bertjax.data.loader import make_batch
 from bertjax.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from bertjax.interop import config_json, google, huggingface, loading, mapping
 from bertjax.interop.huggingface import save_hf
@@ -22,7 +23,7 @@ from bertjax.model.encoder import PARAM_AXES
 from bertjax.model.heads import Bert, init_params
 from bertjax.objectives.labels import Class, Tags
 from bertjax.tasks import tagging
-from bertjax.tasks.task import Example, make_batch
+from bertjax.tasks.task import Example
 from bertjax.training import mesh as mesh_lib
 from bertjax.training.mesh import path_name
 

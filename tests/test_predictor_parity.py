@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 
+from bertjax.data.loader import make_batch
 from bertjax.inference.predictor import Predictor
 from bertjax.tasks import question_answering
-from bertjax.tasks.task import Example, make_batch
+from bertjax.tasks.task import Example
 
 transformers = pytest.importorskip('transformers')
 torch = pytest.importorskip('torch')

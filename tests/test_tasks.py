@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bertjax import TASKS, Tokenizer, config
-from bertjax.data import dataset
+from bertjax.data import dataset, loader
 from bertjax.data.tokenizer import SPECIAL_TOKENS
 from bertjax.model.heads import BATCH_KEYS
 from bertjax.objectives.labels import Class
@@ -66,7 +66,7 @@ def test_pairs_are_truncated_at_the_end_of_the_longer_and_counted(tokenizer):
   assert encoded.columns['ends'].tolist() == [[[5, 8]], [[4, 6]], [[5, 8]]]
   assert encoded.columns['labels'].tolist() == [0, 1, 0]
   assert encoded.counts == {'rows': 3, 'cut': 2}
-  batch = task.make_batch(encoded.columns)
+  batch = loader.make_batch(encoded.columns)
   assert batch['token_type_ids'][:2].tolist() == [[0] * 5 + [1] * 3, [0] * 4 + [1] * 2 + [0] * 2]
   assert set(batch) <= set(BATCH_KEYS)
 
@@ -86,7 +86,7 @@ def test_rows_go_through_the_store_unchanged(tmp_path, tokenizer, kind):
     np.testing.assert_array_equal(rows[name], column)
     assert rows[name].dtype == column.dtype
   expected = {'class': [0, 1], 'regression': [0.5, -1], 'multilabel': [[1, 1], [0, 0]]}[kind]
-  assert task.make_batch(rows)['labels'].tolist() == expected
+  assert loader.make_batch(rows)['labels'].tolist() == expected
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bertjax import io
-from bertjax.data import instances, loader
+from bertjax.data import instances
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.objectives.labels import Label
 
@@ -192,11 +192,6 @@ def columns(task: Task, length: int, vocab_size: int) -> dict[str, tuple[str, tu
     'labels': (task.label.dtype, task.label.shape(length)),
     'example_ids': ('int32', ()),
   }
-
-
-def make_batch(rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """A batch for `bertjax.Bert` from rows of a task, encoded or read from a dataset."""
-  return loader.expand(rows) | {name: np.asarray(rows[name]) for name in ('labels', 'example_ids')}
 
 
 def lay_out(
