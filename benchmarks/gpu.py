@@ -5,7 +5,7 @@
 
 Needs `jax[cuda13]` and no TensorFlow; transformers takes part if torch finds the card. bfloat16;
 the median of the measured runs. MFU counts `model.flops` against the data sheet in
-`training.chips`, each side's own FLOPs: transformers' logits at all positions are work too.
+`training.hardware`, each side's own FLOPs: transformers' logits at all positions are work too.
 A size that does not fit is reported. `--prepared` is a folder of `bertjax prepare` with
 rows of 128 tokens; the run's curve is in the workdir.
 """
@@ -28,7 +28,7 @@ from bertjax import pretrain
 from bertjax.config import load_recipe
 from bertjax.model import config as config_lib
 from bertjax.model.flops import train_flops
-from bertjax.training import chips, log
+from bertjax.training import hardware, metrics
 
 FLAGS = {
   'presets': ('base,large', 'sizes'),
@@ -52,7 +52,7 @@ def run(presets, lengths, tokens, dropouts, bits, steps, repeats, prepared, work
   if prepared and not workdir:
     raise ValueError('the run on --prepared needs a --workdir.')
   device = jax.devices()[0]
-  sheet = chips.chip(device.device_kind)
+  sheet = hardware.chip(device.device_kind)
   result = {'benchmark': 'gpu', 'device': device.device_kind, 'cells': [], **machine()}
 
   def write():
@@ -128,7 +128,7 @@ def pretrain_for(recipe, prepared, workdir, batch_size, minutes) -> dict:
   config.eval_every = max(1, config.num_train_steps // 4)
   print(f'pre-training {config.num_train_steps} steps of {batch_size} rows')
   scores = pretrain.run(config, workdir=workdir)
-  rows = log.read_metrics(workdir)
+  rows = metrics.read_metrics(workdir)
   return {
     'steps': config.num_train_steps,
     'batch_size': batch_size,

@@ -33,7 +33,7 @@ from bertjax.objectives import mlm
 from bertjax.training import hlo
 from bertjax.training import mesh as mesh_lib
 from bertjax.training import run as run_lib
-from bertjax.training.chips import chip
+from bertjax.training.hardware import chip
 
 VOCAB_SIZE = 30522  # bert-base-uncased's, where model.vocab_size=0 leaves it to the vocabulary
 MEASURED_STEPS = 10

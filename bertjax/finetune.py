@@ -33,7 +33,7 @@ from bertjax.objectives import Objective
 from bertjax.scoring import check_labels, decode_and_score, make_predict, score
 from bertjax.tasks import report, rows
 from bertjax.tasks import task as task_lib
-from bertjax.training import checkpoint, distributed, log, optimizer, sweep
+from bertjax.training import checkpoint, distributed, metrics, optimizer, sweep
 from bertjax.training import mesh as mesh_lib
 from bertjax.training import run as run_lib
 
@@ -323,7 +323,7 @@ def save(setup: Setup, workdir, predict, params, chosen: dict, evaluations) -> d
     facts['training labels'] = ', '.join(task.label.describe(labels))
   notes = report.remarks(task, config.data.dev, setup.examples, predictions, scores)
   page = report.page(
-    task, setup.examples, predictions, logits, scores, log.read_metrics(workdir), facts, table,
+    task, setup.examples, predictions, logits, scores, metrics.read_metrics(workdir), facts, table,
     notes, name=workdir.name, run=json.loads((workdir / 'run.json').read_text()),
   )  # fmt: skip
   io.write_text(workdir / 'report.html', page)

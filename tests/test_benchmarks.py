@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from bertjax.inference.predictor import Predictor
-from bertjax.training import chips
+from bertjax.training import hardware
 from tests.test_finetune import make, model  # noqa: F401 (fixtures)
 from tests.test_predictor import model as tiny_model
 
@@ -36,7 +36,7 @@ def test_what_waits_for_a_gpu(tiny_rows, tmp_path, monkeypatch):
   monkeypatch.setenv('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
   from benchmarks import gpu
 
-  monkeypatch.setitem(chips.CHIPS, jax.devices()[0].device_kind, chips.CHIPS['H200'])
+  monkeypatch.setitem(hardware.CHIPS, jax.devices()[0].device_kind, hardware.CHIPS['H200'])
   sizes = {'presets': 'tiny', 'lengths': '32', 'tokens': '128', 'bits': 'rbg',
            'dropouts': '0.1', 'steps': 1, 'repeats': 2}  # fmt: skip
   own = {'prepared': str(tiny_rows), 'workdir': str(tmp_path / 'run'), 'minutes': 0.02,

@@ -14,7 +14,7 @@ import pytest
 
 from bertjax.__main__ import main
 from bertjax.data import dataset
-from bertjax.training.log import read_metrics
+from bertjax.training.metrics import read_metrics
 from tests import chinese
 
 TINY = [

@@ -19,7 +19,7 @@ from bertjax.__main__ import main
 from bertjax.data import dataset
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.training import distributed
-from bertjax.training.log import read_metrics
+from bertjax.training.metrics import read_metrics
 
 STEPS, DEVICES = 20, 4
 FIELDS = {

@@ -20,7 +20,7 @@ from bertjax.objectives import mlm
 from bertjax.training import loop
 from bertjax.training import mesh as mesh_lib
 from bertjax.training import run as run_lib
-from bertjax.training.log import RunLog, plot_curves, read_metrics
+from bertjax.training.metrics import RunLog, plot_curves, read_metrics
 from bertjax.training.optimizer import make_optimizer, make_schedule
 from tests.test_model import TINY, dataclasses
 

@@ -25,7 +25,7 @@ from bertjax.data import dataset
 from bertjax.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from bertjax.inference.predictor import Predictor
 from bertjax.interop import loading
-from bertjax.training.log import read_metrics
+from bertjax.training.metrics import read_metrics
 
 QUIET = ['--config.log_every=1', '--config.eval_every=0', '--config.save_every=20']
 

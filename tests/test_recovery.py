@@ -12,7 +12,7 @@ from bertjax import pretrain
 from bertjax.data.loader import Batches
 from bertjax.training import loop
 from bertjax.training.checkpoint import Checkpoints
-from bertjax.training.log import read_metrics
+from bertjax.training.metrics import read_metrics
 
 
 @pytest.fixture(scope='module', autouse=True)

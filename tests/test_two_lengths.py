@@ -6,7 +6,7 @@ from bertjax import prepare, pretrain
 from bertjax.__main__ import main
 from bertjax.config import load_recipe
 from bertjax.data.tokenizer import Tokenizer
-from bertjax.training.log import RunLog, read_metrics
+from bertjax.training.metrics import RunLog, read_metrics
 
 
 @pytest.fixture(scope='module')

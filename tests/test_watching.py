@@ -6,13 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bertjax.training import log
-from bertjax.training.chips import Chip, chip
+from bertjax.training import metrics
+from bertjax.training.hardware import Chip, chip
 
 
 @pytest.fixture
 def run_log(tmp_path):
-  run_log = log.RunLog(tmp_path, steps=100, start=0)
+  run_log = metrics.RunLog(tmp_path, steps=100, start=0)
   yield run_log
   run_log.close()
 
@@ -24,7 +24,7 @@ def batches(count, seconds=0.0):
 
 
 def logged(tmp_path):
-  return log.read_metrics(tmp_path)[-1]
+  return metrics.read_metrics(tmp_path)[-1]
 
 
 def test_the_log_reports_padding_and_whether_the_input_or_the_device_was_slow(run_log, tmp_path):
@@ -54,7 +54,7 @@ def test_goodput_counts_what_is_no_training_as_lost(run_log, tmp_path):
 
 
 def test_mfu_is_the_models_flops_by_the_data_sheets(run_log, tmp_path, monkeypatch):
-  monkeypatch.setattr(log, 'chip', lambda kind: Chip(1e12, 0, 0, 0))
+  monkeypatch.setattr(metrics, 'chip', lambda kind: Chip(1e12, 0, 0, 0))
   run_log.flops_per_step = 4e12
   run_log.train(5, {'loss': 1.0}, 5.0, 5)  # 4e12 FLOP/s on 8 devices of 1e12
   assert logged(tmp_path)['mfu'] == pytest.approx(0.5)

@@ -23,7 +23,7 @@ from bertjax.objectives.labels import Class, Span
 from bertjax.tasks import rows
 from bertjax.training import loop, optimizer, sweep
 from bertjax.training import run as run_lib
-from bertjax.training.log import read_metrics
+from bertjax.training.metrics import read_metrics
 from tests import test_distributed
 from tests.test_finetune import TAGS, make, model, sentences  # noqa: F401 (fixtures)
 

@@ -324,7 +324,7 @@ def fit(
     batches: device batches, the first one that of step `state.step`.
     steps: where to stop, counted from the start of training.
     log: has `train(step, {name: mean since the last call}, seconds, steps)` and `evaluation(step,
-      metrics)`, see `training.log`.
+      metrics)`, see `training.metrics`.
     log_every: steps between log lines; the loop waits for the device only there.
     evaluate_fn: params -> metrics, called every `eval_every` steps and at the end.
     eval_every: 0 evaluates at the end only.

@@ -18,7 +18,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from bertjax.training import distributed, log, loop
+from bertjax.training import distributed, loop, metrics
 from bertjax.training.checkpoint import Checkpoints
 from bertjax.training.loop import STOPPED_EXIT_CODE, DivergedError, TrainState, init_state
 from bertjax.training.mesh import AxisTable, tree_shardings
@@ -176,10 +176,10 @@ def train(
     objective, optimizer, layout, checkpoints, load, num_train_steps=stages[-1].stop
   )
   if jax.process_index() == 0:
-    log.write_run(workdir / 'run.json', config, identity=identity, **(about or {}))
+    metrics.write_run(workdir / 'run.json', config, identity=identity, **(about or {}))
     begin()
   train_step = layout.train_step(objective, optimizer, shardings)
-  run_log = log.RunLog(
+  run_log = metrics.RunLog(
     workdir, steps=stages[-1].stop, start=loop.step_of(state), active=jax.process_index() == 0
   )
   facts = {'identity': identity, 'config': config, 'model': model}

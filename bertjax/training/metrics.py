@@ -20,7 +20,7 @@ from etils import epath
 from tqdm import tqdm
 
 from bertjax import io
-from bertjax.training.chips import chip
+from bertjax.training.hardware import chip
 
 
 class RunLog:
