@@ -110,12 +110,13 @@ def parse(verb: str, arguments: list[str]) -> dict:
     define[type(default)](name, default, text, flag_values=values)
   if 'config' in known:
     spec, arguments = _take_recipe(known['config'][0], arguments)
+    arguments = [_expand_short(item, VERBS[verb].short) for item in arguments]
     if spec:
       config, fields = _define_config(verb, spec, arguments, values)
   try:
     left = values(['bertjax', *arguments])
   except absl_flags.UnrecognizedFlagError as error:
-    near = suggest(error.flagname, known, fields)
+    near = suggest(error.flagname, [*known, *VERBS[verb].short], fields)
     raise ValueError(
       f'unknown flag --{error.flagname}{near}; known are --{", --".join(known)}.'
     ) from error
@@ -151,18 +152,6 @@ def _config_module():
   return importlib.import_module('bertjax.config')
 
 
-def _recipe(verb: str, spec: str):
-  """Loads a recipe; raises ValueError unless it is of the kind that the verb runs."""
-  module = _config_module()
-  config, wanted = module.load_recipe(spec), VERBS[verb].recipes
-  if wanted and module.kind(config) != wanted:
-    raise ValueError(
-      f'{spec} is a recipe for {module.kind(config)}; {verb} takes '
-      f'{", ".join(module.recipe_names(wanted))}, or a file like these.'
-    )
-  return config
-
-
 def _define_config(verb: str, spec: str, arguments: list[str], values):
   """Defines a flag for every field of a recipe's config; returns the config and its fields.
 
@@ -171,7 +160,7 @@ def _define_config(verb: str, spec: str, arguments: list[str], values):
   """
   from ml_collections import config_flags
 
-  config = _recipe(verb, spec)
+  config = _config_module().recipe_for(verb, spec)
   fields = {f'config.{name}': value for name, value in _config_module().flat(config).items()}
   for item in arguments:  # config_flags would raise a bare AttributeError
     name = item.lstrip('-').partition('=')[0].removeprefix('no')
@@ -184,6 +173,13 @@ def _define_config(verb: str, spec: str, arguments: list[str], values):
     'config', config, flag_values=values, sys_argv=['bertjax', *arguments]
   )
   return config, fields
+
+
+def _expand_short(argument: str, short) -> str:
+  """Writes a short flag, `--text=review`, as the field that it sets."""
+  name = argument.lstrip('-').partition('=')[0]
+  is_short = argument.startswith('-') and name in short
+  return argument.replace(name, f'config.{short[name]}', 1) if is_short else argument
 
 
 def _take_recipe(default: str, arguments: list[str]) -> tuple[str, list[str]]:
@@ -235,10 +231,13 @@ def _help(verb: str, arguments: list[str]) -> str:
   known = VERBS[verb].flags
   parts = [f'bertjax {verb}: {VERBS[verb].summary}', '', ast.get_docstring(ast.parse(source)), '']
   parts += ['Flags:', *(_field(f'--{name}', *known[name]) for name in known)]
+  if short := VERBS[verb].short:
+    parts += ['', 'Short for a field of the config:']
+    parts += [f'  --{name:<20} --config.{field}' for name, field in short.items()]
   if 'config' in known:
     module = _config_module()
     spec, _ = _take_recipe(known['config'][0] or 'bert_mini', arguments)
-    config = _recipe(verb, spec)
+    config = module.recipe_for(verb, spec)
     kind = module.kind(config)
     table = module.FINETUNING if kind == 'finetune' else module.PRETRAINING
     parts += ['', f'Fields of the config {spec}, with its values:']

@@ -14,7 +14,7 @@ import traceback
 
 from ml_collections import ConfigDict
 
-from bertjax.flags import suggest, suggestion
+from bertjax.flags import VERBS, suggest, suggestion
 from bertjax.model import config as model_config
 
 # Field -> (default, help). Help is a noun phrase that stands alone: unit, meaning of the default,
@@ -346,6 +346,17 @@ def load_recipe(spec: str) -> ConfigDict:
         f'{path}: {name} takes {type(known[name]).__name__}, such as {known[name]!r}; got '
         f'{given.get(name)!r}.'
       )
+  return config
+
+
+def recipe_for(verb: str, spec: str) -> ConfigDict:
+  """Loads a recipe; raises ValueError unless it is of the kind that the verb runs."""
+  config, wanted = load_recipe(spec), VERBS[verb].recipes
+  if wanted and kind(config) != wanted:
+    raise ValueError(
+      f'{spec} is a recipe for {kind(config)}; {verb} takes {", ".join(recipe_names(wanted))}, or '
+      'a file like these.'
+    )
   return config
 
 

@@ -4,6 +4,8 @@ A verb's `run` gets its flags as keyword arguments; a verb with the flag 'config
 """
 
 import difflib
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 _SOURCE = "a model directory, a run's workdir, a folder of another library or a hub name"
@@ -28,6 +30,7 @@ class Verb(NamedTuple):
     summary: what it does, for `bertjax --help`.
     flags: flag -> (default, help); the type of the default is that of the flag.
     recipes: the kind of recipe that --config takes, 'pretrain' or 'finetune'; '' = both, or none.
+    short: short flag -> the field of the config that it sets.
     argument: the flag that may be given without its name.
   """
 
@@ -35,6 +38,7 @@ class Verb(NamedTuple):
   flags: dict
   recipes: str = ''
   argument: str = ''
+  short: Mapping[str, str] = MappingProxyType({})
 
 
 # In the order of a first day's work.
@@ -75,6 +79,8 @@ VERBS = {
       'format': ('rows', "format of the dataset: 'rows', or 'google' = TFRecords with static masks"),
       'shard': ('0/1', "part i of n, as 'i/n' with i from 0; all n write into the same --out"),
     },
+    short={'input': 'data.input', 'vocab': 'data.vocab', 'train_file': 'data.train_file',
+           'model': 'init_from'},
   ),
   'pretrain': Verb(
     'pre-train BERT on raw text or a prepared dataset',
@@ -83,6 +89,8 @@ VERBS = {
       'workdir': _WORKDIR,
     } | _PROCESSES,
     'pretrain',
+    short={'input': 'data.input', 'vocab': 'data.vocab', 'prepared': 'data.prepared',
+           'model': 'init_from'},
   ),
   'finetune': Verb(
     'fine-tune a pre-trained model on a task',
@@ -91,6 +99,9 @@ VERBS = {
       'workdir': _WORKDIR,
     } | _PROCESSES,
     'finetune',
+    short={'train_file': 'data.train_file', 'dev_file': 'data.dev_file',
+           'test_file': 'data.test_file', 'text': 'task.text', 'pair': 'task.pair',
+           'label': 'task.label', 'model': 'init_from'},
   ),
   'evaluate': Verb(
     "evaluate a run or a model directory on held-out text or a task's split",

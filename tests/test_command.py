@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import re
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 
 from bertjax import config as config_lib
 from bertjax import evaluate, io
-from bertjax.__main__ import main
+from bertjax.__main__ import main, parse
 from bertjax.flags import ALIASES, VERBS
 from bertjax.inference.calls import CALLS
 from bertjax.inference.predictor import Predictor
@@ -217,6 +218,25 @@ def help_texts():
   yield from config_lib.WORDS.items()
 
 
+@pytest.mark.parametrize(
+  ('verb', 'short'), [(verb, short) for verb in VERBS for short in VERBS[verb].short]
+)
+def test_a_short_flag_sets_its_field(verb, short):
+  field = VERBS[verb].short[short]
+  recipe = 'table' if field in config_lib.FINETUNING else 'bert_mini'
+  recipe = VERBS[verb].flags['config'][0] if VERBS[verb].recipes else recipe
+  config = parse(verb, [f'--config={recipe}', f'--{short}=x'])['config']
+  assert config_lib.flat(config)[field] == 'x'
+
+
+def test_short_flags_name_ones_own_data():
+  arguments = ['--config=table', '--train_file=~/a.csv', '--dev_file', 'b.csv', '--text=review',
+               '--label=stars', '--model=M', '--workdir=w']  # fmt: skip
+  config = parse('finetune', arguments)['config']
+  assert config.data.train_file == f'{pathlib.Path.home()}/a.csv' and config.init_from == 'M'
+  assert (config.data.dev_file, config.task.text, config.task.label) == ('b.csv', 'review', 'stars')
+
+
 def test_every_help_text_can_be_read_separately():
   for name, text in help_texts():
     assert len(text) > 3 and not text.endswith('.'), name
@@ -249,7 +269,7 @@ def test_help_lists_every_flag_and_field_and_imports_no_jax(verb):
   done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
   assert (done.returncode, done.stderr) == (0, '[]\n')
   lines = done.stdout.splitlines()
-  flags = [line for line in lines if re.match(r'  --(?!config\.)', line)]
+  flags = [line for line in lines if re.match(r'  --(?!config\.)\w+=', line)]
   assert [re.match(r'  --(\w+)=', line)[1] for line in flags] == list(VERBS[verb].flags)
   assert all(len(line.split(None, 1)) == 2 for line in lines if line.startswith('  --'))
   assert 'Raises:' not in done.stdout and 'Args:' not in done.stdout
