@@ -60,18 +60,6 @@ def main(argv: list[str] | None = None) -> int:
   return 0
 
 
-_SMALLER = {  # what to change where memory is short
-  'pretrain': 'lower --config.batch_size, split each batch with --config.gradient_accumulation_steps=2 (or 4, 8: '
-  'without dropout the same result), or set --config.model.remat=full',
-  'finetune': 'lower --config.batch_size, --config.data.length or --config.num_seeds, or set '
-  '--config.model.remat=full',
-  'evaluate': 'evaluate the model directory (--model, --config=RECIPE) with a lower '
-  '--config.batch_size',
-  'predict': 'lower --batch_size',
-  'serve': 'lower --batch_size',
-}
-
-
 def _out_of_memory(verb: str, error: BaseException) -> MemoryError | None:
   """What to change after an allocation failed on a device or the host; None for other errors."""
   jax_error = type(error).__name__ == 'JaxRuntimeError' and 'RESOURCE_EXHAUSTED' in str(error)
@@ -79,7 +67,7 @@ def _out_of_memory(verb: str, error: BaseException) -> MemoryError | None:
     return None
   size = re.search(r'allocat\w+ ([\d.,]+ ?[KMGT]?i?[Bb]\w*)', str(error))
   size = f' while allocating {size[1]}' if size else ''
-  return MemoryError(f'out of memory{size}; {_SMALLER.get(verb, "take a smaller model or text")}.')
+  return MemoryError(f'out of memory{size}; {VERBS[verb].smaller}.')
 
 
 def _worth_reading(record: logging.LogRecord) -> bool:

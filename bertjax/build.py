@@ -13,9 +13,10 @@ import ml_collections
 import optax
 from etils import epath
 
-from bertjax.config import OF_TASKS, flat
+from bertjax.config import flat
 from bertjax.data import dataset, masking
 from bertjax.data import loader as loader_lib
+from bertjax.fields import OF_TASKS
 from bertjax.model import config as model_config
 from bertjax.model import encoder, heads
 from bertjax.training import mesh as mesh_lib

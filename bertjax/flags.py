@@ -31,6 +31,7 @@ class Verb(NamedTuple):
     flags: flag -> (default, help); the type of the default is that of the flag.
     recipes: the kind of recipe that --config takes, 'pretrain' or 'finetune'; '' = both, or none.
     short: short flag -> the field of the config that it sets.
+    smaller: what to change where memory is short.
     argument: the flag that may be given without its name.
   """
 
@@ -39,6 +40,7 @@ class Verb(NamedTuple):
   recipes: str = ''
   argument: str = ''
   short: Mapping[str, str] = MappingProxyType({})
+  smaller: str = 'take a smaller model or text'
 
 
 # In the order of a first day's work.
@@ -54,7 +56,7 @@ VERBS = {
   'vocab': Verb(
     'train a vocabulary on your text, or report how one fits it',
     {
-      'input': ('', 'text: file, folder, glob, tfds:NAME or embedded; separated by commas'),
+      'input': ('', 'text: file, folder, glob, tfds:NAME, hf:NAME or embedded; separated by commas'),
       'out': ('', 'vocabulary to train and write: vocab.txt or spiece.model'),
       'vocab': ('', 'existing vocabulary to report on; an alternative to --out'),
       'size': (30522, 'number of entries, special tokens included'),
@@ -91,6 +93,8 @@ VERBS = {
     'pretrain',
     short={'input': 'data.input', 'vocab': 'data.vocab', 'prepared': 'data.prepared',
            'model': 'init_from'},
+    smaller='lower --config.batch_size, split each batch with --config.gradient_accumulation_steps='
+            '2 (or 4, 8: without dropout the same result), or set --config.model.remat=full',
   ),
   'finetune': Verb(
     'fine-tune a pre-trained model on a task',
@@ -102,6 +106,8 @@ VERBS = {
     short={'train_file': 'data.train_file', 'dev_file': 'data.dev_file',
            'test_file': 'data.test_file', 'text': 'task.text', 'pair': 'task.pair',
            'label': 'task.label', 'model': 'init_from'},
+    smaller='lower --config.batch_size, --config.data.length or --config.num_seeds, or set '
+            '--config.model.remat=full',
   ),
   'evaluate': Verb(
     "evaluate a run or a model directory on held-out text or a task's split",
@@ -116,6 +122,8 @@ VERBS = {
       'unigram': ('', 'texts that give the unigram frequencies of the baseline; empty = the '
                       'training set'),
     } | _PROCESSES,
+    smaller='evaluate the model directory (--model, --config=RECIPE) with a lower '
+            '--config.batch_size',
   ),
   'predict': Verb(
     "a model's answers for a text or a file of texts",
@@ -151,6 +159,7 @@ VERBS = {
       'batch_size': _BATCH_SIZE,
     },
     argument='text',
+    smaller='lower --batch_size',
   ),
   'explain': Verb(
     'attention, layers and attributions of a text as an HTML page',
@@ -177,6 +186,7 @@ VERBS = {
       'long': _LONG,
       'warm_up': (True, 'compilation for all lengths at the start, not at the first texts'),
     },
+    smaller='lower --batch_size',
   ),
   'convert': Verb(
     "convert a model to Hugging Face's or Google's files",
