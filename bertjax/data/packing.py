@@ -26,14 +26,14 @@ class Places(NamedTuple):
 
 
 def first_fit(
-  items: Iterable, length: int, slots: int, size: Callable = operator.attrgetter('size')
+  items: Iterable, length: int, max_items: int, size: Callable = operator.attrgetter('size')
 ) -> Iterator[list]:
-  """Puts up to `slots` items into a row of `length` tokens, each into the oldest row with room.
+  """Puts up to `max_items` items into a row of `length` tokens, each into the oldest row with room.
 
   Args:
     items: anything.
     length: tokens of a row.
-    slots: items of a row at most.
+    max_items: of a row.
     size: tokens of an item, at most `length`.
   """
   rows: list[tuple[int, list]] = []  # (tokens left, items), oldest first
@@ -42,7 +42,7 @@ def first_fit(
     place = next((i for i, (left, _) in enumerate(rows) if left >= tokens), None)
     left, row = (length, []) if place is None else rows.pop(place)
     row.append(item)
-    if len(row) == slots or left - tokens < 5:  # [CLS] a [SEP] b [SEP] is the least
+    if len(row) == max_items or left - tokens < 5:  # [CLS] a [SEP] b [SEP] is the least
       yield row
     else:
       rows.insert(len(rows) if place is None else place, (left - tokens, row))
@@ -51,14 +51,14 @@ def first_fit(
   yield from (row for _, row in rows)
 
 
-def plan(sizes: np.ndarray, length: int, slots: int) -> list[list[int]]:
+def plan(sizes: np.ndarray, length: int, max_sequences: int) -> list[list[int]]:
   """Which of N sequences share a row, the longest first, so that few rows are needed."""
   order = np.argsort(-np.asarray(sizes), kind='stable').tolist()
-  return list(first_fit(order, length, slots, size=lambda item: int(sizes[item])))
+  return list(first_fit(order, length, max_sequences, size=lambda item: int(sizes[item])))
 
 
 def pack(
-  batch: dict[str, np.ndarray], rows: list[list[int]], *, count: int, length: int, slots: int,
+  batch: dict[str, np.ndarray], rows: list[list[int]], *, count: int, length: int, max_sequences: int,
   per_token: tuple[str, ...] = (),
 ) -> tuple[dict[str, np.ndarray], Places]:  # fmt: skip
   """Packs sequences of a batch that has one in each row.
@@ -68,7 +68,7 @@ def pack(
     rows: `plan`'s, or some of them.
     count: R, rows of the packed batch; those past the plan's are empty.
     length: P, tokens of a row.
-    slots: S, sequences of a row at most.
+    max_sequences: S, of a row.
     per_token: names of others that are [N, L]; they are -1 where there is no token.
 
   Returns:
@@ -91,11 +91,11 @@ def pack(
       packed[name] = np.full((count, length), -(name in per_token), array.dtype)
       packed[name][target] = array[source]
     else:
-      packed[name] = np.zeros((count, slots, *array.shape[1:]), array.dtype)
+      packed[name] = np.zeros((count, max_sequences, *array.shape[1:]), array.dtype)
       packed[name][row, slot] = array[order]
   packed['segment_ids'][target] = np.repeat(slot, size) + 1
   packed['position_ids'] = np.zeros((count, length), np.int32)
   packed['position_ids'][target] = position
-  packed['cls_positions'] = np.zeros((count, slots), np.int32)
+  packed['cls_positions'] = np.zeros((count, max_sequences), np.int32)
   packed['cls_positions'][row, slot] = start
   return packed, Places(order, row, slot, start)

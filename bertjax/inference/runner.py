@@ -191,7 +191,7 @@ class Runner:
 
   def _pack(self, batch, rows, count: int, length: int):
     packed, places = packing.pack(
-      batch, rows, count=count, length=length, slots=length // packing.SHORTEST,
+      batch, rows, count=count, length=length, max_sequences=length // packing.SHORTEST,
       per_token=('labels',) if 'labels' in batch else (),
     )  # fmt: skip
     if 'masked_lm_positions' in packed:
