@@ -38,7 +38,7 @@ case $verb in
       --runtime-version="${RUNTIME:-$version}" ${SPOT:+--spot}
     tpu queued-resources describe "$name" --format='value(state.state)'
     ;;
-  setup) # the checkout as committed, and a Python of its own: the image's may be older than 3.11
+  setup) # the checkout as committed, and a separate Python: the image's may be older than 3.11
     if [[ $dry ]]; then folder=/tmp; else folder=$(mktemp -d); fi
     package=$folder/bertjax.tar.gz
     call git -C "$(dirname "$0")/.." archive --format=tar.gz -o "$package" HEAD
@@ -57,7 +57,7 @@ until venv/bin/bertjax$flags; do
   if [ \$code != 2 ] && [ ! -e stopped ]; then sleep 10; fi
   if [ \$code = 2 ] || [ -e stopped ]; then exit \$code; fi
 done
-exit; } # read whole before it starts, so that a new run may write this file
+exit; } # read completely before it starts, so that a new run may write this file
 END
 setsid nohup flock run.lock bash run.sh >> run.log 2>&1 < /dev/null &" # after the run before it
     ;;

@@ -37,7 +37,7 @@ case $verb in
       --command="pip install -q -e '.[tpu]' && exec bertjax$flags"
     ;;
   list) call xpk workload list "${cluster[@]}" ;;
-  logs) # of every pod; without a limit of its own kubectl follows five and refuses more
+  logs) # of every pod; kubectl follows at most five by default
     call kubectl logs -f --prefix --tail=50 --max-log-requests=10000 \
       -l "jobset.sigs.k8s.io/jobset-name=$name"
     ;;
