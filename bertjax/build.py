@@ -1,6 +1,6 @@
 """The parts that a config names: checks, stages, model, optimizer, layout, batches and identity.
 
-Programs read a config here or by themselves; libraries get plain arguments.
+Programs read a config here or themselves; libraries get plain arguments.
 """
 
 import dataclasses

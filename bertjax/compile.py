@@ -4,9 +4,9 @@
   bertjax compile --config=bert_large --topology=v5p:4x4x8 --config.batch_size=4096 \\
       --sweep='model.remat=none,dots;mesh.fsdp=1,16'
 
-Compiles the very step that `bertjax pretrain` runs, from shapes alone, and tells for one chip the
+Compiles the very step that `bertjax pretrain` runs, from shapes only, and reports for one chip the
 parameters, memory, FLOPs, memory traffic and collectives. With the chip's data sheet these bound
-the step: it takes at least as long as its products, its traffic or its collectives alone. Needs
+the step: it takes at least as long as its matmuls, its traffic or its collectives. Needs
 libtpu (`pip install libtpu`) and no TPU. Without --topology it compiles for the devices of this
 machine, runs some steps on random text and prints their time beside the bound.
 """
@@ -142,7 +142,7 @@ def report_of(stage, devices, *, measure: bool = False) -> dict:
       raise
     return report | {'does_not_fit': str(error).strip().splitlines()[0]}
   report['compile_seconds'] = time.perf_counter() - begun
-  # XLA's warning that a sharding makes every device hold a whole array for a moment.
+  # XLA's warning that a sharding makes every device hold a complete array for a moment.
   report['rematerialized'] = written[0].count('nvoluntary full rematerialization')
   report |= costs_of(compiled)
   report |= bounds_of(report)
@@ -186,7 +186,7 @@ def costs_of(compiled) -> dict:
 
 
 def bounds_of(report: dict) -> dict:
-  """What the data sheet allows at best; nothing for a device without one."""
+  """The roofline bound of the data sheet; nothing for a device without one."""
   sheet = chip(report['device'])
   if not sheet:
     return {}
@@ -242,7 +242,7 @@ def describe(report: dict) -> str:
     f'  memory       {r["peak_bytes"] / gb:.2f}{of} GB a device: arguments '
     f'{r["argument_bytes"] / gb:.2f}, temporaries {r["temporary_bytes"] / gb:.2f}',
     f'  FLOPs        {r["flops"]:.4g} compiled a device, {r["model_flops"]:.4g} of the model: '
-    f'{r["flops"] / r["model_flops"]:.3f} (products alone '
+    f'{r["flops"] / r["model_flops"]:.3f} (matmuls only '
     f'{r["product_flops"] / r["model_flops"]:.3f})',
     f'  traffic      {r["traffic_bytes"] / gb:.1f} GB a device',
     '  collectives  '
@@ -253,7 +253,7 @@ def describe(report: dict) -> str:
   if 'step_seconds' in r:
     parts = ', '.join(f'{name} {s * 1e3:.1f}' for name, s in r['bound_seconds'].items())
     lines.append(
-      f'  at best      {r["step_seconds"] * 1e3:.1f} ms a step ({parts}), '
+      f'  bound        {r["step_seconds"] * 1e3:.1f} ms a step ({parts}), '
       f'{r["tokens_per_second"]:,.0f} tokens/s, MFU {r["mfu"]:.2f}, {r["chip_hours"]:,.0f} '
       f'chip-hours for {r["steps"]:,} steps'
     )

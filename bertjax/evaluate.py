@@ -73,7 +73,7 @@ def _scores(config, workdir, model, which, rows, split, out, unigram) -> dict[st
       )
     return evaluate_task(config, model or str(epath.Path(workdir) / 'model'), split, out)
   if split or out:
-    raise ValueError('--split and --out are for tasks; pre-training has held-out rows alone.')
+    raise ValueError('--split and --out are for tasks; pre-training has held-out rows only.')
   stages = build.stages(config)
   stage = stages[-1]
   if workdir:  # a checkpoint of short rows has not learnt the positions of long ones

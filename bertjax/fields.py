@@ -4,7 +4,7 @@ import dataclasses
 
 from bertjax.model import config as model_config
 
-# Field -> (default, help). Help is a noun phrase that stands alone: unit, meaning of the default,
+# Field -> (default, help). Help is a self-contained noun phrase: unit, meaning of the default,
 # choices.
 SHARED = {
   'init_from': ('', 'model to start from: a model directory (bertjax, Hugging Face, Google), a '
@@ -121,7 +121,7 @@ FINETUNING = SHARED | {
   'head_lr_multiplier': (1.0, 'learning-rate multiplier outside the encoder, such as 10.0 for a '
                               'CRF or BiLSTM'),
   'num_seeds': (1, 'runs with consecutive seeds, trained together; the first uses `seed`'),
-  'num_train_epochs': (3.0, 'passes over the training split'),
+  'num_train_epochs': (3.0, 'epochs over the training split'),
   'batch_size': (32, SHARED['batch_size'][1]),
   'learning_rate': (2e-5, SHARED['learning_rate'][1]),
   'learning_rates': ('', 'sweep of peak learning rates, such as 2e-5,3e-5,5e-5, each with every '
@@ -188,7 +188,7 @@ FINETUNING |= {
 
 _ENCODER = {f'model.{f.name}': (f.default, f.metadata['help'])
             for f in dataclasses.fields(model_config.EncoderConfig)}  # fmt: skip
-OF_TASKS = (*model_config.HEAD_FIELDS, 'frozen')  # fields of EncoderConfig for fine-tuning alone
+OF_TASKS = (*model_config.HEAD_FIELDS, 'frozen')  # fields of EncoderConfig for fine-tuning only
 PRETRAINING |= {n: f for n, f in _ENCODER.items() if n.partition('.')[2] not in OF_TASKS}
 for _name in (*model_config.HEAD_FIELDS, 'dtype', 'attention', 'remat', 'unroll'):
   FINETUNING[f'model.{_name}'] = _ENCODER[f'model.{_name}']

@@ -179,7 +179,7 @@ def make_layout(config) -> run_lib.Layout:
   if jax.process_count() > 1:
     raise ValueError(f'trials run in one process, got {jax.process_count()}; start it on one host.')
   if config.mesh.to_dict() != {'data': -1, 'fsdp': 1, 'tensor': 1}:
-    raise ValueError('trials lie whole on the devices there are; leave mesh.* out.')
+    raise ValueError('trials are not sharded over devices there are; leave mesh.* out.')
   mesh = sweep.make_sweep_mesh(len(runs))
   return sweep.Sweep(mesh, encoder.PARAM_AXES, prng_impl=config.prng_impl, runs=runs)
 
@@ -257,7 +257,7 @@ def load(setup: Setup, make) -> dict:
     params = loading.load_params(
       config.init_from, setup.model, weights=setup.weights, tokenizer=setup.tokenizer,
       fresh=('pooler', head), initial=fresh,
-      redraw=((head,) if config.reinit_head else ())
+      reinit=((head,) if config.reinit_head else ())
       + (('pooler',) if config.reinit_top_layers else ()),
     )  # fmt: skip
     loaded.append(loading.reinit_top_layers(params, fresh, config.reinit_top_layers))

@@ -7,7 +7,7 @@ from bertjax import config as config_lib
 from bertjax.__main__ import parse
 
 
-def test_three_stages_take_what_they_leave_out_from_the_stage_before():
+def test_three_stages_take_missing_fields_from_the_stage_before():
   config = config_lib.pretraining('tiny')
   config.num_train_steps, config.batch_size = 1000, 64
   config.stage2.update(fraction=0.2, length=256, max_predictions=-1, mask_rate=0.3)

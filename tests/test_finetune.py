@@ -336,7 +336,7 @@ def test_google_s_files_start_the_same_run_as_hugging_face_s(make, model, tmp_pa
     ({'mesh.fsdp': 0}, 'mesh sizes must be positive'),
     ({'log_every': 0}, 'log_every must be at least 1, got 0'),
     ({'batch_size': 0, 'num_seeds': 2}, 'batch_size must be at least 1, got 0'),
-    ({'mesh.fsdp': 2, 'num_seeds': 2}, 'trials lie whole on the devices'),
+    ({'mesh.fsdp': 2, 'num_seeds': 2}, 'trials are not sharded over devices'),
     ({'patience': -1}, 'patience must be at least 0, got -1'),
     ({'num_train_epochs': 0.0}, 'num_train_epochs must be above 0, got 0.0'),
     ({'batch_size': 7}, 'batch'),

@@ -360,7 +360,7 @@ def test_what_cannot_be_saved_or_taken_over_says_so(saved, tmp_path):
   bert = Bert(dataclasses.replace(config, crf=False), ('tagging',), False, TAGS)
   with pytest.raises(ValueError, match=r'crf=True.*--config.model.crf=True, or --config.fresh_'):
     loading.load_params(folder, bert)
-  fresh = loading.load_params(folder, bert, initial=random_params(bert.config), redraw=('tagging',))
+  fresh = loading.load_params(folder, bert, initial=random_params(bert.config), reinit=('tagging',))
   np.testing.assert_array_equal(
     fresh['encoder']['layers']['mlp']['in']['kernel'],
     params['encoder']['layers']['mlp']['in']['kernel'],

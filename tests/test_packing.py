@@ -122,7 +122,7 @@ def test_a_run_trains_and_evaluates(changes, corpus, vocab, tmp_path):
   config.data.update(
     input=str(corpus), vocab=str(vocab), heldout_fraction=0.2, cache_dir=str(tmp_path)
   )
-  config.update(steps=3, warmup_steps=1, batch_size=16)
+  config.update(num_train_steps=3, warmup_steps=1, batch_size=16)
   config.update_from_flattened_dict(changes)
   scores = pretrain.run(config, workdir=str(tmp_path / 'run'))
   (path,) = tmp_path.glob('*/manifest.json')

@@ -192,7 +192,7 @@ def load_params(
   *,
   initial: dict | None = None,
   fresh: tuple[str, ...] = (),
-  redraw: tuple[str, ...] = (),
+  reinit: tuple[str, ...] = (),
   tokenizer: Tokenizer | None = None,
   resize: bool = False,
   weights: tuple[EncoderConfig, dict] | None = None,
@@ -208,7 +208,7 @@ def load_params(
     bert: the module.
     initial: freshly drawn parameters of `bert`; `fresh` and `resize` take from them.
     fresh: parts ('classification', 'pooler', ...) to take from `initial` if the source lacks them.
-    redraw: parts to take from `initial` in all cases.
+    reinit: parts to take from `initial` in all cases.
     tokenizer: of this run; the source's must be the same but for `resize`.
     resize: may the vocabulary and the position table differ?
     weights: what `load_weights` read from the source, if it did already.
@@ -220,9 +220,9 @@ def load_params(
   config, params = weights or load_weights(source, gelu=gelu)
   resizable = ('vocab_size', 'max_positions') if resize else ()
   _check_sizes(config, bert.config, source, resizable)
-  params = {name: part for name, part in params.items() if name not in redraw}
+  params = {name: part for name, part in params.items() if name not in reinit}
   _check_task_head(config, bert, params, source)
-  params = _check_heads(params, bert, source, (*fresh, *redraw), initial)
+  params = _check_heads(params, bert, source, (*fresh, *reinit), initial)
   pieces = _match_pieces(source, config, bert.config, tokenizer, resize)
   count = min(config.max_positions, bert.config.max_positions)
   positions = None if config.max_positions == bert.config.max_positions else [np.arange(count)] * 2

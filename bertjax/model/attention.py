@@ -1,8 +1,8 @@
 """Scaled dot-product attention behind one function; kernels are chosen by `impl`.
 
 `segment_ids` is the only mask: 0 marks padding, 1.. the sequences packed in a row. A key is visible
-when `seg_k > 0 and (seg_q == seg_k or seg_q == 0)`: a sequence sees itself, padding queries see
-every real key, as in Google's and Hugging Face's BERT, where only keys are masked.
+when `seg_k > 0 and (seg_q == seg_k or seg_q == 0)`: a sequence attends to itself, padding queries
+to every real key, as in Google's and Hugging Face's BERT, where only keys are masked.
 """
 
 import functools
@@ -41,8 +41,8 @@ def attention(
     k: keys [B, L, H, K].
     v: values [B, L, H, K].
     segment_ids: int32 [B, L]; 0 = padding, 1.. = packed sequence.
-    causal: a token sees only itself and earlier tokens.
-    dropout_rate: dropped share of attention probabilities, drawn for each element.
+    causal: a token attends only to itself and earlier tokens.
+    dropout_rate: dropout probability of attention probabilities, sampled for each element.
     dropout_rng: key of the dropout bits; needed when dropout_rate > 0.
     impl: 'xla' (any backend, has dropout and probabilities), 'cudnn' (flash attention on NVIDIA
       GPUs of compute capability 8.0 on, bfloat16, without dropout), 'splash' (flash attention on
@@ -85,7 +85,7 @@ def attention(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def float32_einsum(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
-  """`jnp.einsum` with a float32 result, whose gradients are products in the operands' dtype.
+  """`jnp.einsum` with a float32 result, whose gradients are matmuls in the operands' dtype.
 
   Without this the float32 gradient of bfloat16 operands would be multiplied in float32, several
   times slower on a TPU.

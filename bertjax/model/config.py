@@ -23,7 +23,7 @@ FEATURES = {
   'sum_all': slice(1, None),
   'weighted_sum': slice(1, None),
 }
-# The fields of `EncoderConfig` that stand between the encoder and a task's scores.
+# The fields of `EncoderConfig` between the encoder and a task's scores.
 HEAD_FIELDS = ('features', 'bilstm', 'bilstm_size', 'crf')
 
 
@@ -107,7 +107,7 @@ class EncoderConfig:
 
   @property
   def linear_head(self) -> bool:
-    """Has a task's head its linear layer alone, as in other libraries?"""
+    """Whether a task's head is one linear layer, as in other libraries."""
     return self.features == 'last' and not self.bilstm and not self.crf
 
   @property

@@ -19,9 +19,9 @@ from bertjax.model.attention import attention
 from bertjax.model.config import EncoderConfig
 from bertjax.model.dropout import dropout
 
-# Path regex -> logical axis names of the parameter, without the leading layer axis, which whoever
-# reads the table names 'layers'. The first match counts; the optimizer's moments match as well,
-# since their paths end in their parameter's.
+# Path regex -> logical axis names of the parameter, without the leading layer axis, which is
+# 'layers'. The first match counts; the optimizer's moments match as well, since their paths end in
+# their parameter's.
 PARAM_AXES = (
   (r'embeddings/word/embedding$', ('vocab', None)),
   (r'embeddings/(position|token_type)/embedding$', (None, None)),
@@ -34,7 +34,7 @@ PARAM_AXES = (
   (r'(pooler|mlm/transform)/kernel$', ('embed', None)),
   (r'mlm/bias$', ('vocab',)),
   (r'(nsp|classification|tagging|span|choice)/kernel$', ('embed', None)),
-  # Whole: a split kernel would cost each token, a step of the LSTM's scan, one more collective.
+  # Replicated: a sharded kernel would add a collective to each step of the LSTM's scan.
   (r'bilstm_\d+_\w+/\w+/kernel$|tagging/transitions$', (None, None)),
   (r'(layer_norm/(scale|bias)|bias|layer_weights|tagging/(start|end))$', (None,)),
 )

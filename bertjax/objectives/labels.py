@@ -26,7 +26,7 @@ _MOST_NAMES = 30  # that a log line counts
 
 @dataclasses.dataclass(frozen=True)
 class Label:
-  """Base of all kinds: one whole number for each example.
+  """Base of all kinds: one integer for each example.
 
   Attributes:
     names: of the classes, by number; () where the outputs are no named classes.

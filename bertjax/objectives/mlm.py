@@ -1,7 +1,7 @@
 """Pre-training objectives: masked LM, next sentence, sentence order, next token (paper, app. A.2).
 
 Google's code divides by `weight + 1e-5` on each core and averages the cores' means; here sums and
-weights are added over the whole batch before the division.
+weights are added over the global batch before the division.
 """
 
 import functools

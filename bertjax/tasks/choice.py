@@ -64,7 +64,7 @@ def swag(source: str = '', *, files: Mapping[str, str] | None = None) -> Task:
 
 
 def codah(source: str = '', *, files: Mapping[str, str] | None = None) -> Task:
-  """CODAH (Chen et al. 2019): train.tsv, dev.tsv, test.tsv of one split of the folds; no header."""
+  """CODAH (Chen et al. 2019): train.tsv, dev.tsv, test.tsv of one split, without headers."""
   files = {split: f'{split}.tsv' for split in ('train', 'dev', 'test')} | dict(files or {})
   return choice(
     source, files=files, prompt=1, endings=(2, 3, 4, 5), label=6, unlabelled=(), name='codah'

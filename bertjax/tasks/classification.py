@@ -213,7 +213,7 @@ def _drop_placeholders(split: str, items: list[Example], others: list, label) ->
 
 
 def encode(items: Sequence[Example], tokenizer, length: int, *, label: Label) -> Encoded:
-  """Encodes texts or pairs, truncated by Google's rule; `counts['cut']` is how many were."""
+  """Encodes texts or pairs, truncated by Google's rule; `counts` says how many were."""
   parts = [tokenizer.encode(texts) for texts in zip(*(item.texts for item in items), strict=True)]
   rows = list(zip(*parts, strict=True))
   cut = sum(truncate(row, length) for row in rows)

@@ -1,6 +1,6 @@
 """The train step and the loop around it, for any loss that is a sum over terms of sum_k / W_k.
 
-`make_train_step` and `make_eval_step` compile pure functions over whole global batches; `fit` calls
+`make_train_step` and `make_eval_step` compile pure functions over global batches; `fit` calls
 them and knows steps, intervals and stopping, but no task.
 """
 
@@ -113,7 +113,7 @@ def make_train_step(
     mesh: device mesh; None compiles for wherever the arguments are.
     state_shardings: as returned by `init_state`; required with a mesh.
     accumulation: number of microbatches that each batch is split into. Their gradients add up
-      exactly, since each is divided by the weights of the whole batch.
+      exactly, since each is divided by the weights of the global batch.
     scale: {term: its weight in the total loss}, 1.0 if missing.
     wrap: transforms the step before it is compiled; `jax.vmap` makes it that of a sweep.
 
@@ -152,7 +152,7 @@ def make_train_step(
     if accumulation == 1:
       grads, (losses, sums) = gradients(batch, rng)
     else:
-      # Rows a, a + A, a + 2A, ... make microbatch a: each device cuts up the rows that it has.
+      # Rows a, a + A, a + 2A, ... form microbatch a: each device splits the rows that it has.
       parts = jax.tree.map(
         lambda x: x.reshape(-1, accumulation, *x.shape[1:]).swapaxes(0, 1), batch
       )
@@ -181,7 +181,7 @@ def make_train_step(
 
 
 def _compiling_for(mesh: Mesh | None):
-  """Tells kernels, which choose an implementation while they are traced, where they will run."""
+  """Sets where kernels will run, which they read when they choose an implementation in tracing."""
   return jax.sharding.use_abstract_mesh(mesh.abstract_mesh) if mesh else contextlib.nullcontext()
 
 
@@ -236,7 +236,7 @@ def means(
 
 
 def evaluate(eval_step: Callable, params, batches: Iterable[dict]) -> dict[str, float]:
-  """Adds the sums of all batches in float64 on the host and divides once: exact on any cut."""
+  """Adds the sums of all batches in float64 on the host and divides once: exact for any split."""
   parts = jax.device_get([eval_step(params, batch) for batch in batches])
   if not parts:
     raise ValueError('evaluation got no batches.')
@@ -247,7 +247,7 @@ def evaluate(eval_step: Callable, params, batches: Iterable[dict]) -> dict[str, 
 
 
 def to_device(batches: Iterable[dict], mesh, ahead: int = 2) -> Iterator[dict]:
-  """Places host batches (this process's rows) on the devices, `ahead` batches early."""
+  """Puts host batches (this process's rows) on the devices, `ahead` batches early."""
   sharding = batch_sharding(mesh)
   queue = collections.deque()
   for batch in batches:
@@ -258,7 +258,7 @@ def to_device(batches: Iterable[dict], mesh, ahead: int = 2) -> Iterator[dict]:
 
 
 class _StopSignal:
-  """Remembers SIGTERM or a first Ctrl-C while the loop runs, so that a step is never cut in half.
+  """Remembers SIGTERM or a first Ctrl-C while the loop runs, so that a step is never interrupted.
 
   Of many processes the signal to any one stops all of them at the same step: there jax handles
   SIGTERM, and the processes agree on a step that none has passed.
@@ -333,7 +333,7 @@ def fit(
     save_every: 0 saves at evaluations and at the end only.
     finished: whether the run has ended (early stopping); called at the start, and after each
       evaluation and its save.
-    watch: told what is begun for which step (`distributed.Watch.at`).
+    watch: receives what begins at which step (`distributed.Watch.at`).
     spike: nats by which a loss above the median of the 100 before it counts as divergence; 0.0 =
       none does.
 
@@ -380,7 +380,7 @@ def fit(
     flush()  # a step that is not finite raises here, before anything is written
     watch(step, 'saving')
     save(state, step, scores)
-    saved, last_log = step, time.perf_counter()  # tokens/s counts training alone
+    saved, last_log = step, time.perf_counter()  # tokens/s counts training only
 
   saved, last_scores, ended = step, {}, finished()
   with _StopSignal() as stop:
@@ -391,7 +391,7 @@ def fit(
       state, metrics = train_step(state, batch)
       step += 1
       pending.append(metrics)
-      if len(pending) > 2:  # two steps stay queued; further ahead the host would tell no times
+      if len(pending) > 2:  # two steps stay queued; further ahead the host would measure no times
         watch(step, 'waiting for the devices')
         jax.block_until_ready(pending[-3])
       if step % log_every == 0:

@@ -205,7 +205,7 @@ class _Run:
 
   Attributes:
     evaluations: {'step', 'scores'}, the scores of each run, of every evaluation so far.
-    skipped: {'step', 'batches'}, batches left out before a step, see `Options.skip_divergence`.
+    skipped: {'step', 'batches'}, batches skipped before a step, see `Options.skip_divergence`.
   """
 
   def __init__(self, stages, layout, options, train_step, checkpoints, run_log, facts, meta):

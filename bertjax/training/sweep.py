@@ -19,7 +19,7 @@ from bertjax.training.optimizer import check_rate, with_peak
 
 @dataclasses.dataclass(frozen=True)
 class Sweep(run.Layout):
-  """K runs side by side: every array of the state is [K, ...], whole runs are on each device.
+  """K runs side by side: every array of the state is [K, ...], each device has complete runs.
 
   Attributes:
     runs: (seed, peak learning rate) of each run; the optimizer must be `make_optimizer`'s.
