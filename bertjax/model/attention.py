@@ -7,6 +7,7 @@ to every real key, as in Google's and Hugging Face's BERT, where only keys are m
 
 import functools
 import logging
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -130,12 +131,13 @@ def _splash(q, k, v, segment_ids, causal, mesh, interpret=False):
   length = q.shape[1]
   tile = next(n for n in (512, 384, 256, _TILE) if length % n == 0)
   names = ('q', 'kv', 'kv_compute', 'q_dkv', 'kv_dkv', 'kv_dkv_compute', 'q_dq', 'kv_dq')
+  tiles: dict[str, Any] = {f'block_{name}': tile for name in names}
   mask = (masks.CausalMask if causal else masks.FullMask)((length, length))
 
   def local(q, k, v, segment_ids):
     kernel = kernels.make_splash_mha(
       masks.MultiHeadMask([mask] * q.shape[2]), head_shards=1, q_seq_shards=1,
-      block_sizes=kernels.BlockSizes(**{f'block_{name}': tile for name in names}),
+      block_sizes=kernels.BlockSizes(**tiles),
       interpret=interpret,
     )  # fmt: skip
     q, k, v = (x.swapaxes(1, 2) for x in (q * q.shape[-1] ** -0.5, k, v))  # [B, H, L, K]

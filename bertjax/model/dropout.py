@@ -19,6 +19,7 @@ def dropout(x: jax.Array, rate: float, rng: jax.Array | None) -> jax.Array:
   """
   if rate == 0:
     return x
+  assert rng is not None, f'dropout of {rate} needs a key'
   dropped = round(rate * 65536)
   *rows, m, n = x.shape
   words = jax.random.bits(rng, (*rows, -(-m // 2), n), jnp.uint32)

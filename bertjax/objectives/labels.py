@@ -502,7 +502,7 @@ class Span(Label):
   """
 
   metrics: tuple[str, ...] = ('f1',)
-  includes_padding: bool = False
+  includes_padding: bool = False  # type: ignore[misc]
   right: Callable[[str, Sequence[str]], float] = lambda text, answers: text in (answers or [''])
   head = 'span'
   num_outputs = 2
@@ -561,7 +561,7 @@ class Choice(Label):
   """One of several endings. Label: its number; each ending is a row, those of an example follow one
   another and repeat its label: labels [B], logits [B]."""
 
-  rows: int = 2
+  rows: int = 2  # type: ignore[misc]
   head = 'choice'
 
   def losses(self, logits, batch):

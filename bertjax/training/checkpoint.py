@@ -27,6 +27,8 @@ _log = logging.getLogger(__name__)
 class CheckpointError(OSError):
   """A checkpoint could not be written or read; the message says which and what is left."""
 
+  exit_code: int = 2  # of the program
+
 
 class UnreadableError(CheckpointError):
   """This process could not read a checkpoint."""
@@ -100,7 +102,7 @@ class Checkpoints:
   ):  # fmt: skip
     self._remote = '://' in os.fspath(directory)
     self.directory = check_path(directory)
-    self._unchecked = None  # the step whose commit has not been checked yet
+    self._unchecked: int | None = None  # the step whose commit has not been checked yet
     if not read_only:
       self.directory.mkdir(parents=True, exist_ok=True)
 
@@ -220,8 +222,8 @@ class Checkpoints:
         found is not None
       ):  # another process may have read the corrupt part
         if found:
-          error = CheckpointError(f'{self.directory}/{step}: another process could not read it.')
-          corrupt.append((step, error))
+          reason = f'{self.directory}/{step}: another process could not read it.'
+          corrupt.append((step, CheckpointError(reason)))
         continue
       for step, _ in corrupt if jax.process_index() == 0 else []:
         (self.directory / str(step)).rename(self.directory / f'{step}.corrupt')

@@ -11,6 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import flax.struct
 import jax
@@ -169,9 +170,10 @@ def make_train_step(
     params = optax.apply_updates(state.params, updates)
     metrics = means(losses, sums, weights, scale)
     metrics |= {'grad_norm': optax.tree.norm(grads)} | learning_rate_of(opt_state)
-    return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+    new = TrainState(state.step + 1, params, opt_state, state.rng)
+    return new, metrics
 
-  shardings = {}
+  shardings: dict[str, Any] = {}
   if mesh is not None:
     shardings = {
       'in_shardings': (state_shardings, batch_sharding(mesh)),
@@ -375,14 +377,17 @@ def fit(
       log.train(step, mean, now - last_log, len(values))
       pending, last_log = [], now
 
+  saved = step
+
   def save_now(scores=None):
     nonlocal saved, last_log
+    assert save is not None
     flush()  # a step that is not finite raises here, before anything is written
     watch(step, 'saving')
     save(state, step, scores)
     saved, last_log = step, time.perf_counter()  # tokens/s counts training only
 
-  saved, last_scores, ended = step, {}, finished()
+  last_scores, ended = {}, finished()
   with _StopSignal() as stop:
     while step < steps and not ended and not stop.asked(step):
       watch(step, 'reading a batch')

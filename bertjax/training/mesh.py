@@ -15,7 +15,7 @@ import re
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 _log = logging.getLogger(__name__)
 
@@ -151,7 +151,7 @@ def replicate(tree, mesh: Mesh):
   return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
-def replicas(mesh: Mesh) -> int:
+def replicas(mesh: Mesh | AbstractMesh) -> int:
   """Devices, or groups of them, that split the rows of a batch."""
   return math.prod(mesh.shape[axis] for axis in RULES['batch'])
 
@@ -192,9 +192,10 @@ def make_evaluation_mesh(batch_size: int) -> Mesh:
 
 def local_rows(sharding: NamedSharding, batch_size: int) -> np.ndarray:
   """Which rows of a global batch this process must bring: sorted indices, int64."""
-  rows = set()
-  for (index,) in sharding.addressable_devices_indices_map((batch_size,)).values():
-    rows.update(range(*index.indices(batch_size)))
+  rows: set[int] = set()
+  for index in sharding.addressable_devices_indices_map((batch_size,)).values():
+    assert index is not None, 'every device here has rows of the batch'
+    rows.update(range(*index[0].indices(batch_size)))
   return np.array(sorted(rows), np.int64)
 
 

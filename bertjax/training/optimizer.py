@@ -119,7 +119,7 @@ def decay_mask(params):
 class PeakRateState(NamedTuple):
   """State of `scale_by_peak_rate`."""
 
-  count: jax.Array  # int32 [], steps done
+  count: jax.Array  # type: ignore[assignment]  # int32 [], steps done; tuples have a count()
   peak_learning_rate: jax.Array  # float32 []
   learning_rate: jax.Array  # float32 [], that of the last step; a metric of the train step
 
