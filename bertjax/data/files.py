@@ -25,12 +25,15 @@ def split_source(source: str) -> list[str]:
 
 
 def list_files(pattern: str, suffix: str = '') -> list[epath.Path]:
-  """The files of a path, folder (all levels, hidden ones skipped) or glob, sorted by name.
+  """The files of a path, folder (all levels, hidden ones skipped), glob or hub data set, sorted.
 
   Args:
-    pattern: path, folder or glob.
+    pattern: path, folder or glob; or 'hf:NAME[:SPLIT]' or 'hf:NAME:CONFIG/SPLIT', a data set of the
+      Hugging Face hub, whose Parquet files are downloaded into the hub's cache.
     suffix: of a folder, only files with this suffix, in any case.
   """
+  if pattern.startswith('hf:'):
+    return _hub_files(pattern)
   path = epath.Path(pattern)
   if path.is_dir():
     files = [p for p in _walk(path) if not suffix or p.suffix.lower() == suffix]
@@ -44,6 +47,29 @@ def list_files(pattern: str, suffix: str = '') -> list[epath.Path]:
   if not files:
     raise ValueError(f'data.input: no such file or folder, and no match of the glob: {pattern}')
   return files
+
+
+def _hub_files(source: str) -> list[epath.Path]:
+  """Local paths of the Parquet files that the hub made of a data set, as CONFIG/SPLIT/*.parquet."""
+  import huggingface_hub
+
+  name, _, wanted = source.removeprefix('hf:').partition(':')
+  options = {'repo_type': 'dataset', 'revision': 'refs/convert/parquet'}
+  try:
+    paths = huggingface_hub.HfApi().list_repo_files(name, **options)
+    paths = sorted(path for path in paths if path.endswith('.parquet'))
+    splits = sorted({path.rpartition('/')[0] for path in paths})
+    chosen = [split for split in splits if f'/{split}'.endswith(f'/{wanted or "train"}')]
+    if len(chosen) == 1:
+      paths = [path for path in paths if path.rpartition('/')[0] == chosen[0]]
+      return [epath.Path(huggingface_hub.hf_hub_download(name, p, **options)) for p in paths]
+  except Exception as error:  # httpx's transport errors come as they are
+    reason = next(iter(str(error).splitlines()), '') or repr(error)
+    raise ValueError(
+      f'{source} cannot be read from huggingface.co: {reason} Check the name and the connection; a '
+      'private data set needs `hf auth login`.'
+    ) from error
+  raise ValueError(f'{source} names {chosen or "no split"}; choose one of hf:{name}:{splits}.')
 
 
 def _walk(folder: epath.Path) -> Iterator[epath.Path]:

@@ -47,7 +47,7 @@ def read_table(
   path, columns: Sequence, *, optional: Sequence = (), delimiter: str = '',
   encoding: str = 'utf-8',
 ) -> Iterator[Row]:  # fmt: skip
-  """Yields the rows of a file, of a folder of files, or of all that match a glob.
+  """Yields the rows of a file, a folder of files, all matches of a glob, or an `hf:` data set.
 
   Args:
     path: .csv, .tsv (as in GLUE, a quote is a character like any other), .jsonl, .parquet or .txt
@@ -102,6 +102,8 @@ def text_problem(
 
 
 def _files(path) -> list[epath.Path]:
+  if str(path).startswith('hf:'):
+    return files.list_files(str(path))
   path = epath.Path(path)
   if path.is_file():
     return [path]

@@ -1,14 +1,16 @@
 """Documents from files, folders, globs, JSONL, TensorFlow Datasets, or the running Python itself.
 
 A source is a string: a path (file, folder or glob; .gz, .bz2, .xz and .zst are decompressed),
-`embedded`, or `tfds:NAME[:VERSION][:SPLIT]` (`tfds:c4/en:train`); several are joined by commas. The
-format says how a file is split into documents and sentences; it is stated, never guessed:
+`embedded`, `tfds:NAME[:VERSION][:SPLIT]` (`tfds:c4/en:train`) or `hf:NAME[:SPLIT]`, a data set of
+the Hugging Face hub; several are joined by commas. The format says how a file is split into
+documents and sentences; it is stated, never guessed:
 
   prose      one document per file, blank lines between paragraphs; sentences are split by rule
   google     one sentence per line, a blank line between documents (create_pretraining_data.py)
   wikitext   an article starts at a line ' = Title = '; one paragraph per line, tokens by spaces
   jsonl      one object per line, whose `text_key` is a document of prose
-  parquet    one document of prose per row, in the column `text_key`; all *.parquet of a folder
+  parquet    one document of prose per row, in the column `text_key`; all *.parquet of a folder;
+             also the format of `hf:` sources
   tfds       one document per example, whose `text_key` is prose
 
 Files of any size are read with the memory of their longest document.
@@ -108,11 +110,11 @@ def read_documents(
   parts = files.split_source(source)
   if not parts:
     raise ValueError(
-      'data.input is empty: name a file, a folder, a glob, tfds:NAME or embedded '
+      'data.input is empty: name a file, a folder, a glob, tfds:NAME, hf:NAME or embedded '
       '(--config.data.input=PATH).'
     )
   for part in parts:
-    own = part == 'embedded' or part.startswith('tfds:')
+    own = part == 'embedded' or part.startswith(('tfds:', 'hf:'))
     if own and format in ('google', 'wikitext'):
       raise ValueError(f'{part} holds prose, but data.format={format}; leave it prose.')
     if part == 'embedded':
@@ -120,7 +122,8 @@ def read_documents(
     elif part.startswith('tfds:'):
       texts = _tfds(part.removeprefix('tfds:'), text_key, report)
     else:
-      texts = _files(part, format, text_key, binary, encoding, on_bad_row, report)
+      kind = 'parquet' if part.startswith('hf:') else format
+      texts = _files(part, kind, text_key, binary, encoding, on_bad_row, report)
     for text in texts:
       if text.strip():
         report.documents += 1
