@@ -202,8 +202,8 @@ class Label:
     return ()
 
   def confusion(self, labels: Sequence, predictions) -> tuple | None:
-    """(gold numbers, predicted numbers, their names) for a confusion matrix; None without one."""
-    return labels, predictions, list(self.names) or [str(i) for i in range(self.rows)]
+    """(reference numbers, predicted numbers, their names) for a confusion matrix, or None."""
+    return None
 
   def ranking(self, labels: Sequence, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     """(gold, score) [N, C] each, for precision-recall curves; None without them."""
@@ -219,19 +219,16 @@ class Label:
 
 
 @dataclasses.dataclass(frozen=True)
-class Class(Label):
-  """One of C classes. Label: its number; labels [B], logits [B, C].
+class FieldLabel(Label):
+  """Base of the kinds that are read from a field of a table.
 
   Attributes:
-    separator: between the names in a table's field, where there may be several.
+    separator: between the names in a field that may have several.
     least: how many classes there must be.
   """
 
-  metrics: tuple[str, ...] = ('accuracy', 'macro_f1', 'matthews')
   separator: str = '|'
-  least: ClassVar[int] = 2
-  problem_type = 'single_label_classification'
-  takes_class_weights = True
+  least: ClassVar[int] = 0
 
   def split(self, value) -> list[str | None]:
     """The names in a table's field, None for a missing one; blanks around them do not count."""
@@ -259,8 +256,21 @@ class Class(Label):
     """Whether the labels of a test split only fill their column."""
     return False
 
+
+@dataclasses.dataclass(frozen=True)
+class Class(FieldLabel):
+  """One of C classes. Label: its number; labels [B], logits [B, C]."""
+
+  metrics: tuple[str, ...] = ('accuracy', 'macro_f1', 'matthews')
+  problem_type = 'single_label_classification'
+  least = 2
+  takes_class_weights = True
+
   def most_frequent(self, labels):
     return int(np.bincount(labels).argmax())
+
+  def confusion(self, labels, predictions):
+    return labels, predictions, list(self.names)
 
   def ranking(self, labels, logits):
     return np.asarray(labels)[:, None] == np.arange(logits.shape[1]), _log_softmax(logits)
@@ -272,7 +282,7 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class Multilabel(Class):
+class Multilabel(FieldLabel):
   """Any number of C classes. Label: a tuple of numbers; labels [B, C] of 0 and 1, logits [B, C].
 
   The loss is the mean of C binary cross-entropies; a class whose logit is above the threshold is
@@ -283,7 +293,6 @@ class Multilabel(Class):
   least = 1
   problem_type = 'multi_label_classification'
   dtype = 'float32'
-  takes_class_weights = False
 
   def losses(self, logits, batch):
     return optax.losses.sigmoid_binary_cross_entropy(logits, batch['labels']).mean(-1)
@@ -307,7 +316,7 @@ class Multilabel(Class):
     if isinstance(value, str):
       value = [part for part in value.split(self.separator) if part.strip()]
     parts = value if isinstance(value, list) else [value]
-    return [name for part in parts for name in super(Multilabel, self).split(part)]
+    return [name for part in parts for name in FieldLabel.split(self, part)]
 
   def pack(self, numbers):
     return numbers
@@ -322,18 +331,12 @@ class Multilabel(Class):
     nothing = f'no label is predicted for any of {len(predictions):,} examples'
     return '' if np.any(predictions) else nothing
 
-  def most_frequent(self, labels):
-    return None
-
   def compare(self, texts, label, prediction):
     both = sorted(label), np.flatnonzero(prediction)
     return tuple(', '.join(self.names[number] for number in numbers) for numbers in both)
 
   def counted(self, label):
     return [self.names[number] for number in label]
-
-  def confusion(self, labels, predictions):
-    return None
 
   def ranking(self, labels, logits):
     return self.references(labels), logits
@@ -344,15 +347,13 @@ class Multilabel(Class):
 
 
 @dataclasses.dataclass(frozen=True)
-class Regression(Class):
+class Regression(FieldLabel):
   """A number, learnt by its squared error. Label: a float; labels [B], logits [B, 1]."""
 
   metrics: tuple[str, ...] = ('spearman', 'pearson')
-  least = 0
   problem_type = 'regression'
   dtype = 'float32'
   numeric = True
-  takes_class_weights = False
 
   def losses(self, logits, batch):
     return jnp.square(logits[..., 0] - batch['labels'])
@@ -384,9 +385,6 @@ class Regression(Class):
   def shown(self, prediction):
     return str(prediction)
 
-  def most_frequent(self, labels):
-    return None
-
   def compare(self, texts, label, prediction):
     return f'{label:.2f}', f'{prediction:.2f}'
 
@@ -394,12 +392,6 @@ class Regression(Class):
     if not labels:
       return []
     return [f'from {min(labels):g} to {max(labels):g}, mean {np.mean(labels):g}']
-
-  def confusion(self, labels, predictions):
-    return None
-
-  def ranking(self, labels, logits):
-    return None
 
   def confidence(self, predictions, logits):
     return None
@@ -546,9 +538,6 @@ class Span(Label):
   def counted(self, label):
     return ['answer' if label else 'no answer']
 
-  def confusion(self, labels, predictions):
-    return None
-
   def confidence(self, predictions, logits):
     return np.array([
       next((best['probability'] for best in p.nbest if best['text'] == p.text), 0.0)
@@ -573,3 +562,6 @@ class Choice(Label):
 
   def decode(self, items, encoded, logits, threshold=0.0):
     return np.asarray(logits).reshape(len(items), -1).argmax(1)
+
+  def confusion(self, labels, predictions):
+    return labels, predictions, [str(number) for number in range(self.rows)]

@@ -15,7 +15,7 @@ from etils import epath
 from bertjax.data import tables
 from bertjax.data import text as text_lib
 from bertjax.data.prng import EXAMPLES, hash_u64
-from bertjax.objectives.labels import Class, Label, Multilabel, Regression
+from bertjax.objectives.labels import Class, FieldLabel, Label, Multilabel, Regression
 from bertjax.tasks import metrics
 from bertjax.tasks.task import (
   Encoded,
@@ -103,7 +103,7 @@ def table(
   return text_task('table', made, measure, read, layouts)
 
 
-def _find_labels(source, layout: Layout, reading: Reading, label: Class) -> tuple[str, ...]:
+def _find_labels(source, layout: Layout, reading: Reading, label: FieldLabel) -> tuple[str, ...]:
   """Sorted labels of a split; warns about names that are unlikely to be classes."""
   found = set()
   for row in read_rows(source, layout, reading):
@@ -125,7 +125,12 @@ def _find_labels(source, layout: Layout, reading: Reading, label: Class) -> tupl
 
 
 def text_task(
-  name: str, label: Class, measure: Callable, read: Callable, splits, write: Callable | None = None
+  name: str,
+  label: FieldLabel,
+  measure: Callable,
+  read: Callable,
+  splits,
+  write: Callable | None = None,
 ) -> Task:
   """A task of texts or pairs; `measure(predicted, gold)` has the metrics of its label."""
   return Task(
@@ -153,7 +158,7 @@ def read_rows(source: str, layout: Layout, reading: Reading) -> Iterator[tables.
 
 
 def read_texts(
-  split: str, *, source: str, layouts: Mapping[str, Layout], label: Class,
+  split: str, *, source: str, layouts: Mapping[str, Layout], label: FieldLabel,
   reading: Reading | None = None, every_class: bool = True,
 ) -> list[Example]:  # fmt: skip
   """The examples of a split; ids are record numbers.
