@@ -26,7 +26,6 @@ from bertjax import config as config_lib
 from bertjax.data import dataset
 from bertjax.data import loader as loader_lib
 from bertjax.data import text as text_lib
-from bertjax.data.masking import unmasked
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.interop import loading
 from bertjax.model import encoder, heads
@@ -101,19 +100,18 @@ def _scores(config, workdir, model, which, rows, split, out, unigram) -> dict[st
   loader = loader_lib.choose_loader(config.data.loader)
   stream = loader_lib.iterate(heldout.evaluation, 0, heldout.steps_for(rows), loader=loader)
   scores = mlm.add_perplexity(loop.evaluate(eval_step, params, loop.to_device(stream, mesh)))
-  never = [tokenizer.pad_id, tokenizer.cls_id]
-  if config.objective == 'mlm':
-    never.append(tokenizer.sep_id)
   train = dataset.Dataset(folder, 'train')
   if unigram:
     counts = count_text(unigram, tokenizer, config.data)
   elif len(train):
-    counts = count_rows(train, tokenizer.vocab_size)
+    counts = build.count_rows(train, tokenizer.vocab_size)
   else:
     _log.info('no unigram figure: all text is held out; --unigram=TEXTS names texts to count.')
     return scores
   batches = map(heldout.evaluation, range(heldout.steps_for(rows)))
-  return scores | {'unigram_cross_entropy': unigram_cross_entropy(counts, batches, exclude=never)}
+  never = build.never_predicted(tokenizer, config.objective)
+  unigram = build.unigram_cross_entropy(counts, batches, exclude=never)
+  return scores | {'unigram_cross_entropy': unigram}
 
 
 def evaluate_task(config, model: str, split: str = '', out: str = '') -> dict[str, float]:
@@ -160,16 +158,6 @@ def tuned_threshold(model) -> float:
   return json.loads(path.read_text()).get('best_f1_threshold', 0.0) if path.exists() else 0.0
 
 
-def count_rows(rows: dataset.Dataset, vocab_size: int) -> np.ndarray:
-  """How often each id occurs in prepared rows, int64 [V]."""
-  counts = np.zeros(vocab_size, np.int64)
-  for start in range(0, len(rows), 65_536):
-    part = rows[np.arange(start, min(start + 65_536, len(rows)))]
-    ids = unmasked(part) if 'masked_lm_ids' in part else part['input_ids']
-    counts += np.bincount(ids.ravel(), minlength=vocab_size)[:vocab_size]
-  return counts
-
-
 def count_text(source: str, tokenizer: Tokenizer, data) -> np.ndarray:
   """How often each id occurs in texts, int64 [V]; `data` is the config's section on reading them.
 
@@ -185,26 +173,6 @@ def count_text(source: str, tokenizer: Tokenizer, data) -> np.ndarray:
     ids, _ = tokenizer.encode_flat(text_lib.split_document(text, data.format))
     counts += np.bincount(ids, minlength=len(counts))
   return counts
-
-
-def unigram_cross_entropy(counts: np.ndarray, heldout, *, exclude) -> float:
-  """Nats per masked held-out token under add-one-smoothed token frequencies.
-
-  Args:
-    counts: how often each id occurs elsewhere, int64 [V].
-    heldout: evaluation batches with 'masked_lm_ids' and 'masked_lm_weights' [B, P], this process's
-      rows of them.
-    exclude: ids that are never predicted.
-  """
-  counts = counts.copy()
-  counts[list(exclude)] = 0
-  nats = -np.log((counts + 1) / (counts.sum() + len(counts)))
-  total = weight = 0.0
-  for batch in heldout:
-    total += float((nats[batch['masked_lm_ids']] * batch['masked_lm_weights']).sum())
-    weight += float(batch['masked_lm_weights'].sum())
-  total, weight = distributed.total([total, weight]).tolist()
-  return total / weight
 
 
 def run_config(workdir: str):

@@ -118,6 +118,7 @@ def run(config, *, workdir: str, **processes) -> dict[str, float]:
       trials=len(setup.runs) or 1,
     ),
     finish=finish, options=setup.options, load=functools.partial(load, setup),
+    about={'losses': {'task_loss': {'unit': task.label.unit}}},
     begin=lambda: setup.tokenizer.save(
       workdir / 'tokenizer', max_length=setup.model.config.max_positions
     ),

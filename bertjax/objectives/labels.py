@@ -41,6 +41,7 @@ class Label:
     takes_class_weights: `make_loss` accepts a weight for each class.
     takes_crf: a conditional random field may choose the labels of a row together.
     fill: logit of a position that a batch does not have.
+    unit: of the loss.
   """
 
   names: tuple[str, ...] = ()
@@ -56,6 +57,7 @@ class Label:
   takes_class_weights: ClassVar[bool] = False
   takes_crf: ClassVar[bool] = False
   fill: ClassVar[Any] = 0.0
+  unit: ClassVar[str] = 'nats'
 
   @property
   def pooled(self) -> bool:
@@ -352,6 +354,7 @@ class Regression(FieldLabel):
 
   metrics: tuple[str, ...] = ('spearman', 'pearson')
   problem_type = 'regression'
+  unit = 'squared error'
   dtype = 'float32'
   numeric = True
 
@@ -408,6 +411,7 @@ class Tags(Label):
   metrics: tuple[str, ...] = ('f1',)
   join: Callable[[Sequence[str]], str] = ' '.join
   head = 'tagging'
+  unit = 'nats per token'
   per_token = True
   takes_class_weights = takes_crf = True
 
