@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for editors and type checkers; `_PUBLIC` is the same list at run time
+  from bertjax import objectives as objectives
   from bertjax.data.tokenizer import Tokenizer as Tokenizer
   from bertjax.inference.predictor import Predictor as Predictor
   from bertjax.interop.loading import load_model as load_model
@@ -41,6 +42,7 @@ _PUBLIC = {
   'bert_large': 'bertjax.model.config',
   'Tokenizer': 'bertjax.data.tokenizer',
   'Predictor': 'bertjax.inference.predictor',
+  'objectives': 'bertjax',  # a module
   'TASKS': 'bertjax.tasks',
   'make_mesh': 'bertjax.training.mesh',
   'make_optimizer': 'bertjax.training.optimizer',
@@ -58,6 +60,8 @@ __version__ = '0.1.0'
 def __getattr__(name: str) -> Any:
   if name not in _PUBLIC:
     raise AttributeError(f'bertjax has no {name!r}; public names are {", ".join(__all__)}.')
+  if _PUBLIC[name] == 'bertjax':
+    return importlib.import_module(f'bertjax.{name}')
   return getattr(importlib.import_module(_PUBLIC[name]), name)
 
 

@@ -1,5 +1,15 @@
-"""Objectives: what a run minimises, as sums and weights that are exact however a batch is split."""
+"""Objectives: what a run minimises, as sums and weights that are exact however a batch is split.
 
+`mlm.pretraining` has the losses of BERT's pre-training, `labels` those of tasks.
+
+>>> import bertjax, jax
+>>> model = bertjax.Bert(bertjax.bert_tiny(vocab_size=100), heads=('mlm',), pooler=False)
+>>> objective = bertjax.objectives.mlm.pretraining(model)
+>>> sorted(objective.init(jax.random.key(0)))
+['encoder', 'mlm']
+"""
+
+import importlib
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -25,3 +35,9 @@ class Objective(NamedTuple):
   weights: Callable
   scale: Mapping[str, float] = {}
   coupled: bool = False
+
+
+def __getattr__(name: str):
+  if name in ('labels', 'mlm'):  # on first use: they import the model, whose users may need neither
+    return importlib.import_module(f'bertjax.objectives.{name}')
+  raise AttributeError(f'bertjax.objectives has no {name!r}.')

@@ -7,6 +7,7 @@ weights are added over the global batch before the division.
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -77,7 +78,7 @@ def pretraining_loss(model: Bert) -> tuple[Callable, Callable]:
 
   def loss(params, batch, rng):
     rngs = None if rng is None else {'dropout': rng}
-    out = model.apply({'params': params}, batch, train=rng is not None, rngs=rngs)
+    out: Any = model.apply({'params': params}, batch, train=rng is not None, rngs=rngs)
     return pretraining_sums(out, batch, terms)
 
   return loss, functools.partial(pretraining_weights, terms=terms)

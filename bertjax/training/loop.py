@@ -232,7 +232,8 @@ def means(
   """
   safe = {term: weight + (weight == 0) for term, weight in weights.items()}
   terms = {term: loss / safe[term] for term, loss in losses.items()}
-  scaled = [loss * scale[term] if term in (scale or {}) else loss for term, loss in terms.items()]
+  scale = scale or {}
+  scaled = [loss * scale[term] if term in scale else loss for term, loss in terms.items()]
   metrics = {name: value / safe[name.split('_')[0]] for name, value in sums.items()}
   return {'loss': sum(scaled)} | {f'{term}_loss': loss for term, loss in terms.items()} | metrics
 

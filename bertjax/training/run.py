@@ -299,17 +299,17 @@ def ranking(scores: Sequence[Scores], options: Options) -> list[float]:
   return [sign * s[options.metric] if math.isfinite(s['loss']) else -math.inf for s in scores]
 
 
-def still_running(values: Sequence[Sequence[float]], patience: int) -> list[bool]:
+def still_running(values: np.ndarray | Sequence[Sequence[float]], patience: int) -> list[bool]:
   """Which of K runs continue after these evaluations.
 
   Args:
     values: `ranking` of each evaluation so far [evaluations, K], at least one.
     patience: evaluations without improvement after which a run stops; 0 = never.
   """
-  values = np.array(values, float)
-  waited = np.zeros(values.shape[1], int)
+  table = np.array(values, float)
+  waited: np.ndarray = np.zeros(table.shape[1], int)
   best, stopped = np.full(len(waited), -np.inf), np.zeros(len(waited), bool)
-  for row in values if patience else ():
+  for row in table if patience else ():
     better = np.nan_to_num(row, nan=-np.inf) > best
     best = np.where(better & ~stopped, row, best)
     waited = np.where(better, 0, waited + 1)
@@ -359,7 +359,7 @@ def start(
   def make(params=None):
     return layout.make_state(objective, optimizer, params)
 
-  if kept := checkpoints.steps() if checkpoints else ():
+  if checkpoints and (kept := checkpoints.steps()):
     if kept[-1] > num_train_steps:
       raise ValueError(
         f'num_train_steps={num_train_steps}, but {checkpoints.directory} holds a checkpoint of '

@@ -30,7 +30,7 @@ class Sweep(run.Layout):
   def make_state(self, objective, optimizer, params=None):
     def one(seed, rate, *params):
       state = run.make_state(objective.init, optimizer, seed, self.prng_impl, *params)
-      return state.replace(opt_state=with_peak(state.opt_state, rate))
+      return dataclasses.replace(state, opt_state=with_peak(state.opt_state, rate))
 
     seeds, rates = (np.array(column) for column in zip(*self.runs, strict=True))
     stacked = [] if params is None else [params]
