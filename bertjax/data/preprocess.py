@@ -46,9 +46,8 @@ _PIECE_CHARS = 100_000  # longer sentences are split at white space before token
 _COMMIT_SECONDS = 20
 
 Shard = tuple[str, int]  # split and number
-Tokens = tuple[
-  np.ndarray, np.ndarray, np.ndarray
-]  # ids, tokens per sentence, sentences per document
+# Ids of sentences end to end, tokens of each sentence, sentences of each document.
+Tokens = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
