@@ -2,7 +2,7 @@
 
 Two references, and they disagree. 'huggingface' is what the `tokenizers` library does, with its
 own Unicode tables; 'google' is tokenization.py of google-research/bert, with the tables of the
-running Python. ('albert' is the normalization before SentencePiece.) `fold_table` asks a reference about
+running Python. ('albert' is the normalization before SentencePiece.) `normalization_table` asks a reference about
 every code point, so that a TensorFlow graph can look the answer up. Just two things depend on the
 neighbours of a code point: Python's final sigma and the canonical order of combining marks.
 """
@@ -34,7 +34,7 @@ _BETWEEN = (
 _LATE, _EARLY = '\u302e', '\U0001d165'  # marks that all rules keep, of combining classes 224, 216
 
 
-class FoldTable(NamedTuple):
+class NormalizationTable(NamedTuple):
   """What becomes of each code point.
 
   Attributes:
@@ -133,25 +133,25 @@ def _google_tables(lowercase: bool) -> tuple[dict, dict]:
 
 
 @functools.cache
-def fold_table(rules: str, lowercase: bool) -> FoldTable:
-  """Asks the rules about every code point; takes seconds."""
-  fold, split = make_steps(rules, lowercase)
+def normalization_table(rules: str, lowercase: bool) -> NormalizationTable:
+  """What the rules make of every code point, for `tokenizer_tf`; takes seconds."""
+  normalize, split = make_steps(rules, lowercase)
   letters = [chr(c) for c in range(0x110000) if not 0xD800 <= c < 0xE000 and c != ord(_BETWEEN)]
-  # Here lie all marks and punctuation; Hugging Face's splitter is slow. A test asks about the rest.
+  # All marks and punctuation; Hugging Face's splitter is slow. A test asks about the rest.
   low = [c for c in letters if c < '\U00020000' or '\U000e0000' <= c < '\U000e1000']
 
   def ask(letters, before='', after='', split=split):
     text = _BETWEEN.join(f'{before}{c}{after}' for c in letters)
-    return zip(letters, split(fold(text)).split(_BETWEEN), strict=True)
+    return zip(letters, split(normalize(text)).split(_BETWEEN), strict=True)
 
-  folded = dict(ask(letters, split=str)) | dict(ask(low))
+  normalized = dict(ask(letters, split=str)) | dict(ask(low))
   moves = set()
   if lowercase:  # what is a mark, or dropped before the sorting, lets its neighbours swap
     moves = {c for c, text in ask(low, _LATE, _EARLY, str) if _EARLY in text.split(_LATE)[0]}
-  ranks = _ranks(fold, {c for c in moves if folded[c] == c})
+  ranks = _ranks(normalize, {c for c in moves if normalized[c] == c})
   numbers = {(): 0, (SELF,): 1, (32, SELF, 32): 2}
   row_of = np.ones(0x110000, np.int32)
-  for c, text in folded.items():
+  for c, text in normalized.items():
     if text != c or c in ranks:
       row = tuple(SELF if o == c != text else ord(o) + ranks.get(o, 0) * RANK for o in text)
       if ranks and not text and c not in moves:
@@ -168,14 +168,14 @@ def fold_table(rules: str, lowercase: bool) -> FoldTable:
   rows = np.fromiter(itertools.chain.from_iterable(numbers), np.int32)
   row_splits = np.cumsum([0, *map(len, numbers)], dtype=np.int64)
   page_of = page_of.astype(np.int32).ravel()
-  return FoldTable(pages, page_of, rows, row_splits, cased, ignorable)
+  return NormalizationTable(pages, page_of, rows, row_splits, cased, ignorable)
 
 
-def _ranks(fold, marks: set[str]) -> dict[str, int]:
+def _ranks(normalize, marks: set[str]) -> dict[str, int]:
   """Numbers marks from 2 on, in the order in which normalization sorts them."""
 
   def compare(a, b):
-    return int(fold(a + b) == b + a) - int(fold(b + a) == a + b)
+    return int(normalize(a + b) == b + a) - int(normalize(b + a) == a + b)
 
   ranks, last, number = {}, '', BREAK
   for mark in sorted(sorted(marks), key=functools.cmp_to_key(compare)):

@@ -92,7 +92,7 @@ def _lines(texts: Iterable[str], lowercase: bool) -> Iterator[str]:
   normalizer = normalization.albert_normalizer(lowercase)
   for text in texts:
     for line in text.splitlines():
-      line = _fold(line, normalizer, lowercase)
+      line = _normalize(line, normalizer, lowercase)
       yield from [line] if len(line) <= _MAX_LINE else _PARTS.findall(line)
 
 
@@ -129,7 +129,9 @@ class SentencePiece:
 
   def encode(self, texts):
     parts = [self._split(text) for text in texts]
-    plain = [_fold(part, self._normalizer, self._lowercase) for row in parts for part in row[::2]]
+    plain = [
+      _normalize(part, self._normalizer, self._lowercase) for row in parts for part in row[::2]
+    ]
     plain = iter(self._processor.encode(plain))
     return [
       [i for p, part in enumerate(row) for i in ([self._ids[part]] if p % 2 else next(plain))]
@@ -147,9 +149,9 @@ class SentencePiece:
         ids.append(self._ids[part])
         offsets.append((start, start + len(part)))
       else:
-        folded = self._normalizer.normalize_str(part)
+        normalized = self._normalizer.normalize_str(part)
         spans = [*_aligner(self._lowercase).encode(part).offsets, (len(part), len(part))]
-        encoded = self._processor.encode(folded, return_type='offset_mapping')
+        encoded = self._processor.encode(normalized, return_type='offset_mapping')
         ids += encoded['ids']
         offsets += [_trim(text, start, spans, a, b) for a, b in encoded['offsets']]
       start += len(part)
@@ -216,7 +218,7 @@ def _trim(text, start, spans, a, b):
   return begin, end
 
 
-def _fold(text: str, normalizer, lowercase: bool) -> str:
+def _normalize(text: str, normalizer, lowercase: bool) -> str:
   if not text.isascii():
     return normalizer.normalize_str(text)
   for quote in normalization.QUOTES:

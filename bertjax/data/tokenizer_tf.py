@@ -130,10 +130,10 @@ def _wordpiece(tokenizer: Tokenizer):
     token_out_type=tf.int32,
     no_pretokenization=True,
   )
-  fold = _make_fold(tokenizer.rules, tokenizer.lowercase)
+  normalize = _make_normalizer(tokenizer.rules, tokenizer.lowercase)
 
   def exact(strings):
-    words = tf.strings.split(fold(_mark(strings, markers) if markers else strings))
+    words = tf.strings.split(normalize(_mark(strings, markers) if markers else strings))
     too_long = tf.strings.length(words.values, 'UTF8_CHAR') > longest
     words = words.with_values(tf.where(too_long, unknown, words.values))
     return wordpiece.tokenize(words).merge_dims(-2, -1)
@@ -144,7 +144,7 @@ def _wordpiece(tokenizer: Tokenizer):
 def _sentencepiece(tokenizer: Tokenizer):
   """As `_wordpiece`; here a text is split at special tokens, and the rest goes to the model."""
   pieces = tft.SentencepieceTokenizer(tokenizer.model, out_type=tf.int32)
-  fold = _make_fold('albert', tokenizer.lowercase)
+  normalize = _make_normalizer('albert', tokenizer.lowercase)
   ids = list(tokenizer.special.values())
   names = [tokenizer.vocab[i] for i in ids]
 
@@ -160,7 +160,7 @@ def _sentencepiece(tokenizer: Tokenizer):
     known = tf.gather(ids, tf.argmax(tf.boolean_mask(match, special), 1))
     known = tf.RaggedTensor.from_uniform_row_length(known, 1)
     plain = tf.strings.regex_replace(tf.boolean_mask(parts.values, ~special), _QUOTES, '"')
-    merged = _merge(special, known, pieces.tokenize(fold(plain)))
+    merged = _merge(special, known, pieces.tokenize(normalize(plain)))
     return parts.with_values(merged).merge_dims(-2, -1)
 
   return _ASCII_NO_BRACKET, quick, exact
@@ -174,12 +174,12 @@ def _mark(strings: tf.Tensor, replacements: dict[str, str]) -> tf.Tensor:
   return strings
 
 
-def _make_fold(rules: str, lowercase: bool) -> Callable[[tf.Tensor], tf.Tensor]:
+def _make_normalizer(rules: str, lowercase: bool) -> Callable[[tf.Tensor], tf.Tensor]:
   """Returns the function that normalizes strings [B] as `normalization` does."""
-  table = normalization.fold_table(rules, lowercase)
+  table = normalization.normalization_table(rules, lowercase)
   has_marks = table.rows.max() >= normalization.RANK
 
-  def fold(strings):
+  def normalize(strings):
     codes = tf.strings.unicode_decode(strings, 'UTF-8')
     if table.cased is not None:
       codes = tf.cond(
@@ -192,29 +192,33 @@ def _make_fold(rules: str, lowercase: bool) -> Callable[[tf.Tensor], tf.Tensor]:
       rows.values == normalization.SELF, tf.gather(codes.values, rows.value_rowids()), rows.values
     )
     splits = tf.gather(rows.row_splits, codes.row_splits)
-    folded = tf.RaggedTensor.from_row_splits(values, splits, validate=False)
+    normalized = tf.RaggedTensor.from_row_splits(values, splits, validate=False)
     if has_marks:
-      folded = tf.cond(
-        tf.reduce_any(values >= normalization.RANK), lambda: _sort_marks(folded), lambda: folded
+      normalized = tf.cond(
+        tf.reduce_any(values >= normalization.RANK),
+        lambda: _sort_marks(normalized),
+        lambda: normalized,
       )
-    return tf.strings.unicode_encode(folded, 'UTF-8')
+    return tf.strings.unicode_encode(normalized, 'UTF-8')
 
-  return fold
+  return normalize
 
 
-def _sort_marks(folded: tf.RaggedTensor) -> tf.RaggedTensor:
+def _sort_marks(normalized: tf.RaggedTensor) -> tf.RaggedTensor:
   """Sorts the marks of each run by rank, then drops ranks and breaks: the canonical order."""
-  rank = folded.values // normalization.RANK
-  starts = tf.cumsum(tf.cast(rank <= normalization.BREAK, tf.int64)) + folded.value_rowids()
+  rank = normalized.values // normalization.RANK
+  starts = tf.cumsum(tf.cast(rank <= normalization.BREAK, tf.int64)) + normalized.value_rowids()
   order = tf.argsort(starts * 1024 + tf.cast(rank, tf.int64), stable=True)
-  values = folded.with_values(tf.gather(folded.values, order))
+  values = normalized.with_values(tf.gather(normalized.values, order))
   values = tf.ragged.boolean_mask(
     values, values.with_values(values.values // normalization.RANK != normalization.BREAK)
   )
   return values.with_values(values.values % normalization.RANK)
 
 
-def _final_sigma(codes: tf.RaggedTensor, table: normalization.FoldTable) -> tf.RaggedTensor:
+def _final_sigma(
+  codes: tf.RaggedTensor, table: normalization.NormalizationTable
+) -> tf.RaggedTensor:
   """Replaces capital sigmas at the end of words, as Python's `str.lower` does."""
   where = tf.where(~_within(codes.values, table.ignorable))[:, 0]
   near, row = tf.gather(codes.values, where), tf.gather(codes.value_rowids(), where)
