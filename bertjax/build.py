@@ -15,12 +15,14 @@ import numpy as np
 import optax
 from etils import epath
 
+from bertjax import tasks
 from bertjax.config import flat
 from bertjax.data import dataset, masking
 from bertjax.data import loader as loader_lib
 from bertjax.fields import OF_TASKS
 from bertjax.model import config as model_config
 from bertjax.model import encoder, heads
+from bertjax.tasks import task as task_lib
 from bertjax.training import distributed, optimizer
 from bertjax.training import mesh as mesh_lib
 from bertjax.training import run as run_lib
@@ -284,3 +286,57 @@ def unigram_cross_entropy(counts: np.ndarray, heldout, *, exclude) -> float:
     weight += float(batch['masked_lm_weights'].sum())
   total, weight = distributed.total([total, weight]).tolist()
   return total / weight
+
+
+def make_task(config):
+  """The task that a config for fine-tuning describes in `task` and `data`.
+
+  Raises:
+    ValueError: if the task is unknown, lacks its data or an option, or has an option of another one.
+  """
+  data, options = config.data, config.task.to_dict()
+  name = options.pop('name')
+  for option in ('labels', 'endings', 'types'):  # several names, joined by '|'
+    options[option] = tuple(part for part in options[option].split('|') if part)
+  if config.span_loss_includes_padding:
+    if not name.startswith('squad'):
+      raise ValueError(f'span_loss_includes_padding is for SQuAD, got {name!r}; leave it False.')
+    options['loss_includes_padding'] = True
+  files = {split: data[f'{split}_file'] for split in ('train', 'dev', 'test')}
+  files = {split: file for split, file in files.items() if file}
+  return tasks.make_task(name, data.source, files=files, dev_fraction=data.dev_fraction, **options)
+
+
+def training_examples(config, task) -> list[task_lib.Example]:
+  """The labelled examples to train on, a random subset of `data.max_train_examples`."""
+  data = config.data
+  return task_lib.training_examples(task, data.train, data.max_train_examples, config.seed)
+
+
+def training_columns(config, task, tokenizer) -> dict[str, np.ndarray]:
+  """The encoded training split: encoded now, or read from `data.prepared`.
+
+  Raises:
+    ValueError: if `data.prepared` was prepared with another config.
+  """
+  data = config.data
+  if not data.prepared:
+    examples = training_examples(config, task)
+    return task_lib.encode_split(task, examples, tokenizer, data.length, data.train).columns
+  prepared = dataset.Dataset(data.prepared, 'train')
+  wanted = preparation_settings(config, task, tokenizer)
+  found = {name: prepared.manifest.get(name) for name in wanted}
+  if found != wanted:
+    raise ValueError(
+      f'{data.prepared} was prepared with {found}, this run needs {wanted}; prepare it again.'
+    )
+  return prepared[np.arange(len(prepared))]
+
+
+def preparation_settings(config, task, tokenizer) -> dict:
+  """The settings on which the encoded training split depends, for the manifest."""
+  named = ('length', 'train', 'max_train_examples', 'train_file', 'dev_file', 'dev_fraction')
+  chosen = {name: config.data[name] for name in named} | {'labels': list(task.labels)}
+  if config.data.max_train_examples:
+    chosen['seed'] = config.seed  # of the subset
+  return {'task': config.task.to_dict(), 'tokenizer': tokenizer.fingerprint, 'settings': chosen}

@@ -31,7 +31,7 @@ from bertjax.interop import loading
 from bertjax.model import encoder, heads
 from bertjax.objectives import mlm
 from bertjax.tasks import report
-from bertjax.tasks import rows as rows_lib
+from bertjax.tasks import task as task_lib
 from bertjax.training import checkpoint, distributed, loop
 from bertjax.training import mesh as mesh_lib
 from bertjax.training import run as run_lib
@@ -120,7 +120,7 @@ def evaluate_task(config, model: str, split: str = '', out: str = '') -> dict[st
   A split without labels gets no scores ({}), so it needs `out`. Other splits than dev are answered
   with the threshold that the run tuned on dev (SQuAD 2.0), from the metrics.json beside the model.
   """
-  task, tokenizer = rows_lib.make_task(config), loading.load_tokenizer(model)
+  task, tokenizer = build.make_task(config), loading.load_tokenizer(model)
   mesh = mesh_lib.make_evaluation_mesh(config.batch_size)
   encoder_config, params = loading.load_weights(model)
   if task.head not in params:
@@ -131,7 +131,7 @@ def evaluate_task(config, model: str, split: str = '', out: str = '') -> dict[st
     encoder_config, heads=(task.head,), pooler='pooler' in params, num_labels=task.num_labels
   )
   examples = task.read(split)
-  encoded = rows_lib.encode(task, examples, tokenizer, config.data.length, split)
+  encoded = task_lib.encode_split(task, examples, tokenizer, config.data.length, split)
   names = {'encoder', task.head, *({'pooler'} & set(params))}
   params = mesh_lib.replicate({name: params[name] for name in names}, mesh)
   predict = scoring.make_predict(bert, task, mesh, config.batch_size, config.data.buckets)

@@ -31,7 +31,7 @@ from bertjax.interop import loading
 from bertjax.model import encoder, heads
 from bertjax.objectives import Objective
 from bertjax.scoring import check_labels, decode_and_score, make_predict, score
-from bertjax.tasks import report, rows
+from bertjax.tasks import report
 from bertjax.tasks import task as task_lib
 from bertjax.training import checkpoint, distributed, metrics, optimizer, sweep
 from bertjax.training import mesh as mesh_lib
@@ -128,17 +128,17 @@ def run(config, *, workdir: str, **processes) -> dict[str, float]:
 def set_up(config) -> Setup:
   """Reads and checks everything that a run needs."""
   build.check_finetuning(config)
-  task, layout = rows.make_task(config), make_layout(config)
+  task, layout = build.make_task(config), make_layout(config)
   tokenizer = loading.load_tokenizer(config.init_from)
   weights = loading.load_weights(config.init_from)
   model = make_model(config, task, weights[0])
   if not config.reinit_head and task.head in weights[1]:
     check_labels(config.init_from, weights[1], task)
   pack = packed_length(config, task, model.config)
-  columns = rows.training_columns(config, task, tokenizer)
+  columns = build.training_columns(config, task, tokenizer)
   examples = task.read(config.data.dev)
   task_lib.golds(examples)  # before anything compiles
-  dev = rows.encode(task, examples, tokenizer, config.data.length, config.data.dev)
+  dev = task_lib.encode_split(task, examples, tokenizer, config.data.length, config.data.dev)
   make = functools.partial(
     loader_lib.task_batches, task.label, columns, config.batch_size, config.data.buckets, pack=pack
   )
@@ -320,7 +320,7 @@ def save(setup: Setup, workdir, predict, params, chosen: dict, evaluations) -> d
   facts = {'task': task.name, 'from': config.init_from, **chosen,
            'training examples': setup.num_train_examples, 'steps': setup.steps}  # fmt: skip
   if not config.data.prepared:
-    labels = [example.label for example in rows.training_examples(config, task)]
+    labels = [example.label for example in build.training_examples(config, task)]
     facts['training labels'] = ', '.join(task.label.describe(labels))
   notes = report.remarks(task, config.data.dev, setup.examples, predictions, scores)
   page = report.page(
@@ -344,7 +344,7 @@ def predict_test(setup: Setup, predict, params, threshold: float) -> list[tuple]
   except (ValueError, OSError) as error:
     _log.warning('no predictions for %s: %s', split, error)
     return []
-  encoded = rows.encode(task, examples, setup.tokenizer, config.data.length, split)
+  encoded = task_lib.encode_split(task, examples, setup.tokenizer, config.data.length, split)
   logits, _ = predict(params, encoded)
   return [(split, examples, task.decode(examples, encoded, logits[0], threshold))]
 

@@ -70,11 +70,20 @@ def run(
 
 
 def _prepare_task(config, out: str) -> dict:
+  """Writes the encoded training split of a task for `data.prepared`; returns the manifest."""
+  from bertjax import build  # imports jax
   from bertjax.interop import loading
-  from bertjax.tasks import rows
+  from bertjax.tasks import task as task_lib
 
-  tokenizer = loading.load_tokenizer(config.init_from)
-  return rows.prepare(config, rows.make_task(config), tokenizer, out)
+  tokenizer, task = loading.load_tokenizer(config.init_from), build.make_task(config)
+  settings = build.preparation_settings(config, task, tokenizer)
+  layout = task_lib.columns(task, config.data.length, tokenizer.vocab_size)
+  columns = build.training_columns(config, task, tokenizer)
+  writer = dataset.Writer(out, settings, layout)
+  tokenizer.save(writer.folder)
+  writer.add_shard('train', 0, [columns])
+  writer.finish({'train': 1, 'heldout': 0}, **settings)
+  return dataset.read_manifest(out)
 
 
 def _check(workers: int, format: str, shard: str) -> tuple[int, int]:

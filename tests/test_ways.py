@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import scipy.special
 
-from bertjax import evaluate, finetune
+from bertjax import build, evaluate, finetune
 from bertjax.__main__ import main
 from bertjax.config import load_recipe
 from bertjax.data import loader
@@ -20,7 +20,6 @@ from bertjax.interop import loading
 from bertjax.model.encoder import PARAM_AXES, layer_factors
 from bertjax.model.heads import init_params
 from bertjax.objectives.labels import Class, Span
-from bertjax.tasks import rows
 from bertjax.training import loop, optimizer, sweep
 from bertjax.training import run as run_lib
 from bertjax.training.metrics import read_metrics
@@ -284,7 +283,7 @@ def test_the_order_of_sentences_of_a_book_is_a_task(model, data_dir, tmp_path): 
   config.data.length, config.data.max_train_examples = 64, 300
   scores = finetune.run(config, workdir=str(tmp_path / 'run'))
   lines = (tmp_path / 'run' / 'predictions' / 'dev.tsv').read_text().splitlines()[1:]
-  golds = [item.label for item in rows.make_task(config).read('dev')]
+  golds = [item.label for item in build.make_task(config).read('dev')]
   right = np.array([line.split('\t')[1] == 'swapped' for line in lines]) == np.array(golds, bool)
   assert scores['accuracy'] == pytest.approx(right.mean()) and 0.4 < np.mean(golds) < 0.6
 
@@ -350,7 +349,7 @@ def test_a_question_without_the_position_of_its_answer_is_not_in_the_loss():
 
 
 def test_balanced_weights_and_their_mistakes(own):
-  task = rows.make_task(own)
+  task = build.make_task(own)
   column = np.array([0, 0, 0, 1])
   assert task.label.class_weights('balanced', column) == pytest.approx((4 / 6, 2.0))
   with pytest.raises(ValueError, match=r"'balanced' or 2 numbers, of bad, good; got '1\.0'"):
