@@ -326,9 +326,14 @@ def training_columns(config, task, tokenizer) -> dict[str, np.ndarray]:
   prepared = dataset.Dataset(data.prepared, 'train')
   wanted = preparation_settings(config, task, tokenizer)
   found = {name: prepared.manifest.get(name) for name in wanted}
-  if found != wanted:
+  before, now = (flat(settings) for settings in (found, wanted))
+  if changed := sorted(name for name in now if before.get(name) != now[name]):
+    old, new = (
+      ', '.join(f'{name.removeprefix("settings.")}={settings.get(name)!r}' for name in changed)
+      for settings in (before, now)
+    )
     raise ValueError(
-      f'{data.prepared} was prepared with {found}, this run needs {wanted}; prepare it again.'
+      f'{data.prepared} was prepared with {old}, this run has {new}; prepare it again.'
     )
   return prepared[np.arange(len(prepared))]
 

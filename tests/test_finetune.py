@@ -248,7 +248,9 @@ def test_prepared_rows_train_as_raw_ones_do(make, tmp_path):
   finetune.run(config, workdir=str(tmp_path / 'prepared'))
   assert logged(tmp_path / 'prepared') == logged(tmp_path / 'raw')
   config.data.length = 48
-  with pytest.raises(ValueError, match=r"'length': 32.*this run wants .*'length': 48"):
+  with pytest.raises(
+    ValueError, match=r'was prepared with length=32, this run has length=48; prepare'
+  ):
     finetune.run(config, workdir=str(tmp_path / 'other'))
 
 
