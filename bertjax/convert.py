@@ -4,9 +4,11 @@
   bertjax convert --from=bert-base-uncased --out=DIR --format=google
 
   bertjax convert --from=WORKDIR --checkpoint=30000 --out=DIR
+  bertjax convert --from=WORKDIR --out=DIR --hub=OWNER/NAME
 
 The first turns Google's files into Hugging Face's, the second goes back, the third makes a model of
-a checkpoint of a run. Reads Hugging Face's folders and hub names (model.safetensors,
+a checkpoint of a run, and the fourth uploads it to the Hugging Face hub, private and with a model
+card. Reads Hugging Face's folders and hub names (model.safetensors,
 pytorch_model.bin, former Flax's flax_model.msgpack) and Google's TF1 checkpoints, and says which it
 found. Weights stay bit for bit.
 """
@@ -15,21 +17,22 @@ import logging
 
 from etils import epath
 
-from bertjax.interop import checkpoints, loading
+from bertjax.interop import checkpoints, files, loading
+from bertjax.interop import hub as hub_lib
 
 _log = logging.getLogger(__name__)
 
 
 def run(
   *, out: str, format: str = 'hf', heads: str = '', gelu='erf', lowercase='', checkpoint: int = -1,
-  **flags,
+  hub: str = '', **flags,
 ) -> None:  # fmt: skip
   """Converts a model; `from` is among the flags because it is a word of Python's.
 
   Raises:
     ValueError: if the source cannot be read, or `out` exists and is not empty.
   """
-  source = flags.pop('from', '')
+  source = given = flags.pop('from', '')
   if not source or not out:
     raise ValueError('convert needs --from=MODEL and --out=DIR.')
   if format not in ('hf', 'google') or lowercase not in ('', 'true', 'false'):
@@ -38,6 +41,10 @@ def run(
     )
   if gelu not in ('erf', 'tanh'):
     raise ValueError(f"--gelu is 'erf' or 'tanh', got {gelu!r}.")
+  if hub:
+    hub_lib.check_name(hub)
+    if format != 'hf':
+      raise ValueError(f'--hub uploads a model directory, --format=hf; got --format={format}.')
   target = epath.Path(out)
   if target.exists() and not (target.is_dir() and not any(target.iterdir())):
     raise ValueError(f'{target} exists already; remove it or choose another --out.')
@@ -57,3 +64,15 @@ def run(
       'embeddings are means of length 1.', source, out,
     )  # fmt: skip
   _log.info('written to %s: %s', out, ', '.join(model[1]))
+  if hub:
+    scores = _scores(given)
+    card = hub_lib.model_card(hub, model[0], model[1], labels, scores)
+    (target / 'README.md').write_text(card, encoding='utf-8')
+    _log.info('uploaded to %s', hub_lib.push(target, hub))
+
+
+def _scores(source) -> dict[str, float]:
+  """The final metrics of a run's workdir; {} for other sources."""
+  path = epath.Path(source) / 'metrics.json'
+  content = files.read_json(path) if path.is_file() else {}
+  return {name: value for name, value in content.items() if isinstance(value, int | float)}

@@ -198,6 +198,8 @@ VERBS = {
       'heads': ('', 'heads to keep, separated by commas; empty = all'),
       'gelu': ('erf', "meaning of 'gelu' in a bert_config.json: 'erf' or 'tanh'"),
       'lowercase': ('', "lower-casing of the tokenizer: 'true' or 'false'; empty = as the files say"),
+      'hub': ('', 'repository OWNER/NAME of the Hugging Face hub to upload --out to, with a model '
+                  'card; created as private; empty = none'),
     },
   ),
   'export': Verb(

@@ -1,9 +1,16 @@
 """`bertjax convert` from every format to every format, and pre-training that starts from each."""
 
+import base64
 import functools
+import http.server
 import json
+import os
 import pathlib
 import shutil
+import subprocess
+import sys
+import threading
+from typing import ClassVar
 
 import flax.traverse_util
 import jax
@@ -205,3 +212,79 @@ def test_packed_rows_have_an_output_for_each_sequence(model):
     packed['classification_logits'][1, 1], alone['classification_logits'][0], atol=1e-5
   )
   np.testing.assert_allclose(packed['choice_logits'][1, 1], alone['choice_logits'][0], atol=1e-5)
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+  """Takes a commit as the hub does, every file inline; keeps what it got."""
+
+  files: ClassVar[dict] = {}
+
+  def do_POST(self):
+    body = self.rfile.read(int(self.headers['content-length']))
+    address = f'http://127.0.0.1:{self.server.server_port}/me/mine'
+    if self.headers['authorization'] != 'Bearer hf_secret':
+      return self.answer(401, {'error': 'Invalid credentials'})
+    if self.path.endswith('/repos/create'):
+      asked = json.loads(body)
+      assert asked.get('private') is True or asked['visibility'] == 'private'
+      return self.answer(200, {'url': address, 'name': 'me/mine', 'id': '1'})
+    if '/preupload/' in self.path:
+      paths = [file['path'] for file in json.loads(body)['files']]
+      modes = [{'path': p, 'uploadMode': 'regular', 'shouldIgnore': False} for p in paths]
+      return self.answer(200, {'files': modes})
+    if '/commit/' in self.path:
+      for line in map(json.loads, body.splitlines()):
+        if line['key'] == 'file':
+          Hub.files[line['value']['path']] = base64.b64decode(line['value']['content'])
+      return self.answer(200, {'commitUrl': f'{address}/commit/1', 'commitOid': '1' * 40})
+    return self.answer(200, {'errors': [], 'warnings': []})  # of the card's YAML
+
+  def do_GET(self):
+    self.answer(200, {'sha': '0' * 40, 'id': 'me/mine', 'siblings': []})
+
+  def answer(self, code, content):
+    text = json.dumps(content).encode()
+    self.send_response(code)
+    self.send_header('content-type', 'application/json')
+    self.send_header('content-length', str(len(text)))
+    self.end_headers()
+    self.wfile.write(text)
+
+  def log_message(self, *words):
+    pass
+
+
+def test_a_model_is_uploaded_to_the_hub_with_a_card(model, tmp_path):
+  run = tmp_path / 'run'
+  save_model(run / 'model', *model)
+  (run / 'run.json').write_text('{}')
+  (run / 'metrics.json').write_text('{"mlm_loss": 1.2345678, "step": 7}')
+  server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Hub)
+  threading.Thread(target=server.serve_forever, daemon=True).start()
+  hub = {
+    'HF_ENDPOINT': f'http://127.0.0.1:{server.server_port}', 'HF_HUB_OFFLINE': '0',
+    'HF_HOME': str(tmp_path / 'home'), 'HF_HUB_DISABLE_XET': '1',
+  }  # fmt: skip
+
+  def convert(out, name, token):
+    arguments = [f'--from={run}', f'--out={tmp_path / out}', f'--hub={name}']
+    return subprocess.run(
+      [sys.executable, '-m', 'bertjax', 'convert', *arguments], capture_output=True, text=True,
+      env=os.environ | hub | {'HF_TOKEN': token},
+    )  # fmt: skip
+
+  done = convert('a', 'me/mine', 'hf_secret')
+  assert done.returncode == 0 and 'uploaded to' in done.stderr, done.stderr
+  assert {'config.json', 'model.safetensors', 'vocab.txt', 'README.md'} <= Hub.files.keys()
+  for name, content in Hub.files.items():
+    assert (tmp_path / 'a' / name).read_bytes() == content
+  card = Hub.files['README.md'].decode()
+  assert 'pipeline_tag: fill-mask' in card and "load_model('me/mine')" in card
+  assert '| Heads | mlm, nsp |' in card and '| `mlm_loss` | 1.235 |' in card
+  for number, (name, token, message) in enumerate(
+    (('mine', 'hf_secret', "'mine' is no repository of the hub; name one as OWNER/NAME"),
+     ('me/mine', 'hf_wrong', 'could not be uploaded as me/mine; check the connection'))
+  ):  # fmt: skip
+    done = convert(f'b{number}', name, token)
+    assert done.returncode == 2 and message in done.stderr, done.stderr
+  server.shutdown()

@@ -2,9 +2,12 @@
 
 import re
 
+import jax
+import numpy as np
 from etils import epath
 
 from bertjax.interop import sentences
+from bertjax.model.heads import Bert
 
 _TEXT_FILES = (
   'config.json', 'vocab.txt', 'spiece.model', 'tokenizer.json', 'tokenizer_config.json',
@@ -49,12 +52,100 @@ def find_root(path_or_name) -> epath.Path:
   raise ValueError(f'{path_or_name} on huggingface.co has no weights in a format known here.')
 
 
+_CARD = """---
+library_name: transformers
+tags: [bert, bertjax]{pipeline}
+---
+
+# {title}
+
+A BERT-style encoder in the format of Hugging Face's `transformers`, written by
+[bertjax](https://github.com/bertjax/bertjax).
+
+| | |
+|---|---|
+{facts}
+
+```python
+import bertjax
+
+model, params, tokenizer = bertjax.load_model('{name}')
+```
+"""
+_PIPELINES = {'mlm': 'fill-mask', 'classification': 'text-classification', 'span': 'question-answering',
+              'tagging': 'token-classification', 'choice': 'multiple-choice'}  # fmt: skip
+
+
+def model_card(name: str, model: Bert, params: dict, labels=(), scores: dict | None = None) -> str:
+  """The README.md of a model on the hub.
+
+  Args:
+    name: repository, 'owner/name'.
+    model: the module.
+    params: its parameters.
+    labels: class names, by index.
+    scores: metric -> score of the run that trained the model.
+  """
+  config = model.config
+  size = sum(np.size(leaf) for leaf in jax.tree.leaves(params))
+  facts = {
+    'Parameters': f'{size:,}',
+    'Layers, hidden size, attention heads': f'{config.num_layers}, {config.hidden_size}, '
+                                            f'{config.num_heads}',
+    'Maximum length in tokens': config.max_positions,
+    'Vocabulary': f'{config.vocab_size:,}',
+    'Heads': ', '.join(model.heads) or 'none, the bare encoder',
+  }  # fmt: skip
+  if labels:
+    facts['Labels'] = ', '.join(labels)
+  facts |= {f'`{metric}`': f'{score:.4g}' for metric, score in (scores or {}).items()}
+  pipelines = [_PIPELINES[head] for head in model.heads if head in _PIPELINES]
+  return _CARD.format(
+    title=name.partition('/')[2], name=name,
+    pipeline=f'\npipeline_tag: {pipelines[-1]}' if pipelines else '',
+    facts='\n'.join(f'| {fact} | {value} |' for fact, value in facts.items()),
+  )  # fmt: skip
+
+
+def check_name(name: str) -> None:
+  """Raises ValueError unless a name is that of a repository, 'owner/name'."""
+  if not re.fullmatch(r'\w[\w.-]*/\w[\w.-]*', name):
+    raise ValueError(f'{name!r} is no repository of the hub; name one as OWNER/NAME.')
+
+
+def push(folder, name: str) -> str:
+  """Uploads a model directory as a private repository, or as a new commit; returns its address.
+
+  Raises:
+    ValueError: if the hub refuses or cannot be reached.
+  """
+  import huggingface_hub
+
+  check_name(name)
+  try:
+    url = huggingface_hub.create_repo(name, private=True, exist_ok=True)
+    huggingface_hub.upload_folder(
+      repo_id=name, folder_path=str(folder), commit_message='Upload a model of bertjax'
+    )
+  except Exception as error:  # httpx's transport errors come as they are
+    raise ValueError(
+      f'{folder} could not be uploaded as {name}; check the connection and the login '
+      f'(`hf auth login`, with a token that may write). The hub says: {_first_line(error)}'
+    ) from error
+  return str(url)
+
+
+def _first_line(error: Exception) -> str:
+  """The first line of the hub library's message that is a sentence."""
+  lines = re.sub(r' *\(Request ID[^)]*\)', '', str(error)).splitlines()
+  lines = [line for line in lines if line and not re.fullmatch(r'\d+ Client Error\.', line)]
+  return lines[0] if lines else repr(error)
+
+
 def _hub_message(name, error: Exception) -> str:
   """What the hub's library says in its first line that is a sentence, and what to do."""
   from huggingface_hub import errors
 
-  lines = re.sub(r' *\(Request ID[^)]*\)', '', str(error)).splitlines()
-  lines = [line for line in lines if line and not re.fullmatch(r'\d+ Client Error\.', line)]
   advice = 'check the connection, or name a local folder'
   for kind, text in (
     (errors.GatedRepoError, 'ask for access on its page and log in with `hf auth login`'),
@@ -67,5 +158,5 @@ def _hub_message(name, error: Exception) -> str:
       break
   return (
     f'{name} is no folder with a config.json, and no model of that name could be had from '
-    f'huggingface.co or its cache; {advice}. The hub says: {lines[0] if lines else repr(error)}'
+    f'huggingface.co or its cache; {advice}. The hub says: {_first_line(error)}'
   )
