@@ -1,7 +1,8 @@
 """Chinese from raw text to every kind of answer, with the verbs only.
 
-Measured once (2 cores, seed 0): 56% random NSP labels, no [UNK], held-out masked-LM loss 4.00 and
-NSP accuracy 0.91 after 500 steps; accuracy 0.98, tagging F1 1.00, CMRC F1 0.75, exact match 0.70.
+Measured in two runs (2 cores, jax 0.10.2, seed 0, 11 minutes): 56.1% random NSP labels, 0.00%
+[UNK], held-out masked-LM loss 4.00 and NSP accuracy 0.91 after 500 steps; accuracy 0.98, tagging F1
+1.00, CMRC F1 0.75, exact match 0.70. The bounds leave room for other versions of jax.
 """
 
 import contextlib
@@ -105,8 +106,8 @@ def test_half_of_the_next_sentences_are_random_and_no_token_is_unknown(work, row
 @pytest.mark.slow
 def test_pretraining_learns_characters_and_what_follows(work, model):
   scores = [row for row in read_metrics(work / 'run') if row['kind'] == 'eval'][-1]
-  assert scores['mlm_loss'] < 4.6  # the unigram's is about 5.5
-  assert scores['nsp_accuracy'] > 0.75
+  assert scores['mlm_loss'] < 4.4  # the unigram's is about 5.5
+  assert scores['nsp_accuracy'] > 0.8
 
 
 @pytest.mark.slow
@@ -127,7 +128,7 @@ def test_reviews_are_classified_explained_and_reported(work, model):
     '--config.num_train_epochs=3.0',
     '--config.task.text=评论', '--config.task.label=评价', '--config.learning_rate=1e-3',
   )  # fmt: skip
-  assert scores['accuracy'] > 0.85
+  assert scores['accuracy'] > 0.9
   text = chinese.reviews(2, seed=3)[1][0]
   assert ask(folder / 'model', 'classify', text)['labels'] == ['差评']
   page = (folder / 'report.html').read_text('utf-8')
@@ -146,7 +147,7 @@ def test_names_are_tagged_character_by_character(work, model):
     work, model, 'tagging:conll', '--config.data.train_file=train.conll', '--config.data.dev_file=dev.conll',
     '--config.num_train_epochs=4.0', '--config.learning_rate=2e-3',
   )  # fmt: skip
-  assert scores['f1'] > 0.9
+  assert scores['f1'] > 0.95
   spans = ask(folder / 'model', 'tag', '昨天下午，欧阳雪坐火车去了哈尔滨。')
   assert [(s['label'], s['text']) for s in spans] == [('PER', '欧阳雪'), ('LOC', '哈尔滨')]
 
@@ -161,7 +162,7 @@ def test_questions_are_answered_and_scored_as_in_cmrc_2018(work, model):
     '--config.task.scorer=cmrc2018', '--config.task.max_query=24', '--config.num_train_epochs=6.0',
     '--config.learning_rate=2e-3',
   )  # fmt: skip
-  assert scores['f1'] >= scores['exact'] and scores['f1'] > 0.5
+  assert scores['f1'] >= scores['exact'] and scores['f1'] > 0.6 and scores['exact'] > 0.5
   context = '张伟最爱吃米粉。李华出生在杭州。'
   answer = ask(folder / 'model', 'answer', '谁出生在杭州？', f'--pair={context}')
   assert answer['text'] and answer['text'] in context
