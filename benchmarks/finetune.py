@@ -23,8 +23,8 @@ from bertjax import build, finetune
 from bertjax.config import load_recipe
 from bertjax.data import loader
 from bertjax.interop import loading
+from bertjax.training import layout as layout_lib
 from bertjax.training import optimizer
-from bertjax.training import run as run_lib
 
 FLAGS = {
   'config': ('glue:stsb', 'a recipe of configs/finetune'),
@@ -81,7 +81,7 @@ def losses_side_by_side(config, steps: int) -> dict:
   setup = finetune.set_up(config)
   optimizer = build.make_optimizer(config, steps, steps // 10)
   load = functools.partial(finetune.load, setup)
-  state, shardings, _ = run_lib.start(setup.objective, optimizer, setup.layout, load=load)
+  state, shardings, _ = layout_lib.start(setup.objective, optimizer, setup.layout, load=load)
   step = setup.layout.train_step(setup.objective, optimizer, shardings)
   peer = transformers_twin(setup, train_padding=True)
   ours, theirs = [], []
@@ -98,7 +98,7 @@ def losses_side_by_side(config, steps: int) -> dict:
 def transformers_twin(setup, train_padding: bool) -> TransformersLoop:
   """Their loop from the same weights, the new head's included."""
   task, load = setup.task, functools.partial(finetune.load, setup)
-  state, _, _ = run_lib.start(setup.objective, setup.optimizer, setup.layout, load=load)
+  state, _, _ = layout_lib.start(setup.objective, setup.optimizer, setup.layout, load=load)
   params = jax.device_get(state.params)
   with tempfile.TemporaryDirectory() as folder:
     start = pathlib.Path(folder) / 'start'

@@ -15,7 +15,7 @@ from benchmarks import measure, report
 from benchmarks.finetune import transformers_twin
 from bertjax import finetune
 from bertjax.config import load_recipe
-from bertjax.training import run as run_lib
+from bertjax.training import layout as layout_lib
 
 FLAGS = {
   'config': ('glue:sst2', 'a recipe of configs/finetune'),
@@ -62,7 +62,7 @@ def run(config, source, model, batch_size, length, pack, steps, repeats, out):
 
 def ours(setup, steps: int, texts: int):
   """A contender: the first steps of a run, in tokens of text."""
-  state, shardings, _ = run_lib.start(
+  state, shardings, _ = layout_lib.start(
     setup.objective, setup.optimizer, setup.layout, load=functools.partial(finetune.load, setup)
   )
   step = setup.layout.train_step(setup.objective, setup.optimizer, shardings)

@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks import report
 from bertjax import finetune
 from bertjax.config import load_recipe
-from bertjax.training import run as run_lib
+from bertjax.training import layout as layout_lib
 
 FLAGS = {
   'config': ('glue:rte', 'a recipe of configs/finetune'),
@@ -82,7 +82,7 @@ def one_trial(config, seed: int, rate: float):
 
 def train(setup, steps: int, train_step=None):
   """Steps of a run or of trials; returns the compiled step."""
-  state, shardings, _ = run_lib.start(
+  state, shardings, _ = layout_lib.start(
     setup.objective, setup.optimizer, setup.layout, load=functools.partial(finetune.load, setup)
   )
   if train_step is None:

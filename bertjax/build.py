@@ -24,6 +24,7 @@ from bertjax.model import config as model_config
 from bertjax.model import encoder, heads
 from bertjax.tasks import task as task_lib
 from bertjax.training import distributed, optimizer
+from bertjax.training import layout as layout_lib
 from bertjax.training import mesh as mesh_lib
 from bertjax.training import run as run_lib
 
@@ -195,9 +196,9 @@ def make_optimizer(
   return optimizer.make_optimizer(schedule=schedule, param_axes=encoder.PARAM_AXES, **options)
 
 
-def make_layout(config, devices=None) -> run_lib.Layout:
+def make_layout(config, devices=None) -> layout_lib.Layout:
   """The layout of a pre-training run on all devices, or on these."""
-  return run_lib.Layout(
+  return layout_lib.Layout(
     mesh_lib.make_mesh(**config.mesh, devices=devices), encoder.PARAM_AXES, config.seed,
     config.prng_impl, config.gradient_accumulation_steps,
   )  # fmt: skip
@@ -211,6 +212,33 @@ def make_batches(config, folder, split, tokenizer, mesh) -> loader_lib.Batches:
     vocab_size=tokenizer.vocab_size, special=tokenizer.special, objective=config.objective,
     word_flags=tokenizer.word_flags, local=mesh_lib.local_rows(sharding, config.batch_size),
   )  # fmt: skip
+
+
+def packed_length(config, label, encoder_config) -> int:
+  """Tokens of a training row that holds several examples; 0 where a row holds one.
+
+  `data.packed_length=-1` is `data.length`, at least 128; but 0 with choices, a CRF or BiLSTM, and
+  with `span_loss_includes_padding`, where a row is one example.
+
+  Raises:
+    ValueError: if rows of that many tokens cannot hold every example, or may not hold several.
+  """
+  pack, most = config.data.packed_length, encoder_config.max_positions
+  alone = [
+    name for name, used in (('bilstm', encoder_config.bilstm), ('crf', encoder_config.crf),
+                            ('span_loss_includes_padding', label.includes_padding)) if used
+  ]  # fmt: skip
+  if pack == -1:
+    return 0 if alone or label.rows > 1 else max(config.data.length, min(128, most))
+  least = config.data.length * label.rows
+  if pack and not least <= pack <= most:
+    raise ValueError(
+      f'data.packed_length={pack} must be -1, 0 or from {least}, the longest example, to {most}, '
+      'the positions of the model.'
+    )
+  if pack and alone:
+    raise ValueError(f'{alone[0]} reads a row as one example; set data.packed_length=0.')
+  return pack
 
 
 def run_options(config) -> run_lib.Options:

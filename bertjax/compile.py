@@ -31,8 +31,8 @@ from bertjax.data.masking import Masking
 from bertjax.model.flops import train_flops
 from bertjax.objectives import mlm
 from bertjax.training import hlo
+from bertjax.training import layout as layout_lib
 from bertjax.training import mesh as mesh_lib
-from bertjax.training import run as run_lib
 from bertjax.training.hardware import chip
 
 VOCAB_SIZE = 30522  # bert-base-uncased's, where model.vocab_size=0 leaves it to the vocabulary
@@ -117,7 +117,7 @@ def report_of(stage, devices, *, measure: bool = False) -> dict:
   bert = build.make_model(config, config.model.vocab_size or VOCAB_SIZE)
   optimizer = build.make_optimizer(config, config.num_train_steps, config.warmup_steps)
   objective = mlm.pretraining(bert)
-  abstract, shardings = run_lib.abstract_state(objective, optimizer, layout)
+  abstract, shardings = layout_lib.abstract_state(objective, optimizer, layout)
   step = layout.train_step(objective, optimizer, shardings)
   sharding, size = mesh_lib.batch_sharding(mesh), config.batch_size
   rows = random_batch(config, bert.config.vocab_size)
@@ -147,7 +147,7 @@ def report_of(stage, devices, *, measure: bool = False) -> dict:
   report |= costs_of(compiled)
   report |= bounds_of(report)
   if measure:
-    state, _, _ = run_lib.start(objective, optimizer, layout)
+    state, _, _ = layout_lib.start(objective, optimizer, layout)
     whole = {name: np.repeat(x, size, axis=0) for name, x in rows.items()}
     report |= measured(compiled, state, mesh_lib.shard_batch(whole, sharding), report)
   return report

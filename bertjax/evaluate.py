@@ -33,8 +33,8 @@ from bertjax.objectives import mlm
 from bertjax.tasks import report
 from bertjax.tasks import task as task_lib
 from bertjax.training import checkpoint, distributed, loop
+from bertjax.training import layout as layout_lib
 from bertjax.training import mesh as mesh_lib
-from bertjax.training import run as run_lib
 
 _log = logging.getLogger(__name__)
 
@@ -217,9 +217,9 @@ def _choose(config, workdir, which: str):
 
 
 def _checkpoint_params(config, bert, mesh, checkpoints, step: int):
-  layout = run_lib.Layout(mesh, encoder.PARAM_AXES, config.seed, config.prng_impl)
+  layout = layout_lib.Layout(mesh, encoder.PARAM_AXES, config.seed, config.prng_impl)
   optimizer = build.make_optimizer(config, config.num_train_steps, config.warmup_steps)
-  abstract, _ = run_lib.abstract_state(mlm.pretraining(bert), optimizer, layout)
+  abstract, _ = layout_lib.abstract_state(mlm.pretraining(bert), optimizer, layout)
   state, _ = checkpoints.restore(step, abstract)
   return state.params
 

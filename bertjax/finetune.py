@@ -34,6 +34,7 @@ from bertjax.scoring import check_labels, decode_and_score, make_predict, score
 from bertjax.tasks import report
 from bertjax.tasks import task as task_lib
 from bertjax.training import checkpoint, distributed, metrics, optimizer, sweep
+from bertjax.training import layout as layout_lib
 from bertjax.training import mesh as mesh_lib
 from bertjax.training import run as run_lib
 
@@ -48,7 +49,7 @@ class Setup(NamedTuple):
   tokenizer: Tokenizer  # of `init_from`
   model: heads.Bert  # with the task's head
   weights: tuple  # config and parameters of `init_from`, as read
-  layout: run_lib.Layout  # a `sweep.Sweep` of several runs
+  layout: layout_lib.Layout  # a `sweep.Sweep` of several runs
   objective: Objective
   optimizer: optax.GradientTransformation
   columns: dict[str, np.ndarray]  # rows to train on
@@ -134,7 +135,7 @@ def set_up(config) -> Setup:
   model = make_model(config, task, weights[0])
   if not config.reinit_head and task.head in weights[1]:
     check_labels(config.init_from, weights[1], task)
-  pack = packed_length(config, task, model.config)
+  pack = build.packed_length(config, task.label, model.config)
   columns = build.training_columns(config, task, tokenizer)
   examples = task.read(config.data.dev)
   task_lib.golds(examples)  # before anything compiles
@@ -170,13 +171,13 @@ def list_runs(config) -> tuple[tuple[int, float], ...]:
   return sweep.list_runs(config.seed, config.num_seeds, config.learning_rate, config.learning_rates)
 
 
-def make_layout(config) -> run_lib.Layout:
+def make_layout(config) -> layout_lib.Layout:
   """One run on the config's mesh, or a sweep over seeds and learning rates."""
   runs = list_runs(config)
   if len(runs) == 1:
     mesh = mesh_lib.make_mesh(**config.mesh)
     mesh_lib.check_batch_size(mesh, config.batch_size)
-    return run_lib.Layout(mesh, encoder.PARAM_AXES, config.seed, config.prng_impl)
+    return layout_lib.Layout(mesh, encoder.PARAM_AXES, config.seed, config.prng_impl)
   if jax.process_count() > 1:
     raise ValueError(f'trials run in one process, got {jax.process_count()}; start it on one host.')
   if config.mesh.to_dict() != {'data': -1, 'fsdp': 1, 'tensor': 1}:
@@ -209,33 +210,6 @@ def make_model(config, task, encoder_config) -> heads.Bert:
   return heads.Bert(
     encoder_config, heads=(task.head,), pooler=task.label.pooled, num_labels=task.num_labels
   )
-
-
-def packed_length(config, task, encoder_config) -> int:
-  """Tokens of a training row that holds several examples; 0 where a row holds one.
-
-  `data.packed_length=-1` is `data.length`, at least 128; but 0 with choices, a CRF or BiLSTM, and
-  with `span_loss_includes_padding`, where a row is one example.
-
-  Raises:
-    ValueError: if rows of that many tokens cannot hold every example, or may not hold several.
-  """
-  pack, most = config.data.packed_length, encoder_config.max_positions
-  alone = [
-    name for name, used in (('bilstm', encoder_config.bilstm), ('crf', encoder_config.crf),
-                            ('span_loss_includes_padding', task.label.includes_padding)) if used
-  ]  # fmt: skip
-  if pack == -1:
-    return 0 if alone or task.label.rows > 1 else max(config.data.length, min(128, most))
-  least = config.data.length * task.label.rows
-  if pack and not least <= pack <= most:
-    raise ValueError(
-      f'data.packed_length={pack} must be -1, 0 or from {least}, the longest example, to {most}, '
-      'the positions of the model.'
-    )
-  if pack and alone:
-    raise ValueError(f'{alone[0]} reads a row as one example; set data.packed_length=0.')
-  return pack
 
 
 def make_objective(config, model, task, columns, factors) -> Objective:

@@ -28,6 +28,7 @@ from bertjax.interop import loading
 from bertjax.model import flops, heads
 from bertjax.objectives import mlm
 from bertjax.training import checkpoint, distributed, loop
+from bertjax.training import layout as layout_lib
 from bertjax.training import mesh as mesh_lib
 from bertjax.training import run as run_lib
 
@@ -43,7 +44,7 @@ class Setup(NamedTuple):
   model: heads.Bert
   objective: objectives.Objective
   optimizer: optax.GradientTransformation
-  layout: run_lib.Layout
+  layout: layout_lib.Layout
   loader: str
   identity: dict
 
@@ -116,7 +117,8 @@ def make_stages(setup: Setup) -> list[run_lib.Stage]:
 
   def evaluate(params, heldout):
     stream = iterate(heldout.evaluation, 0, heldout.steps_for(setup.config.max_eval_examples))
-    scores = loop.evaluate(eval_step, params, loop.to_device(stream, mesh))
+    batches = loop.to_device(stream, mesh)
+    scores = loop.evaluate(eval_step, params, batches, setup.objective.scale)
     return [mlm.add_perplexity(scores)]
 
   for stage in setup.stages:

@@ -26,7 +26,7 @@ from bertjax.interop.loading import load_model, read_labels, save_model
 from bertjax.model.config import EncoderConfig
 from bertjax.model.heads import Bert
 from bertjax.objectives import mlm
-from bertjax.training import run as run_lib
+from bertjax.training import layout as layout_lib
 
 
 def random_params(config, heads=('mlm', 'nsp')):
@@ -131,7 +131,7 @@ def begin(tiny_rows, tmp_path):
     layout = build.make_layout(config, jax.devices()[:1])
     setup = pretrain.Setup(config, [], tokenizer, model, objective, optimizer, layout, '', {})
     load = functools.partial(pretrain.load, setup) if config.init_from else None
-    state, _, _ = run_lib.start(objective, optimizer, layout, load=load)
+    state, _, _ = layout_lib.start(objective, optimizer, layout, load=load)
     return jax.device_get(state.params)
 
   return parameters

@@ -17,6 +17,7 @@ import pytest
 from bertjax.model.encoder import PARAM_AXES
 from bertjax.model.heads import Bert, init_params
 from bertjax.objectives import mlm
+from bertjax.training import layout as layout_lib
 from bertjax.training import loop
 from bertjax.training import mesh as mesh_lib
 from bertjax.training import run as run_lib
@@ -221,7 +222,7 @@ def test_terms_are_scaled_in_the_total_only():
 
 def test_a_loss_that_couples_rows_is_not_accumulated():
   objective = mlm.pretraining(Bert(STILL))._replace(coupled=True)
-  layout = run_lib.Layout(mesh_lib.make_mesh(), PARAM_AXES, accumulation=2)
+  layout = layout_lib.Layout(mesh_lib.make_mesh(), PARAM_AXES, accumulation=2)
   with pytest.raises(ValueError, match='couples the rows of a batch'):
     layout.train_step(objective, optax.sgd(0.1), None)
 

@@ -20,6 +20,7 @@ from bertjax.interop import loading
 from bertjax.model.encoder import PARAM_AXES, layer_factors
 from bertjax.model.heads import init_params
 from bertjax.objectives.labels import Class, Span
+from bertjax.training import layout as layout_lib
 from bertjax.training import loop, optimizer, sweep
 from bertjax.training import run as run_lib
 from bertjax.training.metrics import read_metrics
@@ -102,7 +103,7 @@ def losses_of(config, steps):
   """The losses of the first steps [steps] or [steps, K], at a constant learning rate."""
   config.schedule, config.warmup_ratio = 'constant', 0.0
   setup = finetune.set_up(config)
-  state, shardings, _ = run_lib.start(
+  state, shardings, _ = layout_lib.start(
     setup.objective, setup.optimizer, setup.layout, load=functools.partial(finetune.load, setup)
   )
   step = setup.layout.train_step(setup.objective, setup.optimizer, shardings)

@@ -238,14 +238,16 @@ def means(
   return {'loss': sum(scaled)} | {f'{term}_loss': loss for term, loss in terms.items()} | metrics
 
 
-def evaluate(eval_step: Callable, params, batches: Iterable[dict]) -> dict[str, float]:
+def evaluate(
+  eval_step: Callable, params, batches: Iterable[dict], scale: Mapping[str, float] | None = None
+) -> dict[str, float]:
   """Adds the sums of all batches in float64 on the host and divides once: exact for any split."""
   parts = jax.device_get([eval_step(params, batch) for batch in batches])
   if not parts:
     raise ValueError('evaluation got no batches.')
   total = jax.tree.map(lambda *values: np.sum(values, dtype=np.float64), *parts)
   losses, sums, weights = total
-  result = {name: float(value) for name, value in means(losses, sums, weights).items()}
+  result = {name: float(v) for name, v in means(losses, sums, weights, scale).items()}
   return result | {f'{term}_weight': float(weight) for term, weight in weights.items()}
 
 

@@ -16,12 +16,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from etils import epath
-from jax.sharding import Mesh
 
 from bertjax.training import distributed, loop, metrics
 from bertjax.training.checkpoint import Checkpoints
-from bertjax.training.loop import STOPPED_EXIT_CODE, DivergedError, TrainState, init_state
-from bertjax.training.mesh import AxisTable, tree_shardings
+from bertjax.training.layout import Layout, abstract_of, start
+from bertjax.training.loop import STOPPED_EXIT_CODE, DivergedError, TrainState
 
 _log = logging.getLogger(__name__)
 
@@ -77,61 +76,6 @@ class Options:
   skip_divergence: bool = False
   loss_spike_threshold: float = 0.0
   stall_seconds: float = 0.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-  """How the state of one run is made and laid out on devices; `sweep.Sweep` does several runs.
-
-  Attributes:
-    mesh: device mesh.
-    axes: path -> axes table of the parameters, see `training.mesh`.
-    seed: seed of the initial weights and of dropout.
-    prng_impl: generator of dropout: 'threefry2x32', or 'rbg' (faster on TPU, but its bits depend on
-      the mesh).
-    accumulation: microbatches that each batch is split into.
-  """
-
-  mesh: Mesh
-  axes: AxisTable
-  seed: int = 0
-  prng_impl: str = 'threefry2x32'
-  accumulation: int = 1
-
-  def make_state(self, objective, optimizer, params=None) -> TrainState:
-    """The state at step 0 with `params`, or freshly initialised ones."""
-    return make_state(objective.init, optimizer, self.seed, self.prng_impl, params)
-
-  def shardings(self, tree):
-    """The shardings of a tree of arrays or shapes."""
-    return tree_shardings(self.mesh, self.axes, tree)
-
-  def train_step(self, objective, optimizer, state_shardings, wrap=lambda step: step) -> Callable:
-    """Compiles the train step."""
-    if objective.coupled and self.accumulation > 1:
-      raise ValueError(
-        f'gradient_accumulation_steps={self.accumulation}, but this loss couples the rows of a '
-        'batch; use 1.'
-      )
-    return loop.make_train_step(
-      objective.loss, objective.weights, optimizer, scale=objective.scale, mesh=self.mesh,
-      state_shardings=state_shardings, accumulation=self.accumulation, wrap=wrap,
-    )  # fmt: skip
-
-  def summary(self, scores: Sequence[Scores], options: Options, alive: Sequence[bool]) -> Scores:
-    """The scores that are logged and saved with the checkpoint."""
-    del options, alive
-    return scores[0]
-
-
-def make_state(
-  init: Callable, optimizer, seed: int, prng_impl: str = 'threefry2x32', params=None
-) -> TrainState:  # fmt: skip
-  """The state at step 0: `params`, or what `init(rng)` returns; both generators get `seed`."""
-  if params is None:  # initial weights do not depend on the generator of dropout
-    params = init(jax.random.fold_in(jax.random.key(seed), 0))
-  rng = jax.random.fold_in(jax.random.key(seed, impl=prng_impl), 1)
-  return TrainState.create(params, optimizer, rng)
 
 
 def train(
@@ -261,15 +205,22 @@ class _Run:
     _log.warning('%s Resuming from step %d without the %d batches since.', error, step, count)
     return state
 
+  def _last_evaluations(self) -> list[list[float]]:
+    """The ranking of the runs at each evaluation of the last stage."""
+    scores = [e['scores'] for e in self.evaluations if e['step'] > self._last_start]
+    return [ranking(s, self._options) for s in scores]
+
   def _alive(self) -> list[bool]:
     """Which runs have not run out of patience."""
-    scores = [e['scores'] for e in self.evaluations if e['step'] > self._last_start]
-    values = [ranking(s, self._options) for s in scores]
+    values = self._last_evaluations()
     return still_running(values, self._options.patience) if values else [True]
 
   def _evaluate(self, stage, params) -> Scores:
     self._scores = list(stage.evaluate(params))
-    return self._layout.summary(self._scores, self._options, self._alive())
+    values = ranking(self._scores, self._options)
+    if self._last_evaluations():
+      values = [v if on else -math.inf for v, on in zip(values, self._alive(), strict=True)]
+    return self._layout.summary(self._scores, values, self._options)
 
   def _save(self, state, step: int, scores: Scores | None) -> None:
     if scores:
@@ -325,53 +276,6 @@ def model_facts(config, *, labels=(), problem_type: str = '', trials: int = 1) -
   return {
     'config': fields, 'labels': list(labels), 'problem_type': problem_type, 'trials': trials
   }  # fmt: skip
-
-
-def abstract_of(state):
-  """Shapes and shardings of an existing state."""
-  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
-
-
-def abstract_state(objective, optimizer, layout: Layout):
-  """Shapes and shardings of a run's state, to restore a checkpoint into; and the shardings only."""
-  shapes = jax.eval_shape(lambda: layout.make_state(objective, optimizer))
-  shardings = layout.shardings(shapes)
-  abstract = jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
-  )
-  return abstract, shardings
-
-
-def start(
-  objective, optimizer, layout: Layout, checkpoints: Checkpoints | None = None,
-  load: Callable | None = None, *, num_train_steps: int = 2**31,
-) -> tuple[TrainState, TrainState, dict]:  # fmt: skip
-  """The state to start from: the newest checkpoint's, else one at step 0 with the params of `load`
-  or freshly initialised ones; see `train`.
-
-  Returns:
-    The state, its shardings, and the checkpoint's meta ({} without one).
-
-  Raises:
-    ValueError: if the newest checkpoint is of a step beyond `num_train_steps`.
-  """
-
-  def make(params=None):
-    return layout.make_state(objective, optimizer, params)
-
-  if checkpoints and (kept := checkpoints.steps()):
-    if kept[-1] > num_train_steps:
-      raise ValueError(
-        f'num_train_steps={num_train_steps}, but {checkpoints.directory} holds a checkpoint of '
-        f'step {kept[-1]}; set num_train_steps to at least that, or use another --workdir.'
-      )
-    abstract, shardings = abstract_state(objective, optimizer, layout)
-    state, meta = checkpoints.restore_newest(abstract)
-    _log.info('resuming from step %d of %s', loop.step_of(state), checkpoints.directory)
-    return state, shardings, meta
-  arguments = [load(lambda: jax.device_get(jax.jit(make)().params))] if load else []
-  state, shardings = init_state(make, layout.shardings, *arguments)
-  return state, shardings, {}
 
 
 def check_same(workdir, identity: dict) -> None:

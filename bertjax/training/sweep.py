@@ -5,7 +5,6 @@ learning rates train together: `jax.vmap` over the train step, the runs spread o
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
 
 import jax
@@ -13,12 +12,13 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from bertjax.training import run
+from bertjax.training.layout import Layout, make_state
 from bertjax.training.mesh import AXES, make_mesh
 from bertjax.training.optimizer import check_rate, with_peak
 
 
 @dataclasses.dataclass(frozen=True)
-class Sweep(run.Layout):
+class Sweep(Layout):
   """K runs side by side: every array of the state is [K, ...], each device has complete runs.
 
   Attributes:
@@ -29,7 +29,7 @@ class Sweep(run.Layout):
 
   def make_state(self, objective, optimizer, params=None):
     def one(seed, rate, *params):
-      state = run.make_state(objective.init, optimizer, seed, self.prng_impl, *params)
+      state = make_state(objective.init, optimizer, seed, self.prng_impl, *params)
       return dataclasses.replace(state, opt_state=with_peak(state.opt_state, rate))
 
     seeds, rates = (np.array(column) for column in zip(*self.runs, strict=True))
@@ -43,13 +43,10 @@ class Sweep(run.Layout):
   def train_step(self, objective, optimizer, state_shardings, wrap=jax.vmap):
     return super().train_step(objective, optimizer, state_shardings, wrap)
 
-  def summary(self, scores, options, alive):
-    """Means over the runs; the main metric is the best of the runs that are still running."""
-    values = run.ranking(scores, options)
-    alive = alive if len(alive) == len(values) else [True] * len(values)
-    best = max((v for v, on in zip(values, alive, strict=True) if on), default=-math.inf)
+  def summary(self, scores, values, options):
+    """Means over the runs; the main metric is that of the best run."""
     means = {name: float(np.mean([s[name] for s in scores])) for name in scores[0]}
-    best = best if options.highest else -best
+    best = max(values) if options.highest else -max(values)
     return means | {f'mean_{options.metric}': means[options.metric], options.metric: best}
 
 
