@@ -138,7 +138,7 @@ def set_up(config) -> Setup:
   pack = build.packed_length(config, task.label, model.config)
   columns = build.training_columns(config, task, tokenizer)
   examples = task.read(config.data.dev)
-  task_lib.golds(examples)  # before anything compiles
+  task_lib.gold_labels(examples)  # before anything compiles
   dev = task_lib.encode_split(task, examples, tokenizer, config.data.length, config.data.dev)
   make = functools.partial(
     loader_lib.task_batches, task.label, columns, config.batch_size, config.data.buckets, pack=pack

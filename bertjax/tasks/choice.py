@@ -11,7 +11,7 @@ import numpy as np
 from bertjax.objectives.labels import Choice, Class
 from bertjax.tasks import classification
 from bertjax.tasks.classification import Layout
-from bertjax.tasks.task import Encoded, Example, Task, golds
+from bertjax.tasks.task import Encoded, Example, Task, gold_labels
 
 _SWAG = tuple(f'ending{i}' for i in range(4))
 
@@ -88,4 +88,4 @@ def encode(items: Sequence[Example], tokenizer, length: int) -> Encoded:
 
 
 def score(items: Sequence[Example], predictions) -> dict[str, float]:
-  return {'accuracy': float(np.mean(np.asarray(predictions) == np.asarray(golds(items))))}
+  return {'accuracy': float(np.mean(np.asarray(predictions) == np.asarray(gold_labels(items))))}

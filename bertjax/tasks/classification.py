@@ -21,7 +21,7 @@ from bertjax.tasks.task import (
   Encoded,
   Example,
   Task,
-  golds,
+  gold_labels,
   known_split,
   lay_out,
   truncate,
@@ -230,7 +230,7 @@ def encode(items: Sequence[Example], tokenizer, length: int, *, label: Label) ->
 
 def score(items, predictions, *, label: Label, measure: Callable) -> dict[str, float]:
   """The metrics that the label names."""
-  scores = measure(np.asarray(predictions), label.references(golds(items)))
+  scores = measure(np.asarray(predictions), label.references(gold_labels(items)))
   return {name: scores[name] for name in label.metrics}
 
 

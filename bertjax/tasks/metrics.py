@@ -175,23 +175,23 @@ def cmrc_f1(predicted: str, gold: str) -> float:
 _CMRC_SEGMENT = re.compile(r"[一-龥]|[^\W一-龥]+(?:[.,'][^\W一-龥]+)*|[^\w\s]")
 
 
-def best_answer(measure: Callable[[str, str], float], predicted: str, golds: Sequence[str]):
+def best_answer(measure: Callable[[str, str], float], predicted: str, references: Sequence[str]):
   """Maximum of a measure over the reference answers, as in SQuAD 1.1."""
-  return max(measure(predicted, gold) for gold in golds)
+  return max(measure(predicted, reference) for reference in references)
 
 
 def best_answer_v2(
-  measure: Callable[[str, str], float], predicted: str, golds: Sequence[str],
+  measure: Callable[[str, str], float], predicted: str, references: Sequence[str],
   normalize: Callable[[str], str] = normalize_answer,
 ):  # fmt: skip
   """`best_answer` by the rules of SQuAD 2.0: an empty text is right only if both are empty.
 
   References that normalise to an empty text are ignored; without any, '' is right.
   """
-  golds = [gold for gold in golds if normalize(gold)] or ['']
-  if normalize(predicted) and golds != ['']:
-    return best_answer(measure, predicted, golds)
-  return float(not normalize(predicted) and golds == [''])
+  references = [text for text in references if normalize(text)] or ['']
+  if normalize(predicted) and references != ['']:
+    return best_answer(measure, predicted, references)
+  return float(not normalize(predicted) and references == [''])
 
 
 def best_threshold(scores, null_odds, answerable) -> tuple[float, float]:

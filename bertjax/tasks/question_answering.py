@@ -20,7 +20,7 @@ from bertjax import io
 from bertjax.data import tables
 from bertjax.objectives.labels import Span
 from bertjax.tasks import metrics
-from bertjax.tasks.task import Encoded, Example, Task, golds, known_split, lay_out
+from bertjax.tasks.task import Encoded, Example, Task, gold_labels, known_split, lay_out
 
 _FILES = {
   False: {'train': 'train-v1.1.json', 'dev': 'dev-v1.1.json'},
@@ -366,7 +366,7 @@ def score(
   """
   by_id = {item.id: p for item, p in zip(items, predictions, strict=True)}
   predictions = [by_id[item.id] for item in items]  # what is written where questions share an id
-  labels = [[text for text, _ in label] for label in golds(items)]
+  labels = [[text for text, _ in label] for label in gold_labels(items)]
   pick = _measure(scorer, version_2)
   measures = dict(zip(('exact', 'f1'), SCORERS[scorer], strict=False))
   answerable = np.array([bool(label) for label in labels])

@@ -18,7 +18,7 @@ from bertjax import io
 from bertjax.data import tables, words
 from bertjax.objectives.labels import Tags, entities
 from bertjax.tasks import metrics
-from bertjax.tasks.task import Encoded, Example, Task, golds, known_split, lay_out, text_room
+from bertjax.tasks.task import Encoded, Example, Task, gold_labels, known_split, lay_out, text_room
 
 _log = logging.getLogger(__name__)
 
@@ -254,7 +254,7 @@ def _chunks(starts: np.ndarray, room: int) -> Iterator[tuple[int, int]]:
 
 
 def score(items: Sequence[Example], predictions) -> dict[str, float]:
-  return metrics.span_scores(predictions, golds(items))
+  return metrics.span_scores(predictions, gold_labels(items))
 
 
 def write(folder, split: str, items: Sequence[Example], predictions) -> list[pathlib.Path]:

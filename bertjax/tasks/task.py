@@ -166,7 +166,7 @@ def sample(examples: list, most: int, seed: int) -> list:
 def training_examples(task: Task, split: str, most: int = 0, seed: int = 0) -> list[Example]:
   """The labelled examples of a split that can be learnt; a `sample` of them."""
   items = task.read(split)
-  golds(items)
+  gold_labels(items)
   return sample(task.trainable(items), most, seed)
 
 
@@ -239,7 +239,7 @@ def known_split(split: str, splits: Mapping):
   return splits[split]
 
 
-def golds(items: Sequence[Example]) -> list:
+def gold_labels(items: Sequence[Example]) -> list:
   """The reference labels of examples.
 
   Raises:
