@@ -9,7 +9,7 @@ _log = logging.getLogger(__name__)
 
 
 class BusyError(RuntimeError):
-  """There is no room in the queue; ask again later."""
+  """The queue is full; try again later."""
 
 
 class Batcher:
@@ -50,7 +50,7 @@ class Batcher:
     """The results of items; a caller that stops waiting gets none.
 
     Raises:
-      BusyError: if the queue has no room for all of them.
+      BusyError: if they do not all fit in the queue.
     """
     if not self._open or self.waiting + len(items) > self._limit:
       raise BusyError('the server is busy; try again in a second.')

@@ -115,16 +115,12 @@ class Predictor:
     path = loading.find_model(path)  # once: a run in progress may save another checkpoint
     labels, problem_type = loading.read_labels(path)
     model, params, tokenizer = loading.load_model(path)
-    layers: sentences.SentenceLayers | ValueError | None
     try:
-      layers = loading.read_sentence_layers(path)
+      layers: sentences.SentenceLayers | ValueError | None = loading.read_sentence_layers(path)
     except ValueError as error:  # raised where the layers are needed
       layers = error
-    defaults = {
-      'labels': labels if set(LABELLED_HEADS) & set(params) else (),
-      'problem_type': problem_type,
-      'layers': layers,
-    }
+    names = labels if set(LABELLED_HEADS) & set(params) else ()
+    defaults = {'labels': names, 'problem_type': problem_type, 'layers': layers}
     return cls(model, params, tokenizer, **defaults | options)
 
   @property
@@ -300,10 +296,11 @@ class Predictor:
       raise TextError(f'question {counts.index(0)} has no endings.')
     firsts = [p for p, count in zip(prompts, counts, strict=True) for _ in range(count)]
     seconds = list(itertools.chain.from_iterable(endings))
-    logits = np.split(self.runner.mean_outputs('choice', firsts, seconds), np.cumsum(counts)[:-1])
+    logits = self.runner.mean_outputs('choice', firsts, seconds)
+    rows = np.split(logits, np.cumsum(counts)[:-1])
     return [
       Choice(int(row.argmax()), options[row.argmax()], _softmax(row).tolist())
-      for row, options in zip(logits, endings, strict=True)
+      for row, options in zip(rows, endings, strict=True)
     ]
 
   @_each(2)

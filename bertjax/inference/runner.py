@@ -160,8 +160,8 @@ class Runner:
 
   def _batches(self, batch, sizes):
     """Yields (batch of the model, which rows it holds and where)."""
-    alone = self.config.bilstm or self.config.crf  # they read a row as one sequence
-    if len(sizes) > self.batch_size and not alone:
+    sequential = self.config.bilstm or self.config.crf  # they read a row as one sequence
+    if len(sizes) > self.batch_size and not sequential:
       yield from self._packed(batch, sizes)
       return
     bucket = np.searchsorted(self.lengths, sizes)

@@ -26,7 +26,7 @@ from bertjax.model.heads import Bert
 _log = logging.getLogger(__name__)
 
 # Tables with a row for each token of the vocabulary, and the one with a row for each position.
-_BY_PIECE = ('vocab_size', (('encoder', 'embeddings', 'word', 'embedding'), ('mlm', 'bias')))
+_BY_TOKEN = ('vocab_size', (('encoder', 'embeddings', 'word', 'embedding'), ('mlm', 'bias')))
 _BY_POSITION = ('max_positions', (('encoder', 'embeddings', 'position', 'embedding'),))
 
 
@@ -206,7 +206,7 @@ def load_params(
   Args:
     source: as for `load_model`.
     bert: the module.
-    initial: freshly drawn parameters of `bert`; `fresh` and `resize` take from them.
+    initial: newly initialised parameters of `bert`; `fresh` and `resize` take from them.
     fresh: parts ('classification', 'pooler', ...) to take from `initial` if the source lacks them.
     reinit: parts to take from `initial` in all cases.
     tokenizer: of this run; the source's must be the same but for `resize`.
@@ -223,10 +223,10 @@ def load_params(
   params = {name: part for name, part in params.items() if name not in reinit}
   _check_task_head(config, bert, params, source)
   params = _check_heads(params, bert, source, (*fresh, *reinit), initial)
-  pieces = _match_pieces(source, config, bert.config, tokenizer, resize)
+  tokens = _match_tokens(source, config, bert.config, tokenizer, resize)
   count = min(config.max_positions, bert.config.max_positions)
   positions = None if config.max_positions == bert.config.max_positions else [np.arange(count)] * 2
-  for rows, (name, paths) in ((pieces, _BY_PIECE), (positions, _BY_POSITION)):
+  for rows, (name, paths) in ((tokens, _BY_TOKEN), (positions, _BY_POSITION)):
     if rows is not None:
       _log.info('%s: %s rows kept of %s', source, len(rows[0]), name)
       _move_rows(params, initial, paths, *rows)
@@ -267,7 +267,7 @@ def _check_heads(params, bert, source, fresh, initial):
   return {name: initial[name] if name in missing else params[name] for name in wanted}
 
 
-def _match_pieces(source, config, wanted, tokenizer, resize):
+def _match_tokens(source, config, wanted, tokenizer, resize):
   """(rows of theirs, rows of ours) that hold the same tokens; None if the tables are the same."""
   if tokenizer is None:
     if config.vocab_size != wanted.vocab_size:
@@ -292,8 +292,8 @@ def _match_pieces(source, config, wanted, tokenizer, resize):
       f'{source} has another vocabulary than this run; use it with --config.data.vocab, or set '
       '--config.init_resize=True to keep the rows of the tokens in both.'
     )
-  places = {piece: row for row, piece in enumerate(theirs.vocab) if piece}
-  pairs = [(places[p], row) for row, p in enumerate(tokenizer.vocab) if p in places]
+  indices = {token: row for row, token in enumerate(theirs.vocab) if token}
+  pairs = [(indices[t], row) for row, t in enumerate(tokenizer.vocab) if t in indices]
   return np.array(pairs, int).reshape(-1, 2).T
 
 
