@@ -104,7 +104,7 @@ OTHERS = {'slow', 'full', 'dry-run', 'nodes', 'signal', 'cpus-per-task', 'strict
 def test_flags_that_a_page_names_exist(page):
   known = set(OTHERS)
   for verb in VERBS.values():
-    known |= set(verb.flags)
+    known |= {*verb.flags, *verb.short}
   for path in (ROOT / 'benchmarks').glob('[a-z]*.py'):
     known |= set(re.findall(r"^  '(\w+)': \(", path.read_text(), re.M))  # some import torch
   named = set(re.findall(r'(?<![\w-])--([a-z][\w-]*)(?![\w.-])', page.read_text()))
