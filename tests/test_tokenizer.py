@@ -386,7 +386,7 @@ def test_a_tokenizer_with_its_own_rules_is_no_graph(tmp_path):
   folder = write_tokenizer(tmp_path / 'found', **VARIANTS['added tokens in tokenizer.json'])
   tokenizer = Tokenizer.from_dir(folder)
   assert not tokenizer.standard and Tokenizer(TINY).standard
-  with pytest.raises(ValueError, match='added tokens or rules'):
+  with pytest.raises(ValueError, match='added tokens or special rules'):
     graph.GraphTokenizer(tokenizer)
   longest = 'ก' * 86  # as text without spaces gives, and longer than TensorFlow allows
   with pytest.raises(ValueError, match="an entry of more than 256 bytes, 'กกก"):
