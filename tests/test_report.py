@@ -9,7 +9,7 @@ from bertjax.objectives import labels
 from bertjax.tasks import TASKS, report
 from bertjax.tasks.question_answering import Answer
 from bertjax.tasks.task import Example
-from bertjax.training import trials
+from bertjax.training import sweep
 
 TABLE = TASKS['table'](files={}, text='text', labels=('ham', 'spam'))
 ITEMS = [Example(str(i), (f'text {i}',), int(i > 2)) for i in range(5)]  # 3 ham, 2 spam
@@ -77,16 +77,16 @@ def test_a_curve_has_two_points_at_least():
 def test_a_sweep_is_a_table_of_rates_by_seeds():
   runs = [(0, 2e-5), (1, 2e-5), (0, 5e-5), (1, 5e-5)]
   values = np.array([[0.5, 0.6, 0.7, 0.5], [0.6, 0.8, 0.65, 0.5]])
-  table = trials.summarise(runs, values, 0, lambda trial, last: trial == 3)
+  table = sweep.summarise(runs, values, 0, lambda trial, last: trial == 3)
   page = made(trials={'metric': 'accuracy', 'steps': [10, 20]} | table)
-  sweep = page.partition('<h2>Sweep</h2>')[2].partition('<section>')[0]
-  lines = [re.findall('<t[hd][^>]*>(.*?)</t', line) for line in sweep.split('<tr>')[1:]]
+  section = page.partition('<h2>Sweep</h2>')[2].partition('<section>')[0]
+  lines = [re.findall('<t[hd][^>]*>(.*?)</t', line) for line in section.split('<tr>')[1:]]
   assert lines == [
     ['learning rate', 'seed 0', 'seed 1', 'mean', 'deviation', 'failed'],
     ['2e-05', '0.6000', '0.8000', '0.7000', '0.1414', '0'],
     ['5e-05', '0.7000', '0.5000 (failed)', '0.6000', '0.1414', '1'],
   ]
-  assert sweep.count('<svg') == 1
+  assert section.count('<svg') == 1
 
 
 def test_confidence_is_the_probability_of_the_prediction():
