@@ -13,6 +13,7 @@ machine, runs some steps on random text and prints their time beside the bound.
 
 import contextlib
 import itertools
+import logging
 import math
 import os
 import tempfile
@@ -35,6 +36,8 @@ from bertjax.training import layout as layout_lib
 from bertjax.training import mesh as mesh_lib
 from bertjax.training.hardware import chip
 
+_log = logging.getLogger(__name__)
+
 VOCAB_SIZE = 30522  # bert-base-uncased's, where model.vocab_size=0 leaves it to the vocabulary
 MEASURED_STEPS = 10
 
@@ -46,13 +49,16 @@ def run(config, *, topology: str = '', sweep: str = '', out: str = '') -> list[d
     ValueError: for an unknown topology or field, or a batch that the mesh cannot share.
   """
   devices = slice_devices(topology) if topology else jax.devices()
+  variants = [(s, words) for variant, words in vary(config, sweep) for s in build.stages(variant)]
   reports = []
-  for variant, words in vary(config, sweep):
-    for stage in build.stages(variant):
+  with io.progress('compiling', len(variants)) as update:
+    for stage, words in variants:
+      _log.info('compiling %s %s', f'{len(reports) + 1} of {len(variants)}', words)
       report = {'sweep': words} if sweep else {}
       report |= {'topology': topology} | report_of(stage, devices, measure=not topology)
       print(describe(report), flush=True)
       reports.append(report)
+      update(len(reports))
   fitting = [report for report in reports if 'tokens_per_second' in report]
   if sweep and fitting:
     print('best that fits:', max(fitting, key=lambda r: r['tokens_per_second'])['sweep'])

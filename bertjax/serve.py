@@ -19,6 +19,7 @@ the service. Without a password: put a proxy before it where others can reach it
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import signal
 import socket
@@ -27,7 +28,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 
-from bertjax import pages
+from bertjax import io, pages
 from bertjax.data import words
 from bertjax.inference import calls, inspect
 from bertjax.inference.batcher import Batcher, BusyError
@@ -282,16 +283,18 @@ async def _malformed(request, error):
 
 def compile_all(predictor: Predictor) -> None:
   """Answers made-up texts of all lengths, so that no real ones wait for a compiler."""
-  _log.info('compiling; --nowarm_up leaves it to the first texts')
+  _log.info('compiling for all lengths; with --nowarm_up it is done at the first texts')
   tokenizer = predictor.tokenizer
   whole = (tokenizer.word_flags & (words.BEGINS | words.BLANK)) == words.BEGINS
   word, _ = tokenizer.word_of(tokenizer.vocab[int(np.flatnonzero(whole)[-1])])
-  for do in set(calls.available(predictor)) - UNCOMPILED:
-    for length in predictor.runner.lengths:
+  dos = set(calls.available(predictor)) - UNCOMPILED
+  programs = list(itertools.product(dos, predictor.runner.lengths, (1, 2)))
+  with io.progress('compiling', len(programs)) as update:
+    for done, (do, length, count) in enumerate(programs):  # a single text has a separate program
+      update(done)
       text = f'{tokenizer.vocab[tokenizer.mask_id]} ' + f'{word} ' * (length - 8)
       item = (text, *[word] * (calls.CALLS[do][1] - 1))
-      for count in (1, 2):  # a single text has a separate program
-        calls.call_each(predictor, do, [item[::-1] if do == 'answer' else item] * count, {})
+      calls.call_each(predictor, do, [item[::-1] if do == 'answer' else item] * count, {})
 
 
 class BodyLimit:

@@ -365,7 +365,7 @@ def fit(
     step 2: loss 0.5
     step 4: loss 0.0
   """
-  step = step_of(state)
+  step = first = step_of(state)
   pending, last_log, before = [], time.perf_counter(), collections.deque(maxlen=100)
 
   def flush():
@@ -396,7 +396,13 @@ def fit(
       watch(step, 'reading a batch')
       batch = next(batches)
       watch(step, 'running')
+      if step == first:
+        _log.info('compiling the train step')
+        last_log = time.perf_counter()
       state, metrics = train_step(state, batch)
+      if step == first:
+        _log.info('compiled in %.1f s', time.perf_counter() - last_log)
+        last_log = time.perf_counter()  # the first log line tells the speed of the steps alone
       step += 1
       pending.append(metrics)
       if len(pending) > 2:  # two steps stay queued; further ahead the host would measure no times
