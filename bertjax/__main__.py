@@ -30,10 +30,8 @@ def main(argv: list[str] | None = None) -> int:
     print(importlib.import_module('bertjax').__version__)
     return 0
   if verb not in VERBS:
-    print(
-      f'bertjax: unknown verb {verb!r}{suggestion(verb, VERBS)}; see bertjax --help',
-      file=sys.stderr,
-    )
+    near = suggestion(verb, VERBS)
+    print(f'bertjax: unknown verb {verb!r}{near}; see bertjax --help', file=sys.stderr)
     return 2
   logging.basicConfig(level=logging.WARNING, format='%(message)s', stream=sys.stderr)
   logging.getLogger('bertjax').setLevel(logging.INFO)
@@ -135,8 +133,7 @@ def _expand_homes(values: dict) -> dict:
   return {name: expand(value) for name, value in values.items() if isinstance(value, str)}
 
 
-def _config_module():
-  """bertjax.config, imported when a flag or a recipe needs it: `bertjax --help` does not."""
+def _config_module():  # imported when a flag or a recipe needs it: `bertjax --help` does not
   return importlib.import_module('bertjax.config')
 
 
