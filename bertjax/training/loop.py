@@ -402,7 +402,7 @@ def fit(
       state, metrics = train_step(state, batch)
       if step == first:
         _log.info('compiled in %.1f s', time.perf_counter() - last_log)
-        last_log = time.perf_counter()  # the first log line tells the speed of the steps alone
+        last_log = time.perf_counter()  # the first log line has the speed of the steps only
       step += 1
       pending.append(metrics)
       if len(pending) > 2:  # two steps stay queued; further ahead the host would measure no times
