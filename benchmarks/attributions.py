@@ -15,11 +15,11 @@ import pathlib
 
 import jax
 import numpy as np
+from bertjax.inference.streams import read_items
 
 from benchmarks import machine
 from bertjax.inference import inspect
 from bertjax.inference.predictor import Predictor
-from bertjax.inference.streams import read_items
 from bertjax.model.heads import Bert
 
 FLAGS = {

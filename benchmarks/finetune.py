@@ -4,8 +4,9 @@
   python -m benchmarks finetune --config=glue:stsb --source=GLUE/STS-B --model=MODEL --seeds=5 \\
       --max_train=1000 --epochs=3
 
-With `--steps` there is no dropout, and the losses of each step are compared. With `--seeds` complete
-runs with dropout are, by the task's metrics on the dev split (the last evaluation, not the best).
+With `--steps` there is no dropout, and the losses of each step are compared. With `--seeds`
+complete runs with dropout are, by the task's metrics on the dev split (the last evaluation, not the
+best).
 """
 
 import functools
@@ -47,13 +48,14 @@ FLAGS = {
 }
 
 
-def run(config, source, train_file, dev_file, model, steps, seeds, first_seed, who, epochs, learning_rate,
-        batch_size, length, max_train, pack, over_padding, out):  # fmt: skip
+def run(config, source, train_file, dev_file, model, steps, seeds, first_seed, who, epochs,
+        learning_rate, batch_size, length, max_train, pack, over_padding, out):  # fmt: skip
   name, config = config, load_recipe(config)
   config.update({'init_from': model, 'batch_size': batch_size, 'learning_rate': learning_rate,
                  'num_train_epochs': epochs, 'schedule': 'linear', 'seed': first_seed})  # fmt: skip
   config.data.update({'source': source, 'train_file': train_file, 'dev_file': dev_file, 'test': '',
-                      'max_train_examples': max_train, 'length': length or config.data.length})  # fmt: skip
+                      'max_train_examples': max_train,
+                      'length': length or config.data.length})  # fmt: skip
   config.optimizer.name, config.log_every = 'adamw', 20
   config.span_loss_includes_padding = bool(over_padding)
   result = {'config': name, 'learning_rate': learning_rate, 'batch_size': batch_size,

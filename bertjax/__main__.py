@@ -1,10 +1,10 @@
 """The `bertjax` command: `bertjax VERB --flags`, one verb per program.
 
-A program is a module with a docstring and `run(...)`, which gets the flags of its verb (flags.py) as
-keyword arguments. A verb with the flag 'config' gets an ml_collections config, read from a recipe
-and changed by `--config.field=value`. A user's mistake ends in one sentence and exit code 2, before
-jax is imported where it is in the flags; a traceback means a bug in bertjax (BERTJAX_TRACEBACK=1
-always shows it).
+A program is a module with a docstring and `run(...)`, which gets the flags of its verb (flags.py)
+as keyword arguments. A verb with the flag 'config' gets an ml_collections config, read from a
+recipe and changed by `--config.field=value`. A user's mistake ends in one sentence and exit code 2,
+before jax is imported where it is in the flags; a traceback means a bug in bertjax
+(BERTJAX_TRACEBACK=1 always shows it).
 """
 
 import ast

@@ -208,7 +208,8 @@ def make_batches(config, folder, split, tokenizer, mesh) -> loader_lib.Batches:
   """The batches of a split of prepared rows, this process's rows of them."""
   sharding = mesh_lib.batch_sharding(mesh)
   return loader_lib.Batches(
-    dataset.Dataset(folder, split), config.batch_size, config.seed, masking.Masking(**config.masking),
+    dataset.Dataset(folder, split), config.batch_size, config.seed,
+    masking.Masking(**config.masking),
     vocab_size=tokenizer.vocab_size, special=tokenizer.special, objective=config.objective,
     word_flags=tokenizer.word_flags, local=mesh_lib.local_rows(sharding, config.batch_size),
   )  # fmt: skip
@@ -320,7 +321,7 @@ def make_task(config):
   """The task that a config for fine-tuning describes in `task` and `data`.
 
   Raises:
-    ValueError: if the task is unknown, lacks its data or an option, or has an option of another one.
+    ValueError: if the task is unknown, lacks its data or an option, or has another task's option.
   """
   data, options = config.data, config.task.to_dict()
   name = options.pop('name')

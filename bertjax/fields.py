@@ -24,8 +24,8 @@ SHARED = {
   'optimizer.weight_decay': (0.01, 'decoupled weight decay; biases and LayerNorm are excluded'),
   'optimizer.clip_norm': (1.0, 'maximum global norm of the gradient; 0.0 = no clipping'),
   'data.length': (128, 'maximum sequence length in tokens'),
-  'data.loader': ('auto', "input pipeline: 'tfdata', 'threads', or 'auto' = tfdata where TensorFlow "
-                          'is installed'),
+  'data.loader': ('auto', "input pipeline: 'tfdata', 'threads', or 'auto' = tfdata where "
+                          'TensorFlow is installed'),
   'mesh.data': (-1, 'data-parallel replicas; -1 = all devices that fsdp and tensor leave'),
   'mesh.fsdp': (1, 'replicas that shard parameters and optimizer moments among them'),
   'mesh.tensor': (1, 'devices that shard each layer (tensor parallelism)'),
@@ -44,7 +44,7 @@ PRETRAINING = SHARED | {
   'gradient_accumulation_steps': (1, 'microbatches per step; without dropout the result equals '
                                      'that of one large batch'),
   'warmup_steps': (10_000, 'steps of linear warm-up from 0 to the peak learning rate'),
-  'data.input': ('', 'raw text: file, folder, glob, tfds:NAME, hf:NAME or embedded; separated by commas'),
+  'data.input': ('', 'raw text: files, folders, globs, tfds:NAME, hf:NAME or embedded, by commas'),
   'data.prepared': ('', 'prepared dataset directory, written by `bertjax prepare`; an alternative '
                         'to data.input'),
   'data.format': ('prose', 'format of data.input: prose, google, wikitext, jsonl, parquet, tfds or '
@@ -114,7 +114,7 @@ PRETRAINING = SHARED | {
 FINETUNING = SHARED | {
   'task.name': ('sst2', 'task: a name in bertjax.TASKS, such as sst2, squad1, conll2003 or table'),
   'reinit_head': (True, "new output layer; False = the model's own layer for this task"),
-  'reinit_top_layers': (0, 'top layers that are re-initialised with the pooler (Zhang et al. 2021)'),
+  'reinit_top_layers': (0, 'top layers to re-initialise, with the pooler (Zhang et al. 2021)'),
   'num_trainable_layers': (-1, 'top layers that are trained, without embeddings; -1 = all, 0 = '
                                'frozen encoder'),
   'layerwise_lr_decay': (1.0, 'ratio of the learning rate of a layer to that of the layer above'),
@@ -168,8 +168,8 @@ FINETUNING |= {
   'task.delimiter': ('', 'delimiter between columns (table, choice): a character, or tab, comma, '
                          'semicolon, pipe, space; empty = detect'),
   'task.encoding': ('utf-8', 'encoding of text files by its Python name (table, choice, conll)'),
-  'task.on_bad_row': ('stop', "records without text or label (table, choice): 'stop', or 'skip' and "
-                              'count them'),
+  'task.on_bad_row': ('stop', "records without text or label (table, choice): 'stop', or 'skip' "
+                              'and count them'),
   'task.types': ('', "entity types joined by '|' (conll); empty = those of the training split"),
   'task.word': (0, 'column of the word, from 0 (conll)'),
   'task.tag': (-1, 'column of the tag, from 0 (conll); -1 = the last'),
@@ -178,7 +178,7 @@ FINETUNING |= {
   'task.stride': (128, 'tokens from one window of a context to the next (squad1, squad2)'),
   'task.max_query': (64, 'maximum tokens of a question (squad1, squad2)'),
   'task.nbest': (20, 'candidate answers per question (squad1, squad2)'),
-  'task.max_answer': (0, 'maximum tokens of an answer (squad1, squad2); 0 = 30, or 50 with cmrc2018'),
+  'task.max_answer': (0, 'maximum tokens of an answer (squad1, squad2); 0 = 30, cmrc2018 50'),
   'task.scorer': ('squad', "comparison of answers: 'squad', or 'cmrc2018' for Chinese (squad1, "
                            'squad2)'),
   'task.format': ('prose', 'format of the text, such as data.format of pre-training '

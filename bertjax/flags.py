@@ -56,11 +56,11 @@ VERBS = {
   'vocab': Verb(
     'train a vocabulary on your text, or report how one fits it',
     {
-      'input': ('', 'text: file, folder, glob, tfds:NAME, hf:NAME or embedded; separated by commas'),
+      'input': ('', 'text: files, folders, globs, tfds:NAME, hf:NAME or embedded, by commas'),
       'out': ('', 'vocabulary to train and write: vocab.txt or spiece.model'),
       'vocab': ('', 'existing vocabulary to report on; an alternative to --out'),
       'size': (30522, 'number of entries, special tokens included'),
-      'kind': ('wordpiece', "vocabulary type: 'wordpiece', or 'sentencepiece' (unigram, as ALBERT)"),
+      'kind': ('wordpiece', "vocabulary type: 'wordpiece', or 'sentencepiece' (unigram)"),
       'format': ('prose', f'format of the text: {_TEXT_FORMAT}'),
       'text_key': ('text', 'JSONL field, Parquet column or TFDS feature that contains the text'),
       'encoding': ('utf-8', f'encoding of text files, {_ENCODING}'),
@@ -78,7 +78,7 @@ VERBS = {
       'config': ('bert_mini', 'recipe, by name or path; its data section describes the text'),
       'out': ('', 'directory to write; a partial one is resumed, a complete one is an error'),
       'workers': (-1, 'worker processes; 0 = none, -1 = one per core where the text is worth it'),
-      'format': ('rows', "format of the dataset: 'rows', or 'google' = TFRecords with static masks"),
+      'format': ('rows', "format of the dataset: 'rows', or 'google', TFRecords with static masks"),
       'shard': ('0/1', "part i of n, as 'i/n' with i from 0; all n write into the same --out"),
     },
     short={'input': 'data.input', 'vocab': 'data.vocab', 'train_file': 'data.train_file',
@@ -134,15 +134,15 @@ VERBS = {
                  'head'),
       'text': ('', 'input text; the first of a pair'),
       'pair': ('', 'second text of a pair; choose: the endings, separated by |'),
-      'input': ('', 'file of inputs (.txt, .csv, .tsv, .jsonl, .parquet); an alternative to --text'),
+      'input': ('', 'file of inputs (.txt, .csv, .tsv, .jsonl, .parquet), instead of --text'),
       'columns': ('text', 'columns of --input that contain the texts, separated by commas; numbers '
                           'from 0 in a file without header'),
       'delimiter': ('', 'column delimiter of --input and --corpus: a character, or tab, comma, '
                         "semicolon, pipe, space; empty = by the file's extension"),
       'encoding': ('utf-8', f'encoding of --input and --corpus, {_ENCODING}'),
       'out': ('', '.jsonl or .csv file to write, with --input'),
-      'keep': ('', 'columns of --input that the output repeats, separated by commas; empty = those of '
-                   'the texts'),
+      'keep': ('', 'columns of --input that the output repeats, separated by commas; empty = '
+                   'those of the texts'),
       'corpus': ('', 'nearest: file of the texts to search, in the first of --columns or one per '
                      'line'),
       'index': ('', 'nearest: .npz file of the embedded corpus; written from --corpus if missing'),
@@ -197,7 +197,7 @@ VERBS = {
       'format': ('hf', "format to write: 'hf' (model directory) or 'google' (bert_model.ckpt.*)"),
       'heads': ('', 'heads to keep, separated by commas; empty = all'),
       'gelu': ('erf', "meaning of 'gelu' in a bert_config.json: 'erf' or 'tanh'"),
-      'lowercase': ('', "lower-casing of the tokenizer: 'true' or 'false'; empty = as the files say"),
+      'lowercase': ('', "lower-casing of the tokenizer: 'true' or 'false'; empty = by the files"),
       'hub': ('', 'repository OWNER/NAME of the Hugging Face hub to upload --out to, with a model '
                   'card; created as private; empty = none'),
     },

@@ -109,7 +109,7 @@ def set_up(config) -> Setup:
 
 
 def make_stages(setup: Setup) -> list[run_lib.Stage]:
-  """The stages with their batches, and evaluations of the first held-out rows, with static masks."""
+  """The stages with their batches and evaluations, of held-out rows with static masks."""
   mesh = setup.layout.mesh
   eval_step = loop.make_eval_step(setup.objective.loss, setup.objective.weights, mesh=mesh)
   iterate = functools.partial(loader_lib.iterate, loader=setup.loader)

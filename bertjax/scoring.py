@@ -1,4 +1,4 @@
-"""What a fine-tuned model predicts for a split of its task, and how well; for training and evaluation."""
+"""Predictions of a fine-tuned model for a split of its task, and their scores."""
 
 import logging
 from collections.abc import Callable

@@ -144,7 +144,8 @@ def test_names_are_tagged_character_by_character(work, model):
     blocks = ['\n'.join(' '.join(row) for row in rows) for rows in chinese.tagged(count, seed)]
     (work / f'{split}.conll').write_text('\n\n'.join(blocks) + '\n', encoding='utf-8')
   folder, scores = tune(
-    work, model, 'tagging:conll', '--config.data.train_file=train.conll', '--config.data.dev_file=dev.conll',
+    work, model, 'tagging:conll', '--config.data.train_file=train.conll',
+    '--config.data.dev_file=dev.conll',
     '--config.num_train_epochs=4.0', '--config.learning_rate=2e-3',
   )  # fmt: skip
   assert scores['f1'] > 0.95

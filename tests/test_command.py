@@ -203,7 +203,10 @@ def test_a_run_of_another_version_is_read_and_unknown_fields_are_named(tmp_path,
   assert 'fields of another version are ignored: data.lenght, gone' in caplog.text
 
 
-DIALECT = r'tells?|told|goes on|go on|by itself|of its own|drawn|afresh|anew|sees|whoever|share of|pieces|slots'
+DIALECT = (
+  r'tells?|told|goes on|go on|by itself|of its own|drawn|afresh|anew|sees|whoever|share of|pieces|'
+  r'slots'
+)
 
 
 def help_texts():

@@ -270,7 +270,8 @@ def test_attributions_of_a_real_model_agree_with_masking_words(data_dir, tmp_pat
   source = data_dir / 'glue' / 'SST-2'
   assert main([
     'finetune', '--config=glue:sst2', f'--workdir={tmp_path}', f'--config.init_from={start}',
-    f'--config.data.source={source}', '--config.data.max_train_examples=2000', '--config.num_train_epochs=1',
+    f'--config.data.source={source}', '--config.data.max_train_examples=2000',
+    '--config.num_train_epochs=1',
     '--config.learning_rate=1e-4', '--config.data.test=',
   ]) == 0  # fmt: skip
   found = attributions_benchmark.run(str(tmp_path), str(source / 'dev.tsv'), 'sentence', 30, '')

@@ -21,8 +21,8 @@ def real_model(tmp_path_factory):
   return pathlib.Path(package.__file__).parent / 'model'
 
 
-# Small versions of the slow ones: the commands of one run small in test_readme.py, the other's main job in
-# test_quickstart.py.
+# Small versions of the slow ones: the commands of one run small in test_readme.py, the other's main
+# job in test_quickstart.py.
 SLOW = ('pretrain_on_tpu', 'quickstart')
 RUN = [
   pytest.param(

@@ -128,8 +128,10 @@ def test_training_fine_tuning_and_prediction_need_no_tensorflow(tiny_rows, tmp_p
     'assert main(["evaluate", "--workdir=" + run]) == 0\n'
     'fills = bertjax.Predictor.from_dir(run + "/model").fill_mask("a [MASK] b", 3)\n'
     'assert len(fills[0]) == 3\n'
-    'data = ["--config=table", "--config.init_from=" + run + "/model", "--config.num_train_epochs=2.0",\n'
-    '        "--config.data.source=" + run, "--config.data.train_file=a.csv", "--config.data.dev_file=a.csv",\n'
+    'data = ["--config=table", "--config.init_from=" + run + "/model",\n'
+    '        "--config.num_train_epochs=2.0",\n'
+    '        "--config.data.source=" + run, "--config.data.train_file=a.csv",\n'
+    '        "--config.data.dev_file=a.csv",\n'
     '        "--config.task.text=x", "--config.task.label=y", "--config.data.length=16",\n'
     '        "--config.data.loader=threads"]\n'
     'assert main(["prepare", "--out=" + run + "/rows", *data]) == 0\n'
@@ -330,7 +332,8 @@ def test_evaluate_scores_a_complete_text_with_the_unigram_of_another(
   args = [
     'evaluate', '--config=bert_mini:smoke', f'--model={finished}/model',
     '--max_eval_examples=100000',
-    f'--config.data.input={corpus}', f'--config.data.vocab={vocab}', '--config.data.heldout_fraction=1.0',
+    f'--config.data.input={corpus}', f'--config.data.vocab={vocab}',
+    '--config.data.heldout_fraction=1.0',
   ]  # fmt: skip
   assert main([*args, f'--unigram={corpus}/0*.txt']) == 0
   printed = json.loads(capsys.readouterr().out)
@@ -350,7 +353,8 @@ def test_evaluate_scores_a_complete_text_with_the_unigram_of_another(
   for name in ('mlm_loss', 'nsp_loss', 'nsp_weight'):
     assert again[name] == pytest.approx(printed[name], rel=1e-5)
   check_refused(
-    ['pretrain', *args[1:2], *args[4:], f'--workdir={tmp_path}/run'], capsys, 'data.heldout_fraction=1',
+    ['pretrain', *args[1:2], *args[4:], f'--workdir={tmp_path}/run'], capsys,
+    'data.heldout_fraction=1',
     'no document to train on',
   )  # fmt: skip
 
@@ -671,7 +675,8 @@ def test_flags_reach_the_config():
 
 @pytest.mark.parametrize(
   ('verb', 'advice'),
-  [('pretrain', '--config.gradient_accumulation_steps=2'), ('finetune', '--config.model.remat=full'),
+  [('pretrain', '--config.gradient_accumulation_steps=2'),
+   ('finetune', '--config.model.remat=full'),
    ('evaluate', '--config.batch_size'), ('predict', '--batch_size'), ('explain', 'smaller')],
 )  # fmt: skip
 def test_out_of_memory_is_one_sentence_with_what_to_change(verb, advice, monkeypatch, capsys):
@@ -711,7 +716,7 @@ BOOKS = [
 @pytest.mark.slow
 @pytest.mark.data
 def test_the_mini_recipe_on_books_killed_and_resumed_is_bitwise_the_same(data_dir, tmp_path):
-  """The complete recipe on 131 books; about 20 minutes on two cores. The tests above are smaller versions."""
+  """The complete recipe on 131 books; about 20 minutes on two cores; smaller versions are above."""
   vocab = tmp_path / 'vocab.txt'
   assert main(['vocab', f'--input={data_dir}/books', '--size=8192', f'--out={vocab}']) == 0
   common = [

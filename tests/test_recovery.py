@@ -17,7 +17,7 @@ from bertjax.training.metrics import read_metrics
 
 @pytest.fixture(scope='module', autouse=True)
 def compiled_once(tmp_path_factory):
-  """The runs here share their compiled programs, by the cache that `compilation_cache_dir` names."""
+  """The runs here share their compiled programs in a cache, as by `compilation_cache_dir`."""
   folder = tmp_path_factory.mktemp('xla')
   jax.config.update('jax_compilation_cache_dir', str(folder))
   yield folder

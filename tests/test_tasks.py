@@ -291,7 +291,8 @@ def test_a_dev_split_is_held_out_of_training_by_a_hash_of_the_texts(tmp_path, ca
 def test_a_held_out_split_must_leave_examples_of_every_class(tmp_path):
   write(tmp_path, 't.csv', 'text,label\na,x\nb,y\n')
   for fraction, message in ((1e-9, r'dev_fraction=1e-09 of 2 examples leaves a split empty'),
-                            (1.5, r'dev_fraction must be above 0 and below 1, got 1\.5')):  # fmt: skip
+                            (1.5, r'dev_fraction must be above 0 and below 1, got 1\.5'),
+                           ):  # fmt: skip
     with pytest.raises(ValueError, match=message):
       made = make_task('table', str(tmp_path), files={'train': 't.csv'}, text='text',
                        dev_fraction=fraction)  # fmt: skip

@@ -77,7 +77,8 @@ def python(path: pathlib.Path):
 
 
 PAGES = [ROOT / 'README.md', ROOT / 'CHANGELOG.md', ROOT / 'CONTRIBUTING.md',
-         *ROOT.glob('docs/**/*.md'), *ROOT.glob('notebooks/*.ipynb'), *ROOT.glob('launch/*')]  # fmt: skip
+         *ROOT.glob('docs/**/*.md'), *ROOT.glob('notebooks/*.ipynb'),
+         *ROOT.glob('launch/*')]  # fmt: skip
 CODE = [path for folder in ('bertjax', 'configs', 'benchmarks', 'docs', 'tests')
         for path in ROOT.glob(f'{folder}/**/*.py') if path != pathlib.Path(__file__)]  # fmt: skip
 

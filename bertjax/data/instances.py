@@ -2,7 +2,8 @@
 
 A `Corpus` holds documents end to end in flat arrays. A builder yields sequences: spans of its
 tokens, each closed by [SEP]. `packing.first_fit` puts several into a row, and `to_columns` lays
-rows out in the dataset's columns, S sequences a row (1 unless packed), `ends` 0 for absent sequences:
+rows out in the dataset's columns, S sequences a row (1 unless packed), `ends` 0 for absent
+sequences:
 
   input_ids             [L]     [CLS] A [SEP] B [SEP], the next sequence, ..., padding
   ends                  [S, 2]  where A with its [SEP] ends, and where the sequence ends
@@ -143,8 +144,8 @@ def nsp_pairs(
 ) -> Iterator[Instance]:
   """Pairs of one document by Google's rule (create_pretraining_data.py); over half are random.
 
-  Sentences are gathered up to a target length and split in two at random. A random second part comes
-  from another document (ten tries), and the sentences it displaces are used again.
+  Sentences are gathered up to a target length and split in two at random. A random second part
+  comes from another document (ten tries), and the sentences it displaces are used again.
   """
   starts, first = corpus.starts(index), 0
   while first < len(starts) - 1:
@@ -175,7 +176,7 @@ def sop_pairs(starts: list[int], rng: random.Random, limit: int, target: int) ->
 
 
 def doc_sentences(starts: list[int], limit: int) -> Iterator[Instance]:
-  """Consecutive sentences of one document, as many as fit; a longer one continues in the next row."""
+  """As many consecutive sentences of a document as fit; a longer one continues in the next row."""
   position = starts[0]
   while position < starts[-1]:
     stop = _fit(starts, position, limit) or position + limit

@@ -220,7 +220,7 @@ class TaskBatches:
     return packing.plan(self.sizes[examples].sum(1), self.pack, self.per_row)
 
   def bucket(self, examples: np.ndarray) -> int:
-    """The length that a batch of these examples is truncated to; its number of rows where packed."""
+    """The length that a batch of these examples is truncated to; its rows where packed."""
     if self.pack:
       unit = -(-self.batch_size // (16 * self.replicas)) * self.replicas
       return -(-len(self.plan(examples)) // unit) * unit
@@ -257,7 +257,8 @@ class TaskBatches:
     ]
     batch, places = packing.pack(
       self._read(examples, self.pack), rows, count=count, length=self.pack,
-      max_sequences=self.per_row * self.group, per_token=('labels',) if self.label.per_token else (),
+      max_sequences=self.per_row * self.group,
+      per_token=('labels',) if self.label.per_token else (),
     )  # fmt: skip
     self.label.shift(batch['labels'], places)
     if self.local is None:

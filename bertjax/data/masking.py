@@ -103,8 +103,8 @@ def mask_tokens(
 
   A sequence of n tokens gets min(max_predictions, max(1, round(rate * n))) predictions, Python's
   round-half-even, at positions drawn uniformly from its maskable ones; sequences packed into a row
-  are counted separately and share the row's P predictions, the first ones first. A random replacement
-  is any entry of the vocabulary, special tokens and the original included
+  are counted separately and share the row's P predictions, the first ones first. A random
+  replacement is any entry of the vocabulary, special tokens and the original included
   (create_pretraining_data.py).
 
   Args:

@@ -2,9 +2,10 @@
 
 Two references, and they disagree. 'huggingface' is what the `tokenizers` library does, with its
 own Unicode tables; 'google' is tokenization.py of google-research/bert, with the tables of the
-running Python. ('albert' is the normalization before SentencePiece.) `normalization_table` asks a reference about
-every code point, so that a TensorFlow graph can look the answer up. Just two things depend on the
-neighbours of a code point: Python's final sigma and the canonical order of combining marks.
+running Python. ('albert' is the normalization before SentencePiece.) `normalization_table` asks a
+reference about every code point, so that a TensorFlow graph can look the answer up. Just two things
+depend on the neighbours of a code point: Python's final sigma and the canonical order of combining
+marks.
 """
 
 import functools
@@ -73,7 +74,7 @@ def albert_normalizer(lowercase: bool) -> normalizers.Normalizer:
 
 
 def make_steps(rules: str, lowercase: bool) -> tuple[Callable[[str], str], Callable[[str], str]]:
-  """Returns two functions: one normalizes a text, one puts spaces between the words of the result."""
+  """Returns two functions: one normalizes a text, one puts spaces between the words of that."""
   if rules == 'google':
     return functools.partial(google_normalize, lowercase=lowercase), str
   if rules == 'albert':

@@ -17,7 +17,7 @@ _OPEN_ROWS = 64  # rows that `first_fit` keeps open; more would hardly fill bett
 
 
 class Places(NamedTuple):
-  """Where sequences went, [N] each: the sequence, its row, its index in the row, its first token."""
+  """Where sequences went, [N] each: sequence, row, index in the row, first token."""
 
   item: np.ndarray
   row: np.ndarray
@@ -58,7 +58,8 @@ def plan(sizes: np.ndarray, length: int, max_sequences: int) -> list[list[int]]:
 
 
 def pack(
-  batch: dict[str, np.ndarray], rows: list[list[int]], *, count: int, length: int, max_sequences: int,
+  batch: dict[str, np.ndarray], rows: list[list[int]], *, count: int, length: int,
+  max_sequences: int,
   per_token: tuple[str, ...] = (),
 ) -> tuple[dict[str, np.ndarray], Places]:  # fmt: skip
   """Packs sequences of a batch that has one in each row.

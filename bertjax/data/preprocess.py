@@ -1,8 +1,8 @@
 """Builds a prepared dataset from raw text: the way of a document to a training record.
 
 1. `data.text` reads the source and yields its documents, one string each.
-2. `tokenize`, in worker processes, assigns each document to a shard by a hash of its text, splits it
-   into sentences and encodes these to token ids.
+2. `tokenize`, in worker processes, assigns each document to a shard by a hash of its text,
+   splits it into sentences and encodes these to token ids.
 3. `TokenShards` appends the ids to intermediate files, in the order of the source. It
    records the committed length of each file, where a killed run resumes.
 4. `_build_shard` turns the documents of one shard into instances (pairs or spans of sentences,
@@ -86,8 +86,8 @@ class Settings:
       raise ValueError(f'data.dupe_factor must be at least 1, got {self.dupe_factor}.')
     if self.dupe_factor > 1 and self.kind not in instances.PAIR_KINDS:
       raise ValueError(
-        f'data.dupe_factor={self.dupe_factor} makes other pairs in each pass, and {self.kind!r} has '
-        'no pairs; pass --config.data.dupe_factor=1.'
+        f'data.dupe_factor={self.dupe_factor} makes other pairs in each pass, and {self.kind!r} '
+        'has no pairs; pass --config.data.dupe_factor=1.'
       )
     if not 0 <= self.short_seq_prob <= 1:
       raise ValueError(f'data.short_seq_prob must be in [0, 1], got {self.short_seq_prob}.')

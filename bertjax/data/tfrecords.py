@@ -158,7 +158,8 @@ def prepare(source, tokenizer, settings, directory) -> dict:
       if not rows and not (split == 'train' and settings.heldout_fraction == 1):
         shutil.rmtree(writer.folder)
         raise ValueError(
-          f'no row was assigned to {split}; change data.heldout_fraction (now {settings.heldout_fraction}).'
+          f'no row was assigned to {split}; change data.heldout_fraction (now '
+          f'{settings.heldout_fraction}).'
         )
     writer.finish(
       dict.fromkeys(dataset.SPLITS, 1), settings=dataclasses.asdict(settings), source=source,

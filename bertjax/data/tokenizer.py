@@ -93,7 +93,8 @@ class Tokenizer:
 
   @classmethod
   def from_file(cls, path, *, lowercase: bool = True, rules: str = 'huggingface') -> 'Tokenizer':
-    """Reads a `vocab.txt`, one token per line, a SentencePiece model, `*.model`, or a model directory.
+    """Reads a `vocab.txt`, one token per line, a SentencePiece model, `*.model`, or a model
+    directory.
 
     Raises:
       ValueError: if there is no such file, its content is no vocabulary, or the model directory has

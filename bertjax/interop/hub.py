@@ -72,8 +72,13 @@ import bertjax
 model, params, tokenizer = bertjax.load_model('{name}')
 ```
 """
-_PIPELINES = {'mlm': 'fill-mask', 'classification': 'text-classification', 'span': 'question-answering',
-              'tagging': 'token-classification', 'choice': 'multiple-choice'}  # fmt: skip
+_PIPELINES = {
+  'mlm': 'fill-mask',
+  'classification': 'text-classification',
+  'span': 'question-answering',
+  'tagging': 'token-classification',
+  'choice': 'multiple-choice',
+}
 
 
 def model_card(name: str, model: Bert, params: dict, labels=(), scores: dict | None = None) -> str:

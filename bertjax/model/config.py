@@ -61,7 +61,7 @@ class EncoderConfig:
   )
   activation: str = _field(
     'gelu',
-    "activation function: 'gelu' (exact, by erf), or 'gelu_tanh' as in Google's code since February 2019",
+    "activation function: 'gelu' (exact, by erf), or 'gelu_tanh' as in Google's later code",
   )
   hidden_dropout: float = _field(0.1, 'dropout rate after the embeddings and both sub-layers')
   attention_dropout: float = _field(0.1, 'dropout rate of the attention probabilities')
@@ -76,7 +76,7 @@ class EncoderConfig:
   )
   causal: bool = _field(
     False,
-    'causal attention: a token attends to itself and the tokens before it (paper, section 5.1, "LTR")',
+    'causal attention: a token attends to itself and those before it (paper, section 5.1, "LTR")',
   )
 
   features: str = _field(
@@ -90,12 +90,12 @@ class EncoderConfig:
   frozen: bool = _field(False, 'frozen encoder: no gradient and no dropout')
   dtype: str = _field(
     'float32',
-    "dtype of activations and matmuls: 'float32', or 'bfloat16' on TPU and GPU; parameters stay float32",
+    "dtype of activations and matmuls: 'float32' or 'bfloat16'; parameters stay float32",
   )
   attention: str = _field('auto', "attention kernel: 'auto', 'xla', 'cudnn' or 'splash'")
   remat: str = _field(
     'none',
-    "rematerialisation: 'none', 'dots' (stores matmuls only) or 'full' (stores nothing within a layer)",
+    "rematerialisation: 'none', 'dots' (stores matmuls only) or 'full' (stores no activations)",
   )
   unroll: int = _field(
     1, 'layers per iteration of the layer loop; num_layers = unrolled completely'

@@ -48,7 +48,7 @@ def sequence_score(scores: Scores, logits: jax.Array, labels: jax.Array) -> jax.
 
 
 def negative_log_likelihood(scores: Scores, logits: jax.Array, labels: jax.Array) -> jax.Array:
-  """Negative log likelihood in nats [B] of the tags in `labels` int [B, L]; -1 = not in the chain."""
+  """Negative log likelihood in nats [B] of the tags `labels` int [B, L]; -1 = not in the chain."""
   # A constant added to the logits of a position cancels in the difference. With log_softmax both
   # terms are small once the tags are learnt, so float32 keeps its precision on long rows.
   logits = jax.nn.log_softmax(logits.astype(jnp.float32))

@@ -1,7 +1,7 @@
 """Dropout with half the random bits: one 32-bit word decides over two elements.
 
-Sixteen bits give a rate to 1 / 65536; kept elements are scaled by the exact keep probability, so the
-mean stays. The key carries its generator (`jax.random.key(seed, impl=...)`): the bits of
+Sixteen bits give a rate to 1 / 65536; kept elements are scaled by the exact keep probability, so
+the mean stays. The key carries its generator (`jax.random.key(seed, impl=...)`): the bits of
 'threefry2x32' do not depend on the mesh, those of 'rbg' do.
 """
 

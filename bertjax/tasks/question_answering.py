@@ -388,7 +388,7 @@ def score(
 
 
 def write(folder, split: str, items, predictions, *, version_2: bool) -> list[pathlib.Path]:
-  """Writes predictions.json, nbest_predictions.json and, for 2.0, null_odds.json in FOLDER/SPLIT."""
+  """Writes predictions.json, nbest_predictions.json and, for 2.0, null_odds.json."""
   contents = {'predictions': [p.text for p in predictions],
               'nbest_predictions': [p.nbest for p in predictions]}  # fmt: skip
   if version_2:

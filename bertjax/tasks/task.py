@@ -49,8 +49,8 @@ class Encoded(NamedTuple):
   """N encoded sequences.
 
   Attributes:
-    columns: 'input_ids' [N, L] and 'ends' [N, 1, 2] as in `data.instances`; 'example_ids' int32 [N],
-      indices into the list of examples; 'labels' [N, ...] as in `objectives.labels`.
+    columns: 'input_ids' [N, L] and 'ends' [N, 1, 2] as in `data.instances`; 'example_ids' int32
+      [N], indices into the list of examples; 'labels' [N, ...] as in `objectives.labels`.
     counts: how many examples were truncated, split or dropped.
     alignment: what `decode` needs to map tokens back to the text.
   """

@@ -3,7 +3,8 @@
   bertjax pretrain --config=bert_large --workdir=DIR --config.data.prepared=ROWS
 
 As `bert_base`, whose words after the colon it shares. The paper took 4 days on 64 TPU chips. On
-less memory, `--config.model.remat=dots` and `--config.gradient_accumulation_steps=8` keep the batch as it is.
+less memory, `--config.model.remat=dots` and `--config.gradient_accumulation_steps=8` keep the batch
+as it is.
 """
 
 from bertjax.config import pretraining, vary

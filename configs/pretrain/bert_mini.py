@@ -4,8 +4,8 @@
   bertjax pretrain --config=bert_mini --workdir=DIR \\
       --config.data.input=TEXTS --config.data.vocab=vocab.txt
 
-On 131 books, with `--config.num_train_steps=5500` of a decay, next-sentence accuracy rose from step 3,500 on
-(README). Takes the words of `bert_base` after a colon: `no_nsp`, `ltr`, `mask_80_20`,
+On 131 books, with `--config.num_train_steps=5500` of a decay, next-sentence accuracy rose from step
+3,500 on (README). Takes the words of `bert_base` after a colon: `no_nsp`, `ltr`, `mask_80_20`,
 `size_2_128_2`, `smoke`.
 """
 
