@@ -21,6 +21,7 @@ from benchmarks import machine
 from bertjax.inference import inspect
 from bertjax.inference.predictor import Predictor
 from bertjax.model.heads import Bert
+from bertjax.predict import read_items
 
 FLAGS = {
   'model': ('', 'a classifier: a model directory or the workdir of a run'),
@@ -32,7 +33,8 @@ FLAGS = {
 
 
 def run(model, texts, column, count, out):
-  found = [text for (text,) in read_items(texts, [column]) if len(text.split()) >= 8]
+  items = [item for item, error, _ in read_items(texts, [column]) if not error]
+  found = [text for (text,) in items if len(text.split()) >= 8]
   found = found[:: max(1, len(found) // count)][:count]
   rows = [
     {'name': name, 'texts': len(found)} | scores

@@ -358,7 +358,7 @@ def test_what_cannot_be_saved_or_taken_over_says_so(saved, tmp_path):
   with pytest.raises(ValueError, match=r"no head with features='weighted_sum_last_four'"):
     google.save_google(tmp_path / 'google', config, params, tokenizer)
   bert = Bert(dataclasses.replace(config, crf=False), ('tagging',), False, TAGS)
-  with pytest.raises(ValueError, match=r'crf=True.*--config.model.crf=True, or --config.fresh_'):
+  with pytest.raises(ValueError, match=r'crf=True.*--config.model.crf=True, or --config.reinit_'):
     loading.load_params(folder, bert)
   fresh = loading.load_params(folder, bert, initial=random_params(bert.config), reinit=('tagging',))
   np.testing.assert_array_equal(
