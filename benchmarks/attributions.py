@@ -15,7 +15,6 @@ import pathlib
 
 import jax
 import numpy as np
-from bertjax.inference.streams import read_items
 
 from benchmarks import machine
 from bertjax.inference import inspect
