@@ -95,7 +95,7 @@ def test_a_tpu_program_is_read_as_it_is_written():
 
 
 def test_a_loop_without_a_bound_is_an_error():
-  with pytest.raises(ValueError, match='how often the loop runs'):
+  with pytest.raises(ValueError, match='the trip count of the loop is unknown'):
     hlo.costs(TPU_PROGRAM.replace('constant(7)', 'copy(%i)'))
 
 

@@ -181,7 +181,9 @@ def test_the_last_step_or_any_other_becomes_the_model(make, tmp_path):
   near = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-7)
   jax.tree.map(near, loading.load_weights(tmp_path / 'second')[1], last)
   config.save_model = 'first'
-  with pytest.raises(ValueError, match=r"save_model must be 'last' or 'best', got 'first'"):
+  with pytest.raises(
+    ValueError, match=r"save_model must be one of \('last', 'best'\), got 'first'"
+  ):
     finetune.set_up(config)
 
 

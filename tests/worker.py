@@ -73,7 +73,11 @@ def main(folder, fields, coordinator, processes, process):
   config.update_from_flattened_dict(
     config_lib.SMOKE | json.loads(pathlib.Path(fields).read_text()) | {'data.loader': 'threads'}
   )
-  peers = {'coordinator': coordinator, 'processes': int(processes), 'process': process}
+  peers = {
+    'coordinator_address': coordinator,
+    'num_processes': int(processes),
+    'process_id': process,
+  }
   folder = pathlib.Path(folder)
   try:
     pretrain.run(config, workdir=str(folder / 'run'), **peers)
