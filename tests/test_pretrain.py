@@ -272,7 +272,7 @@ def test_a_run_without_a_model_yet_is_its_newest_checkpoint(finished, tiny_rows,
   jax.tree.map(np.testing.assert_array_equal, params, expected[1])
   assert loading.load_weights(run, heads=('mlm',))[1].keys() == {'encoder', 'pooler', 'mlm'}
   assert f'{run} has no model/ yet; reading its newest checkpoint, 20' in caplog.text
-  with pytest.raises(ValueError, match=r"no \['tagging'\] head"):
+  with pytest.raises(ValueError, match=r'no tagging head'):
     loading.load_weights(run, heads=('tagging',))
   small = ['--config.learning_rate=1e-9', '--config.num_train_steps=1', '--config.warmup_steps=0']
   second = tmp_path / 'second'
