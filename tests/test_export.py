@@ -75,10 +75,10 @@ def test_a_real_models_sentence_vectors_are_the_predictors(tmp_path, data_dir):
   lines = (data_dir / 'glue' / 'STS-B' / 'dev.tsv').read_text(encoding='utf-8').splitlines()
   texts = [*(line.split('\t')[7] for line in lines[1:33]), *TEXTS[:3]]
   expected = Predictor.from_dir(minilm).embed(texts)
-  export.run(model=str(minilm), to=str(tmp_path / 'tf'))
+  export.run(model=str(minilm), out=str(tmp_path / 'tf'))
   found = load(tmp_path / 'tf', tmp_path, {'serving_default': {'text': texts}})
   np.testing.assert_allclose(found['serving_default.embedding'], expected, atol=1e-5)
-  export.run(model=str(minilm), to=str(tmp_path / 'hlo'), format='stablehlo')
+  export.run(model=str(minilm), out=str(tmp_path / 'hlo'), format='stablehlo')
   run = jax.export.deserialize((tmp_path / 'hlo' / 'model.stablehlo').read_bytes()).call
   batch = Predictor.from_dir(minilm).tokenizer(texts)
   vectors = run(*(batch[name] for name in ('input_ids', 'token_type_ids', 'segment_ids')))
@@ -113,7 +113,7 @@ def test_stablehlo_takes_any_batch_and_length_on_any_platform(tmp_path, vocab):
 def test_a_saved_model_of_tokens_returns_their_ids(tmp_path, vocab):
   tf = pytest.importorskip('tensorflow')
   predictor = save(tmp_path / 'm', vocab, 'span')
-  export.run(model=str(tmp_path / 'm'), to=str(tmp_path / 'out'))
+  export.run(model=str(tmp_path / 'm'), out=str(tmp_path / 'out'))
   module = tf.saved_model.load(str(tmp_path / 'out'))
   assert list(module.signatures) == ['serving_default']
   found = module.signatures['serving_default'](
@@ -154,7 +154,7 @@ def test_a_program_that_differs_from_the_predictor_is_not_written(
 def test_a_program_that_cannot_run_is_not_written(tmp_path, vocab, monkeypatch, capsys):
   save(tmp_path / 'm', vocab, 'nsp')
   monkeypatch.setattr(export, '_portable', lambda exported: exported.mlir_module_serialized[:999])
-  assert main(['export', f'--model={tmp_path}/m', f'--out={tmp_path}/out', '--output=nsp']) == 2
+  assert main(['export', f'--model={tmp_path}/m', f'--out={tmp_path}/out', '--head=nsp']) == 2
   assert 'the exported program does not run (' in capsys.readouterr().err
   assert [p.name for p in tmp_path.iterdir()] == ['m']
 
@@ -162,7 +162,7 @@ def test_a_program_that_cannot_run_is_not_written(tmp_path, vocab, monkeypatch, 
 @pytest.mark.parametrize(
   ('arguments', 'message'),
   [
-    (['--out=x', '--output=tagging'], 'needs a model with a tagging head; this one has the heads'),
+    (['--out=x', '--head=tagging'], 'needs a model with a tagging head; this one has the heads'),
     (['--out=x', '--format=onnx'], "--format='savedmodel' or 'stablehlo'"),
     (['--out=.'], 'is there already'),
     (['--out=gs://b/out'], '--out must be a local folder, got gs://b/out'),
