@@ -187,7 +187,7 @@ def test_both_tokenizers_equal_the_reference_on_all_text_and_200_000_strings(dat
 
 def check_folds(texts, rules, lowercase):
   """The graph's words are the reference's, letter by letter."""
-  fold = tokenizer_tf._make_fold(rules, lowercase)
+  fold = tokenizer_tf._make_normalizer(rules, lowercase)
   words = tf.strings.split(fold(tf.constant([text.encode() for text in texts]))).to_list()
   normalizer, splitter = normalization.word_splitter(lowercase)
   for text, found in zip(texts, words, strict=True):
