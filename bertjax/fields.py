@@ -34,6 +34,23 @@ SHARED = {
   'max_to_keep': (2, 'newest checkpoints that are kept, beside the best one'),
 }  # fmt: skip
 
+
+def _stage(name: str, role: str, length: int = 0, max_predictions: int = 0) -> dict:
+  """The fields of a later stage of a run."""
+  stage = f'stage {name.removeprefix("stage")}'
+  return {
+    f'{name}.fraction': (0.0, f'fraction of the steps that belongs to {stage}, {role}; 0.0 = no '
+                              'such stage'),
+    f'{name}.length': (length, f'sequence length in {stage}, in tokens; 0 = as before'),
+    f'{name}.batch_size': (0, f'rows in a global batch in {stage}; 0 = as before'),
+    f'{name}.max_predictions': (max_predictions, f'maximum number of predictions per row in '
+                                                 f'{stage}; -1 = from the rate, 0 = as before'),
+    f'{name}.mask_rate': (0.0, f'masking.rate in {stage}; 0.0 = as before'),
+    f'{name}.prepared': ('', f'prepared dataset directory of {stage}; empty = as before, for rows '
+                             'of the same length'),
+  }  # fmt: skip
+
+
 PRETRAINING = SHARED | {
   'nsp': (True, 'next-sentence prediction beside the masked LM; False = full sentences in one '
                 'segment'),
@@ -79,24 +96,8 @@ PRETRAINING = SHARED | {
                                'is unchanged'),
   'masking.unit': ('subword', "masking unit: 'subword', 'whole_word' or 'span' (n-grams of words)"),
   'masking.max_span': (3, 'maximum words per span; n words have a probability proportional to 1/n'),
-  'stage2.fraction': (0.0, 'fraction of the steps that belongs to stage 2, which follows the first '
-                           'part of the run; 0.0 = no such stage, 0.1 in the paper'),
-  'stage2.length': (512, 'sequence length in stage 2, in tokens; 0 = as before'),
-  'stage2.batch_size': (0, 'rows in a global batch in stage 2; 0 = as before'),
-  'stage2.max_predictions': (76, 'maximum number of predictions per row in stage 2; -1 = from the '
-                                 'rate, 0 = as before'),
-  'stage2.mask_rate': (0.0, 'masking.rate in stage 2; 0.0 = as before'),
-  'stage2.prepared': ('', 'prepared dataset directory of stage 2; empty = as before, for rows of '
-                          'the same length'),
-  'stage3.fraction': (0.0, 'fraction of the steps that belongs to stage 3, which ends the run; 0.0 '
-                           '= no such stage'),
-  'stage3.length': (0, 'sequence length in stage 3, in tokens; 0 = as before'),
-  'stage3.batch_size': (0, 'rows in a global batch in stage 3; 0 = as before'),
-  'stage3.max_predictions': (0, 'maximum number of predictions per row in stage 3; -1 = from the '
-                                'rate, 0 = as before'),
-  'stage3.mask_rate': (0.0, 'masking.rate in stage 3; 0.0 = as before'),
-  'stage3.prepared': ('', 'prepared dataset directory of stage 3; empty = as before, for rows of '
-                          'the same length'),
+  **_stage('stage2', 'which follows the first part of the run (0.1 in the paper)', 512, 76),
+  **_stage('stage3', 'which ends the run'),
   'eval_every': (10_000, 'steps between evaluations on held-out examples; 0 = at the end only'),
   'max_eval_examples': (10_000, 'maximum number of held-out examples per evaluation'),
   'save_every': (1_000, 'steps between checkpoints'),
