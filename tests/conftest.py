@@ -37,12 +37,12 @@ def pytest_unconfigure(config):
 
 
 # Files of a minute and more begin first: of two workers none waits for one of them at the end.
-LONG = {f'test_{name}' for name in ('compile', 'distributed', 'finetune', 'notebooks', 'pretrain',
-                                    'quickstart')}  # fmt: skip
+LONG = {'test_compile', 'test_finetune', 'test_pretrain', 'test_quickstart', 'e2e/test_distributed',
+        'e2e/test_notebooks'}  # fmt: skip
 # Files that run with --full only; others mark single tests. What remains has a test of every
 # module, and takes ten minutes at most on two cores.
-FULL = {f'test_{name}' for name in ('benchmarks', 'readme', 'recovery', 'tpu', 'two_lengths',
-                                    'ways')}  # fmt: skip
+FULL = {f'e2e/test_{name}' for name in ('benchmarks', 'readme', 'recovery', 'tpu', 'two_lengths',
+                                        'ways')}  # fmt: skip
 
 
 def pytest_configure(config):
@@ -56,16 +56,21 @@ def pytest_addoption(parser):
   parser.addoption('--slow', action='store_true', help='run all tests, some of minutes')
 
 
+def name(item) -> str:
+  """The path of a test's file below tests/, without the suffix."""
+  return str(item.path.relative_to(pathlib.Path(__file__).parent).with_suffix(''))
+
+
 def pytest_collection_modifyitems(config, items):
   full = config.getoption('--full') or config.getoption('--slow')
   for item in items:
-    if item.path.stem in FULL:
+    if name(item) in FULL:
       item.add_marker('full')
     if 'slow' in item.keywords and not config.getoption('--slow'):
       item.add_marker(pytest.mark.skip(reason='takes minutes; run with --slow'))
     elif 'full' in item.keywords and not full:
       item.add_marker(pytest.mark.skip(reason='an end-to-end run; run with --full'))
-  items.sort(key=lambda item: item.path.stem not in LONG | FULL)
+  items.sort(key=lambda item: name(item) not in LONG | FULL)
 
 
 @pytest.fixture(scope='session')

@@ -19,7 +19,7 @@ from bertjax.model.config import EncoderConfig
 from bertjax.model.heads import Bert, init_params
 from bertjax.objectives.labels import Choice
 from bertjax.training.metrics import RunLog, read_metrics
-from tests.test_official_scorers import evaluate_squad
+from tests.test_scoring import evaluate_squad
 
 TAGS = {'value': 'I-PER', 'object': 'I-LOC', 'error': 'I-ORG', 'raises': 'I-MISC'}
 GOOD, BAD = ('value', 'object', 'returns'), ('error', 'raises', 'exception')

@@ -16,8 +16,8 @@ from bertjax.data.tokenizer import Tokenizer
 from bertjax.inference import calls
 from bertjax.inference.predictor import Predictor
 from bertjax.interop.loading import save_model
-from tests.test_predictor import model
-from tests.test_words import tagger
+from tests.data.test_words import tagger
+from tests.inference.test_predictor import model
 
 pa = pytest.importorskip('pyarrow')
 from pyarrow import parquet  # noqa: E402

@@ -19,7 +19,7 @@ from bertjax.inference.batcher import Batcher, BusyError
 from bertjax.inference.calls import CALLS
 from bertjax.inference.predictor import Predictor
 from bertjax.interop.loading import save_model
-from tests.test_predictor import model
+from tests.inference.test_predictor import model
 
 httpx = pytest.importorskip('httpx')
 pytest.importorskip('fastapi')

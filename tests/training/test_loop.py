@@ -23,7 +23,7 @@ from bertjax.training import mesh as mesh_lib
 from bertjax.training import run as run_lib
 from bertjax.training.metrics import RunLog, plot_curves, read_metrics
 from bertjax.training.optimizer import make_optimizer, make_schedule
-from tests.test_model import TINY, dataclasses
+from tests.model.test_encoder import TINY, dataclasses
 
 STILL = dataclasses.replace(TINY, hidden_dropout=0.0, attention_dropout=0.0, vocab_size=96)
 SHAKY = dataclasses.replace(STILL, hidden_dropout=0.1, attention_dropout=0.1)

@@ -44,11 +44,11 @@ def launch(folder, rows, processes, *, fault='none - 0', devices=DEVICES, **fiel
   flags = f'--xla_force_host_platform_device_count={devices // processes} '
   flags += '--xla_backend_optimization_level=0'  # most of the time is compilation
   environment = os.environ | {'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu', 'FAULT': fault}
-  command = [sys.executable, '-m', 'tests.worker', folder, folder / 'fields.json', coordinator]
+  command = [sys.executable, '-m', 'tests.e2e.worker', folder, folder / 'fields.json', coordinator]
   return [
     subprocess.Popen(
       [*command, str(processes), f'--process_id={i}'], env=environment, stderr=subprocess.PIPE,
-      text=True, cwd=pathlib.Path(__file__).parent.parent,
+      text=True, cwd=pathlib.Path(__file__).parents[2],
     )
     for i in range(processes)
   ]  # fmt: skip

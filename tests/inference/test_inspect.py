@@ -18,7 +18,7 @@ from bertjax.inference.predictor import Predictor
 from bertjax.interop.loading import save_model
 from bertjax.model.config import EncoderConfig
 from bertjax.model.heads import Bert, init_params
-from tests.test_predictor import SIZES, applied, model
+from tests.inference.test_predictor import SIZES, applied, model
 
 TEXT = 'the [MASK] of a class </script>'
 

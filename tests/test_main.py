@@ -16,7 +16,7 @@ from bertjax.flags import ALIASES, VERBS
 from bertjax.inference.calls import CALLS
 from bertjax.inference.predictor import Predictor
 from bertjax.interop import loading
-from tests.test_predictor import model
+from tests.inference.test_predictor import model
 
 
 @pytest.fixture(scope='module')

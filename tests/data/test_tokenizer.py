@@ -1,4 +1,4 @@
-"""`Tokenizer`: rules, offsets, batches and files; `test_graph_tokenizer` holds it to references."""
+"""`Tokenizer`: rules, offsets, batches and files; `test_tokenizer_tf` holds it to references."""
 
 import functools
 import json

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import bertjax
-from tests.test_predictor import model
+from tests.inference.test_predictor import model
 
-DOCS = pathlib.Path(__file__).parent.parent / 'docs'
+DOCS = pathlib.Path(__file__).parents[2] / 'docs'
 
 
 def blocks(page: str) -> str:

@@ -1,6 +1,6 @@
-"""One process of several for tests/test_distributed.py: pre-trains and notes the batches it brings.
+"""One process of several for test_distributed.py: pre-trains and notes the batches it brings.
 
-  python -m tests.worker FOLDER FIELDS.json COORDINATOR PROCESSES --process_id=I
+  python -m tests.e2e.worker FOLDER FIELDS.json COORDINATOR PROCESSES --process_id=I
 
 FAULT="ACTION PROCESSES STEP" in the environment lets those processes term, kill or stall when they
 make the batch of a step, kill right after they begin to save (`save`) at or after it, or fail to

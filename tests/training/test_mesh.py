@@ -10,7 +10,7 @@ from bertjax.model.heads import Bert, init_params
 from bertjax.training import mesh as mesh_lib
 from bertjax.training.loop import TrainState
 from bertjax.training.optimizer import make_optimizer
-from tests.test_model import TINY
+from tests.model.test_encoder import TINY
 
 
 def state_shapes():

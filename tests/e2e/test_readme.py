@@ -21,7 +21,7 @@ from bertjax.model.heads import Bert, init_params
 from tests import test_finetune
 from tests.test_docs import printed
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 _GUIDES = ('quickstart', 'pretraining', 'data', 'runs', 'finetuning', 'embeddings', 'inference',
            'interop', 'serving', 'scaling')  # fmt: skip
 PAGES = (ROOT / 'README.md', *(ROOT / 'docs' / f'{name}.md' for name in _GUIDES))
@@ -43,9 +43,9 @@ SMALLER = (
 
 # These need other processes, a bucket or many devices; the test files named run them.
 ELSEWHERE = {
-  '--coordinator_address=': 'test_distributed.py',
-  'bertjax serve': 'test_serve.py',
-  'gs://': 'test_prepare.py',
+  '--coordinator_address=': 'tests/e2e/test_distributed.py',
+  'bertjax serve': 'tests/test_serve.py',
+  'gs://': 'tests/test_prepare.py',
 }
 
 

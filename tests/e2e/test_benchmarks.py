@@ -8,8 +8,8 @@ import pytest
 
 from bertjax.inference.predictor import Predictor
 from bertjax.training import hardware
+from tests.inference.test_predictor import model as tiny_model
 from tests.test_finetune import make, model  # noqa: F401 (fixtures)
-from tests.test_predictor import model as tiny_model
 
 pytest.importorskip('torch')
 pytest.importorskip('transformers')

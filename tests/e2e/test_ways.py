@@ -24,7 +24,7 @@ from bertjax.training import layout as layout_lib
 from bertjax.training import loop, optimizer, sweep
 from bertjax.training import run as run_lib
 from bertjax.training.metrics import read_metrics
-from tests import test_distributed
+from tests.e2e import test_distributed
 from tests.test_finetune import TAGS, make, model, sentences  # noqa: F401 (fixtures)
 
 

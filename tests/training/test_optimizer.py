@@ -10,7 +10,7 @@ from bertjax.model.encoder import PARAM_AXES
 from bertjax.model.heads import Bert, init_params
 from bertjax.training.mesh import path_name
 from bertjax.training.optimizer import decay_mask, make_optimizer, make_schedule
-from tests.test_model import TINY
+from tests.model.test_encoder import TINY
 
 
 @pytest.fixture(scope='module')
