@@ -123,7 +123,7 @@ def _prepare_text(
     folder = cache_folder(cache_dir) / f'for-{key}'
   manifest = prepare(source, tokenizer, settings, folder, workers=workers, part=part)
   if manifest:
-    _report(manifest, tokenizer, settings)
+    _report(manifest, tokenizer)
   if masking:
     _write_tfrecords(folder, epath.Path(out), masking, settings.seed)
   elif remote:
@@ -133,9 +133,10 @@ def _prepare_text(
   return manifest
 
 
-def _report(manifest: dict, tokenizer: Tokenizer, settings: Settings) -> None:
+def _report(manifest: dict, tokenizer: Tokenizer) -> None:
   warn_of_case(tokenizer)
-  dataset.log_report(manifest.get('report') or {}, settings.length)
+  if report := manifest.get('report'):
+    dataset.log_report(report, manifest['settings']['length'])
 
 
 def _write_tfrecords(folder, out, masking: Masking, seed: int) -> None:
@@ -209,10 +210,8 @@ def cached(config, cache_dir: str = '') -> epath.Path:
 
   The cache is `data.cache_dir`, `$BERTJAX_CACHE` or ~/.cache/bertjax.
   """
-  return _cached(config.data.input, load_vocab(config.data), settings_of(config), cache_dir)
-
-
-def _cached(source: str, tokenizer: Tokenizer, settings: Settings, cache_dir: str) -> epath.Path:
+  source, tokenizer = config.data.input, load_vocab(config.data)
+  settings = settings_of(config)
   folder = cache_folder(cache_dir) / _key(source, tokenizer, settings)
   if (folder / 'manifest.json').exists():
     _log.info('prepared rows: found in %s', folder)
@@ -222,7 +221,7 @@ def _cached(source: str, tokenizer: Tokenizer, settings: Settings, cache_dir: st
     manifest = prepare(source, tokenizer, settings, folder)
     counts = manifest['counts']
     _log.info('prepared: %s', '  '.join(f'{name} {value:,}' for name, value in counts.items()))
-  _report(manifest, tokenizer, settings)
+  _report(manifest, tokenizer)
   return folder
 
 
@@ -250,23 +249,29 @@ def prepared_rows(config, processes: int = 1) -> epath.Path:
       )
     return cached(config, data.cache_dir)
   folder = dataset.local(data.prepared, cache_folder(data.cache_dir))
-  manifest = dataset.read_manifest(folder)
-  found = manifest['settings']
+  manifest, tokenizer = dataset.read_manifest(folder), Tokenizer.from_dir(folder)
+  found, wanted = manifest['settings'], dataclasses.asdict(settings_of(config))
   if 'kind' not in found:
     raise ValueError(f'{folder} holds the rows of a task, not of pre-training; see `finetune`.')
-  wanted = settings_of(config)
-  if 'report' in manifest:
-    dataset.log_report(manifest['report'], wanted.length)
-  for name in ('kind', 'length'):
-    if found[name] != getattr(wanted, name):
-      pairs = f' --config.nsp={found["kind"] in instances.PAIR_KINDS}' if name == 'kind' else ''
+  for name, before, now in (
+    ('kind', found['kind'], wanted['kind']),
+    ('length', found['length'], wanted['length']),
+    ('lowercase', tokenizer.lowercase, data.lowercase),
+    ('rules', tokenizer.rules, data.rules),
+  ):
+    if before != now:
+      pairs = f' --config.nsp={before in instances.PAIR_KINDS}' if name == 'kind' else ''
       raise ValueError(
-        f'{folder} was prepared with {name}={found[name]!r}, this run wants '
-        f'{getattr(wanted, name)!r}; pass --config.data.{name}={found[name]}{pairs}, or prepare '
-        'again.'
+        f'{folder} was prepared with data.{name}={before}, this run wants {now}; pass '
+        f'--config.data.{name}={before}{pairs}, or prepare again.'
       )
-  check_prepared_tokenizer(folder, manifest, data)
-  for name, value in dataclasses.asdict(wanted).items():
+  if data.vocab and load_vocab(data).fingerprint != manifest['tokenizer']:
+    raise ValueError(
+      f'{folder} was prepared with another vocabulary than data.vocab={data.vocab}; prepare again, '
+      'or leave data.vocab empty to use the one in the folder.'
+    )
+  _report(manifest, tokenizer)
+  for name, value in wanted.items():
     if name in data and found.get(name, value) != value:
       _log.warning(
         '%s was prepared with data.%s=%r; the value of the config, %r, is replaced by it.',
@@ -274,21 +279,3 @@ def prepared_rows(config, processes: int = 1) -> epath.Path:
       )  # fmt: skip
       data[name] = found[name]
   return folder
-
-
-def check_prepared_tokenizer(folder, manifest: dict, data) -> None:
-  """Raises ValueError if the config's vocabulary, case or rules are not those of prepared rows."""
-  tokenizer = Tokenizer.from_dir(folder)
-  for name in ('lowercase', 'rules'):
-    if data[name] != getattr(tokenizer, name):
-      value = getattr(tokenizer, name)
-      raise ValueError(
-        f'{folder} was prepared with data.{name}={value}, this run wants {data[name]}; pass '
-        f'--config.data.{name}={value}, or prepare again.'
-      )
-  if data.vocab and load_vocab(data).fingerprint != manifest['tokenizer']:
-    raise ValueError(
-      f'{folder} was prepared with another vocabulary than data.vocab={data.vocab}; prepare again, '
-      'or leave data.vocab empty to use the one in the folder.'
-    )
-  warn_of_case(tokenizer)

@@ -13,7 +13,6 @@ import collections
 import functools
 import json
 import logging
-import os
 
 from etils import epath
 
@@ -40,7 +39,7 @@ def run(
     ValueError: if the input cannot be read, the size does not fit the text, or `out` exists.
   """
   _check(out, vocab, kind, report, report_file, max_words, size, workers)
-  workers = os.cpu_count() or 1 if workers == -1 else workers
+  workers = worker_lib.cores() if workers == -1 else workers
   bytes_of_text = sum(file_size for _, file_size, _ in text_lib.list_source(input))
   readings = []  # what each reading of the text met, the same each time
 
@@ -111,26 +110,23 @@ def _count_characters(texts: list[str], format: str, lowercase: bool) -> collect
 
 
 def _check(out, vocab, kind, report, report_file, max_words, size, workers) -> None:
-  if workers < -1:
-    raise ValueError(f'--workers must be at least -1, got {workers}.')
-  if bool(out) == bool(vocab):
-    raise ValueError('vocab needs either --out=FILE to train one, or --vocab=FILE to report on it.')
-  if kind not in KINDS:
-    raise ValueError(f'--kind must be one of {KINDS}, got {kind!r}.')
-  if out and out.endswith('.model') != (kind == 'sentencepiece'):
-    raise ValueError(
-      f'a SentencePiece model, and nothing else, is named *.model; got --kind={kind} --out={out}.'
-    )
-  if not report and (vocab or report_file):
-    raise ValueError(
-      f'--noreport leaves nothing to do with --{"vocab" if vocab else "report_file"}; drop one of '
-      'them.'
-    )
-  if max_words < size:
-    raise ValueError(f'--max_words must be at least --size={size}, got {max_words}.')
-  for name, path in (('out', out), ('report_file', report_file)):
-    if path and epath.Path(path).exists():
-      raise ValueError(f'{path} exists already; remove it or choose another --{name}.')
+  for wrong, message in (
+    (workers < -1, f'--workers must be at least -1, got {workers}.'),
+    (bool(out) == bool(vocab),
+     'vocab needs either --out=FILE to train one, or --vocab=FILE to report on it.'),
+    (kind not in KINDS, f'--kind must be one of {KINDS}, got {kind!r}.'),
+    (out and out.endswith('.model') != (kind == 'sentencepiece'),
+     f'a SentencePiece model, and nothing else, is named *.model; got --kind={kind} --out={out}.'),
+    (not report and vocab, '--noreport leaves nothing to do with --vocab; drop one of them.'),
+    (not report and report_file,
+     '--noreport leaves nothing to do with --report_file; drop one of them.'),
+    (max_words < size, f'--max_words must be at least --size={size}, got {max_words}.'),
+    *((path and epath.Path(path).exists(),
+       f'{path} exists already; remove it or choose another --{name}.')
+      for name, path in (('out', out), ('report_file', report_file))),
+  ):  # fmt: skip
+    if wrong:
+      raise ValueError(message)
 
 
 def _lines(facts: dict, tokenizer: Tokenizer) -> list[str]:

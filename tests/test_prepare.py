@@ -325,17 +325,17 @@ def test_a_folder_prepared_otherwise_is_refused_and_kept(make, tmp_path):
 
 
 def test_two_runs_that_want_the_same_rows_prepare_them_once(config, monkeypatch, tmp_path):
-  waiting, made, write_shards = threading.Event(), [], preprocess._Job.run
+  waiting, made, tokenize = threading.Event(), [], preprocess._tokenize_source
   monkeypatch.setattr(
     dataset._log, 'info', lambda *_: waiting.set()
   )  # another process is preparing
 
-  def write_when_the_other_waits(*args):
+  def tokenize_when_the_other_waits(*args):
     made.append(args)
     assert waiting.wait(60)
-    return write_shards(*args)
+    return tokenize(*args)
 
-  monkeypatch.setattr(preprocess._Job, 'run', write_when_the_other_waits)
+  monkeypatch.setattr(preprocess, '_tokenize_source', tokenize_when_the_other_waits)
   with concurrent.futures.ThreadPoolExecutor(2) as pool:
     one, two = pool.map(cached, [config, config])
   assert one == two and len(made) == 1 and len(dataset.Dataset(one, 'train')) > 0

@@ -365,11 +365,9 @@ def log_report(facts: dict, length: int) -> None:
   """Logs what `report` returned; warns of values far from those of the NSP rule.
 
   Args:
-    facts: of `report`; {} for rows that have none.
+    facts: of `report`.
     length: tokens of a row.
   """
-  if not facts:
-    return
   random, used = facts.get('random_labels', 0), facts.get('tokens_used', 1)
   parts = [f'{facts["rows"]:,} rows, {facts["unknown"]:.2%} [UNK]']
   if 'documents' in facts:

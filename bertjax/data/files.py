@@ -38,14 +38,17 @@ def list_files(pattern: str, suffix: str = '') -> list[epath.Path]:
   if path.is_dir():
     files = [p for p in _walk(path) if not suffix or p.suffix.lower() == suffix]
     if not files:
-      raise ValueError(f'data.input: the folder {pattern} holds no {f"{suffix} ".lstrip()}files.')
+      raise ValueError(f'the folder {pattern} holds no {f"{suffix} ".lstrip()}files.')
     return files
   if path.is_file():
     return [path]
   matches = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 (Path.glob wants a folder)
   files = [p for p in map(epath.Path, matches) if p.is_file()]
   if not files:
-    raise ValueError(f'data.input: no such file or folder, and no match of the glob: {pattern}')
+    raise ValueError(
+      f'{pattern} cannot be read: there is no such file or folder, and no match of the glob: '
+      f'{pattern}'
+    )
   return files
 
 
@@ -88,6 +91,7 @@ def _zstd(file):
   return pa.CompressedInputStream(pa.PythonFile(file, 'r'), 'zstd')
 
 
+_HEAD = 8192  # bytes by which a file is judged
 _DECOMPRESS = {'.gz': gzip.open, '.bz2': bz2.BZ2File, '.xz': lzma.LZMAFile, '.zst': _zstd}
 
 
@@ -125,18 +129,16 @@ def open_bytes(path: epath.Path) -> Iterator[io.BufferedReader]:
 
 
 @contextlib.contextmanager
-def open_text(
-  path: epath.Path, encoding: str = 'utf-8', head: bytes = b''
-) -> Iterator[io.TextIOWrapper]:
+def open_text(path: epath.Path, encoding: str = 'utf-8') -> Iterator[io.TextIOWrapper]:
   """Opens a text file, decompressed; a byte order mark is dropped.
 
-  Lines end in LF (a CR before it stays), or in CR if `head` has no LF. Bytes that are invalid in
-  UTF-8 become lone surrogates ('surrogateescape'), in other encodings U+FFFD.
+  Lines end in LF (a CR before it stays), or in CR if the first 8 KB have no LF. Bytes that are
+  invalid in UTF-8 become lone surrogates ('surrogateescape'), in other encodings U+FFFD.
   """
   utf8 = codecs.lookup(encoding).name == 'utf-8'
-  start = _decode_head(head, encoding)
-  newline = '\r' if '\r' in start and '\n' not in start else '\n'
   with open_bytes(path) as stream:
+    start = _decode_head(stream.peek()[:_HEAD], encoding)
+    newline = '\r' if '\r' in start and '\n' not in start else '\n'
     yield io.TextIOWrapper(
       stream, 'utf-8-sig' if utf8 else encoding, 'surrogateescape' if utf8 else 'replace', newline
     )
@@ -157,12 +159,13 @@ def _decode_head(head: bytes, encoding: str, errors: str = 'replace') -> str:
   return codecs.getincrementaldecoder(encoding)(errors).decode(head)
 
 
-def not_text(head: bytes, encoding: str) -> str:
-  """What a file is, and what to do, if its first bytes are not text in the encoding; else ''.
+def not_text(stream: io.TextIOWrapper, encoding: str) -> str:
+  """What an open file is, and what to do, if it does not begin with text in the encoding; else ''.
 
   Text is what has few control characters and few invalid bytes: one NUL byte is no harm, and
   Latin-1 prose, mostly ASCII, is read with its invalid bytes counted.
   """
+  head = stream.buffer.peek()[:_HEAD]
   text = _decode_head(head, encoding)
   odd = sum(c == '\ufffd' or (c < ' ' and c not in '\t\n\r\f\v\b\x1b') for c in text)
   if odd <= 0.3 * len(head):

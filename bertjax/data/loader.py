@@ -4,10 +4,10 @@ A batch is a pure function of its step, so any number of workers, tf.data or a p
 it, and a run resumes at any step. `Batches` serves pre-training, `TaskBatches` fine-tuning.
 """
 
-import concurrent.futures
 import dataclasses
 import functools
 import importlib.util
+import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from bertjax import io
-from bertjax.data import packing
+from bertjax.data import packing, workers
 from bertjax.data.dataset import Arrays, Dataset
 from bertjax.data.masking import Masking, mask_tokens, next_token_targets
 from bertjax.data.prng import ORDER, hash_u64, permute, training_slots
@@ -230,11 +230,7 @@ class TaskBatches:
   def training(self, step: int) -> dict[str, np.ndarray]:
     """The batch of a training step, this process's rows of it."""
     examples = self.slots(step)
-    return self.make_training(examples, self.bucket(examples))
-
-  def make_training(self, examples: np.ndarray, bucket: int) -> dict[str, np.ndarray]:
-    """The examples [B] as a training batch of the size that `bucket` gives."""
-    return self.packed(examples, bucket) if self.pack else self.make(examples, bucket)
+    return self.make(examples, self.bucket(examples))
 
   def in_order(self, step: int) -> dict[str, np.ndarray]:
     """The step-th batch of `by_length`; examples past the end have weight 0."""
@@ -245,34 +241,32 @@ class TaskBatches:
     batch['example_weights'] *= np.repeat(real < self.examples, self.group)
     return batch
 
-  def make(self, examples: np.ndarray, length: int) -> dict[str, np.ndarray]:
-    """The rows of examples [B], truncated to a length."""
-    return self._read(examples if self.local is None else examples[self.local], length)
-
-  def packed(self, examples: np.ndarray, count: int) -> dict[str, np.ndarray]:
-    """Examples [B] in `count` rows, this process's of them. The loss is that of single rows."""
+  def make(self, examples: np.ndarray, bucket: int) -> dict[str, np.ndarray]:
+    """This process's rows of a batch of examples [B]: `bucket` tokens long or, where packed, of
+    `bucket` rows. The loss of packed rows is that of single ones."""
+    if not self.pack:
+      return self._read(examples if self.local is None else examples[self.local], bucket)
     rows = [
       [item * self.group + i for item in row for i in range(self.group)]
       for row in self.plan(examples)
     ]
     batch, places = packing.pack(
-      self._read(examples, self.pack), rows, count=count, length=self.pack,
+      self._read(examples, self.pack), rows, count=bucket, length=self.pack,
       max_sequences=self.per_row * self.group,
       per_token=('labels',) if self.label.per_token else (),
     )  # fmt: skip
     self.label.shift(batch['labels'], places)
     if self.local is None:
       return batch
-    replica = np.arange(count) * self.replicas // count
+    replica = np.arange(bucket) * self.replicas // bucket
     mine = np.isin(replica, self.local * self.replicas // self.batch_size)
     return {name: array[mine] for name, array in batch.items()}
 
   def _read(self, examples, length) -> dict[str, np.ndarray]:
     row = (examples[:, None] * self.group + np.arange(self.group)).ravel()
     columns = {name: column[row] for name, column in self.rows.items()}
-    columns['input_ids'] = columns['input_ids'][:, :length]
-    if self.label.per_token:
-      columns['labels'] = columns['labels'][:, :length]
+    for name in ('input_ids', *['labels'] * self.label.per_token):
+      columns[name] = columns[name][:, :length]
     return make_batch(columns)
 
 
@@ -286,7 +280,7 @@ class TrialBatches:
     """Each trial's batch of a step; all share the largest of their buckets."""
     slots = [batches.slots(step) for batches in self.trials]
     bucket = max(b.bucket(s) for b, s in zip(self.trials, slots, strict=True))
-    parts = [b.make_training(s, bucket) for b, s in zip(self.trials, slots, strict=True)]
+    parts = [b.make(s, bucket) for b, s in zip(self.trials, slots, strict=True)]
     return {name: np.stack([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -323,15 +317,14 @@ def gather_logits(batches: TaskBatches, parts: list[np.ndarray]) -> np.ndarray:
 
 def choose_loader(name: str) -> str:
   """'tfdata' where TensorFlow is installed, else 'threads'; the batches are the same."""
+  if name not in ('auto', 'tfdata', 'threads'):
+    raise ValueError(f"data.loader must be 'auto', 'tfdata' or 'threads', got {name!r}.")
   tensorflow = importlib.util.find_spec('tensorflow')
   if name == 'tfdata' and not tensorflow:
     raise ValueError("data.loader='tfdata' needs tensorflow; 'threads' makes the same batches.")
-  if name in ('tfdata', 'threads'):
-    return name
-  if name != 'auto':
-    raise ValueError(f"data.loader must be 'auto', 'tfdata' or 'threads', got {name!r}.")
-  name = 'tfdata' if tensorflow else 'threads'
-  _log.info('data.loader: auto chose %r', name)
+  if name == 'auto':
+    name = 'tfdata' if tensorflow else 'threads'
+    _log.info('data.loader: auto chose %r', name)
   return name
 
 
@@ -349,18 +342,9 @@ def iterate(
   if loader == 'tfdata':
     yield from _tfdata(make, start, stop)
     return
-  if loader != 'threads':
-    raise ValueError(f"loader must be 'tfdata' or 'threads', got {loader!r}.")
-  ahead, queue, step = 4, [], start
-  with concurrent.futures.ThreadPoolExecutor(2) as pool:
-    try:
-      while stop is None or step < stop or queue:
-        while len(queue) < ahead and (stop is None or step < stop):
-          queue.append(pool.submit(make, step))
-          step += 1
-        yield queue.pop(0).result()
-    finally:
-      pool.shutdown(wait=False, cancel_futures=True)
+  steps = itertools.count(start) if stop is None else range(start, stop)
+  with workers.processes(0) as in_order:  # two threads
+    yield from in_order(make, steps)
 
 
 def _tfdata(make, start: int, stop: int | None) -> Iterator[dict[str, np.ndarray]]:

@@ -26,7 +26,7 @@ import pathlib
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import numpy as np
 
@@ -40,7 +40,6 @@ _log = logging.getLogger(__name__)
 
 _SHARD_BYTES = 64 * 2**20  # of text: size of a shard where data.num_shards is 0
 _WORKER_BYTES = 192 * 2**20  # of text: below it, starting workers takes longer than the work
-_THREAD_BYTES = 4 * 2**20  # of text: below it, reading and tokenizing take turns in one thread
 _BATCH_CHARS = 2**18  # of text: sent to a worker at a time
 _PIECE_CHARS = 100_000  # longer sentences are split at white space before tokenization
 _COMMIT_SECONDS = 20
@@ -69,28 +68,21 @@ class Settings:
   max_sequences_per_row: int = 1  # 1 = no packing
 
   def __post_init__(self):
-    if self.kind not in instances.KINDS:
-      raise ValueError(f'kind must be one of {instances.KINDS}, got {self.kind!r}.')
-    for name, least, most in (
-      ('length', 8, 2**16 - 1), ('num_shards', 0, 99_999), ('max_sequences_per_row', 1, 100)
+    for name, valid, rule in (
+      ('data.kind', self.kind in instances.KINDS, f'one of {instances.KINDS}'),
+      ('data.length', 8 <= self.length < 2**16, 'in 8..65535'),
+      ('data.heldout_fraction', 0 < self.heldout_fraction <= 1, 'above 0 and at most 1'),
+      ('data.dupe_factor', self.dupe_factor >= 1, 'at least 1'),
+      ('data.dupe_factor', self.dupe_factor == 1 or self.kind in instances.PAIR_KINDS,
+       f'1 for kind={self.kind!r}, which has no pairs to sample again'),
+      ('data.short_seq_prob', 0 <= self.short_seq_prob <= 1, 'in 0..1'),
+      ('data.num_shards', 0 <= self.num_shards < 10**5, 'in 0..99999'),
+      ('data.max_sequences_per_row', 1 <= self.max_sequences_per_row <= 100, 'in 1..100'),
+      ('seed', 0 <= self.seed < 2**63, 'at least 0 and below 2**63'),
     ):  # fmt: skip
-      if not least <= getattr(self, name) <= most:
-        raise ValueError(f'data.{name} must be in {least}..{most}, got {getattr(self, name)}.')
-    if not 0 < self.heldout_fraction <= 1:
-      raise ValueError(
-        f'data.heldout_fraction must be above 0 and at most 1, got {self.heldout_fraction}.'
-      )
-    if not 0 <= self.seed < 2**63:
-      raise ValueError(f'seed must be at least 0 and below 2**63, got {self.seed}.')
-    if self.dupe_factor < 1:
-      raise ValueError(f'data.dupe_factor must be at least 1, got {self.dupe_factor}.')
-    if self.dupe_factor > 1 and self.kind not in instances.PAIR_KINDS:
-      raise ValueError(
-        f'data.dupe_factor={self.dupe_factor} makes other pairs in each pass, and {self.kind!r} '
-        'has no pairs; pass --config.data.dupe_factor=1.'
-      )
-    if not 0 <= self.short_seq_prob <= 1:
-      raise ValueError(f'data.short_seq_prob must be in [0, 1], got {self.short_seq_prob}.')
+      if not valid:
+        value = getattr(self, name.removeprefix('data.'))
+        raise ValueError(f'{name} must be {rule}, got {value!r}.')
 
 
 def prepare(
@@ -120,11 +112,10 @@ def prepare(
     if part[1] > 1:
       raise ValueError('--shard divides text; TFRecords are read by one machine.')
     return tfrecords.prepare(source, tokenizer, settings, directory)
-  incomplete = directory.with_name(directory.name + '.incomplete')
-  listing = [(name, size) for name, size, _ in text_lib.list_source(source)]
-  size = sum(size for _, size in listing)
-  count = settings.num_shards or 1 + size // _SHARD_BYTES
-  counts = {'train': 0 if settings.heldout_fraction == 1 else count, 'heldout': 1}
+  files = [(name, size) for name, size, _ in text_lib.list_source(source)]
+  size = sum(size for _, size in files)
+  num_shards = settings.num_shards or 1 + size // _SHARD_BYTES
+  counts = {'train': 0 if settings.heldout_fraction == 1 else num_shards, 'heldout': 1}
   shards = [(split, number) for split, n in counts.items() for number in range(n)]
   if part[0] >= len(shards):
     raise ValueError(
@@ -133,136 +124,89 @@ def prepare(
     )
   plan = {
     'settings': dataclasses.asdict(settings), 'tokenizer': tokenizer.fingerprint,
-    'source': [(n if n.startswith('tfds:') else pathlib.Path(n).name, size) for n, size in listing],
+    'source': [(n if n.startswith('tfds:') else pathlib.Path(n).name, size) for n, size in files],
   }  # fmt: skip
-  with dataset.lock(incomplete / f'lock-{part[0]}-of-{part[1]}'):
+  columns = instances.columns(
+    settings.kind, settings.length, tokenizer.vocab_size, settings.max_sequences_per_row
+  )
+  name = f'{part[0]}-of-{part[1]}'
+  incomplete = directory.with_name(directory.name + '.incomplete')
+  with dataset.lock(incomplete / f'lock-{name}'):
     if (manifest := dataset.finished(directory, plan)) is not None:  # another process was faster
       shutil.rmtree(incomplete, ignore_errors=True)
       return manifest
     try:
-      writer = dataset.Writer(directory, plan, instances.columns(
-        settings.kind, settings.length, tokenizer.vocab_size, settings.max_sequences_per_row
-      ))  # fmt: skip
+      writer = dataset.Writer(directory, plan, columns)
       tokenizer.save(writer.folder)
-      folder = writer.folder / f'tokens-{part[0]}-of-{part[1]}'
       mine = shards[part[0] :: part[1]]
-      job = _Job(source, size, settings, tokenizer, writer, folder, mine, counts, workers)
-      facts = job.run()
+      token_shards = TokenShards(writer.folder / f'tokens-{name}', mine, columns['input_ids'][0])
+      if token_shards.facts is None:
+        _tokenize_source(source, size, tokenizer, settings, counts['train'], token_shards, workers)
+      todo = [shard for shard in mine if writer.shard(*shard) is None]
+      if todo == mine:
+        _check(token_shards, source, settings, complete=mine == shards)
+      _build_shards(todo, writer, tokenizer.special, settings, token_shards, size, workers)
+      token_shards.clear()
     except ValueError as error:
       foreign = isinstance(error, dataset.DatasetError) and (incomplete / 'plan.json').exists()
       if part[1] == 1 and not foreign:  # what was begun with another plan is kept
         shutil.rmtree(incomplete, ignore_errors=True)
       raise
     complete = writer.finish(
-      counts, settings=plan['settings'], source=source, tokenizer=plan['tokenizer'], counts=facts,
-      report=dataset.report,
+      counts, settings=plan['settings'], source=source, tokenizer=plan['tokenizer'],
+      counts=token_shards.facts, report=dataset.report,
     )  # fmt: skip
   return dataset.read_manifest(directory) if complete else None
 
 
-@dataclasses.dataclass(frozen=True)
-class _Job:
-  """The work of one machine.
-
-  Attributes:
-    source: of the text.
-    size: of the text in bytes.
-    settings: see `Settings`.
-    tokenizer: whose ids are written.
-    writer: of the dataset.
-    folder: of the intermediate files.
-    shards: those of this machine.
-    counts: shards per split, of all machines.
-    workers: see `prepare`.
-  """
-
-  source: str
-  size: int
-  settings: Settings
-  tokenizer: Tokenizer
-  writer: dataset.Writer
-  folder: pathlib.Path
-  shards: list[Shard]
-  counts: dict[str, int]
-  workers: int
-
-  def run(self) -> dict:
-    """Tokenizes the documents, then builds the shards; returns counts of what was read."""
-    columns = instances.columns(self.settings.kind, self.settings.length, self.tokenizer.vocab_size)
-    dtype = columns['input_ids'][0]
-    token_shards = TokenShards(self.folder, self.shards, dtype)
-    if token_shards.facts is None:
-      self._tokenize(token_shards)
-    token_shards.close()
-    self._build(dtype)
-    token_shards.clear()
-    return token_shards.facts
-
-  def _tokenize(self, token_shards: 'TokenShards') -> None:
-    """Reads the documents and appends their ids to the token shards, in order."""
-    settings, counts = self.settings, text_lib.Report()
-    documents = text_lib.read_documents(
-      self.source, settings.format, text_key=settings.text_key, binary=settings.binary,
-      encoding=settings.encoding, on_bad_row=settings.on_bad_row, report=counts,
-    )  # fmt: skip
-    done, committed, sizes = token_shards.documents, time.monotonic(), collections.deque()
-    collections.deque(itertools.islice(documents, done), maxlen=0)  # skips what is committed
-
-    def batches():
-      for batch in worker_lib.batches(documents, _BATCH_CHARS):
-        sizes.append(len(batch))
-        yield batch
-
-    encode = functools.partial(
-      tokenize, str(self.writer.folder), settings.format, settings.heldout_fraction,
-      self.counts['train'], tuple(self.shards),
-    )  # fmt: skip
-    workers, threads = self._num_workers(_WORKER_BYTES), self.size >= _THREAD_BYTES
-    if threads and not workers:
-      _encoder(str(self.writer.folder))  # once, before threads ask for it
-    with (
-      worker_lib.processes(workers, threads) as in_order,
-      io.progress('tokenizing', self.size, unit='B') as update,
-    ):
-      for tokens in in_order(encode, batches()):
-        for shard, arrays in tokens.items():
-          token_shards.append(shard, arrays)
-        done += sizes.popleft()
-        if time.monotonic() - committed > _COMMIT_SECONDS:
-          token_shards.commit(done)
-          committed = time.monotonic()
-        update(counts.bytes_read())
-    counts.warn(self.tokenizer.lowercase and self.tokenizer.standard)
-    token_shards.commit(done, dataclasses.asdict(counts))
-
-  def _build(self, dtype) -> None:
-    """Builds the shards that are not written yet, after a look at all of their documents."""
-    todo = [shard for shard in self.shards if self.writer.shard(*shard) is None]
-    if len(todo) == len(self.shards):
-      corpora = {shard: read_tokens(self.folder, shard, dtype) for shard in self.shards}
-      complete = len(self.shards) == sum(self.counts.values())
-      _check(corpora, self.source, self.settings, complete)
-    build = functools.partial(
-      _build_shard, self.writer, self.settings, self.tokenizer.special, self.folder, dtype
-    )
-    workers = self._num_workers(2 * _WORKER_BYTES / self.settings.dupe_factor)
-    gc.freeze()  # else each collection walks all of TensorFlow: a third of the time in one process
-    try:
-      with (
-        worker_lib.processes(workers if len(todo) > 2 else 0, threads=False) as in_order,
-        io.progress('building shards', len(todo)) as update,
-      ):
-        for done, _ in enumerate(in_order(build, todo), 1):
-          update(done)
-    finally:
-      gc.unfreeze()
-
-  def _num_workers(self, least: float) -> int:
-    """As asked, or one per core for at least so many bytes of text."""
-    return self.workers if self.workers >= 0 else worker_lib.cores() if self.size >= least else 0
+def _num_workers(workers: int, size: int, least: float) -> int:
+  """As asked, or one per core for at least so many bytes of text."""
+  return workers if workers >= 0 else worker_lib.cores() if size >= least else 0
 
 
 # Documents to token ids
+
+
+def _tokenize_source(
+  source: str, size: int, tokenizer: Tokenizer, settings: Settings, num_shards: int,
+  token_shards: 'TokenShards', workers: int,
+) -> None:  # fmt: skip
+  """Reads the documents that are not committed yet and appends their ids, in order."""
+  report = text_lib.Report()
+  documents = text_lib.read_documents(
+    source, settings.format, text_key=settings.text_key, binary=settings.binary,
+    encoding=settings.encoding, on_bad_row=settings.on_bad_row, report=report,
+  )  # fmt: skip
+  done, committed, sizes = token_shards.documents, time.monotonic(), collections.deque()
+  collections.deque(itertools.islice(documents, done), maxlen=0)  # skips what is committed
+
+  def batches():
+    for batch in worker_lib.batches(documents, _BATCH_CHARS):
+      sizes.append(len(batch))
+      yield batch
+
+  folder = str(token_shards.folder.parent)  # with the tokenizer
+  encode = functools.partial(
+    tokenize, folder, settings.format, settings.heldout_fraction, num_shards,
+    tuple(token_shards.shards),
+  )  # fmt: skip
+  workers = _num_workers(workers, size, _WORKER_BYTES)
+  if not workers:
+    _encoder(folder)  # once, before threads ask for it
+  with (
+    worker_lib.processes(workers) as in_order,
+    io.progress('tokenizing', size, unit='B') as update,
+  ):
+    for tokens in in_order(encode, batches()):
+      for shard, arrays in tokens.items():
+        token_shards.append(shard, arrays)
+      done += sizes.popleft()
+      if time.monotonic() - committed > _COMMIT_SECONDS:
+        token_shards.commit(done)
+        committed = time.monotonic()
+      update(report.bytes_read())
+  report.warn(tokenizer.lowercase and tokenizer.standard)
+  token_shards.commit(done, dataclasses.asdict(report))
 
 
 def tokenize(
@@ -349,7 +293,7 @@ class TokenShards:
 
   Args:
     folder: of the files, which are truncated to their committed length.
-    shards: those to append to.
+    shards: those of this machine.
     dtype: of the ids.
 
   Attributes:
@@ -357,53 +301,47 @@ class TokenShards:
     facts: counts for the manifest once all documents are committed, else None.
   """
 
-  def __init__(self, folder, shards: Iterable[Shard], dtype):
-    self._folder, self._dtype = pathlib.Path(folder), np.dtype(dtype)
-    self._state_file, self._files = self._folder / 'state.json', {}
-    self._folder.mkdir(parents=True, exist_ok=True)
+  def __init__(self, folder: pathlib.Path, shards: list[Shard], dtype: str):
+    self.folder, self.shards, self.dtype = folder, shards, dtype
+    self._state_file, self._files = folder / 'state.json', {}
+    folder.mkdir(parents=True, exist_ok=True)
     state = json.loads(self._state_file.read_text()) if self._state_file.exists() else {}
     self.documents: int = state.get('documents', 0)
     self.facts: dict | None = state.get('facts')
     dataset.allow_files()
     for shard in shards if self.facts is None else ():
       for kind in _KINDS:
-        path = _path(self._folder, shard, kind)
-        path.touch()
-        file = self._files[shard, kind] = path.open('r+b')
+        path = _path(folder, shard, kind)
+        file = self._files[shard, kind] = path.open('ab')
         file.truncate(state.get('sizes', {}).get(path.name, 0))
         file.seek(0, 2)
 
   def append(self, shard: Shard, tokens: Tokens) -> None:
     for kind, array in zip(_KINDS, tokens, strict=True):
-      dtype = self._dtype if kind == 'tokens' else np.uint32
+      dtype = self.dtype if kind == 'tokens' else np.uint32
       self._files[shard, kind].write(np.ascontiguousarray(array, dtype))
 
   def commit(self, documents: int, facts: dict | None = None) -> None:
     """Records that all of so many documents is appended; `facts` marks the end of the source."""
-    self.documents, self.facts = documents, facts
+    self.documents, self.facts, sizes = documents, facts, {}
     for file in self._files.values():
       file.flush()
-    sizes = {pathlib.Path(file.name).name: file.tell() for file in self._files.values()}
-    io.write_text(
-      self._state_file, json.dumps({'documents': documents, 'facts': facts, 'sizes': sizes})
-    )
-
-  def close(self) -> None:
-    for file in self._files.values():
-      file.close()
+      sizes[pathlib.Path(file.name).name] = file.tell()
+    state = {'documents': documents, 'facts': facts, 'sizes': sizes}
+    io.write_text(self._state_file, json.dumps(state))
 
   def clear(self) -> None:
     """Deletes the ids; `state.json` stays and shows that this machine is done."""
-    for kind in _KINDS:
-      for path in self._folder.glob(f'*.{kind}'):
+    for path in self.folder.iterdir():
+      if path != self._state_file:
         path.unlink()
 
 
 def _path(folder, shard: Shard, kind: str) -> pathlib.Path:
-  return pathlib.Path(folder) / f'{shard[0]}-{shard[1]:05d}.{kind}'
+  return folder / f'{shard[0]}-{shard[1]:05d}.{kind}'
 
 
-def read_tokens(folder, shard: Shard, dtype) -> instances.Corpus:
+def read_tokens(folder: pathlib.Path, shard: Shard, dtype: str) -> instances.Corpus:
   """The documents of a shard, ids memory-mapped."""
   arrays = []
   for kind in _KINDS:
@@ -415,6 +353,27 @@ def read_tokens(folder, shard: Shard, dtype) -> instances.Corpus:
 
 
 # Token ids to records
+
+
+def _build_shards(
+  shards: list[Shard], writer, special: dict, settings: Settings, token_shards: TokenShards,
+  size: int, workers: int,
+) -> None:  # fmt: skip
+  """Builds the shards that are not written yet, each in one process."""
+  build = functools.partial(
+    _build_shard, writer, settings, special, token_shards.folder, token_shards.dtype
+  )
+  workers = _num_workers(workers, size, 2 * _WORKER_BYTES / settings.dupe_factor)
+  gc.freeze()  # else each collection walks all of TensorFlow: a third of the time in one process
+  try:
+    with (
+      worker_lib.processes(workers, threads=False) as in_order,
+      io.progress('building shards', len(shards)) as update,
+    ):
+      for done, _ in enumerate(in_order(build, shards), 1):
+        update(done)
+  finally:
+    gc.unfreeze()
 
 
 def _build_shard(writer, settings: Settings, special: dict, folder, dtype, shard: Shard) -> None:
@@ -438,16 +397,18 @@ def _build_shard(writer, settings: Settings, special: dict, folder, dtype, shard
   writer.add_shard(split, number, records, tally=counts)
 
 
-def _check(corpora: dict[Shard, instances.Corpus], source, settings, complete: bool) -> None:
+def _check(token_shards: TokenShards, source: str, settings: Settings, complete: bool) -> None:
   """Raises ValueError if the documents do not suffice; `complete`: these are all shards."""
-  where = f'data.input={source}'
-  sizes = collections.Counter()
-  for (split, _), corpus in corpora.items():
-    sizes[split] += len(corpus)
-  total, least = sizes.total(), 2 if settings.kind == 'nsp' else 1
+  sizes, longest = {'train': 0, 'heldout': 0}, 0
+  for shard in token_shards.shards:
+    corpus = read_tokens(token_shards.folder, shard, token_shards.dtype)
+    sizes[shard[0]] += len(corpus)
+    longest = max(longest, int(np.diff(corpus.documents).max(initial=0)))
+  where, total = f'data.input={source}', sum(sizes.values())
+  least = 2 if settings.kind == 'nsp' else 1
   if complete and not total:
     raise ValueError(f'{where} has no text once blank documents are dropped.')
-  if complete and total == 1 and settings.kind == 'nsp':
+  if complete and total < least:
     raise ValueError(
       f'{where} is one document (data.format={settings.format}), and next-sentence prediction '
       'samples negatives from other documents; set another format, add text, or train without it '
@@ -460,13 +421,6 @@ def _check(corpora: dict[Shard, instances.Corpus], source, settings, complete: b
         f'of {total} documents, {sizes[split]} were assigned to {name} and {least} are needed; '
         f'change data.heldout_fraction (now {settings.heldout_fraction}) or add documents.'
       )
-  if complete and (fewest := min(map(len, corpora.values()))) < least == 2:
-    raise ValueError(
-      f'next-sentence prediction samples negatives from other documents, and one of '
-      f'{len(corpora) - 1} shards got {fewest} document(s); add text, use fewer shards '
-      '(--config.data.num_shards), or train without it (--config.nsp=False).'
-    )
-  longest = max(int(np.diff(corpus.documents).max(initial=0)) for corpus in corpora.values())
   if settings.kind in instances.PAIR_KINDS and longest < 2:
     raise ValueError(
       f'every document of {where} is one sentence (data.format={settings.format}), so none is '

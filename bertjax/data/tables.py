@@ -5,7 +5,6 @@ and says why (`Row.error`): fine-tuning refuses or skips it, prediction writes a
 """
 
 import csv
-import glob
 import itertools
 import json
 import logging
@@ -67,7 +66,7 @@ def read_table(
     raise ValueError(
       f'the delimiter must be a character or one of {tuple(DELIMITERS)}, got {delimiter!r}.'
     )
-  for file in _files(path):
+  for file in files.list_files(str(path)):
     kind = _kind(file)
     if kind == '.parquet':
       yield from _parquet(file, columns, optional)
@@ -101,17 +100,6 @@ def text_problem(
   return ''
 
 
-def _files(path) -> list[epath.Path]:
-  if str(path).startswith('hf:'):
-    return files.list_files(str(path))
-  path = epath.Path(path)
-  if path.is_file():
-    return [path]
-  if not (path.is_dir() or glob.has_magic(str(path))):
-    raise ValueError(f'{path} cannot be read: there is no such file.')
-  return files.list_files(str(path))
-
-
 def _kind(path: epath.Path) -> str:
   """The file's ending in lower case, without that of a compression."""
   endings = [suffix.lower() for suffix in path.suffixes]
@@ -126,9 +114,7 @@ def read_lines(path, encoding: str) -> Iterator[str]:
   path = epath.Path(path)
   files.check_encoding(encoding)
   try:
-    with files.open_bytes(path) as stream:
-      head = stream.peek(8192)[:8192]
-    with files.open_text(path, encoding, head) as stream:
+    with files.open_text(path, encoding) as stream:
       invalid = re.compile('\ufffd') if stream.errors == 'replace' else _ESCAPED
       for number, line in enumerate(stream, 1):
         if not line.isascii() and invalid.search(line):

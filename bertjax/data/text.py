@@ -100,12 +100,13 @@ def read_documents(
       file, a broken JSON line or a missing text, with the file and the line.
   """
   report = Report() if report is None else report
-  if format not in FORMATS:
-    raise ValueError(f'data.format must be one of {FORMATS}, got {format!r}.')
-  if binary not in ('refuse', 'skip'):
-    raise ValueError(f"data.binary must be 'refuse' or 'skip', got {binary!r}.")
-  if on_bad_row not in ('stop', 'skip'):
-    raise ValueError(f"data.on_bad_row must be 'stop' or 'skip', got {on_bad_row!r}.")
+  for name, value, choices in (
+    ('format', format, FORMATS),
+    ('binary', binary, ('refuse', 'skip')),
+    ('on_bad_row', on_bad_row, ('stop', 'skip')),
+  ):
+    if value not in choices:
+      raise ValueError(f'data.{name} must be one of {choices}, got {value!r}.')
   files.check_encoding(encoding)
   parts = files.split_source(source)
   if not parts:
@@ -166,16 +167,14 @@ def _files(pattern, format, text_key, binary, encoding, on_bad_row, report: Repo
       yield from _row_texts(rows, text_key, path, on_bad_row, report)
       report.finished += path.stat().length
       continue
-    with files.open_bytes(path) as stream:
-      head = stream.read(8192)
-    if problem := files.not_text(head, encoding):
-      if binary == 'refuse':
-        raise ValueError(f'{path} is {problem}')
-      report.binary_skipped += 1
-      report.hint = report.hint or f', {path} among them: it is {problem}'
-      continue
-    report.files += 1
-    with files.open_text(path, encoding, head) as stream:
+    with files.open_text(path, encoding) as stream:
+      if problem := files.not_text(stream, encoding):
+        if binary == 'refuse':
+          raise ValueError(f'{path} is {problem}')
+        report.binary_skipped += 1
+        report.hint = report.hint or f', {path} among them: it is {problem}'
+        continue
+      report.files += 1
       replaced, report.file = stream.errors == 'replace', stream.buffer.raw.file
       if format == 'jsonl':
         rows = tables.json_rows(stream)
@@ -306,12 +305,13 @@ def list_source(source: str) -> list[tuple[str, int, float]]:
   """(name, bytes, time of change) of all that a source reads; bytes are 0 for what is no file."""
   listing = []
   for part in files.split_source(source):
+    path = part
     if part == 'embedded':
       listing.append((f'Python {platform.python_version()}', 0, 0))
       continue
-    path = part.removeprefix('tfds:').partition(':')[0] if part.startswith('tfds:') else part
-    if path != part:
+    if part.startswith('tfds:'):
       listing.append((part, 0, 0))  # with its version and split
+      path = part.removeprefix('tfds:').partition(':')[0]
     if path == part or epath.Path(path).is_dir():
       stats = [(str(p), p.stat()) for p in files.list_files(path)]
       listing += [(name, stat.length, stat.mtime) for name, stat in stats]

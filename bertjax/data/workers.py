@@ -50,7 +50,8 @@ def processes(count: int, threads: bool = True):
     with concurrent.futures.ThreadPoolExecutor(2) as executor:
       yield functools.partial(_in_order, executor, 2)
   else:
-    with _one_thread_each(), concurrent.futures.ProcessPoolExecutor(count, _Context()) as executor:
+    pool = concurrent.futures.ProcessPoolExecutor(count, _Context(), _use_one_thread)
+    with pool as executor:
       yield functools.partial(_in_order, executor, count)
 
 
@@ -108,14 +109,7 @@ def map_units(function: Callable, texts: Iterable[str], workers: int = 1) -> Ite
     yield from in_order(function, itertools.chain(first, units))
 
 
-@contextlib.contextmanager
-def _one_thread_each():
-  """Workers of one thread of TensorFlow or `tokenizers` each: their number fills the cores."""
+def _use_one_thread() -> None:
+  """One thread of TensorFlow or `tokenizers` in each worker: their number fills the cores."""
   names = ('TF_NUM_INTRAOP_THREADS', 'TF_NUM_INTEROP_THREADS', 'RAYON_NUM_THREADS')
-  before = {name: os.environ.get(name) for name in names}
   os.environ.update(dict.fromkeys(names, '1'), TF_CPP_MIN_LOG_LEVEL='3')
-  try:
-    yield
-  finally:
-    for name, value in before.items():
-      os.environ.pop(name) if value is None else os.environ.update({name: value})
