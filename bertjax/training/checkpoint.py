@@ -20,6 +20,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
 from bertjax.training import distributed
 from bertjax.training.mesh import path_name
+from bertjax.training.stopping import STOPPED_EXIT_CODE
 
 _log = logging.getLogger(__name__)
 
@@ -237,11 +238,11 @@ class Checkpoints:
   def _end_all(self, step: int) -> None:
     """Sets a checkpoint aside and ends this process: others may wait for it within the read, where
     no vote reaches them, and end with it. Launchers start all of them again."""
-    _log.error('Ending with code %d; start the same command again.', distributed.STOPPED_EXIT_CODE)
+    _log.error('Ending with code %d; start the same command again.', STOPPED_EXIT_CODE)
     with contextlib.suppress(OSError):  # another process may have been faster
       (self.directory / str(step)).rename(self.directory / f'{step}.corrupt')
     sys.stderr.flush()
-    os._exit(distributed.STOPPED_EXIT_CODE)  # Python's own end would wait for the others
+    os._exit(STOPPED_EXIT_CODE)  # Python's own end would wait for the others
 
   def _check_space(self, state) -> None:
     """Refuses before writing: a disk that fills half-way makes orbax's threads very loud."""
@@ -265,7 +266,7 @@ class Checkpoints:
         f'{self.steps() or "none"}.'
       )
       if self._remote:  # storage may recover: launchers try again
-        failed.exit_code = distributed.STOPPED_EXIT_CODE
+        failed.exit_code = STOPPED_EXIT_CODE
       raise failed from error
 
 

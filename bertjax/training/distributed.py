@@ -2,7 +2,7 @@
 
 `jax.distributed` is the engine; it ends every process when one of them dies. This module names what
 it does not: processes that did not join, that were launched with different flags, or that stall.
-Launchers restart the same command on exit code 75 (`loop.STOPPED_EXIT_CODE`).
+Launchers restart the same command on exit code 75 (`stopping.STOPPED_EXIT_CODE`).
 """
 
 import contextlib
@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from bertjax.training.loop import STOPPED_EXIT_CODE
+from bertjax.training.stopping import STOPPED_EXIT_CODE
 
 # The only private names of jax in the package. A release may move them; without them processes
 # start without the handshake, and a stall is reported without the state of the other processes.

@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable, Sequence
 
@@ -39,7 +40,13 @@ class Layout:
 
   def make_state(self, objective, optimizer, params=None) -> TrainState:
     """The state at step 0 with `params`, or freshly initialised ones."""
-    return make_state(objective.init, optimizer, self.seed, self.prng_impl, params)
+    return self._make_one(self.seed, objective, optimizer, params)
+
+  def _make_one(self, seed, objective, optimizer, params) -> TrainState:
+    if params is None:  # initial weights do not depend on the generator of dropout
+      params = objective.init(jax.random.fold_in(jax.random.key(seed), 0))
+    rng = jax.random.fold_in(jax.random.key(seed, impl=self.prng_impl), 1)
+    return TrainState.create(params, optimizer, rng)
 
   def shardings(self, tree):
     """The shardings of a tree of arrays or shapes."""
@@ -65,18 +72,7 @@ class Layout:
       values: by which each run is ranked, the highest is best; -inf for one that does not count.
       options: `run.Options`.
     """
-    del values, options
     return scores[0]
-
-
-def make_state(
-  init: Callable, optimizer, seed: int, prng_impl: str = 'threefry2x32', params=None
-) -> TrainState:  # fmt: skip
-  """The state at step 0: `params`, or what `init(rng)` returns; both generators get `seed`."""
-  if params is None:  # initial weights do not depend on the generator of dropout
-    params = init(jax.random.fold_in(jax.random.key(seed), 0))
-  rng = jax.random.fold_in(jax.random.key(seed, impl=prng_impl), 1)
-  return TrainState.create(params, optimizer, rng)
 
 
 def abstract_of(state):
@@ -86,12 +82,9 @@ def abstract_of(state):
 
 def abstract_state(objective, optimizer, layout: Layout):
   """Shapes and shardings of a run's state, to restore a checkpoint into; and the shardings only."""
-  shapes = jax.eval_shape(lambda: layout.make_state(objective, optimizer))
-  shardings = layout.shardings(shapes)
-  abstract = jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
-  )
-  return abstract, shardings
+  make = functools.partial(layout.make_state, objective, optimizer)
+  shardings = layout.shardings(jax.eval_shape(make))
+  return jax.jit(make, out_shardings=shardings).eval_shape(), shardings
 
 
 def start(
@@ -107,10 +100,6 @@ def start(
   Raises:
     ValueError: if the newest checkpoint is of a step beyond `num_train_steps`.
   """
-
-  def make(params=None):
-    return layout.make_state(objective, optimizer, params)
-
   if checkpoints and (kept := checkpoints.steps()):
     if kept[-1] > num_train_steps:
       raise ValueError(
@@ -121,6 +110,7 @@ def start(
     state, meta = checkpoints.restore_newest(abstract)
     _log.info('resuming from step %d of %s', loop.step_of(state), checkpoints.directory)
     return state, shardings, meta
+  make = functools.partial(layout.make_state, objective, optimizer)
   arguments = [load(lambda: jax.device_get(jax.jit(make)().params))] if load else []
   state, shardings = init_state(make, layout.shardings, *arguments)
   return state, shardings, {}

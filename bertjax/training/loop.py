@@ -7,25 +7,20 @@ them and knows steps, intervals and stopping, but no task.
 import collections
 import contextlib
 import logging
-import os
-import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from bertjax.training.mesh import batch_sharding, shard_batch
+from bertjax.training.stopping import StopSignal
 
 _log = logging.getLogger(__name__)
-
-STOPPED_EXIT_CODE = 75  # EX_TEMPFAIL: saved, not finished; launchers start the same command again
 
 
 class DivergedError(RuntimeError):
@@ -159,7 +154,7 @@ def make_train_step(
       )
       keys = jax.random.split(rng, accumulation)
       shapes = jax.eval_shape(gradients, jax.tree.map(lambda x: x[0], parts), rng)
-      zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+      zeros = jax.tree.map(jnp.zeros_like, shapes)
 
       def add(total, inputs):
         return jax.tree.map(jnp.add, total, gradients(*inputs)), None
@@ -173,13 +168,11 @@ def make_train_step(
     new = TrainState(state.step + 1, params, opt_state, state.rng)
     return new, metrics
 
-  shardings: dict[str, Any] = {}
-  if mesh is not None:
-    shardings = {
-      'in_shardings': (state_shardings, batch_sharding(mesh)),
-      'out_shardings': (state_shardings, None),
-    }
-  return jax.jit(wrap(step), donate_argnums=0, **shardings)
+  rows = batch_sharding(mesh) if mesh else None  # None: wherever the arguments are
+  return jax.jit(
+    wrap(step), donate_argnums=0, in_shardings=(state_shardings, rows),
+    out_shardings=(state_shardings, None),
+  )  # fmt: skip
 
 
 def _compiling_for(mesh: Mesh | None):
@@ -232,10 +225,9 @@ def means(
   """
   safe = {term: weight + (weight == 0) for term, weight in weights.items()}
   terms = {term: loss / safe[term] for term, loss in losses.items()}
-  scale = scale or {}
-  scaled = [loss * scale[term] if term in scale else loss for term, loss in terms.items()]
+  total = sum((scale or {}).get(term, 1.0) * loss for term, loss in terms.items())
   metrics = {name: value / safe[name.split('_')[0]] for name, value in sums.items()}
-  return {'loss': sum(scaled)} | {f'{term}_loss': loss for term, loss in terms.items()} | metrics
+  return {'loss': total} | {f'{term}_loss': loss for term, loss in terms.items()} | metrics
 
 
 def evaluate(
@@ -245,8 +237,7 @@ def evaluate(
   parts = jax.device_get([eval_step(params, batch) for batch in batches])
   if not parts:
     raise ValueError('evaluation got no batches.')
-  total = jax.tree.map(lambda *values: np.sum(values, dtype=np.float64), *parts)
-  losses, sums, weights = total
+  losses, sums, weights = jax.tree.map(lambda *x: np.sum(x, dtype=np.float64), *parts)
   result = {name: float(v) for name, v in means(losses, sums, weights, scale).items()}
   return result | {f'{term}_weight': float(weight) for term, weight in weights.items()}
 
@@ -260,49 +251,6 @@ def to_device(batches: Iterable[dict], mesh, ahead: int = 2) -> Iterator[dict]:
     if len(queue) > ahead:
       yield queue.popleft()
   yield from queue
-
-
-class _StopSignal:
-  """Remembers SIGTERM or a first Ctrl-C while the loop runs, so that a step is never interrupted.
-
-  Of many processes the signal to any one stops all of them at the same step: there jax handles
-  SIGTERM, and the processes agree on a step that none has passed.
-
-  Attributes:
-    received: the number of the signal; 0 before.
-  """
-
-  def __enter__(self):
-    self.received = self._here = 0
-    self._before = {}
-    numbers = (signal.SIGINT, signal.SIGTERM) if jax.process_count() == 1 else (signal.SIGINT,)
-    with contextlib.suppress(ValueError):  # not the main thread: signals go elsewhere
-      for number in numbers:
-        # Jobs in the background ignore SIGINT, and continue to.
-        if signal.getsignal(number) not in (None, signal.SIG_IGN):
-          self._before[number] = signal.signal(number, self._receive)
-    return self
-
-  def asked(self, step: int) -> int:
-    """The signal to stop on before `step`; every process asks before each of its steps."""
-    if jax.process_count() == 1:
-      self.received = self._here
-    elif multihost_utils.reached_preemption_sync_point(step):
-      self.received = self._here or signal.SIGTERM
-    return self.received
-
-  def _receive(self, number, _):
-    if number == signal.SIGINT and self._here == number:
-      raise KeyboardInterrupt
-    self._here = number
-    if number == signal.SIGINT:
-      _log.warning('Ctrl-C: saving after this step; press it again to abort without saving.')
-      if jax.process_count() > 1:
-        os.kill(os.getpid(), signal.SIGTERM)
-
-  def __exit__(self, *_):
-    for number, handler in self._before.items():
-      signal.signal(number, handler)
 
 
 def fit(
@@ -391,7 +339,7 @@ def fit(
     saved, last_log = step, time.perf_counter()  # tokens/s counts training only
 
   last_scores, ended = {}, finished()
-  with _StopSignal() as stop:
+  with StopSignal() as stop:
     while step < steps and not ended and not stop.asked(step):
       watch(step, 'reading a batch')
       batch = next(batches)

@@ -6,10 +6,10 @@ only as pytrees: it reads no config, no key of a batch and no field of a model.
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import logging
 import math
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -20,7 +20,8 @@ from etils import epath
 from bertjax.training import distributed, loop, metrics
 from bertjax.training.checkpoint import Checkpoints
 from bertjax.training.layout import Layout, abstract_of, start
-from bertjax.training.loop import STOPPED_EXIT_CODE, DivergedError, TrainState
+from bertjax.training.loop import DivergedError, TrainState
+from bertjax.training.stopping import exit_if_stopped
 
 _log = logging.getLogger(__name__)
 
@@ -127,12 +128,13 @@ def train(
     workdir, steps=stages[-1].stop, start=loop.step_of(state), active=jax.process_index() == 0
   )
   facts = {'identity': identity, 'config': config, 'model': model}
-  run = _Run(stages, layout, options, train_step, checkpoints, run_log, facts, meta)
+  starts = [0, *(stage.stop for stage in stages[:-1])]
+  run = _Run(starts[-1], layout, options, train_step, checkpoints, run_log, facts, meta)
   stopped = 0
   try:
-    for stage in stages:
+    for begin, stage in zip(starts, stages, strict=True):
       if not stopped and loop.step_of(state) < stage.stop:
-        state, _, stopped = run.train(stage, state)
+        state, _, stopped = run.train(stage, begin, state)
     step = loop.step_of(state)
     stopped = stopped if step < stages[-1].stop else 0
     if not stopped and options.save_model == 'best':
@@ -152,34 +154,31 @@ class _Run:
     skipped: {'step', 'batches'}, batches skipped before a step, see `Options.skip_divergence`.
   """
 
-  def __init__(self, stages, layout, options, train_step, checkpoints, run_log, facts, meta):
-    self._stages, self._layout, self._options = stages, layout, options
+  def __init__(self, last_start, layout, options, train_step, checkpoints, run_log, facts, meta):
+    self._last_start, self._layout, self._options = last_start, layout, options
     self._train_step, self._checkpoints, self._log = train_step, checkpoints, run_log
     self._facts, self._scores = facts, None
-    self._last_start = stages[-2].stop if len(stages) > 1 else 0
     self.evaluations, self.skipped = meta.get('evaluations', []), meta.get('skipped', [])
 
-  def train(self, stage: Stage, state: TrainState):
-    """Trains to the end of a stage; returns what `loop.fit` does.
+  def train(self, stage: Stage, begin: int, state: TrainState):
+    """Trains from step `begin`, or that of the state, to the end of a stage; see `loop.fit`.
 
     After a divergence, trains again from the newest checkpoint without the batches since then, if
     there is one of this stage and at most `MOST_SKIPS` times.
     """
-    options, times = self._options, 0
     self._log.tokens_per_step, self._log.flops_per_step = stage.tokens, stage.flops
-    begin = max((s.stop for s in self._stages if s.stop < stage.stop), default=0)
     abstract = abstract_of(state)
-    while True:
+    for times in itertools.count(1):
       try:
         return self._fit(stage, begin, state)
       except DivergedError as error:
         self._checkpoints.wait()
-        steps, times = self._checkpoints.steps(), times + 1
-        if not options.skip_divergence or not steps or steps[-1] < begin or times == MOST_SKIPS:
+        saved = [step for step in self._checkpoints.steps() if step >= begin]
+        if not self._options.skip_divergence or not saved or times == MOST_SKIPS:
           raise
         state = self._roll_back(abstract, error)
 
-  def _fit(self, stage, begin, state):
+  def _fit(self, stage: Stage, begin: int, state: TrainState):
     options, step = self._options, loop.step_of(state)
     self.evaluations[:] = [e for e in self.evaluations if e['step'] <= step]
     left_out = sum(s['batches'] for s in self.skipped if s['step'] >= begin)
@@ -205,24 +204,18 @@ class _Run:
     _log.warning('%s Resuming from step %d without the %d batches since.', error, step, count)
     return state
 
-  def _last_evaluations(self) -> list[list[float]]:
-    """The ranking of the runs at each evaluation of the last stage."""
-    scores = [e['scores'] for e in self.evaluations if e['step'] > self._last_start]
-    return [ranking(s, self._options) for s in scores]
-
   def _alive(self) -> list[bool]:
-    """Which runs have not run out of patience."""
-    values = self._last_evaluations()
+    """Which runs have not run out of patience in the last stage; [True] before its evaluations."""
+    scores = [e['scores'] for e in self.evaluations if e['step'] > self._last_start]
+    values = [ranking(s, self._options) for s in scores]
     return still_running(values, self._options.patience) if values else [True]
 
-  def _evaluate(self, stage, params) -> Scores:
+  def _evaluate(self, stage: Stage, params) -> Scores:
     self._scores = list(stage.evaluate(params))
-    values = ranking(self._scores, self._options)
-    if self._last_evaluations():
-      values = [v if on else -math.inf for v, on in zip(values, self._alive(), strict=True)]
-    return self._layout.summary(self._scores, values, self._options)
+    values = np.where(self._alive(), ranking(self._scores, self._options), -np.inf)
+    return self._layout.summary(self._scores, values.tolist(), self._options)
 
-  def _save(self, state, step: int, scores: Scores | None) -> None:
+  def _save(self, state: TrainState, step: int, scores: Scores | None) -> None:
     if scores:
       self.evaluations.append({'step': step, 'scores': self._scores})
     meta = self._facts | {
@@ -258,12 +251,11 @@ def still_running(values: np.ndarray | Sequence[Sequence[float]], patience: int)
     patience: evaluations without improvement after which a run stops; 0 = never.
   """
   table = np.array(values, float)
-  waited: np.ndarray = np.zeros(table.shape[1], int)
-  best, stopped = np.full(len(waited), -np.inf), np.zeros(len(waited), bool)
+  best, waited = np.full(table.shape[1], -np.inf), np.zeros(table.shape[1])
+  stopped = np.zeros(table.shape[1], bool)
   for row in table if patience else ():
-    better = np.nan_to_num(row, nan=-np.inf) > best
-    best = np.where(better & ~stopped, row, best)
-    waited = np.where(better, 0, waited + 1)
+    better = row > best  # never for NaN
+    best, waited = np.where(better, row, best), np.where(better, 0, waited + 1)
     stopped |= waited >= patience
   return (~stopped).tolist()
 
@@ -292,17 +284,3 @@ def check_same(workdir, identity: dict) -> None:
       f'{workdir} holds a run of another config ({fields}); use another --workdir, or the same '
       'settings to resume it.'
     )
-
-
-def exit_if_stopped(stopped: int, step: int) -> None:
-  """Ends a run that the signal `stopped` (0 = none) stopped at a step.
-
-  Raises:
-    KeyboardInterrupt: after Ctrl-C.
-    SystemExit: after SIGTERM, with the code on which launchers restart the process.
-  """
-  if stopped == signal.SIGINT:
-    raise KeyboardInterrupt(f'stopped at step {step}, saved; the same command resumes the run.')
-  if stopped:
-    _log.warning('stopped by SIGTERM at step %d, saved; the same command resumes the run.', step)
-    raise SystemExit(STOPPED_EXIT_CODE)

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from bertjax.training import run
-from bertjax.training.layout import Layout, make_state
+from bertjax.training.layout import Layout
 from bertjax.training.mesh import AXES, make_mesh
 from bertjax.training.optimizer import check_rate, with_peak
 
@@ -28,13 +28,12 @@ class Sweep(Layout):
   runs: tuple[tuple[int, float], ...] = ()
 
   def make_state(self, objective, optimizer, params=None):
-    def one(seed, rate, *params):
-      state = make_state(objective.init, optimizer, seed, self.prng_impl, *params)
+    def one(seed, rate, params):
+      state = self._make_one(seed, objective, optimizer, params)
       return dataclasses.replace(state, opt_state=with_peak(state.opt_state, rate))
 
     seeds, rates = (np.array(column) for column in zip(*self.runs, strict=True))
-    stacked = [] if params is None else [params]
-    return jax.vmap(one)(seeds, rates.astype(np.float32), *stacked)
+    return jax.vmap(one)(seeds, rates.astype(np.float32), params)
 
   def shardings(self, tree):
     sharding = NamedSharding(self.mesh, PartitionSpec(AXES))

@@ -18,9 +18,8 @@ from bertjax.model.encoder import PARAM_AXES
 from bertjax.model.heads import Bert, init_params
 from bertjax.objectives import mlm
 from bertjax.training import layout as layout_lib
-from bertjax.training import loop
+from bertjax.training import loop, stopping
 from bertjax.training import mesh as mesh_lib
-from bertjax.training import run as run_lib
 from bertjax.training.metrics import RunLog, plot_curves, read_metrics
 from bertjax.training.optimizer import make_optimizer, make_schedule
 from tests.model.test_encoder import TINY, dataclasses
@@ -363,7 +362,7 @@ def test_the_first_ctrl_c_saves_the_step_at_hand(caplog):
   assert stopped == signal.SIGINT and saves[-1][0] == int(state.step) < 10
   assert signal.getsignal(signal.SIGINT) is before and 'again to abort' in caplog.text
   with pytest.raises(KeyboardInterrupt, match='stopped at step 7, saved; the same command resumes'):
-    run_lib.exit_if_stopped(stopped, 7)
+    stopping.exit_if_stopped(stopped, 7)
 
 
 def test_the_second_ctrl_c_aborts_without_a_save():
