@@ -8,6 +8,7 @@ checkpoints that lack their manifest, so every array is opened once after each c
 
 import contextlib
 import logging
+import math
 import os
 import shutil
 import sys
@@ -110,21 +111,18 @@ class Checkpoints:
     def cost(metrics: dict) -> float:
       return -metrics[best] if highest else metrics[best]
 
+    newest = policies.LatestN(keep)
+    lowest = policies.BestN(
+      get_metric_fn=cost, reverse=True, n=1, keep_checkpoints_without_metrics=False
+    )
     # Only `best_fn` makes orbax write and read the metrics, and with `max_to_keep` it would drop
     # the newest step, from which a run resumes; the policy decides what stays.
-    policy = policies.AnyPreservationPolicy([
-      policies.LatestN(keep),
-      policies.BestN(
-        get_metric_fn=cost, reverse=True, n=1, keep_checkpoints_without_metrics=False
-      ),
-    ])  # fmt: skip
-    self._manager = ocp.CheckpointManager(
-      self.directory,
-      options=ocp.CheckpointManagerOptions(
-        best_fn=cost, best_mode='min', preservation_policy=policy,
-        cleanup_tmp_directories=not read_only, read_only=read_only, create=False,
-      ),
+    options = ocp.CheckpointManagerOptions(
+      best_fn=cost, best_mode='min',
+      preservation_policy=policies.AnyPreservationPolicy([newest, lowest]),
+      cleanup_tmp_directories=not read_only, read_only=read_only, create=False,
     )  # fmt: skip
+    self._manager = ocp.CheckpointManager(self.directory, options=options)
 
   def save(self, step: int, state, meta: dict, metrics: dict | None = None) -> None:
     """Starts writing; returns once the arrays are copied off the devices.
@@ -137,8 +135,8 @@ class Checkpoints:
     self._check_space(state)
     meta = meta | {'checksums': checksums(state)}
     args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
-    started = self._attempt(lambda: self._manager.save(step, args=args, metrics=metrics))
-    if not started:  # orbax ignores a step that is not newer than the newest
+    if not self._attempt(self._manager.save, step, args=args, metrics=metrics):
+      # orbax ignores a step that is not newer than the newest.
       raise CheckpointError(f'{self.directory} holds a checkpoint newer than step {step} already.')
     self._unchecked = step
 
@@ -209,47 +207,45 @@ class Checkpoints:
     Raises:
       CheckpointError: if there are checkpoints, but none is complete.
     """
-    corrupt = []
+    corrupt = {}
     for step in reversed(self.steps()):
-      found = None
       try:
         found = self.restore(step, abstract_state)
+        corrupt[step] = f'{self.directory}/{step}: another process could not read it.'
       except CheckpointError as error:
-        corrupt.append((step, error))
+        found, corrupt[step] = None, error
         _log.warning('%s Trying the one before.', error)
         if isinstance(error, UnreadableError) and jax.process_count() > 1:
           self._end_all(step)
-      if not distributed.all_true(
-        found is not None
-      ):  # another process may have read the corrupt part
-        if found:
-          reason = f'{self.directory}/{step}: another process could not read it.'
-          corrupt.append((step, CheckpointError(reason)))
-        continue
-      for step, _ in corrupt if jax.process_index() == 0 else []:
-        (self.directory / str(step)).rename(self.directory / f'{step}.corrupt')
-      distributed.all_true(True)
-      self._manager.reload()
-      return found
+      if distributed.all_true(found is not None):
+        del corrupt[step]
+        if jax.process_index() == 0:
+          for other in corrupt:
+            self._set_aside(other)
+        distributed.all_true(True)
+        self._manager.reload()
+        return found
     raise CheckpointError(
-      f'no checkpoint in {self.directory} is complete; the newest: {corrupt[0][1]}'
+      f'no checkpoint in {self.directory} is complete; the newest: {next(iter(corrupt.values()))}'
     )
+
+  def _set_aside(self, step: int) -> None:
+    (self.directory / str(step)).rename(self.directory / f'{step}.corrupt')
 
   def _end_all(self, step: int) -> None:
     """Sets a checkpoint aside and ends this process: others may wait for it within the read, where
     no vote reaches them, and end with it. Launchers start all of them again."""
     _log.error('Ending with code %d; start the same command again.', STOPPED_EXIT_CODE)
     with contextlib.suppress(OSError):  # another process may have been faster
-      (self.directory / str(step)).rename(self.directory / f'{step}.corrupt')
+      self._set_aside(step)
     sys.stderr.flush()
     os._exit(STOPPED_EXIT_CODE)  # Python's own end would wait for the others
 
   def _check_space(self, state) -> None:
     """Refuses before writing: a disk that fills half-way makes orbax's threads very loud."""
     needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-    if self._remote:
-      return  # remote storage does not fill
-    free = shutil.disk_usage(self.directory).free
+    # Remote storage does not fill.
+    free = math.inf if self._remote else shutil.disk_usage(self.directory).free
     if free < 1.1 * needed:
       raise CheckpointError(
         f'could not save to {self.directory}: a checkpoint takes {needed / 1e6:,.1f} MB and '
@@ -257,9 +253,9 @@ class Checkpoints:
         'make room and start the same command again.'
       )
 
-  def _attempt(self, action):
+  def _attempt(self, action, *args, **kwargs):
     try:
-      return action()
+      return action(*args, **kwargs)
     except Exception as error:
       failed = CheckpointError(
         f'could not save to {self.directory} ({_first_line(error)}). Complete checkpoints there: '

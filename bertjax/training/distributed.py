@@ -47,27 +47,23 @@ def start(coordinator_address: str = '', num_processes: int = 0, process_id: int
   """
   if jax.distributed.is_initialized():
     return
-  coordinator, processes, process = coordinator_address, num_processes, process_id
-  if coordinator:
-    if not 0 <= process < processes:
-      raise ValueError(
-        f'--coordinator_address={coordinator} needs --num_processes=N and --process_id=0..N-1, got '
-        f'--num_processes={processes} --process_id={process}.'
-      )
-    local = None
-  elif processes == 1 and process in (-1, 0):
-    return
-  elif (processes, process) != (0, -1):
+  coordinator, processes, process, local = coordinator_address, num_processes, process_id, None
+  if coordinator and not 0 <= process < processes:
+    raise ValueError(
+      f'--coordinator_address={coordinator} needs --num_processes=N and --process_id=0..N-1, got '
+      f'--num_processes={processes} --process_id={process}.'
+    )
+  if not coordinator and (processes, process) not in ((0, -1), (1, -1), (1, 0)):
     raise ValueError(
       f'--num_processes={processes} and --process_id={process} need '
       '--coordinator_address=HOST:PORT; without it they are taken from TPU metadata or SLURM.'
     )
-  elif _in_cluster() and _detect is None:
-    _log.warning('jax %s moved its cluster detection; starting without it', jax.__version__)
-    jax.distributed.initialize()
-    _quiet()
-    return
-  elif _in_cluster():
+  if not coordinator and processes == 0 and _in_cluster():
+    if _detect is None:
+      _log.warning('jax %s moved its cluster detection; starting without it', jax.__version__)
+      jax.distributed.initialize()
+      _quiet()
+      return
     coordinator, processes, process, local = _detect(None, None, None, None, None, START_SECONDS)
   if not coordinator or processes == 1:
     return
@@ -109,9 +105,10 @@ def roll_call(coordinator: str, processes: int, process: int, seconds: float) ->
   words = re.sub(r'\n--?process_id[=\n]\d+(?=\n)', '', words).split('\n')
   hello = {'process': process, 'host': socket.gethostname(), 'words': words}
   limit = time.monotonic() + seconds
-  answer = (
-    _count(int(port), processes, hello, limit) if process == 0 else _join(host, port, hello, limit)
-  )
+  if process == 0:
+    answer = _count(int(port), processes, hello, limit)
+  else:
+    answer = _join(host, port, hello, limit)
   if answer != 'go':
     raise (ValueError if 'started with' in answer else TimeoutError)(answer)
 
@@ -158,8 +155,6 @@ def _join(host: str, port: str, hello: dict, limit: float) -> str:
 
 def agree(name: str, value) -> None:
   """Raises ValueError unless all processes hold the same JSON value; names those that do not."""
-  if jax.process_count() == 1:
-    return
   text = json.dumps(value, sort_keys=True, default=str)
   digest = np.frombuffer(hashlib.sha256(text.encode()).digest()[:4], np.uint32)
   every = multihost_utils.process_allgather(digest).reshape(-1)
@@ -173,26 +168,17 @@ def agree(name: str, value) -> None:
 
 def all_true(value: bool) -> bool:
   """Whether `value` holds on every process; a meeting point for all of them."""
-  if jax.process_count() == 1:
-    return value
-  return bool(np.all(multihost_utils.process_allgather(np.array([value]))))
+  return bool(np.all(multihost_utils.process_allgather(np.array(value))))
 
 
 def total(values) -> np.ndarray:
   """The sum over all processes of an array that each has."""
-  values = np.asarray(values)
-  if jax.process_count() == 1:
-    return values
-  return multihost_utils.process_allgather(values[None], tiled=True).sum(0)
+  return multihost_utils.process_allgather(np.asarray(values)[None], tiled=True).sum(0)
 
 
 def host_copy(tree):
   """Gathers sharded arrays to complete NumPy arrays on every process."""
-  if jax.process_count() == 1:
-    return jax.device_get(tree)
-  mesh = jax.tree.leaves(tree)[0].sharding.mesh
-  whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-  return jax.device_get(jax.jit(lambda t: t, out_shardings=whole)(tree))
+  return multihost_utils.process_allgather(tree, tiled=True)
 
 
 class Watch:

@@ -5,6 +5,7 @@ earlier, killed process may have left incomplete. `read_metrics` joins them; whe
 resumed run repeats steps, the later file counts.
 """
 
+import datetime
 import importlib.metadata
 import json
 import logging
@@ -21,6 +22,8 @@ from tqdm import tqdm
 
 from bertjax import io
 from bertjax.training.hardware import chip
+
+_log = logging.getLogger(__name__)
 
 
 class RunLog:
@@ -42,57 +45,49 @@ class RunLog:
   """
 
   def __init__(self, workdir, *, steps: int, start: int, active: bool = True):
-    self._active = active
+    self._active, self._steps, self._workdir = active, steps, epath.Path(workdir)
     self.tokens_per_step, self.flops_per_step = 0, 0.0
     self._begun, self._useful = time.perf_counter(), 0.0
     self._times, self._stalls, self._padding, self._tokens = [], [], [], []
     self._tracing = False
-    self._workdir = epath.Path(workdir)
-    self._logger = logging.getLogger('bertjax')
-    self._bar = None
-    if not active:
-      return
+    self._bar = tqdm(
+      total=steps, initial=start, unit='step', dynamic_ncols=True,
+      disable=None if active else True,  # None: unless stderr is a terminal
+    )  # fmt: skip
+    if active:
+      self._open(start)
+
+  def _open(self, start: int) -> None:
     from tensorboardX.event_file_writer import EventsWriter
     from tensorboardX.proto.event_pb2 import Event, SessionLog
 
     folder = self._workdir / 'logs'
-    folder.mkdir(parents=True, exist_ok=True)
+    board = folder / 'tensorboard'  # one folder, so that a resumed run continues its curves
+    board.mkdir(parents=True, exist_ok=True)
     stamp = time.strftime('%Y%m%d-%H%M%S') + f'-{time.time_ns() % 10**9:09d}'
     self._file = (folder / f'metrics-{stamp}.jsonl').open('w')
-    board = folder / 'tensorboard'  # one folder, so that a resumed run continues its curves
-    board.mkdir(exist_ok=True)
     # Not SummaryWriter: on a full disk its writer thread dies and the training loop hangs.
     self._board = EventsWriter(str(board / f'events-{stamp}'))
     if start:  # TensorBoard discards the events of an earlier start from this step on
-      self._board.write_event(
-        Event(step=start + 1, session_log=SessionLog(status=SessionLog.START))
-      )
-    if sys.stderr.isatty():
-      self._bar = tqdm(total=steps, initial=start, unit='step', dynamic_ncols=True)
-    self._steps = steps
+      log = SessionLog(status=SessionLog.START)
+      self._board.write_event(Event(step=start + 1, session_log=log))
 
   def train(self, step: int, metrics: dict, seconds: float, steps: int) -> None:
     """Logs means over the last `steps` steps, which took `seconds`."""
-    if not self._active:
-      return
     tokens = np.mean(self._tokens[:steps]) if self._tokens else self.tokens_per_step
     per_second = float(tokens) * steps / max(seconds, 1e-9)
     facts = {'tokens_per_second': per_second} | self._facts(seconds, steps)
     self._write('train', step, metrics | facts)
     self._trace()
-    left = (self._steps - step) * seconds / steps
-    text = f'step {step}/{self._steps}  {_brief(metrics)}  {per_second:,.0f} tok/s'
-    if self._bar is not None:
-      self._bar.update(step - self._bar.n)
-      self._bar.set_postfix_str(f'loss {metrics["loss"]:.3f} {per_second:,.0f} tok/s')
-    else:
-      self._say(f'{text}  {_clock(left)} left')
+    self._bar.update(step - self._bar.n)
+    self._bar.set_postfix_str(f'loss {metrics["loss"]:.3f} {per_second:,.0f} tok/s')
+    if self._bar.disable:
+      left = datetime.timedelta(seconds=int((self._steps - step) * seconds / steps))
+      speed = f'{per_second:,.0f} tok/s  {left} left'
+      _log.info('step %d/%d  %s  %s', step, self._steps, _brief(metrics), speed)
 
   def watched(self, batches: Iterator[dict]) -> Iterator[dict]:
     """Passes host batches on, one for each step; times them and counts their padding."""
-    if not self._active:
-      yield from batches
-      return
     before = time.perf_counter()
     for batch in batches:
       now = time.perf_counter()
@@ -133,60 +128,51 @@ class RunLog:
     if self._tracing:
       jax.profiler.stop_trace()
       self._tracing = False
-    elif (self._workdir / 'profile').exists():
+    elif self._active and (self._workdir / 'profile').exists():
       (self._workdir / 'profile').unlink()
       jax.profiler.start_trace(str(self._workdir / 'logs' / 'profile'))
       self._tracing = True
 
   def evaluation(self, step: int, metrics: dict) -> None:
     """Logs an evaluation."""
-    if self._active:
-      self._write('eval', step, metrics)
-      self._say(f'step {step}/{self._steps}  held-out  {_brief(metrics)}')
+    self._write('eval', step, metrics)
+    text = f'step {step}/{self._steps}  held-out  {_brief(metrics)}'
+    if self._bar.disable:
+      _log.info(text)
+    else:
+      self._bar.write(text, file=sys.stderr)
 
   def skip(self, step: int, batches: int) -> None:
     """Logs that a run rolled back to `step` and skips that many batches there."""
-    if self._active:
-      self._write('skip', step, {'batches': batches})
+    self._write('skip', step, {'batches': batches})
 
   def close(self) -> None:
     """Closes the files and draws the loss curves."""
-    if not self._active:
-      return
     if self._tracing:
       jax.profiler.stop_trace()
-    if self._bar is not None:
-      self._bar.close()
-    self._file.close()
-    self._board.close()
-    plot_curves(self._workdir)
+    self._bar.close()
+    if self._active:
+      self._file.close()
+      self._board.close()
+      plot_curves(self._workdir)
 
   def _write(self, kind, step, metrics):
-    self._file.write(json.dumps({'kind': kind, 'step': step, **metrics}) + '\n')
-    self._file.flush()
+    if not self._active:
+      return
     from tensorboardX.proto.event_pb2 import Event
     from tensorboardX.proto.summary_pb2 import Summary
 
+    self._file.write(json.dumps({'kind': kind, 'step': step, **metrics}) + '\n')
+    self._file.flush()
     values = [Summary.Value(tag=f'{kind}/{k}', simple_value=v) for k, v in metrics.items()]
     self._board.write_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
     self._board.flush()
-
-  def _say(self, text):
-    if self._bar is not None:
-      self._bar.write(text, file=sys.stderr)
-    else:
-      self._logger.info(text)
 
 
 def _brief(metrics: dict) -> str:
   hidden = ('grad_norm', 'learning_rate')
   shown = {k: v for k, v in metrics.items() if k not in hidden and not k.endswith('_weight')}
   return '  '.join(f'{name} {value:.4g}' for name, value in shown.items())
-
-
-def _clock(seconds: float) -> str:
-  minutes, seconds = divmod(int(seconds), 60)
-  return f'{minutes // 60}:{minutes % 60:02d}:{seconds:02d}'
 
 
 def read_metrics(workdir) -> list[dict]:
