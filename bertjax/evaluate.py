@@ -82,7 +82,7 @@ def _scores(config, workdir, model, which, rows, split, out, unigram) -> dict[st
   rows = rows or config.max_eval_examples
   if rows < 1:
     raise ValueError(f'--max_eval_examples must be at least 1, got {rows}.')
-  mesh = mesh_lib.make_evaluation_mesh(config.batch_size)  # whatever the run had
+  mesh = mesh_lib.make_dividing_mesh(config.batch_size, 'rows of a batch')  # whatever the run had
   config.model.attention = 'auto'
   folder = prepare.prepared_rows(config, jax.process_count())
   if workdir:
@@ -121,7 +121,7 @@ def evaluate_task(config, model: str, split: str = '', out: str = '') -> dict[st
   with the threshold that the run tuned on dev (SQuAD 2.0), from the metrics.json beside the model.
   """
   task, tokenizer = build.make_task(config), loading.load_tokenizer(model)
-  mesh = mesh_lib.make_evaluation_mesh(config.batch_size)
+  mesh = mesh_lib.make_dividing_mesh(config.batch_size, 'rows of a batch')
   encoder_config, params = loading.load_weights(model)
   if task.head not in params:
     raise ValueError(f'{model} has no {task.head} head, it has {sorted(params)}.')

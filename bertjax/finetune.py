@@ -182,7 +182,7 @@ def make_layout(config) -> layout_lib.Layout:
     raise ValueError(f'trials run in one process, got {jax.process_count()}; start it on one host.')
   if config.mesh.to_dict() != {'data': -1, 'fsdp': 1, 'tensor': 1}:
     raise ValueError('trials are not sharded over devices there are; leave mesh.* out.')
-  mesh = sweep.make_sweep_mesh(len(runs))
+  mesh = mesh_lib.make_dividing_mesh(len(runs), 'runs')
   return sweep.Sweep(mesh, encoder.PARAM_AXES, prng_impl=config.prng_impl, runs=runs)
 
 

@@ -207,7 +207,7 @@ class Checkpoints:
     Raises:
       CheckpointError: if there are checkpoints, but none is complete.
     """
-    corrupt = {}
+    corrupt: dict[int, object] = {}
     for step in reversed(self.steps()):
       try:
         found = self.restore(step, abstract_state)

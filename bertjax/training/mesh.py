@@ -65,21 +65,18 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> M
     )
   if free:
     sizes[free[0]] = len(devices) // fixed
+  auto = (AxisType.Auto,) * 3  # Linen modules do not run on the newer Explicit axes
   # TPU slices that a data centre's network joins: only gradients may cross it.
   slices = len({getattr(d, 'slice_index', 0) for d in devices if d.platform == 'tpu'})
-  if slices > 1:
-    if sizes['data'] % slices:
-      raise ValueError(
-        f'{slices} slices split the data axis: mesh.data must be a multiple of {slices}, got '
-        f'{sizes}.'
-      )
-    within = (sizes['data'] // slices, sizes['fsdp'], sizes['tensor'])
-    grid = mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices)
-    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
-  # Auto: Linen modules do not run on the newer Explicit axes.
-  return jax.make_mesh(
-    tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices
-  )
+  if slices <= 1:
+    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=auto, devices=devices)
+  if sizes['data'] % slices:
+    raise ValueError(
+      f'{slices} slices split the data axis: mesh.data must be a multiple of {slices}, got {sizes}.'
+    )
+  within = (sizes['data'] // slices, sizes['fsdp'], sizes['tensor'])
+  grid = mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices)
+  return Mesh(grid, AXES, axis_types=auto)
 
 
 def path_name(path) -> str:
@@ -159,35 +156,37 @@ def replicas(mesh: Mesh | AbstractMesh) -> int:
 def check_batch_size(mesh: Mesh, batch_size: int, accumulation: int = 1) -> None:
   """Raises ValueError unless every device gets the same number of rows of every microbatch."""
   count = replicas(mesh)
-  if batch_size < 1 or accumulation < 1 or batch_size % (count * accumulation):
+  parts = count * max(accumulation, 1)
+  if batch_size < 1 or accumulation < 1 or batch_size % parts:
     raise ValueError(
       f'batch_size must be a multiple of replicas * accumulation, got batch_size={batch_size}, '
       f'{count} replicas (data={mesh.shape["data"]} x fsdp={mesh.shape["fsdp"]}), '
-      f'accumulation={accumulation}; '
-      f'try {max(1, batch_size // (count * max(accumulation, 1))) * count * max(accumulation, 1)}.'
+      f'accumulation={accumulation}; try {max(1, batch_size // parts) * parts}.'
     )
 
 
-def make_evaluation_mesh(batch_size: int) -> Mesh:
-  """A data-parallel mesh of all devices, or of the most that divide the batch (logged).
+def make_dividing_mesh(count: int, what: str) -> Mesh:
+  """A data-parallel mesh of all devices, or of the most that divide `count` (logged).
 
-  Batches stay those of the run, so that the same rows are scored on any number of devices.
+  Evaluations keep the batches of their run so, and score the same rows on any number of devices.
+
+  Args:
+    count: what the devices share evenly: rows of a batch, runs of a sweep.
+    what: its name in messages, 'rows of a batch'.
 
   Raises:
-    ValueError: if several processes have a number of devices that does not divide the batch.
+    ValueError: if several processes have a number of devices that does not divide it.
   """
   devices = jax.devices()
-  count = max(n for n in range(1, len(devices) + 1) if batch_size % n == 0)
-  if count < len(devices):
+  used = max(n for n in range(1, len(devices) + 1) if count % n == 0)
+  if used < len(devices):
     if jax.process_count() > 1:
       raise ValueError(
-        f'batches of {batch_size} rows cannot be divided among {len(devices)} devices of '
-        f'{jax.process_count()} processes; evaluate in one process, which uses as many of its '
-        'devices as divide the batch.'
+        f'{count} {what} cannot be divided among {len(devices)} devices of {jax.process_count()} '
+        'processes; use one process, which takes as many of its devices as divide them.'
       )
-    _log.info('evaluating on %d of %d devices, which divide batches of %d rows',
-              count, len(devices), batch_size)  # fmt: skip
-  return make_mesh(devices=devices[:count])
+    _log.info('using %d of %d devices, which divide %d %s', used, len(devices), count, what)
+  return make_mesh(devices=devices[:used])
 
 
 def local_rows(sharding: NamedSharding, batch_size: int) -> np.ndarray:
@@ -201,17 +200,4 @@ def local_rows(sharding: NamedSharding, batch_size: int) -> np.ndarray:
 
 def shard_batch(batch: dict, sharding: NamedSharding) -> dict:
   """Puts the rows of this process (`local_rows`, in that order) into one global batch."""
-  count = replicas(sharding.mesh)
-  mine = len(local_rows(sharding, count))
-  size = len(next(iter(batch.values()))) * count // mine
-  rows = local_rows(sharding, size)
-
-  def place(local):
-    def device_rows(index):
-      start, stop, _ = index[0].indices(size)
-      first = int(np.searchsorted(rows, start))
-      return local[first : first + stop - start]
-
-    return jax.make_array_from_callback((size, *local.shape[1:]), sharding, device_rows)
-
-  return {name: place(np.asarray(value)) for name, value in batch.items()}
+  return jax.make_array_from_process_local_data(sharding, jax.tree.map(np.asarray, batch))

@@ -223,8 +223,9 @@ def plot_curves(workdir) -> None:
     FigureCanvasAgg(figure).print_png(file)
 
 
-def run_info(config: dict, **facts) -> dict:
-  """Versions, machine, command, commit and config of this process: the content of `run.json`."""
+def write_run(path, config: dict, **facts) -> None:
+  """Writes `run.json`: versions, machine, command, commit and config of this process; the starts
+  before it stay listed under 'earlier'."""
   names = ('bertjax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'tensorflow')
   versions = {'python': platform.python_version()}
   for name in names:
@@ -232,25 +233,18 @@ def run_info(config: dict, **facts) -> dict:
       versions[name] = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
       versions[name] = 'not installed'
-  return {
-    'command': sys.argv,
-    'started': time.strftime('%Y-%m-%dT%H:%M:%S%z'),
-    'commit': _commit(),
+  start = {
+    'command': sys.argv, 'started': time.strftime('%Y-%m-%dT%H:%M:%S%z'), 'commit': _commit(),
     'versions': versions,
-    'devices': [str(d.device_kind) for d in jax.devices()],
-    'machine': platform.platform(),
-    'config': config,
-    **facts,
-  }
-
-
-def write_run(path, config: dict, **facts) -> None:
-  """Writes `run.json` for this start; the starts before it stay listed under 'earlier'."""
-  info, path = run_info(config, **facts), epath.Path(path)
+  }  # fmt: skip
+  info = start | {
+    'devices': [str(d.device_kind) for d in jax.devices()], 'machine': platform.platform(),
+    'config': config, **facts,
+  }  # fmt: skip
+  path = epath.Path(path)
   if path.exists():
     before = json.loads(path.read_text())
-    start = {name: before[name] for name in ('command', 'started', 'commit', 'versions')}
-    info['earlier'] = [*before.get('earlier', []), start]
+    info['earlier'] = [*before.get('earlier', []), {name: before[name] for name in start}]
   io.write_json(path, info)
 
 

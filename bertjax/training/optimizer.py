@@ -89,24 +89,25 @@ def scale_by_part(
       lambda path, _: 'trained' if np.any(factors(path_name(path))) else 'frozen', params
     )
 
-  def scale(path, u):
-    factor = np.asarray(factors(path_name(path)), np.float32)
-    return u * factor.reshape(factor.shape + (1,) * (u.ndim - factor.ndim))
-
-  scaled = optax.stateless(lambda updates, _: jax.tree.map_with_path(scale, updates))
+  scaled = optax.stateless(
+    lambda updates, _: jax.tree.map_with_path(lambda p, u: u * _factor(factors, p, u), updates)
+  )
   chained = optax.chain(transform, scaled)
   return optax.partition({'trained': chained, 'frozen': optax.set_to_zero()}, kinds)
+
+
+def _factor(factors: Factors, path, x) -> np.ndarray:
+  """The factor of a leaf, float32, in a shape that multiplies it."""
+  factor = np.asarray(factors(path_name(path)), np.float32)
+  return factor.reshape(factor.shape + (1,) * (x.ndim - factor.ndim))
 
 
 def stop_gradients(params, factors: Factors):
   """The parameters, with gradients stopped where the factor is 0."""
 
   def cut(path, p):
-    trained = np.asarray(factors(path_name(path))) > 0
-    if trained.all():
-      return p
-    still = jax.lax.stop_gradient(p)
-    return jnp.where(trained.reshape(trained.shape + (1,) * (p.ndim - trained.ndim)), p, still)
+    trained = _factor(factors, path, p) > 0
+    return p if trained.all() else jnp.where(trained, p, jax.lax.stop_gradient(p))
 
   return jax.tree.map_with_path(cut, params)
 
@@ -204,13 +205,12 @@ def make_optimizer(
     if not 0 <= value < math.inf:
       raise ValueError(f'optimizer.{field} must not be negative, got {value}.')
   check_rate('optimizer.eps', eps)
-  adam = {'b1': b1, 'b2': b2, 'eps': eps}
   scale = {
-    'bert': lambda: scale_by_bert_adam(**adam),
-    'adamw': lambda: optax.scale_by_adam(**adam),
-    'lamb': lambda: optax.scale_by_adam(**adam),
-    'sgd': lambda: optax.trace(decay=b1),
-  }[name]()
+    'bert': scale_by_bert_adam(b1, b2, eps),
+    'adamw': optax.scale_by_adam(b1, b2, eps),
+    'lamb': optax.scale_by_adam(b1, b2, eps),
+    'sgd': optax.trace(decay=b1),
+  }[name]
   steps = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
   steps += [scale, optax.add_decayed_weights(weight_decay, mask=decay_mask)]
   if name == 'lamb':
@@ -249,13 +249,12 @@ def make_schedule(name: str, total_steps: int, warmup_steps: int) -> Callable:
     warm = step / max(warmup_steps, 1)
     return jnp.where(step < warmup_steps, warm, jnp.maximum(1 - step / total_steps, 0.0))
 
-  warm_up = optax.schedules.linear_schedule(0.0, 1.0, warmup_steps)
-  after = {
-    'linear': optax.schedules.linear_schedule(1.0, 0.0, max(total_steps - warmup_steps, 1)),
-    'constant': optax.schedules.constant_schedule(1.0),
-  }
   if name == 'google':
     return google
+  after = optax.schedules.constant_schedule(1.0)
+  if name == 'linear':
+    after = optax.schedules.linear_schedule(1.0, 0.0, max(total_steps - warmup_steps, 1))
   if not warmup_steps:
-    return after[name]
-  return optax.schedules.join_schedules([warm_up, after[name]], [warmup_steps])
+    return after
+  warm_up = optax.schedules.linear_schedule(0.0, 1.0, warmup_steps)
+  return optax.schedules.join_schedules([warm_up, after], [warmup_steps])

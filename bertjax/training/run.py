@@ -132,9 +132,9 @@ def train(
   run = _Run(starts[-1], layout, options, train_step, checkpoints, run_log, facts, meta)
   stopped = 0
   try:
-    for begin, stage in zip(starts, stages, strict=True):
+    for first, stage in zip(starts, stages, strict=True):
       if not stopped and loop.step_of(state) < stage.stop:
-        state, _, stopped = run.train(stage, begin, state)
+        state, _, stopped = run.train(stage, first, state)
     step = loop.step_of(state)
     stopped = stopped if step < stages[-1].stop else 0
     if not stopped and options.save_model == 'best':
@@ -160,8 +160,8 @@ class _Run:
     self._facts, self._scores = facts, None
     self.evaluations, self.skipped = meta.get('evaluations', []), meta.get('skipped', [])
 
-  def train(self, stage: Stage, begin: int, state: TrainState):
-    """Trains from step `begin`, or that of the state, to the end of a stage; see `loop.fit`.
+  def train(self, stage: Stage, first: int, state: TrainState):
+    """Trains a stage, whose first step is `first`, from the state's step on; see `loop.fit`.
 
     After a divergence, trains again from the newest checkpoint without the batches since then, if
     there is one of this stage and at most `MOST_SKIPS` times.
@@ -170,20 +170,20 @@ class _Run:
     abstract = abstract_of(state)
     for times in itertools.count(1):
       try:
-        return self._fit(stage, begin, state)
+        return self._fit(stage, first, state)
       except DivergedError as error:
         self._checkpoints.wait()
-        saved = [step for step in self._checkpoints.steps() if step >= begin]
+        saved = [step for step in self._checkpoints.steps() if step >= first]
         if not self._options.skip_divergence or not saved or times == MOST_SKIPS:
           raise
         state = self._roll_back(abstract, error)
 
-  def _fit(self, stage: Stage, begin: int, state: TrainState):
+  def _fit(self, stage, first, state):
     options, step = self._options, loop.step_of(state)
     self.evaluations[:] = [e for e in self.evaluations if e['step'] <= step]
-    left_out = sum(s['batches'] for s in self.skipped if s['step'] >= begin)
+    left_out = sum(s['batches'] for s in self.skipped if s['step'] >= first)
     with (
-      contextlib.closing(stage.batches(max(step, begin) - begin + left_out)) as stream,
+      contextlib.closing(stage.batches(max(step, first) - first + left_out)) as stream,
       distributed.Watch(options.stall_seconds) as watch,
     ):
       return loop.fit(
@@ -247,7 +247,7 @@ def still_running(values: np.ndarray | Sequence[Sequence[float]], patience: int)
   """Which of K runs continue after these evaluations.
 
   Args:
-    values: `ranking` of each evaluation so far [evaluations, K], at least one.
+    values: `ranking` of each evaluation so far [evaluations, K].
     patience: evaluations without improvement after which a run stops; 0 = never.
   """
   table = np.array(values, float)

@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from bertjax.training import run
 from bertjax.training.layout import Layout
-from bertjax.training.mesh import AXES, make_mesh
+from bertjax.training.mesh import AXES
 from bertjax.training.optimizer import check_rate, with_peak
 
 
@@ -68,13 +68,6 @@ def list_runs(
   return tuple((s, rate) for rate in rates for s in range(seed, seed + num_seeds))
 
 
-def make_sweep_mesh(count: int) -> Mesh:
-  """A mesh whose devices hold the same number of runs each: as many as divide `count`."""
-  devices = jax.devices()
-  most = max(n for n in range(1, len(devices) + 1) if count % n == 0)
-  return make_mesh(devices=devices[:most])
-
-
 def take(tree, index: int):
   """The arrays of one run, on the host."""
   return jax.tree.map(lambda x: np.asarray(x[index]), tree)
@@ -82,9 +75,9 @@ def take(tree, index: int):
 
 def best_run(evaluations: Sequence[dict], step: int, options: run.Options) -> int:
   """The index of the best run at the evaluation of a step, among those still running then."""
-  values = [run.ranking(e['scores'], options) for e in evaluations]
-  place = next(i for i, e in enumerate(evaluations) if e['step'] == step)
-  alive = run.still_running(values[:place], options.patience) if place else True
+  values = np.array([run.ranking(e['scores'], options) for e in evaluations])
+  place = [e['step'] for e in evaluations].index(step)
+  alive = run.still_running(values[:place], options.patience)
   return int(np.argmax(np.where(alive, values[place], -np.inf)))
 
 
@@ -103,9 +96,7 @@ def summarise(
   each = []
   for index, (seed, rate) in enumerate(runs):
     values = history[:, index]
-    on = [
-      i for i in range(len(values)) if not i or run.still_running(values[:i, None], patience)[0]
-    ]
+    on = [i for i in range(len(values)) if run.still_running(values[:i, None], patience)[0]]
     each.append({
       'seed': seed, 'learning_rate': rate, 'best': float(np.nanmax(values[on])),
       'last': float(values[on[-1]]), 'failed': bool(failed(index, on[-1])),

@@ -104,4 +104,8 @@ def test_the_tensor_axis_does_not_split_rows():
 
 @pytest.mark.parametrize(('rows', 'devices'), [(8, 8), (16, 8), (12, 6), (7, 7), (1, 1), (11, 1)])
 def test_an_evaluation_uses_the_most_devices_that_divide_its_batches(rows, devices):
-  assert mesh_lib.make_evaluation_mesh(rows).shape == {'data': devices, 'fsdp': 1, 'tensor': 1}
+  assert mesh_lib.make_dividing_mesh(rows, 'rows').shape == {
+    'data': devices,
+    'fsdp': 1,
+    'tensor': 1,
+  }
