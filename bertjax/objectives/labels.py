@@ -166,13 +166,9 @@ class Label:
     """A prediction as it is written to a file."""
     return self.names[prediction] if self.names else str(prediction)
 
-  def shown(self, prediction) -> str:
-    """A prediction as it is written in a sentence."""
-    return self.text(prediction)
-
   def collapsed(self, predictions: Sequence) -> str:
     """What is suspicious about predictions: all alike, or nothing predicted; '' if neither."""
-    shown = [self.shown(prediction) for prediction in predictions]
+    shown = [str(p) if self.numeric else self.text(p) for p in predictions]
     alike = len(shown) > 1 and len(set(shown)) == 1
     return f'all {len(shown):,} predictions are {shown[0]!r}' if alike else ''
 
@@ -251,9 +247,6 @@ class FieldLabel(Label):
     """The label that has these classes."""
     return numbers[0]
 
-  def unpack(self, label):
-    return () if label is None else (label,)
-
   def are_placeholders(self, labels: Sequence) -> bool:
     """Whether the labels of a test split only fill their column."""
     return False
@@ -267,6 +260,9 @@ class Class(FieldLabel):
   problem_type = 'single_label_classification'
   least = 2
   takes_class_weights = True
+
+  def unpack(self, label):
+    return () if label is None else (label,)
 
   def most_frequent(self, labels):
     return int(np.bincount(labels).argmax())
@@ -376,17 +372,11 @@ class Regression(FieldLabel):
       return None, f'the label must be a finite number, got {value!r}'
     return number, ''
 
-  def unpack(self, label):
-    return ()
-
   def are_placeholders(self, labels):
     return len(labels) > 1 and len(set(labels)) == 1 and labels[0] is not None
 
   def text(self, prediction):
     return f'{prediction:.9g}'  # float32 to the last bit
-
-  def shown(self, prediction):
-    return str(prediction)
 
   def compare(self, texts, label, prediction):
     return f'{label:.2f}', f'{prediction:.2f}'

@@ -84,25 +84,6 @@ def pretraining_loss(model: Bert) -> tuple[Callable, Callable]:
   return loss, functools.partial(pretraining_weights, terms=terms)
 
 
-def add_perplexity(scores: dict[str, float]) -> dict[str, float]:
-  """The scores of an evaluation and 'mlm_perplexity', exp of the masked-LM loss."""
-  return scores | {'mlm_perplexity': math.exp(min(scores['mlm_loss'], 80.0))}
-
-
-def pretraining_weights(batch: dict, terms: tuple[str, ...] = ('mlm', 'nsp')) -> Sums:
-  """Total weight of each term: masked tokens for 'mlm', sentence pairs for 'nsp'."""
-  weights = {
-    'mlm': lambda: batch['masked_lm_weights'].sum(),
-    'nsp': lambda: _nsp_weights(batch).sum(),
-  }
-  return {term: weights[term]() for term in terms}
-
-
-def _nsp_weights(batch):
-  labels = batch['next_sentence_labels']
-  return batch.get('example_weights', jnp.ones(labels.shape, jnp.float32))
-
-
 def pretraining_sums(
   out: dict, batch: dict, terms: tuple[str, ...] = ('mlm', 'nsp')
 ) -> tuple[Sums, Sums]:
@@ -118,12 +99,26 @@ def pretraining_sums(
     'nsp_accuracy' are weighted counts of correct predictions, accuracies once divided.
   """
   losses, metrics = {}, {}
-  if 'mlm' in terms:
-    ids, weights = batch['masked_lm_ids'], batch['masked_lm_weights']
-    losses['mlm'] = (cross_entropy(out['mlm_logits'], ids) * weights).sum()
-    metrics['mlm_accuracy'] = (_is_best(out['mlm_logits'], ids) * weights).sum()
-  if 'nsp' in terms:
-    labels, weights = batch['next_sentence_labels'], _nsp_weights(batch)
-    losses['nsp'] = (cross_entropy(out['nsp_logits'], labels) * weights).sum()
-    metrics['nsp_accuracy'] = (_is_best(out['nsp_logits'], labels) * weights).sum()
+  for term in terms:
+    logits, (labels, weights) = out[f'{term}_logits'], _labels(batch, term)
+    losses[term] = (cross_entropy(logits, labels) * weights).sum()
+    metrics[f'{term}_accuracy'] = (_is_best(logits, labels) * weights).sum()
   return losses, metrics
+
+
+def pretraining_weights(batch: dict, terms: tuple[str, ...] = ('mlm', 'nsp')) -> Sums:
+  """Total weight of each term: masked tokens for 'mlm', sentence pairs for 'nsp'."""
+  return {term: _labels(batch, term)[1].sum() for term in terms}
+
+
+def _labels(batch: dict, term: str) -> tuple[jax.Array, jax.Array]:
+  """The labels of a term and how much each counts."""
+  if term == 'mlm':
+    return batch['masked_lm_ids'], batch['masked_lm_weights']
+  labels = batch['next_sentence_labels']
+  return labels, batch.get('example_weights', jnp.ones(labels.shape, jnp.float32))
+
+
+def add_perplexity(scores: dict[str, float]) -> dict[str, float]:
+  """The scores of an evaluation and 'mlm_perplexity', exp of the masked-LM loss."""
+  return scores | {'mlm_perplexity': math.exp(min(scores['mlm_loss'], 80.0))}
