@@ -154,8 +154,8 @@ def report_of(stage, devices, *, measure: bool = False) -> dict:
   report |= bounds_of(report)
   if measure:
     state, _, _ = layout_lib.start(objective, optimizer, layout)
-    whole = {name: np.repeat(x, size, axis=0) for name, x in rows.items()}
-    report |= measured(compiled, state, mesh_lib.shard_batch(whole, sharding), report)
+    rows = jax.tree.map(lambda x: np.repeat(x, size, axis=0), rows)
+    report |= measured(compiled, state, mesh_lib.shard_batch(rows, sharding), report)
   return report
 
 
@@ -163,13 +163,10 @@ def random_batch(config, vocab_size: int) -> dict:
   """A batch of one full row of random text, by the code that makes real ones."""
   length, sequences = config.data.length, config.data.max_sequences_per_row
   ends = np.arange(1, sequences + 1)[:, None] * (length // sequences) - np.array([2, 0])
-  columns = {
-    'input_ids': np.random.default_rng(0).integers(5, vocab_size, (1, length)),
-    'ends': ends[None],
-  }
+  ids = np.random.default_rng(0).integers(5, vocab_size, (1, length))
+  columns = {'input_ids': ids, 'ends': ends[None]}
   if config.nsp:
     columns['next_sentence_labels'] = np.ones((1, sequences))
-
   special = {'pad': 0, 'cls': 2, 'sep': 3, 'mask': 4}
   return Batches(
     Arrays(columns), 1, config.seed, Masking(**config.masking), vocab_size, special,
@@ -207,11 +204,21 @@ def bounds_of(report: dict) -> dict:
   }
   step = max(seconds.values())
   return {
-    'hbm_bytes': sheet.hbm, 'bound_seconds': seconds, 'step_seconds': step,
-    'tokens_per_second': report['batch_size'] * report['length'] / step,
-    'mfu': report['model_flops'] / sheet.flops / step,
+    'hbm_bytes': sheet.hbm, 'bound_seconds': seconds, **speed(report, step),
     'chip_hours': step * report['steps'] * report['devices'] / 3600,
   }  # fmt: skip
+
+
+def speed(report: dict, seconds: float, prefix: str = '') -> dict:
+  """Time, tokens/s and MFU of steps that take so long; no MFU for a device without data sheet."""
+  sheet = chip(report['device'])
+  facts = {
+    'step_seconds': seconds,
+    'tokens_per_second': report['batch_size'] * report['length'] / seconds,
+  }
+  if sheet:
+    facts['mfu'] = report['model_flops'] / sheet.flops / seconds
+  return {prefix + name: value for name, value in facts.items()}
 
 
 def measured(compiled, state, batch, report: dict) -> dict:
@@ -222,54 +229,50 @@ def measured(compiled, state, batch, report: dict) -> dict:
     state, metrics = compiled(state, batch)
     jax.block_until_ready(metrics)
     times.append(time.perf_counter() - begun)
-  seconds = float(np.median(times[2:]))
-  found = {'measured_step_seconds': seconds}
-  found['measured_tokens_per_second'] = report['batch_size'] * report['length'] / seconds
-  if sheet := chip(report['device']):
-    found['measured_mfu'] = report['model_flops'] / sheet.flops / seconds
+  facts = speed(report, float(np.median(times[2:])), 'measured_')
   if stats := jax.devices()[0].memory_stats():
-    found['measured_peak_bytes'] = stats['peak_bytes_in_use']
-  return found
+    facts['measured_peak_bytes'] = stats['peak_bytes_in_use']
+  return facts
 
 
 def describe(report: dict) -> str:
   """The report as text."""
   r, gb = report, 1e9
   mesh = ' x '.join(f'{name} {size}' for name, size in r['mesh'].items())
-  lines = [
+  title = (
     f'{r["topology"] or "here"}: {r["devices"]} x {r["device"]}, {mesh}; {r["batch_size"]:,} rows '
-    f'of {r["length"]} tokens, {r["model"]["num_layers"]} layers, remat {r["model"]["remat"]}',
-    f'  parameters   {r["parameters"]:,}',
-  ]
+    f'of {r["length"]} tokens, {r["model"]["num_layers"]} layers, remat {r["model"]["remat"]}'
+  )
+  rows = {'parameters': f'{r["parameters"]:,}'}
   if 'does_not_fit' in r:
-    return '\n'.join([*lines, f'  does not fit: {r["does_not_fit"]}'])
-  of = f' of {r["hbm_bytes"] / gb:.0f}' if 'hbm_bytes' in r else ''
-  lines += [
-    f'  memory       {r["peak_bytes"] / gb:.2f}{of} GB a device: arguments '
-    f'{r["argument_bytes"] / gb:.2f}, temporaries {r["temporary_bytes"] / gb:.2f}',
-    f'  FLOPs        {r["flops"]:.4g} compiled a device, {r["model_flops"]:.4g} of the model: '
-    f'{r["flops"] / r["model_flops"]:.3f} (matmuls only '
-    f'{r["product_flops"] / r["model_flops"]:.3f})',
-    f'  traffic      {r["traffic_bytes"] / gb:.1f} GB a device',
-    '  collectives  '
-    + (', '.join(f'{n:.0f} {kind} of {size / gb:.3f} GB' for kind, (n, size) in
-                 sorted(r['collectives'].items())) or 'none')
-    + f'; {r["rematerialized"]} involuntary rematerializations',
-  ]  # fmt: skip
+    rows['does not fit'] = r['does_not_fit']
+  else:
+    of = f' of {r["hbm_bytes"] / gb:.0f}' if 'hbm_bytes' in r else ''
+    sent = [f'{count:.0f} {kind} of {size / gb:.3f} GB'
+            for kind, (count, size) in sorted(r['collectives'].items())]  # fmt: skip
+    rows |= {
+      'memory': f'{r["peak_bytes"] / gb:.2f}{of} GB a device: arguments '
+      f'{r["argument_bytes"] / gb:.2f}, temporaries {r["temporary_bytes"] / gb:.2f}',
+      'FLOPs': f'{r["flops"]:.4g} compiled a device, {r["model_flops"]:.4g} of the model: '
+      f'{r["flops"] / r["model_flops"]:.3f} (matmuls only '
+      f'{r["product_flops"] / r["model_flops"]:.3f})',
+      'traffic': f'{r["traffic_bytes"] / gb:.1f} GB a device',
+      'collectives': f'{", ".join(sent) or "none"}; {r["rematerialized"]} involuntary '
+      'rematerializations',
+    }
   if 'step_seconds' in r:
     parts = ', '.join(f'{name} {s * 1e3:.1f}' for name, s in r['bound_seconds'].items())
-    lines.append(
-      f'  bound        {r["step_seconds"] * 1e3:.1f} ms a step ({parts}), '
-      f'{r["tokens_per_second"]:,.0f} tokens/s, MFU {r["mfu"]:.2f}, {r["chip_hours"]:,.0f} '
-      f'chip-hours for {r["steps"]:,} steps'
-    )
+    hours = f'{r["chip_hours"]:,.0f} chip-hours for {r["steps"]:,} steps'
+    rows['bound'] = f'{_pace(r)} ({parts}); {hours}'
   if 'measured_step_seconds' in r:
-    mfu = f', MFU {r["measured_mfu"]:.2f}' if 'measured_mfu' in r else ''
-    lines.append(
-      f'  measured     {r["measured_step_seconds"] * 1e3:.1f} ms a step, '
-      f'{r["measured_tokens_per_second"]:,.0f} tokens/s{mfu}'
-    )
-  return '\n'.join(lines)
+    rows['measured'] = _pace(r, 'measured_')
+  return '\n'.join([title, *(f'  {name:<12} {text}' for name, text in rows.items())])
+
+
+def _pace(r: dict, prefix: str = '') -> str:
+  mfu = f', MFU {r[f"{prefix}mfu"]:.2f}' if f'{prefix}mfu' in r else ''
+  seconds, tokens = r[f'{prefix}step_seconds'], r[f'{prefix}tokens_per_second']
+  return f'{seconds * 1e3:.1f} ms a step, {tokens:,.0f} tokens/s{mfu}'
 
 
 @contextlib.contextmanager

@@ -4,10 +4,12 @@ Sizes follow Devlin et al. (2018, section 3) and the compact models of Turc et a
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 ACTIVATIONS = ('gelu', 'gelu_tanh')
 REMAT_POLICIES = ('none', 'full', 'dots')
+DTYPES = ('float32', 'bfloat16')
 ATTENTION_IMPLS = ('auto', 'xla', 'cudnn', 'splash')
 HEADS = ('mlm', 'nsp', 'classification', 'tagging', 'span', 'choice')
 POOLED_HEADS = ('nsp', 'classification', 'choice')  # they read the pooled state
@@ -117,28 +119,15 @@ class EncoderConfig:
     return range(self.num_layers + 1)[FEATURES.get(self.features, slice(first, first + 1))]
 
   def __post_init__(self):
-    for name in ('vocab_size', 'hidden_size', 'num_layers', 'num_heads', 'mlp_size',
-                 'max_positions', 'type_vocab_size', 'bilstm_size', 'unroll'):  # fmt: skip
-      if getattr(self, name) < 1:
-        raise ValueError(f'{name} must be at least 1, got {getattr(self, name)}.')
+    for names, fits, rule in _RULES:
+      for name in names.split():
+        if not fits(getattr(self, name)):
+          raise ValueError(f'{name} must be {rule}, got {getattr(self, name)!r}.')
     if self.hidden_size % self.num_heads:
       raise ValueError(
         f'hidden_size must be a multiple of num_heads, got hidden_size={self.hidden_size}, '
         f'num_heads={self.num_heads}; num_heads={_heads(self.hidden_size)} fits.'
       )
-    for name in ('hidden_dropout', 'attention_dropout'):
-      if not 0 <= getattr(self, name) <= 0.99:
-        raise ValueError(f'{name} must be in [0, 0.99], got {getattr(self, name)}.')
-    for name in ('layer_norm_eps', 'initializer_range'):
-      if not 0 < getattr(self, name) < 1:
-        raise ValueError(f'{name} must be above 0 and below 1, got {getattr(self, name)}.')
-    if self.classifier_dropout != -1 and not 0 <= self.classifier_dropout < 1:
-      raise ValueError(
-        f'classifier_dropout must be in [0, 1), or -1.0 to be hidden_dropout, got '
-        f'{self.classifier_dropout}.'
-      )
-    if self.bilstm < 0:
-      raise ValueError(f'bilstm must be 0 (none) or a number of layers, got {self.bilstm}.')
     if self.features not in FEATURES and not (self.features.isdecimal() and self.feature_layers):
       raise ValueError(
         f'features must be one of {tuple(FEATURES)} or a layer from 0 (the embeddings) to '
@@ -146,11 +135,22 @@ class EncoderConfig:
       )
     if 'last_four' in self.features and self.num_layers < 4:
       raise ValueError(f'features={self.features!r} needs 4 layers, got {self.num_layers}.')
-    for name, choices in (('activation', ACTIVATIONS), ('remat', REMAT_POLICIES),
-                          ('attention', ATTENTION_IMPLS),
-                          ('dtype', ('float32', 'bfloat16'))):  # fmt: skip
-      if getattr(self, name) not in choices:
-        raise ValueError(f'{name} must be one of {choices}, got {getattr(self, name)!r}.')
+
+
+# Fields, whether a value fits, and the rule in words.
+_RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+  ('vocab_size hidden_size num_layers num_heads mlp_size max_positions type_vocab_size bilstm_size '
+   'unroll', lambda size: size >= 1, 'at least 1'),
+  ('hidden_dropout attention_dropout', lambda rate: 0 <= rate <= 0.99, 'in [0, 0.99]'),
+  ('classifier_dropout', lambda rate: rate == -1 or 0 <= rate < 1,
+   'in [0, 1), or -1.0 to be hidden_dropout'),
+  ('layer_norm_eps initializer_range', lambda x: 0 < x < 1, 'above 0 and below 1'),
+  ('bilstm', lambda layers: layers >= 0, '0 (none) or a number of layers'),
+  ('activation', ACTIVATIONS.__contains__, f'one of {ACTIVATIONS}'),
+  ('remat', REMAT_POLICIES.__contains__, f'one of {REMAT_POLICIES}'),
+  ('attention', ATTENTION_IMPLS.__contains__, f'one of {ATTENTION_IMPLS}'),
+  ('dtype', DTYPES.__contains__, f'one of {DTYPES}'),
+)  # fmt: skip
 
 
 def describe_heads(parts) -> str:

@@ -152,33 +152,31 @@ class Embeddings(nn.Module):
   config: EncoderConfig
 
   @nn.compact
-  def __call__(
-    self, input_ids, token_type_ids, position_ids, train: bool, input_embeddings=None
-  ):  # fmt: skip
-    """Maps ids [B, L] to states [B, L, D]; also returns the word table [V, D] for the tied head.
-
-    `input_embeddings` [B, L, D] replace the look-up of words; `input_ids` is not read then.
+  def __call__(self, batch: dict, train: bool) -> tuple[jax.Array, jax.Array]:
+    """Maps a batch to states [B, L, D]; also returns the word table [V, D] for the tied head.
 
     Only words, and positions that are given (packed rows), are looked up. The gradient of a look-up
     adds rows one by one, that of a product or a slice is a sum, which costs less for few rows.
     """
     config = self.config
-
-    def table(rows, name):
-      return nn.Embed(
-        rows, config.hidden_size, name=name, embedding_init=kernel_init(config),
-        dtype=config.dtype,
-      )  # fmt: skip
-
-    word = table(config.vocab_size, 'word')
-    position = table(config.max_positions, 'position')
-    token_type = table(config.type_vocab_size, 'token_type').embedding.astype(config.dtype)
-    x = word(input_ids) if input_embeddings is None else input_embeddings.astype(config.dtype)
-    if position_ids is None:
-      x += position.embedding[: x.shape[1]].astype(x.dtype)
+    table = functools.partial(
+      nn.Embed, features=config.hidden_size, embedding_init=kernel_init(config), dtype=config.dtype
+    )
+    word, position = (
+      table(config.vocab_size, name='word'),
+      table(config.max_positions, name='position'),
+    )
+    token_type = table(config.type_vocab_size, name='token_type').embedding.astype(config.dtype)
+    if 'input_embeddings' in batch:
+      x = batch['input_embeddings'].astype(config.dtype)
     else:
-      x += position(position_ids)
-    x += jax.nn.one_hot(token_type_ids, config.type_vocab_size, dtype=x.dtype) @ token_type
+      x = word(batch['input_ids'])
+    if 'position_ids' in batch:
+      x += position(batch['position_ids'])
+    else:
+      x += position.embedding[: x.shape[1]].astype(x.dtype)
+    types = batch.get('token_type_ids', jnp.zeros(x.shape[:2], jnp.int32))
+    x += jax.nn.one_hot(types, config.type_vocab_size, dtype=x.dtype) @ token_type
     x = LayerNorm(config, name='layer_norm')(x)
     return drop(self, x, config.hidden_dropout, train), word.embedding
 
@@ -247,14 +245,8 @@ class Encoder(nn.Module):
   config: EncoderConfig
 
   @nn.compact
-  def __call__(
-    self, input_ids, token_type_ids, segment_ids, position_ids, train, capture=(),
-    input_embeddings=None,
-  ):  # fmt: skip
-    """Encodes a batch of ids, int32 [B, L] each; position_ids may be None for 0..L-1.
-
-    `input_embeddings` [B, L, D] are word embeddings in place of those of `input_ids`, which may be
-    None then; positions and token types are still added.
+  def __call__(self, batch: dict, train: bool, capture: tuple[str, ...] = ()):
+    """Encodes a batch as `Bert` takes it.
 
     Returns:
       `out` with 'hidden' [B, L, D]; and for each name in `capture`: 'hidden' adds 'all_hidden'
@@ -262,9 +254,8 @@ class Encoder(nn.Module):
       The second value is the word table [V, D].
     """
     config = self.config
-    x, word_table = Embeddings(config, name='embeddings')(
-      input_ids, token_type_ids, position_ids, train, input_embeddings
-    )
+    embedded, word_table = Embeddings(config, name='embeddings')(batch, train)
+    segment_ids = batch.get('segment_ids', jnp.ones(embedded.shape[:2], jnp.int32))
     block = Block
     if config.remat != 'none':
       # A loop keeps XLA from merging the recomputation with the original; unrolled layers need the
@@ -272,15 +263,10 @@ class Encoder(nn.Module):
       unrolled = config.unroll >= config.num_layers
       block = nn.remat(block, prevent_cse=unrolled, policy=_REMAT[config.remat])
     layers = nn.scan(
-      block,
-      variable_axes={'params': 0},
-      split_rngs={'params': True, 'dropout': True},
-      in_axes=nn.broadcast,
-      length=config.num_layers,
-      unroll=min(config.unroll, config.num_layers),
-    )
-    embedded = x
-    x, collected = layers(config, train, tuple(capture), name='layers')(x, segment_ids)
+      block, variable_axes={'params': 0}, split_rngs={'params': True, 'dropout': True},
+      in_axes=nn.broadcast, length=config.num_layers, unroll=min(config.unroll, config.num_layers),
+    )  # fmt: skip
+    x, collected = layers(config, train, tuple(capture), name='layers')(embedded, segment_ids)
     out = {'hidden': x}
     if 'attention' in capture:
       out['attention'] = collected['attention']

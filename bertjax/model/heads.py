@@ -21,6 +21,8 @@ BATCH_KEYS = (
   'labels', 'example_weights', 'example_ids', 'input_embeddings',
 )  # fmt: skip
 
+CAPTURES = ('hidden', 'attention')
+
 # What other libraries call our keys, for the error message.
 _ALIASES = {
   'attention_mask': "segment_ids (0 = padding, 1 = text: the same numbers)",
@@ -188,24 +190,13 @@ class Bert(nn.Module):
         parameters without one of the heads.
     """
     self._check(batch, capture)
-    ids, embeddings = batch.get('input_ids'), batch.get('input_embeddings')
-    shape = (batch['input_ids'] if embeddings is None else embeddings).shape[:2]
     config = self.config
     reading = capture if config.features == 'last' else (*capture, 'hidden')
-    out, word_table = Encoder(config, name='encoder')(
-      ids,
-      batch.get('token_type_ids', jnp.zeros(shape, jnp.int32)),
-      batch.get('segment_ids', jnp.ones(shape, jnp.int32)),
-      batch.get('position_ids'),
-      train and not config.frozen,
-      reading,
-      embeddings,
-    )
+    out, word_table = Encoder(config, name='encoder')(batch, train and not config.frozen, reading)
     if config.frozen:
       out, word_table = jax.lax.stop_gradient((out, word_table))
-    x = out['hidden']
-    layers = config.feature_layers
-    states = x[None] if 'hidden' not in reading else out['all_hidden'][layers.start : layers.stop]
+    x, layers = out['hidden'], config.feature_layers
+    states = out['all_hidden'][layers.start : layers.stop] if 'hidden' in reading else x[None]
     if 'hidden' not in capture:
       out.pop('all_hidden', None)
     if self.pooler:
@@ -218,14 +209,13 @@ class Bert(nn.Module):
     return out | self._task_logits(states, out.get('pooled'), batch, train)
 
   def _task_logits(self, states, pooled, batch, train):
-    rate = self.config.classifier_dropout
-    rate = self.config.hidden_dropout if rate < 0 else rate
+    config, logits = self.config, {}
+    rate = config.hidden_dropout if config.classifier_dropout < 0 else config.classifier_dropout
     sizes = {'classification': self.num_labels, 'tagging': self.num_labels, 'span': 2, 'choice': 1}
-    logits = {}
     for head in [head for head in sizes if head in self.heads]:
       dropout = 0.0 if head == 'span' else rate  # none in Google's code
-      chain = self.config.crf and head == 'tagging'
-      layer = TaskHead(self.config, sizes[head], dropout, chain, name=head)
+      chain = config.crf and head == 'tagging'
+      layer = TaskHead(config, sizes[head], dropout, chain, name=head)
       read = pooled if head in POOLED_HEADS else None
       logits[f'{head}_logits'] = layer(states, read, batch, train)
     if 'choice' in self.heads:
@@ -242,36 +232,32 @@ class Bert(nn.Module):
         "a batch needs 'input_ids' [B, L] or 'input_embeddings' [B, L, D], and not both; got the "
         f'keys {tuple(batch)}.'
       )
-    given = batch.get('input_ids', batch.get('input_embeddings'))
-    if 'input_embeddings' in batch and given.shape[2:] != (self.config.hidden_size,):
+    config = self.config
+    shape = batch['input_ids' if 'input_ids' in batch else 'input_embeddings'].shape
+    if 'input_embeddings' in batch and shape[2:] != (config.hidden_size,):
       raise ValueError(
-        f"'input_embeddings' must be [B, L, hidden_size={self.config.hidden_size}], got "
-        f'{given.shape}.'
+        f"'input_embeddings' must be [B, L, hidden_size={config.hidden_size}], got {shape}."
       )
-    length = given.shape[1]
-    if length > self.config.max_positions:
+    if shape[1] > config.max_positions:
       raise ValueError(
-        f'rows may be at most max_positions={self.config.max_positions} tokens long, got {length}.'
+        f'rows may be at most max_positions={config.max_positions} tokens long, got {shape[1]}.'
       )
-    for name, given, known in (('head', self.heads, HEADS),
-                               ('capture', capture, ('hidden', 'attention'))):  # fmt: skip
-      for item in given:
-        if item not in known:
-          raise ValueError(f'unknown {name} {item!r}; choose from {known}.')
+    if 'cls_positions' in batch and (config.bilstm or config.crf):
+      raise ValueError('bilstm and crf read a row as one sequence; give a packed one a row each.')
+    for name, wanted, known in (('head', self.heads, HEADS), ('capture', capture, CAPTURES)):
+      if unknown := [item for item in wanted if item not in known]:
+        raise ValueError(f'unknown {name} {unknown[0]!r}; choose from {known}.')
     reading = [head for head in self.heads if head in POOLED_HEADS]
     if reading and not self.pooler:
       raise ValueError(f'the {reading[0]!r} head reads the pooled state; leave pooler=True.')
     if self.num_labels < 1:
       raise ValueError(f'num_labels must be at least 1, got {self.num_labels}.')
-    parts = [*self.heads, *(['pooler'] if self.pooler else [])]
     if not self.is_mutable_collection('params'):
-      for part in parts:
-        if not self.has_variable('params', part):
-          have = describe_heads(self.variables['params'])
-          kind = part if part == 'pooler' else f'{part} head'
-          raise ValueError(f'the parameters have no {kind}; they have {have}.')
-    if 'cls_positions' in batch and (self.config.bilstm or self.config.crf):
-      raise ValueError('bilstm and crf read a row as one sequence; give a packed one a row each.')
+      parts = [*self.heads, *(['pooler'] if self.pooler else [])]
+      if missing := [part for part in parts if not self.has_variable('params', part)]:
+        have = describe_heads(self.variables['params'])
+        kind = 'pooler' if missing[0] == 'pooler' else f'{missing[0]} head'
+        raise ValueError(f'the parameters have no {kind}; they have {have}.')
 
 
 def cls_states(x: jax.Array, batch: dict) -> jax.Array:
