@@ -6,7 +6,6 @@ Programs read a config here or themselves; libraries get plain arguments.
 import dataclasses
 import logging
 import math
-import sys
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -23,9 +22,9 @@ from bertjax.fields import OF_TASKS
 from bertjax.model import config as model_config
 from bertjax.model import encoder, heads
 from bertjax.tasks import task as task_lib
-from bertjax.training import distributed, optimizer
 from bertjax.training import layout as layout_lib
 from bertjax.training import mesh as mesh_lib
+from bertjax.training import optimizer
 from bertjax.training import run as run_lib
 
 _log = logging.getLogger(__name__)
@@ -279,42 +278,6 @@ def pretraining_identity(config, encoder_config, stages: list[Stage]) -> dict:
 def flatten(config, names: Iterable[str]) -> dict:
   """Flat {field: value} of the named fields and groups of a config."""
   return flat({name: config.to_dict()[name] for name in names})
-
-
-def count_rows(rows: dataset.Dataset, vocab_size: int, most: int = sys.maxsize) -> np.ndarray:
-  """How often each id occurs in the first `most` prepared rows, int64 [V]."""
-  counts = np.zeros(vocab_size, np.int64)
-  for start in range(0, min(len(rows), most), 65_536):
-    part = rows[np.arange(start, min(start + 65_536, len(rows)))]
-    ids = masking.unmasked(part) if 'masked_lm_ids' in part else part['input_ids']
-    counts += np.bincount(ids.ravel(), minlength=vocab_size)[:vocab_size]
-  return counts
-
-
-def never_predicted(tokenizer, objective: str) -> list[int]:
-  """Ids that no masked or next token has."""
-  sep = [tokenizer.sep_id] if objective == 'mlm' else []
-  return [tokenizer.pad_id, tokenizer.cls_id, *sep]
-
-
-def unigram_cross_entropy(counts: np.ndarray, heldout, *, exclude) -> float:
-  """Nats per masked held-out token under add-one-smoothed token frequencies.
-
-  Args:
-    counts: how often each id occurs elsewhere, int64 [V].
-    heldout: evaluation batches with 'masked_lm_ids' and 'masked_lm_weights' [B, P], this process's
-      rows of them.
-    exclude: ids that are never predicted.
-  """
-  counts = counts.copy()
-  counts[list(exclude)] = 0
-  nats = -np.log((counts + 1) / (counts.sum() + len(counts)))
-  total = weight = 0.0
-  for batch in heldout:
-    total += float((nats[batch['masked_lm_ids']] * batch['masked_lm_weights']).sum())
-    weight += float(batch['masked_lm_weights'].sum())
-  total, weight = distributed.total([total, weight]).tolist()
-  return total / weight
 
 
 def make_task(config):

@@ -26,6 +26,7 @@ from bertjax import config as config_lib
 from bertjax.data import dataset
 from bertjax.data import loader as loader_lib
 from bertjax.data import text as text_lib
+from bertjax.data import unigram as unigram_lib
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.interop import loading
 from bertjax.model import encoder, heads
@@ -104,14 +105,14 @@ def _scores(config, workdir, model, which, rows, split, out, unigram) -> dict[st
   if unigram:
     counts = count_text(unigram, tokenizer, config.data)
   elif len(train):
-    counts = build.count_rows(train, tokenizer.vocab_size)
+    counts = unigram_lib.count_rows(train, tokenizer.vocab_size)
   else:
     _log.info('no unigram figure: all text is held out; --unigram=TEXTS names texts to count.')
     return scores
   batches = map(heldout.evaluation, range(heldout.steps_for(rows)))
-  never = build.never_predicted(tokenizer, config.objective)
-  unigram = build.unigram_cross_entropy(counts, batches, exclude=never)
-  return scores | {'unigram_cross_entropy': unigram}
+  never = unigram_lib.never_predicted(tokenizer, config.objective)
+  baseline = unigram_lib.cross_entropy(counts, batches, exclude=never, total=distributed.total)
+  return scores | {'unigram_cross_entropy': baseline}
 
 
 def evaluate_task(config, model: str, split: str = '', out: str = '') -> dict[str, float]:

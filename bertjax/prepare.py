@@ -82,7 +82,7 @@ def _prepare_task(config, out: str) -> dict:
   writer = dataset.Writer(out, settings, layout)
   tokenizer.save(writer.folder)
   writer.add_shard('train', 0, [columns])
-  writer.finish({'train': 1, 'heldout': 0}, **settings)
+  writer.finish({'train': 1, 'heldout': 0})
   return dataset.read_manifest(out)
 
 

@@ -20,7 +20,7 @@ import ml_collections
 import optax
 
 from bertjax import build, io, objectives, prepare
-from bertjax.data import dataset
+from bertjax.data import dataset, unigram
 from bertjax.data import loader as loader_lib
 from bertjax.data.masking import Masking
 from bertjax.data.tokenizer import Tokenizer
@@ -144,12 +144,13 @@ def describe_losses(setup: Setup) -> dict:
   heldout = build.make_batches(stage.config, stage.folder, 'heldout', tokenizer, setup.layout.mesh)
   mlm_loss = {'unit': 'nats per token'}
   if len(heldout.rows):
-    unigram = build.unigram_cross_entropy(
-      build.count_rows(dataset.Dataset(stage.folder, 'train'), tokenizer.vocab_size, most=65_536),
+    baseline = unigram.cross_entropy(
+      unigram.count_rows(dataset.Dataset(stage.folder, 'train'), tokenizer.vocab_size, most=65_536),
       map(heldout.evaluation, range(heldout.steps_for(1024))),
-      exclude=build.never_predicted(tokenizer, stage.config.objective),
+      exclude=unigram.never_predicted(tokenizer, stage.config.objective),
+      total=distributed.total,
     )
-    mlm_loss |= {'baseline': unigram, 'baseline_name': 'unigram'}
+    mlm_loss |= {'baseline': baseline, 'baseline_name': 'unigram'}
   chance = {'unit': 'nats per pair', 'baseline': math.log(2), 'baseline_name': 'chance'}
   return {'mlm_loss': mlm_loss, 'nsp_loss': chance}
 

@@ -58,14 +58,12 @@ def run(
     error = _train_wordpiece(read, out, size, lowercase, max_words, workers)
   elif out:
     _train_sentencepiece(read, out, size, format, lowercase, workers)
-  if out:
-    readings[0].warn(lowercase)
   if report:
     facts = vocabulary.describe(
       read('measuring the text'), out or vocab, format=format, lowercase=lowercase, workers=workers
     )
-    if not out:
-      readings[0].warn(lowercase)
+  readings[0].warn(lowercase)
+  if report:
     facts |= {'count_error': error, 'invalid_utf8': readings[0].invalid_utf8}
     facts['bad_rows'] = readings[0].bad_rows
     print('\n'.join(_lines(facts, Tokenizer.from_file(out or vocab, lowercase=lowercase))))

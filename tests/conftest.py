@@ -22,11 +22,12 @@ os.environ.setdefault(
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.3')
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
 
+import numpy as np
 import pytest
 
 from bertjax import prepare
+from bertjax.data import instances, vocabulary
 from bertjax.data import text as text_lib
-from bertjax.data import vocabulary
 from bertjax.data.tokenizer import Tokenizer
 
 
@@ -85,6 +86,16 @@ def data_dir() -> pathlib.Path:
 def documents() -> list[str]:
   """Forty small documents of real prose, the first ones of the embedded corpus."""
   return [text[:2500] for text, _ in zip(text_lib.embedded_documents(), range(40), strict=False)]
+
+
+def make_corpus(documents) -> instances.Corpus:
+  """Lists of documents of sentences of ids, end to end."""
+  sentences = [sentence for document in documents for sentence in document]
+  return instances.Corpus(
+    np.array([token for sentence in sentences for token in sentence], np.int32),
+    np.cumsum([0, *map(len, sentences)]),
+    np.cumsum([0, *map(len, documents)]),
+  )
 
 
 @pytest.fixture(scope='session')

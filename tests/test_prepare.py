@@ -247,12 +247,12 @@ KILLED = """if True:
       kill()
     commit(self, *arguments)
 
-  def killing_add_shard(self, split, number, batches, **facts):
+  def killing_add_shard(self, split, number, batches, tally):
     def broken():
       yield next(batches)
       kill()
     calls.append(1)
-    add_shard(self, split, number, broken() if len(calls) == 3 else batches, **facts)
+    add_shard(self, split, number, broken() if len(calls) == 3 else batches, tally)
 
   if what == 'tokenising':
     TokenShards.commit = killing_commit
@@ -271,7 +271,7 @@ def test_a_killed_preparation_resumes_to_the_bytes_of_an_uninterrupted_one(
   command = [sys.executable, '-c', KILLED, what, corpus_file, vocab, tmp_path / 'rows', settings]
   assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
   assert not (tmp_path / 'rows').exists()
-  state_file = tmp_path / 'rows.incomplete' / 'tokens-0-of-1' / 'state.json'
+  state_file = tmp_path / 'rows.incomplete' / 'work' / 'tokens-0-of-1' / 'state.json'
   tokenised = json.loads(state_file.read_text())['documents']
 
   def record(module, name):

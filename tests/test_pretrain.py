@@ -360,18 +360,18 @@ def test_evaluate_scores_a_complete_text_with_the_unigram_of_another(
 
 
 def test_the_unigram_figure_is_the_cross_entropy_of_the_same_tokens(tiny_rows):
-  from bertjax import build
+  from bertjax.data import unigram
 
   train = dataset.Dataset(tiny_rows, 'train')
   ids = train[np.arange(len(train))]['input_ids']
   counts = np.bincount(ids.ravel(), minlength=600).astype(float)
-  assert counts.tolist() == build.count_rows(train, 600).tolist()
+  assert counts.tolist() == unigram.count_rows(train, 600).tolist()
   given = counts.copy()
   counts[[0, 101, 102]] = 0
   tokens = np.array([[150, 160, 0]])
   batch = {'masked_lm_ids': tokens, 'masked_lm_weights': np.array([[1.0, 1.0, 0.0]])}
   expected = -np.log((counts[[150, 160]] + 1) / (counts.sum() + 600)).mean()
-  got = build.unigram_cross_entropy(given, [batch], exclude=(0, 101, 102))
+  got = unigram.cross_entropy(given, [batch], exclude=(0, 101, 102))
   assert got == pytest.approx(expected)
 
 

@@ -19,7 +19,7 @@ import pathlib
 import resource
 import shutil
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from etils import epath
@@ -56,25 +56,26 @@ class Writer:
       raise DatasetError(f'{directory} exists and is not empty; choose another folder.')
     self.folder = self.directory.with_name(self.directory.name + '.incomplete')
     self._columns = {name: (np.dtype(d), tuple(shape)) for name, (d, shape) in columns.items()}
-    for split in SPLITS:
-      (self.folder / split).mkdir(parents=True, exist_ok=True)
-    path, plan = self.folder / 'plan.json', json.loads(json.dumps(plan))
-    before = json.loads(path.read_text()) if path.exists() else plan
-    differ = sorted(k for k in plan.keys() | before.keys() if plan.get(k) != before.get(k))
-    if differ:
+    self.work = self.folder / 'work'  # gone when the folder is complete
+    for name in (*SPLITS, 'work'):
+      (self.folder / name).mkdir(parents=True, exist_ok=True)
+    path, self._plan = self.work / 'plan.json', json.loads(json.dumps(plan))
+    if not path.exists():
+      io.write_text(path, json.dumps(plan))
+    before = json.loads(path.read_text())
+    names = sorted(before.keys() | self._plan.keys())
+    if differ := [name for name in names if before.get(name) != self._plan.get(name)]:
       raise DatasetError(
         f'{self.folder} was begun with other {", ".join(differ)}; remove it, or give the same.'
       )
-    if not path.exists():
-      io.write_text(path, json.dumps(plan))
 
   def shard(self, split: str, number: int) -> dict | None:
     """What the manifest will say of a shard, or None if it is not written yet."""
-    path = self.folder / split / f'{number:05d}.json'
+    path = self.work / f'{split}-{number:05d}.json'
     return json.loads(path.read_text()) if path.exists() else None
 
   def add_shard(
-    self, split: str, number: int, batches: Iterable[dict], *, tally: dict | None = None, **facts
+    self, split: str, number: int, batches: Iterable[dict], tally: dict | None = None
   ) -> dict:
     """Writes one shard from an iterable of {column: array [n, ...]}; returns its entry.
 
@@ -82,8 +83,8 @@ class Writer:
       split: 'train' or 'heldout'.
       number: of the shard.
       batches: its rows.
-      tally: more facts, complete once the batches have been read.
-      **facts: numbers for the manifest, which also has their sums.
+      tally: numbers for the manifest, which also has their sums; complete once the batches have
+        been read.
     """
     name = f'{number:05d}'
     crc, rows = dict.fromkeys(self._columns, 0), 0
@@ -99,16 +100,16 @@ class Writer:
           crc[column] = zlib.crc32(array, crc[column])
           files[column].write(array)
         rows += len(array)
-    entry = {'name': name, 'rows': rows, 'crc32': crc, **facts, **(tally or {})}
-    io.write_text(self.folder / split / f'{name}.json', json.dumps(entry))
+    entry = {'name': name, 'rows': rows, 'crc32': crc, **(tally or {})}
+    io.write_text(self.work / f'{split}-{name}.json', json.dumps(entry))
     return entry
 
   def finish(self, shards: dict[str, int], **facts) -> bool:
-    """Writes the manifest (with `facts`: settings, counts, tokenizer) and renames the folder.
+    """Writes the manifest, with the plan, and renames the folder.
 
     Args:
       shards: how many shards each split has.
-      **facts: for the manifest; `report` is a function of what it will be otherwise.
+      **facts: more for the manifest; `counts` are joined by the sums of the shards.
 
     Returns:
       False, with nothing done, while shards of other processes are still missing.
@@ -122,9 +123,10 @@ class Writer:
       names = [name for entry in split_entries for name in entry if name not in ('name', 'crc32')]
       for name in dict.fromkeys(('documents', 'tokens', 'rows', *names)):
         counts[f'{split}_{name}'] = sum(entry.get(name, 0) for entry in split_entries)
-    manifest = {'version': VERSION, 'columns': columns, 'shards': entries, 'counts': counts} | facts
-    if 'report' in facts:
-      manifest['report'] = facts['report'](manifest)
+    manifest = {'version': VERSION, 'columns': columns, 'shards': entries, 'counts': counts}
+    manifest |= self._plan | facts
+    if 'heldout_unknown' in counts:  # the rows are of text
+      manifest['report'] = report(manifest)
     try:
       io.write_text(self.folder / 'manifest.json', json.dumps(manifest, indent=1))
       if self.directory.exists():
@@ -134,18 +136,40 @@ class Writer:
       if not (self.directory / 'manifest.json').exists():
         raise
       return True  # the process of another part was faster by a moment
-    leftover = [*self.directory.glob('lock-*'), *self.directory.glob('*/*.json')]
-    for path in (self.directory / 'plan.json', *leftover):
-      path.unlink(missing_ok=True)
-    for path in self.directory.glob('tokens-*'):  # another part may not have cleared its own yet
-      shutil.rmtree(path)
+    shutil.rmtree(self.directory / 'work')
     return True
 
 
 @contextlib.contextmanager
-def lock(path):
+def writing(
+  directory, plan: dict, columns: dict, part: tuple[int, int] = (0, 1)
+) -> Iterator[Writer | None]:
+  """Gives a part's `Writer` to one process at a time; None if another one has finished the dataset.
+
+  A ValueError leaves nothing, but for what was begun with another plan and the work of other parts.
+  """
+  refuse_remote(directory)
+  directory = pathlib.Path(directory)
+  incomplete = directory.with_name(directory.name + '.incomplete')
+  with lock(incomplete / 'work' / f'lock-{part[0]}-of-{part[1]}'):
+    try:
+      if (directory / 'manifest.json').exists():
+        manifest = read_manifest(directory)
+        if all(manifest[name] == plan[name] for name in ('settings', 'tokenizer')):
+          shutil.rmtree(incomplete, ignore_errors=True)
+          yield None
+          return
+      yield Writer(directory, plan, columns)
+    except ValueError as error:
+      foreign = isinstance(error, DatasetError) and (incomplete / 'work' / 'plan.json').exists()
+      if part[1] == 1 and not foreign:
+        shutil.rmtree(incomplete, ignore_errors=True)
+      raise
+
+
+@contextlib.contextmanager
+def lock(path: pathlib.Path):
   """Holds an exclusive lock on a file; it falls when the process ends, however it ends."""
-  path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   with path.open('w') as file:
     try:
@@ -171,8 +195,8 @@ def local(directory, cache) -> epath.Path:
   if '://' not in os.fspath(directory):
     return source
   manifest = read_manifest(source)
-  target = epath.Path(cache) / f'copy-{manifest_hash(manifest)}'
-  with lock(f'{target}.lock'):
+  target = pathlib.Path(cache) / f'copy-{manifest_hash(manifest)}'
+  with lock(target.with_name(f'{target.name}.lock')):
     if not (target / 'manifest.json').exists():
       size = sum(path.stat().length for path in _listing(source))
       free = shutil.disk_usage(target.parent).free
@@ -194,18 +218,16 @@ def copy(source, target) -> None:
   files = _listing(source)
   size = sum(path.stat().length for path in files)
   _log.info('copying %.2f GB of prepared rows from %s to %s', size / 1e9, source, target)
-  for path in (p for p in files if p.name != 'manifest.json'):
+  for path in sorted(files, key=lambda path: path.name == 'manifest.json'):
     goal = target / path.relative_to(source)
     goal.parent.mkdir(parents=True, exist_ok=True)
     path.copy(goal, overwrite=True)
-  (source / 'manifest.json').copy(target / 'manifest.json', overwrite=True)
 
 
 def _listing(folder) -> list[epath.Path]:
   """Files of a prepared folder and of its splits."""
-  splits = [folder / split for split in SPLITS if (folder / split).exists()]  # not if empty
-  inside = [path for split in splits for path in split.iterdir()]
-  return [path for path in (*folder.iterdir(), *inside) if path.is_file()]
+  folders = [folder, *(folder / split for split in SPLITS if (folder / split).exists())]
+  return [path for folder in folders for path in folder.iterdir() if path.is_file()]
 
 
 def read_manifest(directory) -> dict:
@@ -226,15 +248,6 @@ def read_manifest(directory) -> dict:
       f'{path} has version {manifest.get("version")}, this program reads {VERSION}; prepare again.'
     )
   return manifest
-
-
-def finished(directory, plan: dict) -> dict | None:
-  """The manifest of a complete dataset made by the same plan, else None."""
-  if not (directory / 'manifest.json').exists():
-    return None
-  manifest = read_manifest(directory)
-  same = all(manifest[name] == plan[name] for name in ('settings', 'tokenizer'))
-  return manifest if same else None
 
 
 def manifest_hash(manifest: dict) -> str:
@@ -378,21 +391,18 @@ def log_report(facts: dict, length: int) -> None:
   if 'random_labels' in facts:
     parts += [f'{random:.1%} of next-sentence labels random']
   _log.info('prepared: %s', ', '.join(parts))
-  if random > MOST_RANDOM:
-    _log.warning(
-      '%.0f%% of the next-sentence labels are random; the rule gives a little over 50%%. Sentences '
-      'are about as long as the rows (data.length=%d) or are not found in this text (see '
-      'data.format). Raise data.length, or train without these labels (nsp=False).',
-      100 * random, length,
-    )  # fmt: skip
-  if used < LEAST_USED:
-    _log.warning(
-      'only %.0f%% of the tokens are in the rows: sentences longer than a row (data.length=%d) are '
-      'truncated. Raise data.length, or use data.kind=doc_sentences (nsp=False), which truncates '
-      'nothing.', 100 * used, length,
-    )  # fmt: skip
-  if facts['unknown'] > MOST_UNKNOWN:
-    _log.warning(
-      '%.1f%% of the tokens are [UNK]: the vocabulary (or data.lowercase) does not fit the text; '
-      '`bertjax vocab` trains one.', 100 * facts['unknown'],
-    )  # fmt: skip
+  for far, warning in (
+    (random > MOST_RANDOM,
+     f'{random:.0%} of the next-sentence labels are random; the rule gives a little over 50%. '
+     f'Sentences are about as long as the rows (data.length={length}) or are not found in this '
+     'text (see data.format). Raise data.length, or train without these labels (nsp=False).'),
+    (used < LEAST_USED,
+     f'only {used:.0%} of the tokens are in the rows: sentences longer than a row '
+     f'(data.length={length}) are truncated. Raise data.length, or use data.kind=doc_sentences '
+     '(nsp=False), which truncates nothing.'),
+    (facts['unknown'] > MOST_UNKNOWN,
+     f'{facts["unknown"]:.1%} of the tokens are [UNK]: the vocabulary (or data.lowercase) does '
+     'not fit the text; `bertjax vocab` trains one.'),
+  ):  # fmt: skip
+    if far:
+      _log.warning(warning)

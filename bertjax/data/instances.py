@@ -33,16 +33,6 @@ class Corpus:
   sentences: np.ndarray  # where each sentence starts in `tokens`, and T: int64 [N + 1]
   documents: np.ndarray  # where each document starts in `sentences`, and N: int64 [M + 1]
 
-  @classmethod
-  def of(cls, documents: Sequence[Sequence[Sequence[int]]]) -> 'Corpus':
-    """From lists of sentences of ids."""
-    sentences = [sentence for document in documents for sentence in document]
-    return cls(
-      np.array([token for sentence in sentences for token in sentence], np.int32),
-      np.cumsum([0, *map(len, sentences)]),
-      np.cumsum([0, *map(len, documents)]),
-    )
-
   def __len__(self) -> int:
     return len(self.documents) - 1
 
@@ -264,7 +254,7 @@ def to_columns(
   rows, tokens = iter(rows), np.asarray(tokens)  # slices of a memory map itself are slow
   while batch := list(itertools.islice(rows, size)):
     ids = np.full((len(batch), length), pad_id, tokens.dtype)
-    ends = np.zeros((len(batch), sequences, 2), np.uint16)
+    ends = np.zeros((len(batch), sequences, 2), 'uint16' if length < 2**16 else 'int32')
     labels = np.zeros((len(batch), sequences), np.uint8)
     for i, row in enumerate(batch):
       end = 0
@@ -279,3 +269,20 @@ def to_columns(
             ends[i, j, 0] = end
         ends[i, j, 1], labels[i, j] = end, item.label
     yield {'input_ids': ids, 'ends': ends, 'next_sentence_labels': labels}
+
+
+def lay_out(rows: Sequence[Sequence[list[int]]], tokenizer, length: int) -> dict[str, np.ndarray]:
+  """Columns for [CLS] A [SEP] or [CLS] A [SEP] B [SEP], from one or two lists of ids per row."""
+  spec = columns('doc_sentences', length, tokenizer.vocab_size)
+  parts = [part for row in rows for part in row]
+  ends = itertools.accumulate(map(len, parts), initial=0)
+  spans = itertools.pairwise(ends)
+  items = [[Instance(tuple(next(spans) for _ in row), pair=len(row) == 2)] for row in rows]
+  tokens = np.fromiter(itertools.chain.from_iterable(parts), spec['input_ids'][0])
+  laid = to_columns(
+    items, tokens, length, cls_id=tokenizer.cls_id, sep_id=tokenizer.sep_id,
+    pad_id=tokenizer.pad_id, size=len(items),
+  )  # fmt: skip
+  empty = {name: np.empty((0, *shape), dtype) for name, (dtype, shape) in spec.items()}
+  batch = next(laid, empty)
+  return {name: batch[name] for name in spec}

@@ -145,6 +145,12 @@ def expand(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   return batch
 
 
+def model_inputs(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """What a model reads of columns that have one sequence a row, int32 [B, L] each."""
+  batch = expand({name: columns[name] for name in ('input_ids', 'ends')})
+  return {name: batch[name] for name in ('input_ids', 'token_type_ids', 'segment_ids')}
+
+
 def make_batch(features: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   """Encoded examples of a task, from memory or a dataset, as a batch for `bertjax.Bert`."""
   names = ('labels', 'example_ids')
@@ -192,14 +198,9 @@ class TaskBatches:
     return self.rows['ends'][:, -1, 1].astype(np.int32).reshape(-1, self.group)
 
   @functools.cached_property
-  def lengths(self) -> np.ndarray:
-    """Tokens of the longest row of each example."""
-    return self.sizes.max(1)
-
-  @functools.cached_property
   def by_length(self) -> np.ndarray:
     """Examples from the shortest to the longest, so that evaluation wastes little."""
-    return np.argsort(self.lengths, kind='stable')
+    return np.argsort(self.sizes.max(1), kind='stable')
 
   @property
   def steps(self) -> int:
@@ -224,7 +225,7 @@ class TaskBatches:
     if self.pack:
       unit = -(-self.batch_size // (16 * self.replicas)) * self.replicas
       return -(-len(self.plan(examples)) // unit) * unit
-    longest, full = self.lengths[examples].max(), self.rows['input_ids'].shape[1]
+    longest, full = self.sizes[examples].max(), self.rows['input_ids'].shape[1]
     return min((n for n in self.buckets if longest <= n < full), default=full)
 
   def training(self, step: int) -> dict[str, np.ndarray]:

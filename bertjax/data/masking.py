@@ -45,23 +45,17 @@ class Masking:
   max_span: int = 3
 
   def __post_init__(self):
-    if self.unit not in UNITS:
-      raise ValueError(f'masking.unit must be one of {UNITS}, got {self.unit!r}.')
-    if self.max_span < 1:
-      raise ValueError(f'masking.max_span must be at least 1, got {self.max_span}.')
-    if not 0 < self.rate <= 1:
-      raise ValueError(f'masking.rate must be in (0, 1], got {self.rate}.')
-    if self.max_predictions < 1:
-      raise ValueError(
-        f'masking.max_predictions must be at least 1, got {self.max_predictions}; in a config, -1 '
-        'stands for what rate and length need.'
-      )
-    shares = (self.mask_prob, self.random_prob)
-    if not (min(shares) >= 0 and sum(shares) <= 1):
-      raise ValueError(
-        'masking.mask_prob and masking.random_prob must be at least 0 and at most 1 together, '
-        f'got {self.mask_prob} and {self.random_prob}.'
-      )
+    for name, valid, rule, value in (
+      ('unit', self.unit in UNITS, f'one of {UNITS}', repr(self.unit)),
+      ('max_span', self.max_span >= 1, 'at least 1', self.max_span),
+      ('rate', 0 < self.rate <= 1, 'in (0, 1]', self.rate),
+      ('max_predictions', self.max_predictions >= 1, 'at least 1', self.max_predictions),
+      ('mask_prob and masking.random_prob',
+       min(self.mask_prob, self.random_prob) >= 0 and self.mask_prob + self.random_prob <= 1,
+       'at least 0 and at most 1 together', f'{self.mask_prob} and {self.random_prob}'),
+    ):  # fmt: skip
+      if not valid:
+        raise ValueError(f'masking.{name} must be {rule}, got {value}.')
 
 
 def predictions(masking, length: int, sequences: int = 1):

@@ -24,7 +24,6 @@ import json
 import logging
 import pathlib
 import re
-import shutil
 import time
 from collections.abc import Callable
 
@@ -104,8 +103,6 @@ def prepare(
     ValueError: if the source cannot be read or has no text, or next-sentence prediction has too
       few documents; nothing is left behind.
   """
-  dataset.refuse_remote(directory)
-  directory = pathlib.Path(directory)
   if settings.format == 'tfrecord':
     from bertjax.data import tfrecords
 
@@ -129,34 +126,23 @@ def prepare(
   columns = instances.columns(
     settings.kind, settings.length, tokenizer.vocab_size, settings.max_sequences_per_row
   )
-  name = f'{part[0]}-of-{part[1]}'
-  incomplete = directory.with_name(directory.name + '.incomplete')
-  with dataset.lock(incomplete / f'lock-{name}'):
-    if (manifest := dataset.finished(directory, plan)) is not None:  # another process was faster
-      shutil.rmtree(incomplete, ignore_errors=True)
-      return manifest
-    try:
-      writer = dataset.Writer(directory, plan, columns)
+  with dataset.writing(directory, plan, columns, part) as writer:
+    if writer:  # else another process was faster
       tokenizer.save(writer.folder)
-      mine = shards[part[0] :: part[1]]
-      token_shards = TokenShards(writer.folder / f'tokens-{name}', mine, columns['input_ids'][0])
+      folder, mine = writer.work / f'tokens-{part[0]}-of-{part[1]}', shards[part[0] :: part[1]]
+      token_shards = TokenShards(folder, mine, columns['input_ids'][0])
       if token_shards.facts is None:
-        _tokenize_source(source, size, tokenizer, settings, counts['train'], token_shards, workers)
+        report = text_lib.Report()
+        _tokenize_source(source, size, settings, writer, num_shards, token_shards, report, workers)
+        report.warn(tokenizer.lowercase and tokenizer.standard)
       todo = [shard for shard in mine if writer.shard(*shard) is None]
       if todo == mine:
         _check(token_shards, source, settings, complete=mine == shards)
-      _build_shards(todo, writer, tokenizer.special, settings, token_shards, size, workers)
+      _build_shards(todo, size, settings, writer, tokenizer.special, token_shards, workers)
       token_shards.clear()
-    except ValueError as error:
-      foreign = isinstance(error, dataset.DatasetError) and (incomplete / 'plan.json').exists()
-      if part[1] == 1 and not foreign:  # what was begun with another plan is kept
-        shutil.rmtree(incomplete, ignore_errors=True)
-      raise
-    complete = writer.finish(
-      counts, settings=plan['settings'], source=source, tokenizer=plan['tokenizer'],
-      counts=token_shards.facts, report=dataset.report,
-    )  # fmt: skip
-  return dataset.read_manifest(directory) if complete else None
+      if not writer.finish(counts, source=source, counts=token_shards.facts):
+        return None
+  return dataset.read_manifest(directory)
 
 
 def _num_workers(workers: int, size: int, least: float) -> int:
@@ -168,28 +154,20 @@ def _num_workers(workers: int, size: int, least: float) -> int:
 
 
 def _tokenize_source(
-  source: str, size: int, tokenizer: Tokenizer, settings: Settings, num_shards: int,
-  token_shards: 'TokenShards', workers: int,
+  source: str, size: int, settings: Settings, writer: dataset.Writer, num_shards: int,
+  token_shards: 'TokenShards', report: text_lib.Report, workers: int,
 ) -> None:  # fmt: skip
   """Reads the documents that are not committed yet and appends their ids, in order."""
-  report = text_lib.Report()
   documents = text_lib.read_documents(
     source, settings.format, text_key=settings.text_key, binary=settings.binary,
     encoding=settings.encoding, on_bad_row=settings.on_bad_row, report=report,
   )  # fmt: skip
-  done, committed, sizes = token_shards.documents, time.monotonic(), collections.deque()
+  done, committed = token_shards.documents, time.monotonic()
   collections.deque(itertools.islice(documents, done), maxlen=0)  # skips what is committed
-
-  def batches():
-    for batch in worker_lib.batches(documents, _BATCH_CHARS):
-      sizes.append(len(batch))
-      yield batch
-
-  folder = str(token_shards.folder.parent)  # with the tokenizer
+  folder, shards = str(writer.folder), tuple(token_shards.shards)
   encode = functools.partial(
-    tokenize, folder, settings.format, settings.heldout_fraction, num_shards,
-    tuple(token_shards.shards),
-  )  # fmt: skip
+    tokenize, folder, settings.format, settings.heldout_fraction, num_shards, shards
+  )
   workers = _num_workers(workers, size, _WORKER_BYTES)
   if not workers:
     _encoder(folder)  # once, before threads ask for it
@@ -197,23 +175,22 @@ def _tokenize_source(
     worker_lib.processes(workers) as in_order,
     io.progress('tokenizing', size, unit='B') as update,
   ):
-    for tokens in in_order(encode, batches()):
+    for count, tokens in in_order(encode, worker_lib.batches(documents, _BATCH_CHARS)):
       for shard, arrays in tokens.items():
         token_shards.append(shard, arrays)
-      done += sizes.popleft()
+      done += count
       if time.monotonic() - committed > _COMMIT_SECONDS:
         token_shards.commit(done)
         committed = time.monotonic()
       update(report.bytes_read())
-  report.warn(tokenizer.lowercase and tokenizer.standard)
   token_shards.commit(done, dataclasses.asdict(report))
 
 
 def tokenize(
   directory: str, format: str, heldout_fraction: float, num_shards: int, shards: tuple[Shard, ...],
   documents: list[str],
-) -> dict[Shard, Tokens]:  # fmt: skip
-  """The token ids of documents by shard; what a worker process does.
+) -> tuple[int, dict[Shard, Tokens]]:  # fmt: skip
+  """The number of documents, and their token ids by shard; what a worker process does.
 
   Args:
     directory: of the tokenizer.
@@ -240,7 +217,8 @@ def tokenize(
       for column, array in zip(result[shard], arrays, strict=True):
         column.append(array)
     first = last
-  return {shard: tuple(map(np.concatenate, columns)) for shard, columns in result.items()}
+  by_shard = {shard: tuple(map(np.concatenate, columns)) for shard, columns in result.items()}
+  return len(documents), by_shard
 
 
 def _shards(documents: list[str], heldout_fraction: float, num_shards: int) -> list[Shard]:
@@ -332,9 +310,8 @@ class TokenShards:
 
   def clear(self) -> None:
     """Deletes the ids; `state.json` stays and shows that this machine is done."""
-    for path in self.folder.iterdir():
-      if path != self._state_file:
-        path.unlink()
+    for path in self.folder.glob('*-*'):
+      path.unlink(missing_ok=True)
 
 
 def _path(folder, shard: Shard, kind: str) -> pathlib.Path:
@@ -356,8 +333,8 @@ def read_tokens(folder: pathlib.Path, shard: Shard, dtype: str) -> instances.Cor
 
 
 def _build_shards(
-  shards: list[Shard], writer, special: dict, settings: Settings, token_shards: TokenShards,
-  size: int, workers: int,
+  shards: list[Shard], size: int, settings: Settings, writer: dataset.Writer, special: dict,
+  token_shards: TokenShards, workers: int,
 ) -> None:  # fmt: skip
   """Builds the shards that are not written yet, each in one process."""
   build = functools.partial(
@@ -394,7 +371,7 @@ def _build_shard(writer, settings: Settings, special: dict, folder, dtype, shard
   rows = packing.first_fit(made, length, most)
   ids = {f'{name}_id': special[name] for name in ('cls', 'sep', 'pad')}
   records = instances.to_columns(rows, corpus.tokens, length, most, **ids)
-  writer.add_shard(split, number, records, tally=counts)
+  writer.add_shard(split, number, records, counts)
 
 
 def _check(token_shards: TokenShards, source: str, settings: Settings, complete: bool) -> None:

@@ -284,19 +284,10 @@ def find_columns(
   return {column: names.index(column) for column in (*columns, *optional) if column in names}
 
 
-def read_text(path, encoding: str = 'utf-8') -> str:
-  """The text of a file, without a byte order mark.
-
-  Raises:
-    ValueError: if it cannot be read or is not in the encoding, with the line.
-  """
-  return ''.join(read_lines(path, encoding))
-
-
 def read_json(path):
   """The content of a JSON file."""
   try:
-    return to_python(json.loads(read_text(path)))
+    return to_python(json.loads(''.join(read_lines(path, 'utf-8'))))
   except (json.JSONDecodeError, RecursionError) as error:
     raise ValueError(f'{path} holds no JSON: {error}.') from error
 

@@ -59,25 +59,23 @@ class Report:
     return self.finished + (self.file.tell() if reading else 0)
 
   def warn(self, lowercase: bool = False) -> None:
-    if lowercase and self.stripped:
-      _log.warning(
-        'an uncased tokenizer also drops marks that are part of letters, as in %s of this text; '
-        'keep them with --config.data.lowercase=False (vocab: --lowercase=false).', self.stripped,
-      )  # fmt: skip
+    """Logs what was wrong with the text, or is with an uncased tokenizer."""
+    for wrong, warning in (
+      (lowercase and self.stripped,
+       f'an uncased tokenizer also drops marks that are part of letters, as in {self.stripped} of '
+       'this text; keep them with --config.data.lowercase=False (vocab: --lowercase=false).'),
+      (self.invalid_utf8, f'{self.invalid_utf8} invalid byte sequences were replaced by U+FFFD' + (
+        self.hint or '; if the text is not in UTF-8, name its encoding (data.encoding).')),
+      (self.binary_skipped, f'{self.binary_skipped} binary files were skipped{self.hint or "."}'),
+      (self.bad_rows, f'{self.bad_rows} rows without a text were skipped.'),
+    ):  # fmt: skip
+      if wrong:
+        _log.warning(warning)
     if self.unmarked:
       _log.info(
         'Thai and Lao mark no ends of sentences: a blank between two letters ends one of 40 '
         'characters or more.'
       )
-    if self.invalid_utf8:
-      _log.warning(
-        '%d invalid byte sequences were replaced by U+FFFD%s', self.invalid_utf8,
-        self.hint or '; if the text is not in UTF-8, name its encoding (data.encoding).',
-      )  # fmt: skip
-    if self.binary_skipped:
-      _log.warning('%d binary files were skipped%s', self.binary_skipped, self.hint or '.')
-    if self.bad_rows:
-      _log.warning('%d rows without a text were skipped.', self.bad_rows)
 
 
 def read_documents(
@@ -210,15 +208,14 @@ def _valid(text: str, report: Report, replaced: bool = False) -> str:
       guess = files.guess_encoding(sample.encode('utf-8', 'surrogateescape'))
       report.hint = guess and f'; the text looks like {guess}: {files.how_to_name(guess)}'
     report.invalid_utf8 -= 0 if replaced else text.count('\ufffd')
-    text = re.sub('[\udc80-\udcff]+', _replace_bytes, text)
+    text = re.sub(
+      '[\udc80-\udcff]+',
+      lambda match: match[0].encode('utf-8', 'surrogateescape').decode('utf-8', 'replace'), text,
+    )  # fmt: skip
     text = re.sub('[\ud800-\udfff]', '\ufffd', text)
   if bad or replaced:
     report.invalid_utf8 += text.count('\ufffd')
   return text
-
-
-def _replace_bytes(match: re.Match) -> str:
-  return match[0].encode('utf-8', 'surrogateescape').decode('utf-8', 'replace')
 
 
 def _articles(lines: Iterable[str]) -> Iterator[str]:
@@ -275,15 +272,12 @@ def embedded_documents() -> Iterator[str]:
   with at least 1,000 characters of docstrings. Sources are parsed, never imported.
   """
   library = pathlib.Path(sysconfig.get_paths()['stdlib'])
-  topics = ast.parse((library / 'pydoc_data' / 'topics.py').read_text('utf-8'))
-  for node in ast.walk(topics):
-    if isinstance(node, ast.Dict):
-      yield from (_drop_rulers(ast.literal_eval(value)) for value in node.values)
-      break
+  skipped = {'test', 'tests', 'site-packages', 'pydoc_data', 'idle_test'}
+  tree = ast.parse((library / 'pydoc_data' / 'topics.py').read_text('utf-8'))
+  topics = next(node for node in ast.walk(tree) if isinstance(node, ast.Dict))
+  yield from (_drop_rulers(ast.literal_eval(value)) for value in topics.values)
   for path in sorted(library.rglob('*.py'), key=str):
-    if {'test', 'tests', 'site-packages', 'pydoc_data', 'idle_test'} & set(
-      path.relative_to(library).parts
-    ):
+    if not skipped.isdisjoint(path.relative_to(library).parts):
       continue
     try:
       tree = ast.parse(path.read_text('utf-8'))

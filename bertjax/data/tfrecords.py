@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import itertools
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -100,23 +99,19 @@ def _columns(features: dict, vocab_size: int, path, start: int) -> dict[str, np.
   first_end = end - types.sum(1, keepdims=True)
   column = np.arange(ids.shape[1])
   text = column < end
-  for wrong, message in (
-    (mask != text, 'input_mask is not ones and then zeros'),
-    (
-      types != (text & (column >= first_end)),
-      'segment_ids are not zeros, then ones to the padding',
-    ),
-    ((ids < 0) | (ids >= vocab_size), f'input_ids has ids beyond the vocabulary of {vocab_size}'),
-    (
-      (targets < 0) | (targets >= vocab_size),
-      f'masked_lm_ids has ids beyond the vocabulary of {vocab_size}',
-    ),
-    ((weights != 0) & (weights != 1), 'masked_lm_weights are not all 0 or 1'),
-    ((positions < 0) | (positions >= np.maximum(end, 1)), 'masked_lm_positions point at padding'),
-    ((label < 0) | (label > 1), 'next_sentence_labels is not 0 or 1'),
-  ):
-    if wrong.any():
-      raise ValueError(f'{path}, record {start + int(np.nonzero(wrong)[0][0])}: {message}.')
+  wrong = {
+    'input_mask is not ones and then zeros': mask != text,
+    'segment_ids are not zeros, then ones to the padding': types != (text & (column >= first_end)),
+    'masked_lm_weights are not all 0 or 1': (weights != 0) & (weights != 1),
+    'masked_lm_positions point at padding': (positions < 0) | (positions >= np.maximum(end, 1)),
+    'next_sentence_labels is not 0 or 1': (label < 0) | (label > 1),
+  }
+  for name in ('input_ids', 'masked_lm_ids'):
+    beyond = (features[name] < 0) | (features[name] >= vocab_size)
+    wrong[f'{name} has ids beyond the vocabulary of {vocab_size}'] = beyond
+  for message, where in wrong.items():
+    if where.any():
+      raise ValueError(f'{path}, record {start + int(np.nonzero(where)[0][0])}: {message}.')
   columns = dict(zip(PREDICTIONS, (positions, targets, weights), strict=True))
   columns |= {
     'input_ids': ids, 'ends': np.stack([first_end, end], -1), 'next_sentence_labels': label,
@@ -145,26 +140,22 @@ def prepare(source, tokenizer, settings, directory) -> dict:
     )
   columns = masked_columns(length, slots, tokenizer.vocab_size)
   plan = {'settings': dataclasses.asdict(settings), 'tokenizer': tokenizer.fingerprint}
-  with dataset.lock(directory.with_name(f'{directory.name}.incomplete') / 'lock'):
-    writer = dataset.Writer(directory, plan, columns)
-    tokenizer.save(writer.folder)
-    for split in dataset.SPLITS:
+  with dataset.writing(directory, plan, columns) as writer:
+    for split in dataset.SPLITS if writer else ():
       counts = collections.Counter()
       batches = (
         _in_split(batch, settings.heldout_fraction, split == 'heldout', tokenizer, counts)
         for batch in rows_from_tfrecords(source, tokenizer.vocab_size)
       )
-      rows = writer.add_shard(split, 0, batches, tally=counts)['rows']
+      rows = writer.add_shard(split, 0, batches, counts)['rows']
       if not rows and not (split == 'train' and settings.heldout_fraction == 1):
-        shutil.rmtree(writer.folder)
         raise ValueError(
           f'no row was assigned to {split}; change data.heldout_fraction (now '
           f'{settings.heldout_fraction}).'
         )
-    writer.finish(
-      dict.fromkeys(dataset.SPLITS, 1), settings=dataclasses.asdict(settings), source=source,
-      tokenizer=tokenizer.fingerprint, report=dataset.report,
-    )  # fmt: skip
+    if writer:
+      tokenizer.save(writer.folder)
+      writer.finish(dict.fromkeys(dataset.SPLITS, 1), source=source)
   return dataset.read_manifest(directory)
 
 

@@ -19,11 +19,10 @@ import numpy as np
 import tokenizers
 from etils import epath
 
-from bertjax.data import normalization, sentencepiece, wordpiece, words
-from bertjax.data.wordpiece import MAX_CHARS_PER_WORD, SPECIAL_TOKENS
+from bertjax.data import instances, normalization, sentencepiece, wordpiece, words
+from bertjax.data.loader import model_inputs
+from bertjax.data.wordpiece import SPECIAL_TOKENS
 
-__all__ = ['MAX_CHARS_PER_WORD', 'SPECIAL_TOKENS', 'Tokenizer', 'word_splitter']
-word_splitter = normalization.word_splitter
 # Entries of tokenizer_config.json that name files or paths of the machine that wrote it, and the
 # one that the engine writes again.
 _LOCAL = ('name_or_path', 'tokenizer_file', 'special_tokens_map_file', 'vocab_file', 'is_local',
@@ -256,9 +255,8 @@ class Tokenizer:
     texts, pairs = ([x] if isinstance(x, str) else x for x in (texts, pairs))
     if pairs is not None and len(pairs) != len(texts):
       raise ValueError(f'texts and pairs must be as many, got {len(texts)} and {len(pairs)}.')
-    first = [[self.cls_id, *ids, self.sep_id] for ids in self.encode(texts)]
-    second = [[*ids, self.sep_id] for ids in self.encode(pairs)] if pairs else [[] for _ in first]
-    sizes = [len(a) + len(b) for a, b in zip(first, second, strict=True)]
+    rows = list(zip(*map(self.encode, [texts] if pairs is None else [texts, pairs]), strict=True))
+    sizes = [1 + sum(len(part) + 1 for part in row) for row in rows]
     longest = max(sizes, default=0)
     length = longest if length is None else length
     if longest > length:
@@ -266,13 +264,4 @@ class Tokenizer:
         f'text {sizes.index(longest)} has {longest} tokens with its special tokens, more than '
         f'length={length}; shorten it or raise length.'
       )
-    batch = {
-      name: np.full((len(first), length), fill, np.int32)
-      for name, fill in (('input_ids', self.pad_id), ('token_type_ids', 0), ('segment_ids', 0))
-    }
-    for row, (a, b) in enumerate(zip(first, second, strict=True)):
-      size = sizes[row]
-      batch['input_ids'][row, :size] = a + b
-      batch['token_type_ids'][row, len(a) : size] = 1
-      batch['segment_ids'][row, :size] = 1
-    return batch
+    return model_inputs(instances.lay_out(rows, self, length))

@@ -24,7 +24,8 @@ except ImportError as error:
   ) from error
 
 from bertjax.data import normalization
-from bertjax.data.tokenizer import MAX_CHARS_PER_WORD, SPECIAL_TOKENS, Tokenizer
+from bertjax.data.tokenizer import SPECIAL_TOKENS, Tokenizer
+from bertjax.data.wordpiece import MAX_CHARS_PER_WORD
 
 io.import_tensorflow('the graph tokenizer', 'use bertjax.Tokenizer')  # hides the accelerators
 

@@ -19,7 +19,8 @@ import numpy as np
 from bertjax.data import instances, words
 from bertjax.data import text as text_lib
 from bertjax.data import workers as worker_lib
-from bertjax.data.tokenizer import SPECIAL_TOKENS, Tokenizer, word_splitter
+from bertjax.data.normalization import word_splitter
+from bertjax.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 # Google's ids: [PAD] is 0, 99 unused rows for domain words, then the other four.
 UNUSED = 99

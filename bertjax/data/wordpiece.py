@@ -34,7 +34,7 @@ class WordPiece:
   def __init__(self, vocab, lowercase, rules, source, own, special):
     self.vocab = _check_vocab(vocab, source, special)
     self.special, self.own, self._lowercase, self._rules = special, own, lowercase, rules
-    self._tokenizer = own or _build(self.vocab, lowercase, rules)
+    self._tokenizer = own or _standard(self.vocab, lowercase, rules)
 
   @property
   def identity(self) -> list:
@@ -72,7 +72,7 @@ class WordPiece:
     settings = {'tokenizer_class': 'BertTokenizer', 'strip_accents': None,
                 'tokenize_chinese_chars': True}  # fmt: skip
     if fast is None:
-      fast = _build(self.vocab, self._lowercase, 'huggingface')
+      fast = _standard(self.vocab, self._lowercase, 'huggingface')
       fast.model.max_input_chars_per_word = MAX_CHARS_PER_WORD[self._rules]
       _add_template(fast, self.special)
     else:  # the class for which transformers takes all rules from tokenizer.json
@@ -131,26 +131,26 @@ def read_vocab(path) -> list[str]:
   return entries
 
 
-def _build(vocab, lowercase: bool, rules: str) -> tokenizers.Tokenizer:
+def _standard(vocab: list[str], lowercase: bool, rules: str) -> tokenizers.Tokenizer:
   """BERT's tokenizer; `vocab` are the entries by id."""
-  ids = {token: i for i, token in enumerate(vocab)}
-  tokenizer = _build_model(ids, '[UNK]', rules)
-  if rules == 'google':
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-  else:
-    tokenizer.normalizer, tokenizer.pre_tokenizer = normalization.word_splitter(lowercase)
-    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
-  return tokenizer
+  fast = _build({token: i for i, token in enumerate(vocab)}, '[UNK]', rules, lowercase=lowercase)
+  if rules == 'huggingface':
+    fast.add_special_tokens(list(SPECIAL_TOKENS))
+  return fast
 
 
-def _build_model(ids: dict[str, int], unknown: str, rules: str) -> tokenizers.Tokenizer:
-  """A tokenizer with only a model and a decoder."""
+def _build(ids: dict, unknown: str, rules: str, **options) -> tokenizers.Tokenizer:
+  """BERT's tokenizer without special tokens; `options` are those of `BertNormalizer`."""
   longest = MAX_CHARS_PER_WORD[rules]
-  tokenizer = tokenizers.Tokenizer(
-    models.WordPiece(ids, unk_token=unknown, max_input_chars_per_word=longest)
-  )
-  tokenizer.decoder = decoders.WordPiece(prefix='##')
-  return tokenizer
+  model = models.WordPiece(ids, unk_token=unknown, max_input_chars_per_word=longest)
+  fast = tokenizers.Tokenizer(model)
+  fast.decoder = decoders.WordPiece(prefix='##')
+  if rules == 'google':  # texts are normalised before
+    fast.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+  else:
+    fast.normalizer = normalizers.BertNormalizer(clean_text=True, **options)
+    fast.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+  return fast
 
 
 def _add_template(fast: tokenizers.Tokenizer, special) -> None:
@@ -273,19 +273,16 @@ def read(directory, settings: dict) -> tuple[list[str], dict]:
     if content:
       _check_bert_rules(path, content, special, rules, options)
     ids = content['model']['vocab'] if content else {token: i for i, token in enumerate(lines)}
-    fast = _build_model(ids, special[1], 'huggingface')
-    fast.normalizer = normalizers.BertNormalizer(clean_text=True, **options)
-    fast.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    fast = _build(ids, special[1], 'huggingface', **options)
   _add_tokens(fast, directory, settings, special)
   ids = fast.get_vocab()
   vocab = lines + [''] * (1 + max(ids.values()) - len(lines))
   for token, i in ids.items():
     vocab[i] = token
   options = {'lowercase': lowercase, 'source': str(path if content else vocab_file)}
-  if special == list(SPECIAL_TOKENS):
-    standard = _build(vocab, lowercase, 'huggingface')
-    if rules_of(fast) == rules_of(standard):
-      return vocab, options | {'rules': rules}
+  standard = _standard(vocab, lowercase, 'huggingface')
+  if special == list(SPECIAL_TOKENS) and rules_of(fast) == rules_of(standard):
+    return vocab, options | {'rules': rules}
   if rules != 'huggingface':
     raise ValueError(
       f'{directory}: rules={rules} allows no added tokens and no other settings than do_lower_case.'
@@ -350,11 +347,8 @@ def _check_bert_rules(path, content: dict, special, rules: str, options: dict) -
         '%s: %s=%s of the normaliser is overridden by %s in tokenizer_config.json, as in '
         'transformers', path, name, normalizer.get(name), value,
       )  # fmt: skip
-  if content.get('post_processor'):  # checked with the special tokens only, which is quick
-    ids = model['vocab'] | {token['content']: token['id'] for token in content['added_tokens']}
-    few = {token: i for token, i in ids.items() if token in special}
-    model = model | {'vocab': few, 'unk_token': special[1]}
-    _load_json(path, content | {'model': model, 'added_tokens': []}, special)
+  if content.get('post_processor'):
+    _load_json(path, content, special)
 
 
 def _check_same_vocab(directory, lines: list[str], content: dict, settings: dict) -> None:

@@ -13,12 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bertjax.data import loader, packing
+from bertjax.data import instances, loader, packing
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.model import crf
 from bertjax.model.config import LABELLED_HEADS, POOLED_HEADS, describe_heads
 from bertjax.model.heads import Bert, cls_states
-from bertjax.tasks import task
 
 LENGTHS = (32, 64, 128, 256, 512)  # what rows are padded to, and the model's limit
 POOLINGS = ('mean', 'cls', 'last_four')
@@ -79,7 +78,7 @@ class Runner:
     """
     length = max((sum(map(len, item)) + len(item) + 1 for item in items), default=3)
     self.check_length(length)  # before memory is allocated for it
-    return rows(task.lay_out(items, self.tokenizer, length))
+    return loader.model_inputs(instances.lay_out(items, self.tokenizer, length))
 
   def split(self, ids: list[int], limit: int = 0) -> list[list[int]]:
     """Splits the ids of a text into the fewest windows that fit, all of about the same length."""
@@ -258,12 +257,6 @@ class Runner:
       num_labels=self.num_labels.get(head, 2),
     )  # fmt: skip
     return model.apply({'params': params}, batch)[f'{head}_logits']
-
-
-def rows(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """Columns of rows, as of `tasks.task.Encoded`, to what the model reads, [N, L] each."""
-  batch = loader.expand({name: columns[name] for name in ('input_ids', 'ends')})
-  return {name: batch[name] for name in ('input_ids', 'token_type_ids', 'segment_ids')}
 
 
 def pool(out: dict, batch: dict, pooling: str) -> jax.Array:

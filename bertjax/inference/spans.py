@@ -5,10 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from bertjax.data import words as words_lib
+from bertjax.data.loader import model_inputs
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.inference.mlm import words_of
 from bertjax.inference.results import Span
-from bertjax.inference.runner import Runner, TextError, rows
+from bertjax.inference.runner import Runner, TextError
 from bertjax.tasks import metrics, question_answering, tagging
 from bertjax.tasks.task import Example
 
@@ -29,7 +30,7 @@ def answer(
   encoded = question_answering.encode(
     items, runner.tokenizer, limit, stride=stride, max_query=longest
   )
-  outputs = runner.run(rows(encoded.columns), 'span')
+  outputs = runner.run(model_inputs(encoded.columns), 'span')
   logits = np.full((len(outputs), limit, 2), -1e9)  # padding is never chosen
   for row, values in zip(logits, outputs, strict=True):
     row[: len(values)] = values
@@ -51,7 +52,7 @@ def tag(
   encoded = tagging.encode(items, runner.tokenizer, limit, labels=labels, context=False)
   if encoded.counts['cut_words']:
     raise TextError(f'a word has more tokens than the model takes, {limit}.')
-  batch = rows(encoded.columns) | {'labels': encoded.alignment}
+  batch = model_inputs(encoded.columns) | {'labels': encoded.alignment}
   tags = [[('O', 0.0)] * len(bounds) for _, bounds in split]
   outputs = zip(runner.run(batch, 'tagging'), encoded.columns['example_ids'], strict=True)
   for ((logits, chosen), owner), word in zip(outputs, encoded.alignment, strict=True):

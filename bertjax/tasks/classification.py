@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 
-from bertjax.data import tables
+from bertjax.data import instances, tables
 from bertjax.data import text as text_lib
 from bertjax.data.prng import EXAMPLES, hash_u64
 from bertjax.objectives.labels import Class, FieldLabel, Label, Multilabel, Regression
@@ -23,7 +23,6 @@ from bertjax.tasks.task import (
   Task,
   gold_labels,
   known_split,
-  lay_out,
   truncate,
   write_predictions,
 )
@@ -222,7 +221,7 @@ def encode(items: Sequence[Example], tokenizer, length: int, *, label: Label) ->
   parts = [tokenizer.encode(texts) for texts in zip(*(item.texts for item in items), strict=True)]
   rows = list(zip(*parts, strict=True))
   cut = sum(truncate(row, length) for row in rows)
-  columns = lay_out(rows, tokenizer, length)
+  columns = instances.lay_out(rows, tokenizer, length)
   columns['labels'] = label.column([item.label for item in items])
   columns['example_ids'] = np.arange(len(items), dtype=np.int32)
   return Encoded(columns, {'rows': len(rows), 'cut': cut})

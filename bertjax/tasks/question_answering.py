@@ -17,10 +17,10 @@ import numpy as np
 from etils import epath
 
 from bertjax import io
-from bertjax.data import tables
+from bertjax.data import instances, tables
 from bertjax.objectives.labels import Span
 from bertjax.tasks import metrics
-from bertjax.tasks.task import Encoded, Example, Task, gold_labels, known_split, lay_out
+from bertjax.tasks.task import Encoded, Example, Task, gold_labels, known_split
 
 _FILES = {
   False: {'train': 'train-v1.1.json', 'dev': 'dev-v1.1.json'},
@@ -243,7 +243,7 @@ def encode(
       owners.append(number)
       inside |= labels[-1][0] > 0
     counts['answers_outside'] += bool(item.label) and item.label[0][1] >= 0 and not inside
-  columns = lay_out(rows, tokenizer, length)
+  columns = instances.lay_out(rows, tokenizer, length)
   columns |= {'labels': np.array(labels, np.int32).reshape(-1, 2),
               'example_ids': np.array(owners, np.int32)}  # fmt: skip
   return Encoded(columns, counts | {'rows': len(rows)}, windows)

@@ -15,10 +15,10 @@ import numpy as np
 from etils import epath
 
 from bertjax import io
-from bertjax.data import tables, words
+from bertjax.data import instances, tables, words
 from bertjax.objectives.labels import Tags, entities
 from bertjax.tasks import metrics
-from bertjax.tasks.task import Encoded, Example, Task, gold_labels, known_split, lay_out, text_room
+from bertjax.tasks.task import Encoded, Example, Task, gold_labels, known_split, text_room
 
 _log = logging.getLogger(__name__)
 
@@ -228,7 +228,7 @@ def encode(
       places.append(place)
       tags.append(tag)
       owners.append(number)
-  columns = lay_out(rows, tokenizer, length) | {
+  columns = instances.lay_out(rows, tokenizer, length) | {
     'labels': np.array(tags, np.int32).reshape(-1, length),
     'example_ids': np.array(owners, np.int32),
   }

@@ -12,7 +12,6 @@ A task reads examples, encodes them, decodes the model's logits, scores and writ
 
 import dataclasses
 import hashlib
-import itertools
 import logging
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -192,25 +191,6 @@ def columns(task: Task, length: int, vocab_size: int) -> dict[str, tuple[str, tu
     'labels': (task.label.dtype, task.label.shape(length)),
     'example_ids': ('int32', ()),
   }
-
-
-def lay_out(
-  rows: Sequence[Sequence[list[int]]], tokenizer: Tokenizer, length: int
-) -> dict[str, np.ndarray]:
-  """Columns for [CLS] A [SEP] or [CLS] A [SEP] B [SEP], from one or two lists of ids per row."""
-  ends = itertools.accumulate((len(part) for row in rows for part in row), initial=0)
-  spans = itertools.pairwise(ends)
-  items = [[instances.Instance(tuple(next(spans) for _ in r), pair=len(r) == 2)] for r in rows]
-  spec = instances.columns('doc_sentences', length, tokenizer.vocab_size)
-  flat = itertools.chain.from_iterable(part for row in rows for part in row)
-  laid = list(
-    instances.to_columns(
-      items, np.fromiter(flat, spec['input_ids'][0]), length, cls_id=tokenizer.cls_id,
-      sep_id=tokenizer.sep_id, pad_id=tokenizer.pad_id,
-    )
-  )  # fmt: skip
-  empty = {name: np.empty((0, *shape), dtype) for name, (dtype, shape) in spec.items()}
-  return {name: np.concatenate([empty[name], *(b[name] for b in laid)]) for name in spec}
 
 
 def text_room(length: int, special: int) -> int:

@@ -30,7 +30,8 @@ def cut(start, stop):
 
 def add(writer, number, start, stop):
   """Writes a shard, row by row."""
-  return writer.add_shard('train', number, (cut(i, i + 1) for i in range(start, stop)), tokens=5)
+  rows = (cut(i, i + 1) for i in range(start, stop))
+  return writer.add_shard('train', number, rows, tally={'tokens': 5})
 
 
 def write(folder, cuts=((0, 7), (7, 7), (7, 20)), **facts):

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bertjax.data import instances, packing
-from bertjax.data.instances import Corpus, Instance
+from bertjax.data.instances import Instance
 from bertjax.data.prng import EXAMPLES, hash_u64
+from tests.conftest import make_corpus
 
 
 def make_documents(seed, *, count=6, sentences=8, tokens=12):
@@ -30,7 +31,7 @@ def homes(documents) -> dict[int, int]:
 
 def build(documents, *, kind='nsp', length=32, **options):
   """[(tokens of each span ..., label)]."""
-  corpus = Corpus.of(documents)
+  corpus = make_corpus(documents)
   return [
     (*(corpus.tokens[start:stop].tolist() for start, stop in item.spans), item.label)
     for item in instances.build(corpus, kind, length=length, **options)
@@ -92,7 +93,7 @@ def test_rows_are_those_of_google_s_rule(seed, length, short, count):
 @settings(deadline=None, max_examples=100)
 def test_no_row_is_longer_than_its_length_and_none_is_empty(seed, length, kind):
   pair = kind in instances.PAIR_KINDS
-  for item in instances.build(Corpus.of(make_documents(seed, tokens=60)), kind, length=length):
+  for item in instances.build(make_corpus(make_documents(seed, tokens=60)), kind, length=length):
     assert item.size == 1 + sum(stop - start + 1 for start, stop in item.spans) <= length
     assert all(start < stop for start, stop in item.spans)
     assert item.pair == pair and (len(item.spans) == 2 if pair else item.label == 0)

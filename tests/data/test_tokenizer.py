@@ -398,9 +398,10 @@ def test_added_tokens_reach_the_rows_that_worker_processes_encode(tmp_path):
   tokenizer = Tokenizer.from_file(folder)
   tokenizer.save(tmp_path / 'rows')
   shard = ('train', 0)
-  [(ids, *_)] = preprocess.tokenize(
+  _, tokens = preprocess.tokenize(
     str(tmp_path / 'rows'), 'prose', 0.0, 1, (shard,), ['hello newtok brca1']
-  ).values()
+  )
+  [(ids, *_)] = tokens.values()
   assert ids.tolist() == tokenizer.encode('hello newtok brca1')[0] == [5, 18, 17]
   with pytest.raises(ValueError, match=r'--config\.data\.lowercase=True'):
     Tokenizer.from_file(folder, lowercase=False)

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bertjax.data.tokenizer import SPECIAL_TOKENS, Tokenizer, word_splitter
+from bertjax.data.normalization import word_splitter
+from bertjax.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from bertjax.data.vocabulary import WordCounts, count_words, train_wordpiece
 
 HEADER = 104  # [PAD], 99 unused entries, [UNK], [CLS], [SEP], [MASK]

@@ -14,6 +14,7 @@ from bertjax.data.tokenizer import Tokenizer
 from bertjax.model.config import EncoderConfig
 from bertjax.model.heads import Bert, init_params
 from bertjax.objectives.mlm import cross_entropy, pretraining_sums, pretraining_weights
+from tests.conftest import make_corpus
 
 LENGTH = 128
 KEYS = ('input_ids', 'token_type_ids', 'segment_ids', 'position_ids')
@@ -23,9 +24,7 @@ KEYS = ('input_ids', 'token_type_ids', 'segment_ids', 'position_ids')
 def packed(documents, vocab):
   """A masked batch of real sentence pairs, up to four a row."""
   tokenizer = Tokenizer.from_file(vocab)
-  corpus = instances.Corpus.of(
-    [tokenizer.encode(sentences.split_prose(text)) for text in documents]
-  )
+  corpus = make_corpus([tokenizer.encode(sentences.split_prose(text)) for text in documents])
   items = list(instances.build(corpus, 'nsp', length=32, short_seq_prob=0.8))
   rows = list(packing.first_fit(items, LENGTH, 4))[:40]
   ids = {f'{name}_id': tokenizer.special[name] for name in ('cls', 'sep', 'pad')}
