@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from tests.waiting import until
+
 LAUNCH = pathlib.Path(__file__).parent.parent / 'launch'
 SCRIPTS = ('tpu_vm.sh', 'xpk.sh', 'slurm.sbatch')
 TRAIN = ('pretrain', '--config=bert_base', '--workdir=gs://bucket/a run')
@@ -102,11 +104,8 @@ def on_the_hosts(machine):
 
 
 def wait_for(path, text):
-  for _ in range(100):
-    if path.exists() and text in path.read_text():
-      return path.read_text()
-    subprocess.run(['/bin/sleep', '0.1'], check=True)
-  raise AssertionError(f'{path} has no {text!r}')
+  until(lambda: path.exists() and text in path.read_text(), f'{text!r} in {path}', 10)
+  return path.read_text()
 
 
 @pytest.mark.parametrize(('last', 'starts'), [(0, 3), (2, 3)])

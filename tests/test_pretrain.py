@@ -12,7 +12,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import jax
 import numpy as np
@@ -26,6 +25,7 @@ from bertjax.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from bertjax.inference.predictor import Predictor
 from bertjax.interop import loading
 from bertjax.training.metrics import read_metrics
+from tests.waiting import until
 
 QUIET = ['--config.log_every=1', '--config.eval_every=0', '--config.save_every=20']
 
@@ -54,13 +54,13 @@ def finish(process, code=0):
 
 def wait_for_step(process, workdir, step, seconds=60):
   """Waits until the log has a step, then returns."""
-  for _ in range(50 * seconds):
+
+  def logged():
     if process.poll() is not None:
       raise AssertionError(process.communicate()[1][-3000:])
-    if any(row['step'] >= step for row in read_metrics(workdir)):
-      return
-    time.sleep(0.02)
-  raise AssertionError(f'no such step within {seconds} seconds')
+    return any(row['step'] >= step for row in read_metrics(workdir))
+
+  until(logged, f'step {step}', seconds)
 
 
 def losses(workdir):

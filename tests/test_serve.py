@@ -20,6 +20,7 @@ from bertjax.inference.calls import CALLS
 from bertjax.inference.predictor import Predictor
 from bertjax.interop.loading import save_model
 from tests.inference.test_predictor import model
+from tests.waiting import until
 
 httpx = pytest.importorskip('httpx')
 pytest.importorskip('fastapi')
@@ -203,20 +204,21 @@ def test_sigterm_answers_what_waits_and_ends(tmp_path, vocab):
   bert, params, tokenizer = model(vocab, 'classification')
   save_model(tmp_path / 'm', bert, params, tokenizer)
   code = 'import sys; from bertjax.__main__ import main; sys.exit(main(sys.argv[1:]))'
-  arguments = ['serve', f'--model={tmp_path}/m', '--port=0', '--nowarm_up', '--wait_ms=1500']
+  arguments = ['serve', f'--model={tmp_path}/m', '--port=0', '--nowarm_up', '--wait_ms=3000']
   process = subprocess.Popen(
     [sys.executable, '-c', code, *arguments], stderr=subprocess.PIPE, text=True,
     env=os.environ | {'PYTHONUNBUFFERED': '1'},
   )  # fmt: skip
   url = next(line.strip() for line in process.stderr if line.startswith('http://127.0.0.1:'))
-  for _ in range(100):
+
+  def page(name):
     with contextlib.suppress(httpx.HTTPError):
-      httpx.get(f'{url}/healthz')
-      break
-    time.sleep(0.1)
+      return httpx.get(f'{url}/{name}').text
+
+  until(lambda: page('healthz'), 'the start of the service')
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
-    waiting = pool.submit(httpx.post, f'{url}/embed', json={'inputs': ['a']}, timeout=120)
-    time.sleep(0.7)
+    waiting = pool.submit(httpx.post, f'{url}/embed', json={'inputs': ['a', 'b']}, timeout=120)
+    until(lambda: 'bertjax_waiting_texts 1.0' in page('metrics'), 'a text that waits for others')
     process.send_signal(signal.SIGTERM)
     assert waiting.result().status_code == 200
   assert process.wait(60) == 0 and 'Traceback' not in process.stderr.read()

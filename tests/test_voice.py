@@ -1,9 +1,11 @@
-"""Text for people uses the field's terms: README, docs, help, errors, docstrings, comments, tests.
+"""Text for people uses the field's terms: docs, pages, help, errors, docstrings, comments, names.
 
 The left column is what an earlier dialect of this project said, the right one what to say instead.
 """
 
 import ast
+import contextlib
+import inspect
 import io
 import json
 import pathlib
@@ -11,6 +13,8 @@ import re
 import tokenize
 
 import pytest
+
+import bertjax
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -76,19 +80,53 @@ def python(path: pathlib.Path):
       yield from enumerate(str(node.value).splitlines(), node.lineno)
 
 
+def html(path: pathlib.Path):
+  """(line number, text) of a template: all but styles, and of scripts the strings and comments."""
+  inside = None
+  for number, line in enumerate(path.read_text().splitlines(), 1):
+    if tag := re.match('<(script|style)>', line):
+      inside = tag[1]
+    elif re.search('</(script|style)>', line):
+      inside = None
+    elif inside == 'script':
+      strings = re.findall(r"'[^']*'|`[^`]*`|//.*", re.sub(r'\$\{[^}]*\}', '', line))
+      yield number, ' '.join(strings)
+    elif inside is None:
+      yield number, line
+
+
+def names(value, name: str):
+  """A public name, those of its parameters, and of its attributes if it is a class or a module."""
+  yield name
+  if callable(value):
+    with contextlib.suppress(ValueError):  # built-in
+      yield from inspect.signature(value).parameters
+  if inspect.isclass(value) or inspect.ismodule(value):
+    for key, member in vars(value).items():
+      if not key.startswith('_') and not inspect.ismodule(member):
+        yield from names(member if inspect.isroutine(member) else None, key)
+
+
 PAGES = [ROOT / 'README.md', ROOT / 'CHANGELOG.md', ROOT / 'CONTRIBUTING.md',
          *ROOT.glob('docs/**/*.md'), *ROOT.glob('notebooks/*.ipynb'),
-         *ROOT.glob('launch/*')]  # fmt: skip
+         *ROOT.glob('launch/*'), *ROOT.glob('bertjax/pages/*.html')]  # fmt: skip
 CODE = [path for folder in ('bertjax', 'configs', 'benchmarks', 'docs', 'tests')
         for path in ROOT.glob(f'{folder}/**/*.py') if path != pathlib.Path(__file__)]  # fmt: skip
 
 
 @pytest.mark.parametrize('path', PAGES + CODE, ids=lambda path: str(path.relative_to(ROOT)))
 def test_text_uses_the_terms_of_the_field(path):
-  lines = python(path) if path.suffix == '.py' else markdown(path)
+  lines = {'.py': python, '.html': html}.get(path.suffix, markdown)(path)
   wrong = [
     f'{path.relative_to(ROOT)}:{number}: {word!r}: say {right}'
     for number, line in lines
     for word, right in hits(line)
   ]
   assert not wrong, '\n' + '\n'.join(wrong)
+
+
+@pytest.mark.parametrize('name', sorted(bertjax.__all__))
+def test_public_names_are_terms_of_the_field(name):
+  for found in names(getattr(bertjax, name), name):
+    words = re.sub('(?<=[a-z])(?=[A-Z])', ' ', found).replace('_', ' ')
+    assert not list(hits(words)), found

@@ -194,9 +194,9 @@ class Tokenizer:
     """Where words begin and end among tokens: flags of `data.words` by id, uint8 [V]."""
     return np.array([words.flags(*self.word_of(piece)) for piece in self.vocab], np.uint8)
 
-  def word_of(self, piece: str) -> tuple[str, bool]:
+  def word_of(self, token: str) -> tuple[str, bool]:
     """The text of an entry of the vocabulary, and whether it continues the word before it."""
-    return self._engine.word_of(piece)
+    return self._engine.word_of(token)
 
   @property
   def fingerprint(self) -> str:

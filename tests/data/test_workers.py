@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -64,19 +63,16 @@ def test_a_script_without_a_main_guard_trains_a_vocabulary_and_prepares(corpus, 
 def test_ctrl_c_ends_a_script_whose_workers_are_busy(tmp_path):
   path = tmp_path / 'script.py'
   path.write_text(
-    'import time\n'
     'from bertjax.data import workers\n'
     'with workers.processes(2) as in_order:\n'
-    "  for _ in in_order(print, ['ready'] * 4): pass\n"
-    "  print('ready', flush=True)\n"
-    '  for _ in in_order(time.sleep, [1] * 600): pass\n'
+    """  busy = 'print("busy", flush=True); import time; time.sleep(1)'\n"""
+    '  for _ in in_order(exec, [busy] * 600): pass\n'
   )
   process = subprocess.Popen(
     [sys.executable, path], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
   )
-  while process.stdout.readline() != 'ready\n':
+  while process.stdout.readline() != 'busy\n':
     assert process.poll() is None
-  time.sleep(1)
   process.send_signal(signal.SIGINT)
   process.communicate(timeout=30)
   assert process.returncode in (1, 130, -signal.SIGINT)

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
-import time
+import types
 
 import numpy as np
 import pytest
@@ -20,6 +20,7 @@ from bertjax.data import dataset
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.training import distributed
 from bertjax.training.metrics import read_metrics
+from tests.waiting import until
 
 STEPS, DEVICES = 20, 4
 FIELDS = {
@@ -304,8 +305,16 @@ def test_a_watch_names_what_has_stopped_and_ends_the_process(monkeypatch, caplog
 def test_a_watch_ignores_a_process_that_progresses(monkeypatch):
   ended = threading.Event()
   monkeypatch.setattr(os, '_exit', lambda code: ended.set())
-  with distributed.Watch(0.5) as watch:
+  clock = types.SimpleNamespace(now=0.0, read=0)
+
+  def monotonic():
+    clock.read += 1
+    return clock.now
+
+  monkeypatch.setattr(distributed, 'time', types.SimpleNamespace(monotonic=monotonic))
+  with distributed.Watch(0.1) as watch:
     for step in range(10):
       watch.at(step, 'running')
-      time.sleep(0.1)
+      clock.now, clock.read = clock.now + 0.09, 0
+      until(lambda: clock.read > 1, 'two looks at the clock')
   assert not ended.is_set()

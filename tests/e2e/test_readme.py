@@ -3,12 +3,14 @@
 They run in the order of the pages, in one folder: later commands use what earlier ones wrote.
 """
 
+import ast
 import json
 import pathlib
 import re
 import shlex
 
 import jax
+import numpy as np
 import pyarrow
 import pytest
 from pyarrow import parquet
@@ -132,10 +134,39 @@ def test_command_writes_or_prints_what_it_promises(line, home, capsys):
       assert all('result' in json.loads(line) for line in text.splitlines())
 
 
+def promised(block: str):
+  """(expression, its shape, rest of the comment) for each value whose shape a comment gives."""
+  for line in block.splitlines():
+    code, _, comment = line.partition('  # ')
+    shapes = re.findall(r'\[([\w, ]+)\]', comment)
+    if not shapes:
+      continue
+    [node] = ast.parse(code).body
+    value = node.targets[0] if isinstance(node, ast.Assign) else node.value
+    values = getattr(value, 'args', None) or getattr(value, 'elts', None) or [value]
+    for value, shape in zip(values, shapes, strict=True):
+      yield ast.unparse(value).removesuffix('.shape'), shape.split(', '), comment
+
+
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.stem)
-def test_python_blocks_run(page, home):
+def test_python_blocks_run_and_give_the_shapes_of_their_comments(page, home):
   if not pathlib.Path('bertjax-quickstart').exists():
     main(['quickstart', '--config=quickstart:smoke'])
   names = {}
   for block in re.findall(r'^```python\n(.*?)^```$', page.read_text(), re.M | re.S):
     exec(block, names)
+    for expression, shape, comment in promised(block):
+      value = np.asarray(eval(expression, names))
+      config = (names['model'] if 'model' in names else names['predictor']).config
+      sizes = {'D': config.hidden_size, 'V': config.vocab_size, 'B': 1}  # L: any
+      assert value.ndim == len(shape), expression
+      for size, letter in zip(value.shape, shape, strict=True):
+        assert size == sizes.get(letter, int(letter) if letter.isdigit() else size), expression
+      if 'unit length' in comment:
+        np.testing.assert_allclose(np.linalg.norm(value, axis=-1), 1, atol=1e-5)
+
+
+def test_shapes_are_read_from_the_comments_of_readme():
+  [block] = re.findall(r'^```python\n(.*?)^```$', PAGES[0].read_text(), re.M | re.S)
+  found = [(e, s) for e, s, _ in promised(block)]
+  assert found == [("out['hidden']", ['B', 'L', 'D']), ("out['mlm_logits']", ['B', 'L', 'V'])]
