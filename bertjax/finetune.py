@@ -214,7 +214,7 @@ def make_model(config, task, encoder_config) -> heads.Bert:
 
 def make_objective(config, model, task, columns, factors) -> Objective:
   """The objective of a task; parameters with factor 0 get no gradient."""
-  weights = task.label.class_weights(config.class_weights, columns['labels'])
+  weights = task.label.parse_class_weights(config.class_weights, columns['labels'])
   loss, loss_weights = task.label.make_loss(model, weights)
   init = functools.partial(heads.init_params, model)
   if factors is None:

@@ -38,19 +38,21 @@ _log = logging.getLogger(__name__)
 class Setup(NamedTuple):
   """All of a run that does not change while it trains."""
 
-  config: ml_collections.ConfigDict  # the run's, completed
+  config: ml_collections.ConfigDict  # with the values that the prepared rows decide
   stages: list[build.Stage]
   tokenizer: Tokenizer
   model: heads.Bert
   objective: objectives.Objective
   optimizer: optax.GradientTransformation
   layout: layout_lib.Layout
-  loader: str
-  identity: dict
+  loader: str  # 'threads' or 'tfdata'
+  identity: dict  # what a resumed run must share with its start
 
 
 def run(config, *, workdir: str, **processes) -> dict[str, float]:
   """Pre-trains, from a checkpoint in `workdir` if there is one; returns the last evaluation.
+
+  `processes` are the arguments of `distributed.start`.
 
   Raises:
     ValueError: for a config that cannot be trained, before anything compiles.
@@ -68,8 +70,9 @@ def run(config, *, workdir: str, **processes) -> dict[str, float]:
   stages = make_stages(setup)
 
   def finish(params, step, evaluations):
-    found = [e['scores'][0] for e in evaluations if e['step'] == step]
-    scores = found[-1] if found else stages[-1].evaluate(params)[0]
+    scored = {e['step']: e['scores'][0] for e in evaluations}
+    # A checkpoint that `num_train_steps` was lowered to may lack scores.
+    scores = scored.get(step) or stages[-1].evaluate(params)[0]
     save(workdir, setup, params, scores)
     return scores
 
@@ -90,8 +93,8 @@ def set_up(config) -> Setup:
   config = config.copy_and_resolve_references()
   build.check_pretraining(config)
   layout = build.make_layout(config)
-  stages = build.stages(config)
-  for stage in stages:  # raises now what it would raise after a long preparation
+  planned = build.stages(config)
+  for stage in planned:  # raises now what it would raise after a long preparation
     mesh_lib.check_batch_size(layout.mesh, stage.config.batch_size, layout.accumulation)
     build.make_model(stage.config, vocab_size=1)
     Masking(**stage.config.masking)
@@ -99,7 +102,7 @@ def set_up(config) -> Setup:
   loader = loader_lib.choose_loader(config.data.loader)
   stages = [
     stage._replace(folder=prepare.prepared_rows(stage.config, jax.process_count()))
-    for stage in stages
+    for stage in planned
   ]
   tokenizer = Tokenizer.from_dir(stages[0].folder)
   model = build.make_model(config, tokenizer.vocab_size)
@@ -109,7 +112,7 @@ def set_up(config) -> Setup:
 
 
 def make_stages(setup: Setup) -> list[run_lib.Stage]:
-  """The stages with their batches and evaluations, of held-out rows with static masks."""
+  """The engine's stages: those of `setup` as iterators over batches and functions that evaluate."""
   mesh = setup.layout.mesh
   eval_step = loop.make_eval_step(setup.objective.loss, setup.objective.weights, mesh=mesh)
   iterate = functools.partial(loader_lib.iterate, loader=setup.loader)

@@ -25,7 +25,7 @@ class Objective(NamedTuple):
     loss: (params, batch, rng) -> ({term: weighted sum}, {metric: weighted sum}); rng None runs
       without dropout. A metric is named after the term whose weight divides it: 'mlm_accuracy'.
     weights: batch -> {term: total weight}.
-    scale: weight of a term in the total, 1.0 if missing.
+    scale: {term: its factor in the total}, 1.0 if missing.
     coupled: the loss couples rows of a batch (in-batch negatives), so a batch cannot be split into
       microbatches.
   """

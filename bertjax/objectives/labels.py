@@ -2,7 +2,8 @@
 
 A kind names its head, computes loss sums and weights, reads a label from a table's field, decodes
 logits and writes predictions. Other modules call these methods and never ask for the kind, so a new
-kind is one class here.
+kind is one class here. A batch's `segment_ids` number the sequences packed in a row, 0 = padding;
+BERT's segments A and B are its `token_type_ids`. `encoded` is a `tasks.task.Encoded`.
 """
 
 import collections
@@ -40,7 +41,7 @@ class Label:
     numeric: labels are numbers on a scale, not classes.
     takes_class_weights: `make_loss` accepts a weight for each class.
     takes_crf: a conditional random field may choose the labels of a row together.
-    fill: logit of a position that a batch does not have.
+    fill: logit at positions beyond the length of a batch.
     unit: of the loss.
   """
 
@@ -72,11 +73,10 @@ class Label:
   # The loss.
 
   def make_loss(self, model, class_weights: Sequence[float] = ()) -> tuple[Callable, Callable]:
-    """Returns `(loss_fn, loss_weights)` with the one term 'task', for `training.loop`.
+    """Returns `loss` and `weights` of an `objectives.Objective` with the one term 'task'.
 
-    `loss_fn(params, batch, rng)` returns ({'task': sum}, {}) and `loss_weights(batch)` returns
-    {'task': total weight}; rng=None runs without dropout. 'labels' are [B, ...], or [B, S, ...]
-    where S sequences are packed in a row, and 'example_weights' [B] or [B, S].
+    'labels' are [B, ...], or [B, S, ...] where S sequences are packed in a row, and
+    'example_weights' [B] or [B, S].
 
     Args:
       model: `Bert` with this kind's head.
@@ -107,14 +107,14 @@ class Label:
     return cross_entropy(logits, jnp.maximum(batch['labels'], 0))
 
   def weights(self, batch: dict, class_weights: Sequence[float] = ()) -> jax.Array:
-    """How much each loss counts; labels that are missing count 0."""
+    """How much each of `losses` counts."""
     weights = batch['example_weights']
     if class_weights:
       table = jnp.asarray(class_weights, jnp.float32)
       weights = weights * table[jnp.maximum(batch['labels'], 0)]
     return weights
 
-  def class_weights(self, text: str, column: np.ndarray) -> tuple[float, ...]:
+  def parse_class_weights(self, text: str, column: np.ndarray) -> tuple[float, ...]:
     """The weight of each class: () for '', 'balanced' (N / (C * examples of the class)) or numbers.
 
     Args:
@@ -203,7 +203,7 @@ class Label:
     """(reference numbers, predicted numbers, their names) for a confusion matrix, or None."""
     return None
 
-  def ranking(self, labels: Sequence, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+  def one_vs_rest(self, labels: Sequence, logits: np.ndarray) -> tuple | None:
     """(gold, score) [N, C] each, for precision-recall curves; None without them."""
     return None
 
@@ -270,7 +270,7 @@ class Class(FieldLabel):
   def confusion(self, labels, predictions):
     return labels, predictions, list(self.names)
 
-  def ranking(self, labels, logits):
+  def one_vs_rest(self, labels, logits):
     return np.asarray(labels)[:, None] == np.arange(logits.shape[1]), _log_softmax(logits)
 
 
@@ -336,7 +336,7 @@ class Multilabel(FieldLabel):
   def counted(self, label):
     return [self.names[number] for number in label]
 
-  def ranking(self, labels, logits):
+  def one_vs_rest(self, labels, logits):
     return self.references(labels), logits
 
   def confidence(self, predictions, logits):
@@ -394,8 +394,8 @@ class Regression(FieldLabel):
 class Tags(Label):
   """A BIO tag for each word. Label: the tags; labels [B, L] at first tokens of words, -1 elsewhere.
 
-  Each token counts; with `config.crf` a sentence's log likelihood counts as often as it has tokens,
-  so that both losses are nats per token. `join` makes a text of words.
+  A CRF's loss, a sum over sentences, is divided by their tokens, so it too is in nats per token.
+  `join` makes a text of words.
   """
 
   metrics: tuple[str, ...] = ('f1',)

@@ -238,10 +238,10 @@ def _confusion(counts: np.ndarray, names: Sequence[str]) -> str:
 
 def _precision_recall(task: Task, labels, logits: np.ndarray) -> str:
   """Precision against recall of each label, over all thresholds of its logit or probability."""
-  ranking = task.label.ranking(labels, logits)
-  if ranking is None:
+  columns = task.label.one_vs_rest(labels, logits)
+  if columns is None:
     return ''
-  gold, logits = ranking
+  gold, logits = columns
   axes = _axes(xlabel='recall', ylabel='precision', xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
   names = list(enumerate(task.labels))[len(task.labels) == 2 :]  # of two, the second is enough
   for number, name in names:

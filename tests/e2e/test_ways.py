@@ -352,9 +352,9 @@ def test_a_question_without_the_position_of_its_answer_is_not_in_the_loss():
 def test_balanced_weights_and_their_mistakes(own):
   task = build.make_task(own)
   column = np.array([0, 0, 0, 1])
-  assert task.label.class_weights('balanced', column) == pytest.approx((4 / 6, 2.0))
+  assert task.label.parse_class_weights('balanced', column) == pytest.approx((4 / 6, 2.0))
   with pytest.raises(ValueError, match=r"'balanced' or 2 numbers, of bad, good; got '1\.0'"):
-    task.label.class_weights('1.0', column)
+    task.label.parse_class_weights('1.0', column)
 
 
 def test_several_labels_are_learnt_and_evaluated_by_the_command(own, tmp_path, capsys):
