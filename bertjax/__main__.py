@@ -16,7 +16,7 @@ import pathlib
 import re
 import sys
 
-from bertjax.flags import VERBS, suggest, suggestion
+from bertjax.flags import VERBS, Verb, expand_home, suggest, suggestion
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -50,6 +50,8 @@ def main(argv: list[str] | None = None) -> int:
     error = _out_of_memory(verb, error) or error
     if not _is_users(error):
       raise
+    if changes := getattr(error, 'changes', None):  # in the settings of a run to be resumed
+      error.changes = {_as_typed(verb, arguments, field): v for field, v in changes.items()}
     print(f'bertjax {verb}: {_sentence(error)}', file=sys.stderr)
     return getattr(error, 'exit_code', 2)
   except KeyboardInterrupt as error:
@@ -83,88 +85,78 @@ def parse(verb: str, arguments: list[str]) -> dict:
   Raises:
     ValueError: for an unknown flag or field (with the nearest name) or a value of a wrong type.
   """
-  from absl import flags as absl_flags
-
-  known, fields, config = VERBS[verb].flags, {}, None
-  define = {
-    bool: absl_flags.DEFINE_boolean, int: absl_flags.DEFINE_integer, str: absl_flags.DEFINE_string
-  }  # fmt: skip
-  values = absl_flags.FlagValues()
-  names = [name for name in known if name != 'config']
-  for name in names:
-    default, text = known[name]
-    define[type(default)](name, default, text, flag_values=values)
-  if 'config' in known:
-    spec, arguments = _take_recipe(known['config'][0], arguments)
-    arguments = [_expand_short(item, VERBS[verb].short) for item in arguments]
-    if spec:
-      config, fields = _define_config(verb, spec, arguments, values)
-  try:
-    left = values(['bertjax', *arguments])
-  except absl_flags.UnrecognizedFlagError as error:
-    near = suggest(error.flagname, [*known, *VERBS[verb].short], fields)
-    raise ValueError(
-      f'unknown flag --{error.flagname}{near}; known are --{", --".join(known)}.'
-    ) from error
-  except absl_flags.Error as error:
-    if not (bad := re.match(r'flag --([\w.]+)=(.*?): ', str(error), re.S)):
-      raise ValueError(f'{str(error).rstrip(".")}.') from error
-    like = fields[bad[1]] if bad[1] in fields else known[bad[1]][0]
-    kind = type(like).__name__
-    raise ValueError(f'--{bad[1]} takes {kind}, such as {like!r}; got {bad[2]!r}.') from error
-  if len(left) == 2 and VERBS[verb].argument:
-    values[VERBS[verb].argument].value = left.pop()
-  if len(left) > 1:
-    raise ValueError(f'unexpected argument {left[1]!r}; options are written --name=value.')
-  result = {name: values[name].value for name in names}
-  result |= _expand_homes({n: v for n, v in result.items() if n not in _TEXTS})
-  if config is not None:
-    fields = _config_module().flat(config)
-    paths = {name: value for name, value in fields.items() if not name.startswith('task.')}
-    config.update_from_flattened_dict(_expand_homes(paths))
-  return result | ({'config': config} if 'config' in known else {})
+  program, config, fields, texts = VERBS[verb], None, {}, []
+  if 'config' in program.flags:
+    spec, arguments = _take_recipe(program.flags['config'][0], arguments)
+    config = _config_module().recipe_for(verb, spec) if spec else None
+    fields = {f'config.{n}': v for n, v in _config_module().flat(config or {}).items()}
+  values = {n: default for n, (default, _) in program.flags.items() if n != 'config'} | fields
+  items = iter(arguments)
+  for item in items:
+    typed, equals, text = item.lstrip('-').partition('=')
+    name = f'config.{program.short[typed]}' if typed in program.short else typed
+    if not item.startswith('-'):
+      texts.append(item)
+    elif item == '--':
+      texts += items
+    elif name in values:
+      if not equals:
+        text = 'true' if isinstance(values[name], bool) else next(items, None)
+      values[name] = _convert(typed, text, values[name])
+    elif isinstance(values.get(name.removeprefix('no')), bool) and not equals:
+      values[name.removeprefix('no')] = False
+    else:
+      raise ValueError(_unknown(typed, program, fields))
+  if len(texts) == 1 and program.argument:
+    values[program.argument] = texts.pop()
+  if texts:
+    raise ValueError(f'unexpected argument {texts[0]!r}; options are written --name=value.')
+  for name, value in values.items():
+    if isinstance(value, str) and name not in _TEXTS and not name.startswith('config.task.'):
+      values[name] = expand_home(value)
+  if 'config' not in program.flags:
+    return values
+  if config:
+    config.update_from_flattened_dict({n.removeprefix('config.'): values.pop(n) for n in fields})
+  return values | {'config': config}
 
 
 _TEXTS = ('text', 'pair', 'delimiter')  # flags whose value is no path
+_BOOLEANS = {'true': True, 't': True, '1': True, 'false': False, 'f': False, '0': False}
 
 
-def _expand_homes(values: dict) -> dict:
-  expand = _config_module().expand_home
-  return {name: expand(value) for name, value in values.items() if isinstance(value, str)}
+def _convert(flag: str, text: str | None, default):
+  """The value of a flag, of the type of its default."""
+  if text is None:
+    raise ValueError(f'missing value for flag --{flag}.')
+  kind = type(default)
+  try:
+    return _BOOLEANS[text.lower()] if kind is bool else kind(text)
+  except (KeyError, ValueError) as error:
+    raise ValueError(
+      f'--{flag} takes {kind.__name__}, such as {default!r}; got {text!r}.'
+    ) from error
+
+
+def _unknown(flag: str, program: Verb, fields: dict) -> str:
+  """The sentence for an unknown flag or field, with the nearest name."""
+  field = flag.removeprefix('no').removeprefix('config.')
+  if fields and flag.removeprefix('no') != field:
+    near = suggest(field, fields=fields)
+    return f'the config has no field {field!r}{near}; --help lists all of them.'
+  near = suggest(flag, [*program.flags, *program.short], fields)
+  return f'unknown flag --{flag}{near}; known are --{", --".join(program.flags)}.'
+
+
+def _as_typed(verb: str, arguments: list[str], field: str) -> str:
+  """The flag by which a field was set, such as --train_file; the field if by none."""
+  names = {f'config.{field}', *(n for n, ours in VERBS[verb].short.items() if ours == field)}
+  typed = [item.lstrip('-').partition('=')[0] for item in arguments if item.startswith('-')]
+  return next((f'--{name}' for name in typed if name.removeprefix('no') in names), field)
 
 
 def _config_module():  # imported when a flag or a recipe needs it: `bertjax --help` does not
   return importlib.import_module('bertjax.config')
-
-
-def _define_config(verb: str, spec: str, arguments: list[str], values):
-  """Defines a flag for every field of a recipe's config; returns the config and its fields.
-
-  Raises:
-    ValueError: for a field that the config does not have.
-  """
-  from ml_collections import config_flags
-
-  config = _config_module().recipe_for(verb, spec)
-  fields = {f'config.{name}': value for name, value in _config_module().flat(config).items()}
-  for item in arguments:  # config_flags would raise a bare AttributeError
-    name = item.lstrip('-').partition('=')[0].removeprefix('no')
-    if item.startswith('-') and name.startswith('config.') and name not in fields:
-      raise ValueError(
-        f'the config has no field {name.removeprefix("config.")!r}{suggest(name, (), fields)}; '
-        '--help lists all of them.'
-      )
-  config_flags.DEFINE_config_dict(
-    'config', config, flag_values=values, sys_argv=['bertjax', *arguments]
-  )
-  return config, fields
-
-
-def _expand_short(argument: str, short) -> str:
-  """Writes a short flag, `--text=review`, as the field that it sets."""
-  name = argument.lstrip('-').partition('=')[0]
-  is_short = argument.startswith('-') and name in short
-  return argument.replace(name, f'config.{short[name]}', 1) if is_short else argument
 
 
 def _take_recipe(default: str, arguments: list[str]) -> tuple[str, list[str]]:

@@ -6,7 +6,6 @@ line (`--config.field=value`) changes any of them.
 """
 
 import importlib.util
-import os
 import pathlib
 import re
 import traceback
@@ -14,7 +13,7 @@ import traceback
 from ml_collections import ConfigDict
 
 from bertjax.fields import FINETUNING, PRETRAINING
-from bertjax.flags import VERBS, suggest, suggestion
+from bertjax.flags import VERBS, expand_home, suggest, suggestion
 from bertjax.model import config as model_config
 
 MLM_VARIANTS = {  # the paper's appendix C.2: probabilities of [MASK] and of a random token
@@ -185,19 +184,6 @@ def _folder() -> pathlib.Path:
   """configs/ as installed (bertjax.configs), or beside the package in a checkout."""
   installed = pathlib.Path(__file__).parent / 'configs'
   return installed if installed.is_dir() else pathlib.Path(__file__).parent.parent / 'configs'
-
-
-def expand_home(value: str) -> str:
-  """Expands `~` and `~user` at the start of each path in a value, where a shell does not: after
-  `=`, as in --workdir=~/run, and after commas."""
-
-  def expand(match):
-    home = os.path.expanduser(match[0])  # noqa: PTH111 (Path's raises RuntimeError)
-    if home == '~':
-      raise ValueError(f'{value}: this user has no home directory for ~; give a full path.')
-    return home
-
-  return re.sub(r'^~[\w.-]*$|(?<![^=,])~[\w.-]*(?=/)', expand, value)
 
 
 def _line(error: BaseException, path: pathlib.Path) -> str:

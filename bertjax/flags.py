@@ -4,6 +4,8 @@ A verb's `run` gets its flags as keyword arguments; a verb with the flag 'config
 """
 
 import difflib
+import os
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
@@ -333,3 +335,16 @@ def suggest(name: str, flags=(), fields=()) -> str:
     if ours in known:
       return f', did you mean {known[ours]}'
   return ''
+
+
+def expand_home(value: str) -> str:
+  """Expands `~` and `~user` at the start of each path in a value, where a shell does not: after
+  `=`, as in --workdir=~/run, and after commas."""
+
+  def expand(match):
+    home = os.path.expanduser(match[0])  # noqa: PTH111 (Path's raises RuntimeError)
+    if home == '~':
+      raise ValueError(f'{value}: this user has no home directory for ~; give a full path.')
+    return home
+
+  return re.sub(r'^~[\w.-]*$|(?<![^=,])~[\w.-]*(?=/)', expand, value)

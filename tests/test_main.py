@@ -1,5 +1,6 @@
 """The command: one sentence for each mistake, the flags of every verb, what a model may be."""
 
+import hashlib
 import json
 import os
 import pathlib
@@ -10,12 +11,13 @@ import sys
 import pytest
 
 from bertjax import config as config_lib
-from bertjax import evaluate, io
+from bertjax import evaluate, finetune, io
 from bertjax.__main__ import main, parse
 from bertjax.flags import ALIASES, VERBS
 from bertjax.inference.calls import CALLS
 from bertjax.inference.predictor import Predictor
 from bertjax.interop import loading
+from bertjax.training import run as run_lib
 from tests.inference.test_predictor import model
 
 
@@ -238,6 +240,30 @@ def test_short_flags_name_ones_own_data():
   config = parse('finetune', arguments)['config']
   assert config.data.train_file == f'{pathlib.Path.home()}/a.csv' and config.init_from == 'M'
   assert (config.data.dev_file, config.task.text, config.task.label) == ('b.csv', 'review', 'stars')
+
+
+def test_a_refused_resumption_names_the_flag_that_was_typed(tmp_path, monkeypatch, capsys):
+  def check(config, workdir, **_):
+    rows = hashlib.sha256(config.data.train_file.encode()).hexdigest()
+    identity = {'rows': rows, 'batch_size': config.batch_size, 'init_from': config.init_from}
+    run_lib.check_same(workdir, identity, config.to_dict())
+    (tmp_path / 'checkpoints' / '4').mkdir(parents=True, exist_ok=True)
+    content = {'identity': identity, 'config': config.to_dict()}
+    (tmp_path / 'run.json').write_text(json.dumps(content))
+
+  monkeypatch.setattr(finetune, 'run', check)
+  start = ['finetune', '--config=table', f'--workdir={tmp_path}', '--train_file=a.csv']
+  assert main(start) == 0
+  assert main([*start, '--config.log_every=3']) == 0  # may change
+  more = ['--train_file=b.csv', '--config.batch_size', '8', '--config.log_every=4', '--model=m']
+  assert main([*start, *more]) == 2
+  error = capsys.readouterr().err
+  for change in ('--train_file: a.csv there, b.csv here', '--config.batch_size: 32 there, 8 here',
+                 '--model:  there, m here'):  # fmt: skip
+    assert f'{change}, ' in error or f'{change})' in error, error
+  assert 'log_every' not in error and 'data.train_file' not in error
+  assert main([*start[:-1], '--config.data.train_file=b.csv']) == 2
+  assert '--config.data.train_file: a.csv there, b.csv here' in capsys.readouterr().err
 
 
 def test_every_help_text_can_be_read_separately():

@@ -585,7 +585,8 @@ def test_a_workdir_of_another_run_is_refused_and_the_fields_are_listed(finished,
   more = ['--config.seed=7', '--config.model.num_layers=1', '--config.batch_size=16']
   check_refused(
     arguments(tiny_rows, finished, *more), capsys,
-    'seed: 0 there, 7 here', 'model.num_layers: 2 there, 1 here', 'batch_size: 8 there, 16 here',
+    '--config.seed: 0 there, 7 here', '--config.model.num_layers: 2 there, 1 here',
+    '--config.batch_size: 8 there, 16 here',
   )  # fmt: skip
   assert weights(finished) == before
 

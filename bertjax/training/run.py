@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from etils import epath
+from flax import traverse_util
 
 from bertjax.training import distributed, loop, metrics
 from bertjax.training.checkpoint import Checkpoints
@@ -106,12 +107,12 @@ def train(
     What `finish` returns.
 
   Raises:
-    ValueError: if `workdir` is of a run with another identity, before anything compiles.
+    OtherRunError: if `workdir` is of a run with another identity, before anything compiles.
     DivergedError: if a loss or gradient norm is not finite.
     SystemExit: with code 75, after SIGTERM and a save.
     KeyboardInterrupt: after the first Ctrl-C and a save, or at the second.
   """
-  check_same(workdir, identity)
+  check_same(workdir, identity, config)
   distributed.agree('configuration', [identity, config])
   workdir.mkdir(parents=True, exist_ok=True)
   checkpoints = Checkpoints(
@@ -270,17 +271,46 @@ def model_facts(config, *, labels=(), problem_type: str = '', trials: int = 1) -
   }  # fmt: skip
 
 
-def check_same(workdir, identity: dict) -> None:
-  """Raises ValueError if a workdir holds a run of another identity; lists the differences."""
+class OtherRunError(ValueError):
+  """A workdir holds a run with other settings.
+
+  Attributes:
+    changes: {field: (value there, value here)}.
+  """
+
+  def __init__(self, workdir, changes: dict):
+    super().__init__(workdir, changes)
+    self.changes = changes
+
+  def __str__(self):
+    fields = [f'{k}: {there} there, {here} here' for k, (there, here) in self.changes.items()]
+    return (
+      f'{self.args[0]} holds a run of another config ({", ".join(fields)}); use another --workdir, '
+      'or the same settings to resume it.'
+    )
+
+
+def check_same(workdir, identity: dict, config: dict) -> None:
+  """Raises OtherRunError if a workdir holds a run of another identity; lists the differences.
+
+  Beside an entry of the identity that is no field of the config, such as a digest of the training
+  rows, it lists all fields that have changed: they may be the reason.
+  """
   path = epath.Path(workdir) / 'run.json'
   saved = epath.Path(workdir) / 'checkpoints'
   if not path.exists() or not saved.exists() or not any(saved.iterdir()):
     return  # no checkpoint to resume from or to lose
-  before = json.loads(path.read_text())['identity']
-  differ = sorted(k for k in before.keys() | identity.keys() if before.get(k) != identity.get(k))
-  if differ:
-    fields = ', '.join(f'{k}: {before.get(k)} there, {identity.get(k)} here' for k in differ)
-    raise ValueError(
-      f'{workdir} holds a run of another config ({fields}); use another --workdir, or the same '
-      'settings to resume it.'
-    )
+  before, now = json.loads(path.read_text()), traverse_util.flatten_dict(config, sep='.')
+  changes = _differences(before['identity'], identity)
+  if changes.keys() - now.keys():
+    free = {field.name for field in dataclasses.fields(Options)}
+    fields = _differences(traverse_util.flatten_dict(before['config'], sep='.'), now)
+    changes = {name: v for name, v in fields.items() if name not in free} | changes
+  if changes:
+    raise OtherRunError(workdir, changes)
+
+
+def _differences(before: dict, now: dict) -> dict:
+  """{field: (value before, value now)} of the fields that differ."""
+  names = sorted(before.keys() | now.keys())
+  return {n: (before.get(n), now.get(n)) for n in names if before.get(n) != now.get(n)}
