@@ -6,7 +6,6 @@ Programs read a config here or themselves; libraries get plain arguments.
 import dataclasses
 import logging
 import math
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import ml_collections
@@ -29,65 +28,45 @@ from bertjax.training import run as run_lib
 
 _log = logging.getLogger(__name__)
 
-PRNG_IMPLS = ('threefry2x32', 'rbg')
 _LATER = ('stage2', 'stage3')
+_LEAST = {
+  1: ('num_train_steps', 'batch_size', 'log_every', 'max_eval_examples', 'max_to_keep'),
+  0: ('patience', 'eval_every', 'save_every', 'stall_seconds', 'loss_spike_threshold',
+      'data.max_train_examples',
+      *(f'{stage}.{name}' for stage in _LATER for name in ('length', 'batch_size', 'mask_rate'))),
+}  # fmt: skip
+_CHOICES = {
+  'save_model': ('last', 'best'), 'on_divergence': ('stop', 'skip'),
+  'objective': loader_lib.OBJECTIVES, 'prng_impl': ('threefry2x32', 'rbg'),
+}  # fmt: skip
 
 
-def check_pretraining(config) -> None:
+def check(config) -> None:
   """Raises ValueError for fields that are out of range."""
-  check_integers(config)
-  check_least(config, 1, ('num_train_steps', 'log_every', 'max_eval_examples', 'max_to_keep'))
-  sizes = [f'{stage}.{name}' for stage in _LATER for name in ('length', 'batch_size', 'mask_rate')]
-  check_least(config, 0, ('patience', 'eval_every', 'save_every', 'stall_seconds',
-                          'loss_spike_threshold', *sizes))  # fmt: skip
-  optimizer.check_rate('learning_rate', config.learning_rate)
-  check_choice(config, 'save_model', ('last', 'best'))
-  check_choice(config, 'on_divergence', ('stop', 'skip'))
-  check_choice(config, 'objective', loader_lib.OBJECTIVES)
-  check_choice(config, 'prng_impl', PRNG_IMPLS)
-  if config.data.input and config.data.heldout_fraction == 1:
+  fields = flat(config)
+  for name, value in fields.items():
+    if name != 'seed' and type(value) is int and abs(value) >= 2**31:
+      raise ValueError(f'{name} must be below 2**31, got {value}.')
+    if name in _CHOICES and value not in _CHOICES[name]:
+      raise ValueError(f'{name} must be one of {_CHOICES[name]}, got {value!r}.')
+    if name in ('learning_rate', 'num_train_epochs'):
+      optimizer.check_rate(name, value)
+  for least, names in _LEAST.items():
+    for name in filter(fields.__contains__, names):
+      if not least <= fields[name] < math.inf:
+        raise ValueError(f'{name} must be at least {least}, got {fields[name]}.')
+  if not 0 <= config.seed < 2**63:
+    raise ValueError(f'seed must be at least 0 and below 2**63, got {config.seed}.')
+  if config.seed >= 2**32:
+    _log.warning(
+      "seed=%d: jax's keys, for weights and dropout, use its lower 32 bits, %d.",
+      config.seed, config.seed % 2**32,
+    )  # fmt: skip
+  if fields.get('data.input') and fields['data.heldout_fraction'] == 1:
     raise ValueError(
       'data.heldout_fraction=1 leaves no document to train on; it is for `bertjax evaluate`. Use '
       '0.05.'
     )
-
-
-def check_finetuning(config) -> None:
-  """Raises ValueError for fields that are out of range."""
-  check_integers(config)
-  check_least(config, 1, ('batch_size', 'log_every', 'max_to_keep'))
-  check_least(config, 0, ('patience', 'eval_every', 'save_every', 'data.max_train_examples'))
-  optimizer.check_rate('num_train_epochs', config.num_train_epochs)
-  check_choice(config, 'save_model', ('last', 'best'))
-  check_choice(config, 'prng_impl', PRNG_IMPLS)
-
-
-def check_choice(config, name: str, choices: tuple[str, ...]) -> None:
-  """Raises ValueError unless a field is one of its choices."""
-  if config[name] not in choices:
-    raise ValueError(f'{name} must be one of {choices}, got {config[name]!r}.')
-
-
-def check_least(config, least: float, names: Iterable[str]) -> None:
-  """Raises ValueError for a field ('data.length') below `least`, or one that is not finite."""
-  fields = flat(config)
-  for name in names:
-    if not least <= fields[name] < math.inf:
-      raise ValueError(f'{name} must be at least {least}, got {fields[name]}.')
-
-
-def check_integers(config) -> None:
-  """Raises ValueError for an integer field beyond 32 bits, or a seed beyond 0..2**63 - 1."""
-  for name, value in flat(config).items():
-    if name == 'seed' and not 0 <= value < 2**63:
-      raise ValueError(f'seed must be at least 0 and below 2**63, got {value}.')
-    if name == 'seed' and value >= 2**32:
-      _log.warning(
-        "seed=%d: jax's keys, for weights and dropout, use its lower 32 bits, %d.",
-        value, value % 2**32,
-      )  # fmt: skip
-    elif name != 'seed' and type(value) is int and abs(value) >= 2**31:
-      raise ValueError(f'{name} must be below 2**31, got {value}.')
 
 
 class Stage(NamedTuple):
@@ -257,13 +236,13 @@ _SAME = ('init_from', 'init_resize', 'nsp', 'objective', 'seed', 'prng_impl', 'b
 
 def pretraining_identity(config, encoder_config, stages: list[Stage]) -> dict:
   """Flat {field: value} of everything that may not change when a run is resumed."""
-  flat = flatten(config, _SAME)
+  fields = flat({name: config.to_dict()[name] for name in _SAME})
   model = dataclasses.asdict(encoder_config)
   free = ('attention', 'classifier_dropout', 'remat', 'unroll', *OF_TASKS)  # change no result
-  flat |= {f'model.{k}': v for k, v in model.items() if k not in free}
+  fields |= {f'model.{k}': v for k, v in model.items() if k not in free}
   for stage in stages:
     manifest = dataset.read_manifest(stage.folder)
-    if manifest['tokenizer'] != flat.setdefault('tokenizer', manifest['tokenizer']):
+    if manifest['tokenizer'] != fields.setdefault('tokenizer', manifest['tokenizer']):
       folders = f'{stages[0].folder} and {stage.folder}'
       raise ValueError(f'{folders} were prepared with different tokenizers.')
     facts = {'rows': dataset.manifest_hash(manifest)}
@@ -271,13 +250,8 @@ def pretraining_identity(config, encoder_config, stages: list[Stage]) -> dict:
       section = stage.config.masking
       facts |= {'start': stage.start, 'batch_size': stage.config.batch_size, 'rate': section.rate,
                 'max_predictions': section.max_predictions}  # fmt: skip
-    flat |= {f'{stage.name}.{k}'.lstrip('.'): v for k, v in facts.items()}
-  return flat
-
-
-def flatten(config, names: Iterable[str]) -> dict:
-  """Flat {field: value} of the named fields and groups of a config."""
-  return flat({name: config.to_dict()[name] for name in names})
+    fields |= {f'{stage.name}.{k}'.lstrip('.'): v for k, v in facts.items()}
+  return fields
 
 
 def make_task(config):

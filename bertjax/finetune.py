@@ -25,6 +25,7 @@ import numpy as np
 import optax
 
 from bertjax import build, io
+from bertjax.config import flat
 from bertjax.data import loader as loader_lib
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.interop import loading
@@ -128,7 +129,7 @@ def run(config, *, workdir: str, **processes) -> dict[str, float]:
 
 def set_up(config) -> Setup:
   """Reads and checks everything that a run needs."""
-  build.check_finetuning(config)
+  build.check(config)
   task, layout = build.make_task(config), make_layout(config)
   tokenizer = loading.load_tokenizer(config.init_from)
   weights = loading.load_weights(config.init_from)
@@ -255,9 +256,8 @@ def identity_of(setup: Setup) -> dict:
     for name in sorted(columns):
       digest.update(np.ascontiguousarray(columns[name]))
     digests[split] = digest.hexdigest()[:16]
-  flat = build.flatten(config, _SAME)
-  flat = {name: value for name, value in flat.items() if name not in _FREE}
-  return flat | {
+  fields = flat({name: config.to_dict()[name] for name in _SAME})
+  return {name: value for name, value in fields.items() if name not in _FREE} | {
     'data.packed_length': config.data.packed_length, 'data.buckets': config.data.buckets,
     'trials': [list(run) for run in list_runs(config)],
     'tokenizer': setup.tokenizer.fingerprint, **digests,

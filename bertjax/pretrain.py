@@ -91,7 +91,7 @@ def run(config, *, workdir: str, **processes) -> dict[str, float]:
 def set_up(config) -> Setup:
   """Checks the config, prepares its text if need be, and makes what a run needs."""
   config = config.copy_and_resolve_references()
-  build.check_pretraining(config)
+  build.check(config)
   layout = build.make_layout(config)
   planned = build.stages(config)
   for stage in planned:  # raises now what it would raise after a long preparation

@@ -333,6 +333,12 @@ def test_a_wrong_flag_is_refused_before_jax_is_imported():
   assert done.returncode == 0, done.stderr
 
 
+def test_pretraining_loads_no_statistics():
+  code = "import sys, bertjax.pretrain; assert 'scipy.stats' not in sys.modules"
+  done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+
+
 def test_the_help_of_do_lists_every_prediction():
   [_, text] = VERBS['predict'].flags['do']
   assert list(CALLS) == re.findall(r'\w+', text.partition(':')[2].partition(';')[0])

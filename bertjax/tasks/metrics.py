@@ -12,7 +12,6 @@ import string
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
-from scipy import stats
 
 from bertjax.objectives.labels import entities
 
@@ -82,6 +81,8 @@ def precision_recall(gold: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, n
 
 def correlations(predicted, gold) -> dict[str, float]:
   """Pearson and Spearman; 0 if undefined: one side is constant or not finite."""
+  from scipy import stats  # takes seconds to import
+
   predicted, gold = np.asarray(predicted, np.float64), np.asarray(gold, np.float64)
   if not np.isfinite(predicted).all() or np.ptp(predicted) == 0 or np.ptp(gold) == 0:
     return {'pearson': 0.0, 'spearman': 0.0}
