@@ -16,15 +16,6 @@ from bertjax.fields import FINETUNING, PRETRAINING
 from bertjax.flags import VERBS, expand_home, suggest, suggestion
 from bertjax.model import config as model_config
 
-MLM_VARIANTS = {  # the paper's appendix C.2: probabilities of [MASK] and of a random token
-  'mask_80_10': (0.8, 0.1),
-  'mask_100_0': (1.0, 0.0),
-  'mask_80_20': (0.8, 0.2),
-  'mask_80_0': (0.8, 0.0),
-  'mask_0_80': (0.0, 0.8),
-  'mask_0_100': (0.0, 1.0),
-}
-
 # What may follow the colon of a recipe for pre-training.
 WORDS = {
   'smoke': 'the recipe end to end in seconds',
@@ -34,8 +25,7 @@ WORDS = {
   'no_nsp': 'no next-sentence prediction (Table 5)',
   'ltr': 'left-to-right prediction without NSP (Table 5)',
   'size_LAYERS_WIDTH_HEADS': 'size of the encoder, such as size_6_768_12 (Table 6)',
-} | {name: f'{mask:.0%} [MASK], {random:.0%} random tokens (Table 8)'
-     for name, (mask, random) in MLM_VARIANTS.items()}  # fmt: skip
+}
 
 # What the word `smoke` sets: any recipe end to end in seconds.
 SMOKE = {
@@ -45,6 +35,24 @@ SMOKE = {
   'num_train_steps': 20, 'stage2.length': 64, 'warmup_steps': 5, 'log_every': 5,
   'eval_every': 10, 'max_eval_examples': 64, 'save_every': 10,
 }  # fmt: skip
+
+# The fields that each word sets.
+_CHANGES = {
+  'smoke': SMOKE,
+  'two_lengths': {'stage2.fraction': 0.1},
+  'length_512': {'data.length': 512, 'masking.max_predictions': 76, 'num_train_steps': 100_000,
+                 'warmup_steps': 1_000, 'learning_rate': 1e-5},
+  # Google's README: a smaller learning rate, such as 2e-5.
+  'continued': {'num_train_steps': 20_000, 'warmup_steps': 1_000, 'learning_rate': 2e-5,
+                'eval_every': 1_000},
+  'no_nsp': {'nsp': False, 'data.dupe_factor': 1},  # there are no pairs to sample again
+  'ltr': {'nsp': False, 'data.dupe_factor': 1, 'objective': 'next_token', 'model.causal': True},
+}  # fmt: skip
+
+for _mask, _random in ((80, 10), (100, 0), (80, 20), (80, 0), (0, 80), (0, 100)):  # appendix C.2
+  _word = f'mask_{_mask}_{_random}'
+  WORDS[_word] = f'{_mask}% [MASK], {_random}% random tokens (Table 8)'
+  _CHANGES[_word] = {'masking.mask_prob': _mask / 100, 'masking.random_prob': _random / 100}
 
 
 def pretraining(preset: str = 'base') -> ConfigDict:
@@ -87,30 +95,14 @@ def vary(config: ConfigDict, words: str) -> ConfigDict:
     ValueError: for an unknown word.
   """
   for word in filter(None, words.split(',')):
-    if word == 'smoke':
-      config.update_from_flattened_dict(SMOKE)
-    elif word == 'two_lengths':
-      config.stage2.fraction = 0.1
-    elif word == 'length_512':
-      config.data.length, config.masking.max_predictions = 512, 76
-      config.num_train_steps, config.warmup_steps, config.learning_rate = 100_000, 1_000, 1e-5
-    elif word == 'continued':  # Google's README: a smaller learning rate, such as 2e-5
-      config.num_train_steps, config.warmup_steps, config.learning_rate = 20_000, 1_000, 2e-5
-      config.eval_every = 1_000
-    elif word == 'no_nsp':
-      config.nsp, config.data.dupe_factor = False, 1
-    elif word == 'ltr':
-      config.nsp, config.objective, config.model.causal = False, 'next_token', True
-      config.data.dupe_factor = 1  # there are no pairs to sample again
-    elif word in MLM_VARIANTS:
-      config.masking.mask_prob, config.masking.random_prob = MLM_VARIANTS[word]
-    elif size := re.fullmatch(r'size_(\d+)_(\d+)_(\d+)', word):
+    changes = _CHANGES.get(word)
+    if size := re.fullmatch(r'size_(\d+)_(\d+)_(\d+)', word):
       layers, width, num_heads = map(int, size.groups())
-      config.model.update(
-        {'num_layers': layers, 'hidden_size': width, 'num_heads': num_heads, 'mlp_size': 4 * width}
-      )
-    else:
+      changes = {'model.num_layers': layers, 'model.hidden_size': width,
+                 'model.num_heads': num_heads, 'model.mlp_size': 4 * width}  # fmt: skip
+    if not changes:
       raise ValueError(f'unknown word {word!r} after the recipe; known are {", ".join(WORDS)}.')
+    config.update_from_flattened_dict(changes)
   return config
 
 
