@@ -6,6 +6,7 @@ Programs read a config here or themselves; libraries get plain arguments.
 import dataclasses
 import logging
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import ml_collections
@@ -20,10 +21,11 @@ from bertjax.data import loader as loader_lib
 from bertjax.fields import OF_TASKS
 from bertjax.model import config as model_config
 from bertjax.model import encoder, heads
+from bertjax.objectives import mlm
 from bertjax.tasks import task as task_lib
 from bertjax.training import layout as layout_lib
+from bertjax.training import loop, optimizer
 from bertjax.training import mesh as mesh_lib
-from bertjax.training import optimizer
 from bertjax.training import run as run_lib
 
 _log = logging.getLogger(__name__)
@@ -191,6 +193,18 @@ def make_batches(config, folder, split, tokenizer, mesh) -> loader_lib.Batches:
     vocab_size=tokenizer.vocab_size, special=tokenizer.special, objective=config.objective,
     word_flags=tokenizer.word_flags, local=mesh_lib.local_rows(sharding, config.batch_size),
   )  # fmt: skip
+
+
+def make_evaluate(objective, mesh, loader: str) -> Callable:
+  """Returns (params, heldout batches, maximum number of rows) -> scores of pre-training."""
+  eval_step = loop.make_eval_step(objective.loss, objective.weights, mesh=mesh)
+
+  def evaluate(params, heldout: loader_lib.Batches, most: int) -> dict[str, float]:
+    stream = loader_lib.iterate(heldout.evaluation, 0, heldout.steps_for(most), loader=loader)
+    batches = loop.to_device(stream, mesh)
+    return mlm.add_perplexity(loop.evaluate(eval_step, params, batches, objective.scale))
+
+  return evaluate
 
 
 def packed_length(config, label, encoder_config) -> int:

@@ -33,16 +33,17 @@ from bertjax.model import encoder, heads
 from bertjax.objectives import mlm
 from bertjax.tasks import report
 from bertjax.tasks import task as task_lib
-from bertjax.training import checkpoint, distributed, loop
+from bertjax.training import distributed
 from bertjax.training import layout as layout_lib
 from bertjax.training import mesh as mesh_lib
+from bertjax.training.checkpoint import Checkpoints, check_path
 
 _log = logging.getLogger(__name__)
 
 
 def run(
   config=None, *, workdir: str = '', model: str = '', checkpoint: str = 'best',
-  max_eval_examples: int = 0,   split: str = '', out: str = '', unigram: str = '', **peers,
+  max_eval_examples: int = 0, split: str = '', out: str = '', unigram: str = '', **processes,
 ) -> dict[str, float]:  # fmt: skip
   """Evaluates, prints the metrics as JSON and returns them; process 0 prints for all.
 
@@ -54,26 +55,37 @@ def run(
       'evaluate needs --workdir=DIR (a run, which has its own config), or --model=DIR and '
       '--config=RECIPE with its data.'
     )
-  distributed.start(**peers)
-  scores = _scores(config, workdir, model, checkpoint, max_eval_examples, split, out, unigram)
+  distributed.start(**processes)
+  config = config if model else run_config(check_path(workdir))
+  if 'task' not in config:
+    if split or out:
+      raise ValueError('--split and --out are for tasks; pre-training has held-out rows only.')
+    scores = evaluate_text(config, workdir, model, checkpoint, max_eval_examples, unigram)
+  elif max_eval_examples or unigram or checkpoint != 'best':
+    raise ValueError(
+      '--max_eval_examples, --unigram and --checkpoint are for pre-training; a task has '
+      'its best model.'
+    )
+  else:
+    scores = evaluate_task(config, model or str(epath.Path(workdir) / 'model'), split, out)
   if jax.process_index() == 0:
     print(json.dumps(scores, indent=2))
   return scores
 
 
-def _scores(config, workdir, model, which, rows, split, out, unigram) -> dict[str, float]:
-  if workdir:
-    workdir = checkpoint.check_path(workdir)
-    config = run_config(workdir)
-  if 'task' in config:
-    if rows or unigram or which != 'best':
-      raise ValueError(
-        '--max_eval_examples, --unigram and --checkpoint are for pre-training; a task has '
-        'its best model.'
-      )
-    return evaluate_task(config, model or str(epath.Path(workdir) / 'model'), split, out)
-  if split or out:
-    raise ValueError('--split and --out are for tasks; pre-training has held-out rows only.')
+def evaluate_text(
+  config, workdir, model: str, which: str, rows: int, unigram: str
+) -> dict[str, float]:
+  """Scores a checkpoint of a run, or a model directory, on the held-out rows of the config's text.
+
+  Args:
+    config: of the run, or with the data for the model.
+    workdir: of the run; '' = score the model.
+    model: a model directory; '' = score the run.
+    which: checkpoint of the run: 'best', 'newest' or a step.
+    rows: maximum number of held-out rows; 0 = the config's.
+    unigram: texts to count tokens in; '' = the training rows.
+  """
   stages = build.stages(config)
   stage = stages[-1]
   if workdir:  # a checkpoint of short rows has not learnt the positions of long ones
@@ -95,12 +107,9 @@ def _scores(config, workdir, model, which, rows, split, out, unigram) -> dict[st
     params = _checkpoint_params(config, bert, mesh, checkpoints, step)
   else:
     bert, params = _directory_params(config, model, tokenizer, mesh)
-
   objective = mlm.pretraining(bert)
-  eval_step = loop.make_eval_step(objective.loss, objective.weights, mesh=mesh)
-  loader = loader_lib.choose_loader(config.data.loader)
-  stream = loader_lib.iterate(heldout.evaluation, 0, heldout.steps_for(rows), loader=loader)
-  scores = mlm.add_perplexity(loop.evaluate(eval_step, params, loop.to_device(stream, mesh)))
+  score = build.make_evaluate(objective, mesh, loader_lib.choose_loader(config.data.loader))
+  scores = score(params, heldout, rows)
   train = dataset.Dataset(folder, 'train')
   if unigram:
     counts = count_text(unigram, tokenizer, config.data)
@@ -205,7 +214,7 @@ def _check_rows(workdir, folder, name: str) -> None:
 def _choose(config, workdir, which: str):
   """The run's checkpoints, and the step of the one that is asked for."""
   folder = epath.Path(workdir) / 'checkpoints'
-  checkpoints = checkpoint.Checkpoints(folder, keep=config.max_to_keep, read_only=True)
+  checkpoints = Checkpoints(folder, keep=config.max_to_keep, read_only=True)
   steps = checkpoints.steps()
   if not steps:
     raise ValueError(f'{folder} holds no checkpoint yet.')

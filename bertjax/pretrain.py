@@ -27,7 +27,7 @@ from bertjax.data.tokenizer import Tokenizer
 from bertjax.interop import loading
 from bertjax.model import flops, heads
 from bertjax.objectives import mlm
-from bertjax.training import checkpoint, distributed, loop
+from bertjax.training import checkpoint, distributed
 from bertjax.training import layout as layout_lib
 from bertjax.training import mesh as mesh_lib
 from bertjax.training import run as run_lib
@@ -114,15 +114,12 @@ def set_up(config) -> Setup:
 def make_stages(setup: Setup) -> list[run_lib.Stage]:
   """The engine's stages: those of `setup` as iterators over batches and functions that evaluate."""
   mesh = setup.layout.mesh
-  eval_step = loop.make_eval_step(setup.objective.loss, setup.objective.weights, mesh=mesh)
   iterate = functools.partial(loader_lib.iterate, loader=setup.loader)
+  score = build.make_evaluate(setup.objective, mesh, setup.loader)
   stages = []
 
   def evaluate(params, heldout):
-    stream = iterate(heldout.evaluation, 0, heldout.steps_for(setup.config.max_eval_examples))
-    batches = loop.to_device(stream, mesh)
-    scores = loop.evaluate(eval_step, params, batches, setup.objective.scale)
-    return [mlm.add_perplexity(scores)]
+    return [score(params, heldout, setup.config.max_eval_examples)]
 
   for stage in setup.stages:
     size, length = stage.config.batch_size, stage.config.data.length
