@@ -82,14 +82,19 @@ def _worth_reading(record: logging.LogRecord) -> bool:
 def parse(verb: str, arguments: list[str]) -> dict:
   """Parses the flags of a verb; returns the keyword arguments of its program's `run`.
 
+  A value follows `=` or is the next argument; a boolean is --flag or --noflag, or has a value after
+  `=`. A field of the config is a flag like any other, under its own name and its short one.
+
   Raises:
     ValueError: for an unknown flag or field (with the nearest name) or a value of a wrong type.
   """
   program, config, fields, texts = VERBS[verb], None, {}, []
   if 'config' in program.flags:
+    from bertjax import config as config_lib  # takes a while to import
+
     spec, arguments = _take_recipe(program.flags['config'][0], arguments)
-    config = _config_module().recipe_for(verb, spec) if spec else None
-    fields = {f'config.{n}': v for n, v in _config_module().flat(config or {}).items()}
+    config = config_lib.recipe_for(verb, spec) if spec else None
+    fields = {f'config.{n}': v for n, v in config_lib.flat(config or {}).items()}
   values = {n: default for n, (default, _) in program.flags.items() if n != 'config'} | fields
   items = iter(arguments)
   for item in items:
@@ -155,10 +160,6 @@ def _as_typed(verb: str, arguments: list[str], field: str) -> str:
   return next((f'--{name}' for name in typed if name.removeprefix('no') in names), field)
 
 
-def _config_module():  # imported when a flag or a recipe needs it: `bertjax --help` does not
-  return importlib.import_module('bertjax.config')
-
-
 def _take_recipe(default: str, arguments: list[str]) -> tuple[str, list[str]]:
   """Splits --config=SPEC (or --config SPEC) off; the --config.field flags stay."""
   spec, rest, items = default, [], iter(arguments)
@@ -183,12 +184,14 @@ def _is_users(error: BaseException) -> bool:
   """Whether bertjax or a recipe raised the error, or a file or package is missing: no bug."""
   if isinstance(error, OSError | json.JSONDecodeError | ModuleNotFoundError | MemoryError):
     return True
+  from bertjax import config as config_lib
+
   last = error.__traceback__
   while last.tb_next:
     last = last.tb_next
   path = pathlib.Path(last.tb_frame.f_code.co_filename).resolve()
   package = pathlib.Path(__file__).resolve().parent
-  return package in path.parents or path in _config_module().recipes_read
+  return package in path.parents or path in config_lib.recipes_read
 
 
 def _overview() -> str:
@@ -212,18 +215,19 @@ def _help(verb: str, arguments: list[str]) -> str:
     parts += ['', 'Short for a field of the config:']
     parts += [f'  --{name:<20} --config.{field}' for name, field in short.items()]
   if 'config' in known:
-    module = _config_module()
+    from bertjax import config as config_lib
+
     spec, _ = _take_recipe(known['config'][0] or 'bert_mini', arguments)
-    config = module.recipe_for(verb, spec)
-    kind = module.kind(config)
-    table = module.FINETUNING if kind == 'finetune' else module.PRETRAINING
+    config = config_lib.recipe_for(verb, spec)
+    kind = config_lib.kind(config)
+    table = config_lib.FINETUNING if kind == 'finetune' else config_lib.PRETRAINING
     parts += ['', f'Fields of the config {spec}, with its values:']
-    for name, value in sorted(module.flat(config).items()):
+    for name, value in sorted(config_lib.flat(config).items()):
       parts.append(_field(f'--config.{name}', value, table[name][1]))
-    parts += ['', f'Recipes: {", ".join(module.recipe_names(kind))}']
+    parts += ['', f'Recipes: {", ".join(config_lib.recipe_names(kind))}']
     if kind == 'pretrain':
       parts += ['', 'Words after the colon of a recipe, separated by commas:']
-      parts += [f'  {word:<24} {text}' for word, text in module.WORDS.items()]
+      parts += [f'  {word:<24} {text}' for word, text in config_lib.WORDS.items()]
   return '\n'.join(parts)
 
 

@@ -92,7 +92,10 @@ def run(config, *, workdir: str, **processes) -> dict[str, float]:
   distributed.start(**processes)
   setup = set_up(config)
   task = setup.task
-  predict = predictor(setup, setup.layout.mesh, many=bool(setup.runs))
+  make = functools.partial(
+    make_predict, setup.model, task, batch_size=config.batch_size, buckets=config.data.buckets
+  )
+  predict = make(setup.layout.mesh, many=bool(setup.runs))
 
   def evaluate(params):
     return [
@@ -105,7 +108,7 @@ def run(config, *, workdir: str, **processes) -> dict[str, float]:
       best = sweep.best_run(evaluations, step, setup.options)
       seed, rate = setup.runs[best]
       params, chosen = sweep.take(params, best), {'step': step, 'seed': seed, 'learning_rate': rate}
-      score_one = predictor(setup, mesh_lib.make_mesh(devices=jax.devices()[:1]))
+      score_one = make(mesh_lib.make_mesh(devices=jax.devices()[:1]))
       return save(setup, workdir, score_one, params, chosen, evaluations)
     return save(setup, workdir, predict, params, {'step': step}, evaluations)
 
@@ -262,14 +265,6 @@ def identity_of(setup: Setup) -> dict:
     'trials': [list(run) for run in list_runs(config)],
     'tokenizer': setup.tokenizer.fingerprint, **digests,
   }  # fmt: skip
-
-
-def predictor(setup: Setup, mesh, many: bool = False):
-  """`scoring.make_predict` with the batches of the run."""
-  data = setup.config.data
-  return make_predict(
-    setup.model, setup.task, mesh, setup.config.batch_size, data.buckets, many=many
-  )
 
 
 def save(setup: Setup, workdir, predict, params, chosen: dict, evaluations) -> dict[str, float]:
