@@ -6,7 +6,7 @@ Names load on first use, so `import bertjax` is fast and imports neither JAX nor
 import importlib
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # for editors and type checkers; `_PUBLIC` is the same list at run time
+if TYPE_CHECKING:  # for editors and type checkers; `_NAMES` is the same list at run time
   from bertjax import objectives as objectives
   from bertjax.data.tokenizer import Tokenizer as Tokenizer
   from bertjax.inference.predictor import Predictor as Predictor
@@ -29,29 +29,20 @@ if TYPE_CHECKING:  # for editors and type checkers; `_PUBLIC` is the same list a
   from bertjax.training.mesh import make_mesh as make_mesh
   from bertjax.training.optimizer import make_optimizer as make_optimizer
 
-_PUBLIC = {
-  'load_model': 'bertjax.interop.loading',
-  'save_model': 'bertjax.interop.loading',
-  'Bert': 'bertjax.model.heads',
-  'EncoderConfig': 'bertjax.model.config',
-  'bert_tiny': 'bertjax.model.config',
-  'bert_mini': 'bertjax.model.config',
-  'bert_small': 'bertjax.model.config',
-  'bert_medium': 'bertjax.model.config',
-  'bert_base': 'bertjax.model.config',
-  'bert_large': 'bertjax.model.config',
-  'Tokenizer': 'bertjax.data.tokenizer',
-  'Predictor': 'bertjax.inference.predictor',
-  'objectives': 'bertjax',  # a module
-  'TASKS': 'bertjax.tasks',
-  'make_mesh': 'bertjax.training.mesh',
-  'make_optimizer': 'bertjax.training.optimizer',
-  'TrainState': 'bertjax.training.loop',
-  'init_state': 'bertjax.training.loop',
-  'make_train_step': 'bertjax.training.loop',
-  'make_eval_step': 'bertjax.training.loop',
-  'fit': 'bertjax.training.loop',
-}
+_NAMES = {
+  'bertjax': ['objectives'],
+  'bertjax.data.tokenizer': ['Tokenizer'],
+  'bertjax.inference.predictor': ['Predictor'],
+  'bertjax.interop.loading': ['load_model', 'save_model'],
+  'bertjax.model.config': ['EncoderConfig', 'bert_tiny', 'bert_mini', 'bert_small', 'bert_medium',
+                           'bert_base', 'bert_large'],
+  'bertjax.model.heads': ['Bert'],
+  'bertjax.tasks': ['TASKS'],
+  'bertjax.training.loop': ['TrainState', 'init_state', 'make_train_step', 'make_eval_step', 'fit'],
+  'bertjax.training.mesh': ['make_mesh'],
+  'bertjax.training.optimizer': ['make_optimizer'],
+}  # fmt: skip
+_PUBLIC = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = list(_PUBLIC)
 __version__ = '0.1.0'
