@@ -6,13 +6,10 @@ import types
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from bertjax.model import attention as attention_lib
 from bertjax.model.attention import attention, float32_einsum
-from bertjax.model.dropout import dropout
-from bertjax.objectives.mlm import cross_entropy
 
 ONES = jnp.ones((2, 384), jnp.int32)
 
@@ -111,42 +108,6 @@ def test_a_gpu_older_than_compute_capability_8_has_no_flash_attention(
   assert words in caplog.text
   with pytest.raises(ValueError, match=words):
     attention(x, x, x, segments, impl='cudnn')
-
-
-def test_dropout_drops_its_share_and_keeps_the_mean():
-  x = jnp.ones((40, 65, 128))  # an odd axis: half of the last words is not used
-  for impl in ('threefry2x32', 'rbg'):
-    y = np.asarray(dropout(x, 0.1, jax.random.key(0, impl=impl)))
-    assert (y == 0).mean() == pytest.approx(0.1, abs=0.002), impl
-    assert y.mean() == pytest.approx(1, abs=0.003), impl
-    rows = (y[:, :32] == 0) == (y[:, 33:] == 0)  # two halves of a word are independent
-    assert rows.mean() == pytest.approx(0.9**2 + 0.1**2, abs=0.003), impl
-  assert dropout(x, 0.0, None) is x
-
-
-def test_rbg_draws_other_bits_than_threefry():
-  x = jnp.ones((4, 8, 16))
-  one, other = (dropout(x, 0.5, jax.random.key(0, impl=impl)) for impl in ('threefry2x32', 'rbg'))
-  assert not (one == other).all()
-
-
-@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
-def test_cross_entropy_and_its_gradient_equal_optax(dtype):
-  rng = np.random.default_rng(0)
-  logits = jnp.asarray(rng.normal(size=(3, 5, 11)) * 4, dtype)
-  labels, weights = jnp.asarray(rng.integers(0, 11, (3, 5))), jnp.asarray(rng.random((3, 5)))
-
-  def gradient(loss):
-    return jax.value_and_grad(lambda x: (loss(x.astype(dtype), labels) * weights).sum())(logits)
-
-  want = gradient(
-    lambda x, y: optax.losses.softmax_cross_entropy_with_integer_labels(x.astype(jnp.float32), y)
-  )
-  got = gradient(cross_entropy)
-  assert got[1].dtype == dtype
-  tolerance = 1e-6 if dtype == 'float32' else 1e-2
-  np.testing.assert_allclose(got[0], want[0], rtol=1e-6)
-  np.testing.assert_allclose(*(x[1].astype(np.float32) for x in (got, want)), atol=tolerance)
 
 
 def test_a_product_has_a_float32_result_and_gradients_in_its_own_dtype():

@@ -1,9 +1,11 @@
-"""Packed sequences in the model and in training: the same losses, and no attention between them."""
+"""Losses of pre-training: cross-entropy, and packed sequences as unpacked ones."""
 
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from bertjax import config as config_lib
@@ -130,3 +132,22 @@ def test_a_run_trains_and_evaluates(changes, corpus, vocab, tmp_path):
   assert scores['mlm_weight'] > 0 and 0 < scores['mlm_loss'] < 10
   pairs, rows = scores['nsp_weight'], min(manifest['counts']['heldout_rows'], 64)
   assert pairs == rows if config.data.max_sequences_per_row == 1 else pairs > rows
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_cross_entropy_and_its_gradient_equal_optax(dtype):
+  rng = np.random.default_rng(0)
+  logits = jnp.asarray(rng.normal(size=(3, 5, 11)) * 4, dtype)
+  labels, weights = jnp.asarray(rng.integers(0, 11, (3, 5))), jnp.asarray(rng.random((3, 5)))
+
+  def gradient(loss):
+    return jax.value_and_grad(lambda x: (loss(x.astype(dtype), labels) * weights).sum())(logits)
+
+  want = gradient(
+    lambda x, y: optax.losses.softmax_cross_entropy_with_integer_labels(x.astype(jnp.float32), y)
+  )
+  got = gradient(cross_entropy)
+  assert got[1].dtype == dtype
+  tolerance = 1e-6 if dtype == 'float32' else 1e-2
+  np.testing.assert_allclose(got[0], want[0], rtol=1e-6)
+  np.testing.assert_allclose(*(x[1].astype(np.float32) for x in (got, want)), atol=tolerance)

@@ -1,5 +1,7 @@
-"""What a run logs about the machine: stalls, padding, pace, MFU, traces."""
+"""Metrics of a run: the log, curves, stalls, padding, pace, MFU, traces."""
 
+import json
+import struct
 import types
 
 import jax.numpy as jnp
@@ -7,7 +9,8 @@ import numpy as np
 import pytest
 
 from bertjax.training import metrics
-from bertjax.training.hardware import Chip, chip
+from bertjax.training.hardware import Chip
+from bertjax.training.metrics import RunLog, plot_curves, read_metrics
 
 
 @pytest.fixture
@@ -69,11 +72,6 @@ def test_mfu_is_the_models_flops_by_the_data_sheets(run_log, tmp_path, monkeypat
   assert logged(tmp_path)['mfu'] == pytest.approx(0.5)
 
 
-def test_a_device_is_found_by_a_part_of_its_name():
-  assert chip('TPU v5 lite').hbm == 16e9 and chip('TPU v5').hbm == 95e9
-  assert chip('NVIDIA H200').hbm == 141e9 and chip('cpu') is None
-
-
 def test_a_file_asks_for_a_trace_of_the_next_steps(run_log, tmp_path):
   (tmp_path / 'profile').touch()
   run_log.train(1, {'loss': 1.0}, 1.0, 1)
@@ -82,3 +80,112 @@ def test_a_file_asks_for_a_trace_of_the_next_steps(run_log, tmp_path):
   run_log.train(2, {'loss': 1.0}, 1.0, 1)
   assert list((tmp_path / 'logs/profile').rglob('*.xplane.pb'))
   run_log.train(3, {'loss': 1.0}, 1.0, 1)  # one trace for one request
+
+
+def test_padding_is_that_of_the_steps_not_of_the_batches_read_ahead(tmp_path):
+  def padding(start):
+    shares = iter(range(start, 100))
+    batches = ({'segment_ids': np.arange(100)[None] >= next(shares)} for _ in range(100))
+    log = RunLog(tmp_path, steps=30, start=start)
+    stream = log.watched(batches)
+    for _ in range(2):
+      next(stream)  # read ahead
+    for step in range(start + 1, 31):
+      next(stream)
+      if step % 10 == 0:
+        log.train(step, {'loss': 1.0}, 1.0, 10)
+    log.close()
+    return {row['step']: row['padding'] for row in read_metrics(tmp_path)}
+
+  whole, resumed = padding(0), padding(10)
+  assert [whole[step] for step in (10, 20, 30)] == pytest.approx([0.045, 0.145, 0.245])
+  assert [resumed[step] for step in (20, 30)] == pytest.approx([0.145, 0.245])
+
+
+def test_a_later_file_wins_where_a_resumed_run_repeats_steps(tmp_path):
+  for value in (1.0, 2.0):
+    log = RunLog(tmp_path, steps=10, start=0)
+    log.tokens_per_step = 100
+    log.train(5, {'loss': value, 'a_loss': value}, 1.0, 5)
+    log.close()
+  (row,) = read_metrics(tmp_path)
+  assert row['loss'] == 2.0 and row['tokens_per_second'] == 500
+
+
+def test_a_half_written_line_of_a_killed_process_is_passed_over(tmp_path):
+  log = RunLog(tmp_path, steps=10, start=0)
+  log.train(1, {'loss': 3.0, 'a_loss': 3.0}, 1.0, 1)
+  log.close()
+  (path,) = (tmp_path / 'logs').glob('*.jsonl')
+  path.write_text(path.read_text() + '{"kind": "tr')
+  assert [row['step'] for row in read_metrics(tmp_path)] == [1]
+
+
+def test_the_curves_are_drawn(tmp_path):
+  (tmp_path / 'logs').mkdir()
+  rows = [
+    {'kind': kind, 'step': s, 'mlm_loss': 9 - s / 10, 'nsp_loss': 0.7}
+    for kind in ('train', 'eval')
+    for s in range(1, 20)
+  ]
+  (tmp_path / 'logs' / 'metrics-x.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+  plot_curves(tmp_path)
+  assert (tmp_path / 'loss.png').read_bytes().startswith(b'\x89PNG')
+
+
+def drawn(workdir, monkeypatch, rows, **run):
+  """The figure that `plot_curves` writes for these lines; None for none."""
+  (workdir / 'logs').mkdir()
+  (workdir / 'logs' / 'metrics-x.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+  (workdir / 'run.json').write_text(json.dumps(run))
+  figures = []
+  monkeypatch.setattr(
+    'matplotlib.backends.backend_agg.FigureCanvasAgg.print_png',
+    lambda canvas, file: figures.append(canvas.figure),
+  )
+  plot_curves(workdir)
+  return figures[0] if figures else None
+
+
+def test_curves_have_units_baselines_and_the_rate(tmp_path, monkeypatch):
+  rows = [
+    {'kind': 'train', 'step': s, 'nsp_loss': 0.7, 'task_loss': 0.5, 'learning_rate': s / 10}
+    for s in (1, 2, 3)
+  ]
+  rows.append({'kind': 'eval', 'step': 3, 'nsp_loss': 0.6})
+  losses = {'nsp_loss': {'unit': 'nats per pair', 'baseline': 0.693, 'baseline_name': 'chance'}}
+  figure = drawn(tmp_path, monkeypatch, rows, losses=losses)
+  assert figure.get_suptitle() == tmp_path.name
+  nsp, task, rate = figure.axes
+  assert [axes.get_title() for axes in figure.axes] == ['nsp loss', 'task loss', 'learning rate']
+  assert (nsp.get_ylabel(), task.get_ylabel()) == ('nats per pair', '')
+  training, heldout, chance = nsp.lines
+  assert (training.get_marker(), heldout.get_marker()) == ('', 'o')  # one point is visible
+  assert list(chance.get_ydata()) == [0.693, 0.693] and chance.get_label() == 'chance'
+  assert rate.lines[0].get_ydata().tolist() == [0.1, 0.2, 0.3]
+
+
+def test_one_step_makes_no_picture(tmp_path, monkeypatch):
+  rows = [{'kind': kind, 'step': 1, 'a_loss': 1.0} for kind in ('train', 'eval')]
+  assert drawn(tmp_path, monkeypatch, rows) is None
+
+
+def test_a_resumed_run_continues_its_curve_in_tensorboard(tmp_path):
+  from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+  for start, steps in ((0, (5, 10)), (5, (10, 15))):
+    log = RunLog(tmp_path, steps=20, start=start)
+    for step in steps:
+      log.train(step, {'loss': 1.0 + start, 'a_loss': 1.0}, 1.0, 5)
+    log.close()
+  events = []
+  for path in sorted((tmp_path / 'logs' / 'tensorboard').glob('*tfevents*')):
+    content = path.read_bytes()
+    while content:  # records: length, its checksum, the event, its checksum
+      (length,) = struct.unpack('<Q', content[:8])
+      event = Event.FromString(content[12 : 12 + length])
+      if event.session_log.status == SessionLog.START:  # as TensorBoard does
+        events = [e for e in events if e[0] < event.step]
+      events += [(event.step, v.simple_value) for v in event.summary.value if v.tag == 'train/loss']
+      content = content[16 + length :]
+  assert events == [(5, 1.0), (10, 6.0), (15, 6.0)]
