@@ -123,3 +123,19 @@ def tiny_rows(tmp_path_factory, corpus, vocab) -> pathlib.Path:
   settings = prepare.Settings(length=64, heldout_fraction=0.2)
   prepare.prepare(str(corpus), Tokenizer.from_file(vocab), settings, folder)
   return folder
+
+
+@pytest.fixture(scope='session')
+def texts(documents) -> list[str]:
+  """Forty documents a sentence a line, some of them hard on tokenizers."""
+  texts = ['\n'.join(line for line in text.splitlines() if line.strip()) for text in documents]
+  texts[3] += '\nΟΔΟΣ, a\u2028b, soft\u00adhyphen and [MASK] [SEP].\n\x01\x02\n…'
+  return texts
+
+
+@pytest.fixture
+def corpus_file(tmp_path, texts) -> pathlib.Path:
+  """The texts as one file, an empty line between documents."""
+  (tmp_path / 'in').mkdir()
+  (tmp_path / 'in' / 'corpus.txt').write_text('\n\n'.join(texts), encoding='utf-8')
+  return tmp_path / 'in' / 'corpus.txt'

@@ -5,7 +5,7 @@ import doctest
 import pytest
 
 import bertjax
-from tests.inference.test_predictor import model
+from tests.models import model
 
 CONSTANTS = {'TASKS'}  # a dict has no own docstring
 

@@ -13,7 +13,7 @@ from bertjax import export
 from bertjax.__main__ import main
 from bertjax.inference.predictor import Predictor
 from bertjax.interop.loading import save_model
-from tests.inference.test_predictor import model
+from tests.models import model
 
 TEXTS = ['the name', '', 'A value, or None: "naïve" [MASK] …', 'Returns the class. ' * 4]
 

@@ -18,7 +18,7 @@ from bertjax.inference.calls import CALLS
 from bertjax.inference.predictor import Predictor
 from bertjax.interop import loading
 from bertjax.training import run as run_lib
-from tests.inference.test_predictor import model
+from tests.models import model
 
 
 @pytest.fixture(scope='module')

@@ -17,7 +17,7 @@ from bertjax.inference import calls
 from bertjax.inference.predictor import Predictor
 from bertjax.interop.loading import save_model
 from tests.data.test_words import tagger
-from tests.inference.test_predictor import model
+from tests.models import model
 
 pa = pytest.importorskip('pyarrow')
 from pyarrow import parquet  # noqa: E402

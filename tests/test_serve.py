@@ -17,7 +17,7 @@ import pytest
 from bertjax.inference.calls import CALLS
 from bertjax.inference.predictor import Predictor
 from bertjax.interop.loading import save_model
-from tests.inference.test_predictor import model
+from tests.models import model
 from tests.waiting import until
 
 httpx = pytest.importorskip('httpx')

@@ -1,89 +1,20 @@
 """`bertjax vocab` and the corpus report: exact counts, any number of workers, advice for people."""
 
-import collections
 import itertools
 import json
 import os
 import random
 import subprocess
 import sys
-import threading
 
-import numpy as np
 import pytest
 
 from bertjax import vocab as program
 from bertjax.__main__ import main
-from bertjax.data import sentencepiece, vocabulary
 from bertjax.data import text as text_lib
-from bertjax.data import words as words_lib
+from bertjax.data import vocabulary
 from bertjax.data import workers as worker_lib
 from bertjax.data.tokenizer import Tokenizer
-
-ODD = 'A\u00a0b\x1cc\u200bd  [MASK]x[UNK]\n\n字字。Élan\tÉlan!\r\nEnd of\u2028it… Then ﬁn.'
-
-
-def plainly(texts, tokenizer) -> dict:
-  """The report's counts, sentence by sentence."""
-  documents = [tokenizer.encode(text_lib.split_document(text, 'prose')) for text in texts]
-  sentences = list(itertools.chain.from_iterable(documents))
-  ids = list(itertools.chain.from_iterable(sentences))
-  histogram = collections.Counter(int(np.searchsorted(vocabulary.EDGES, len(s))) for s in sentences)
-  return {
-    'documents': len(texts),
-    'sentences': len(sentences),
-    'tokens': len(ids),
-    'unknown': ids.count(tokenizer.unk_id),
-    'documents_for_nsp': sum(len(document) > 1 for document in documents),
-    'sentences_by_length': [histogram[i] for i in range(len(vocabulary.EDGES) + 1)],
-    'duplicates': len(texts) - len(set(texts)),
-  }
-
-
-@pytest.fixture(scope='module')
-def vocabularies(documents, vocab, tmp_path_factory):
-  """A vocabulary of either kind."""
-  path = tmp_path_factory.mktemp('model') / 'spiece.model'
-  path.write_bytes(sentencepiece.train_sentencepiece(documents, 500))
-  return {'wordpiece': vocab, 'sentencepiece': path}
-
-
-@pytest.mark.parametrize('kind', ['wordpiece', 'sentencepiece'])
-@pytest.mark.parametrize('lowercase', [True, False])
-def test_the_report_counts_what_the_tokenizer_makes_of_every_sentence(
-  documents, vocabularies, kind, lowercase
-):
-  vocab = vocabularies[kind]
-  texts = [*documents, ODD, 'One.', documents[3], documents[3], 'Two']
-  found = vocabulary.describe(texts, vocab, lowercase=lowercase)
-  expected = plainly(texts, Tokenizer.from_file(vocab, lowercase=lowercase))
-  assert expected['unknown'] > 1 and expected['duplicates'] == 2
-  assert {name: found[name] for name in expected} == expected
-  assert sum(found['documents_by_length']) == len(texts)
-  # ODD has '字字。Élan', three words between white space.
-  assert found['words'] == sum(len(text.split()) for text in texts) + 2 and found['nsp'] is True
-
-
-@pytest.mark.parametrize(
-  'chunk, words',
-  [('word--', 1), ("l'été", 1), ('中国，人民', 4), ('用Python3写的。', 4), ('これはペン', 5),
-   ('、。', 1), ('한국어는', 1), ('«Да!»', 1), ('ภาษาไทย', 1)],
-)  # fmt: skip
-def test_words_are_those_of_the_language(chunk, words):
-  assert words_lib.count_words(chunk) == words
-
-
-def test_lengths_fall_into_the_bucket_that_their_edge_closes():
-  assert vocabulary._histogram([0, 1, 16, 17, 64, 8192, 8193]).tolist() == [3, 2, 0, 0, 0, 1, 1]
-
-
-@pytest.mark.parametrize('workers', [1, 2])
-def test_neither_units_nor_workers_change_the_counts(documents, vocab, monkeypatch, workers):
-  words, facts = vocabulary.count_words(documents), vocabulary.describe(documents, vocab)
-  monkeypatch.setattr(worker_lib, '_UNIT', 10_000)
-  assert len(list(worker_lib.map_units(len, documents))) > 2
-  assert vocabulary.count_words(documents, workers=workers) == words
-  assert vocabulary.describe(documents, vocab, workers=workers) == facts
 
 
 def test_units_come_in_order_and_hold_every_text_once(monkeypatch):
@@ -92,16 +23,6 @@ def test_units_come_in_order_and_hold_every_text_once(monkeypatch):
   units = worker_lib.map_units(list, iter(texts), workers=2)
   assert list(itertools.chain.from_iterable(units)) == texts
   assert list(worker_lib.map_units(list, [], workers=2)) == []
-
-
-def test_pruned_counts_are_bounded_reported_and_the_same_for_any_workers(documents, monkeypatch):
-  exact = vocabulary.count_words(documents)
-  monkeypatch.setattr(worker_lib, '_UNIT', 10_000)
-  one, two = (vocabulary.count_words(documents, max_words=500, workers=n) for n in (1, 2))
-  assert list(one.items()) == list(two.items()) and one.error == two.error > 0
-  assert len(one) <= 500 < len(exact) and exact.error == 0
-  assert all(exact[word] - one.error <= count <= exact[word] for word, count in one.items())
-  assert not [word for word, count in exact.items() if count > one.error and word not in one]
 
 
 def command(*flags, seed='1'):
@@ -278,9 +199,3 @@ def test_books_give_the_same_vocabulary_in_any_process_with_any_workers(data_dir
     command(f'--out={tmp_path}/{seed}', f'--workers={seed}', *flags, seed=seed)
   assert (tmp_path / '1').read_bytes() == (tmp_path / '2').read_bytes()
   assert Tokenizer.from_file(tmp_path / '1').vocab_size == 30522
-
-
-def test_units_without_workers_are_made_one_after_another_in_this_thread(monkeypatch):
-  monkeypatch.setattr(worker_lib, '_UNIT', 10)
-  units = worker_lib.map_units(lambda unit: (threading.get_ident(), len(unit)), ['text ' * 3] * 5)
-  assert list(units) == [(threading.get_ident(), 1)] * 5

@@ -1,4 +1,4 @@
-"""Training WordPiece vocabularies: exact, deterministic, and by the rule."""
+"""Vocabularies: trained exactly, deterministically and by the rule; counts of a report."""
 
 import collections
 import itertools
@@ -6,10 +6,14 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bertjax.data import sentencepiece, vocabulary
+from bertjax.data import text as text_lib
+from bertjax.data import workers as worker_lib
 from bertjax.data.normalization import word_splitter
 from bertjax.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from bertjax.data.vocabulary import WordCounts, count_words, train_wordpiece
@@ -160,3 +164,70 @@ def test_the_rare_half_is_pruned_and_what_may_be_lost_is_kept():
   assert (counts.error, len(counts)) == (0, 5)
   counts.prune(4)  # at most two stay: those above the third's count
   assert (counts, counts.error) == ({'a': 9}, 5)
+
+
+ODD = 'A\u00a0b\x1cc\u200bd  [MASK]x[UNK]\n\n字字。Élan\tÉlan!\r\nEnd of\u2028it… Then ﬁn.'
+
+
+def plainly(texts, tokenizer) -> dict:
+  """The report's counts, sentence by sentence."""
+  documents = [tokenizer.encode(text_lib.split_document(text, 'prose')) for text in texts]
+  sentences = list(itertools.chain.from_iterable(documents))
+  ids = list(itertools.chain.from_iterable(sentences))
+  histogram = collections.Counter(int(np.searchsorted(vocabulary.EDGES, len(s))) for s in sentences)
+  return {
+    'documents': len(texts),
+    'sentences': len(sentences),
+    'tokens': len(ids),
+    'unknown': ids.count(tokenizer.unk_id),
+    'documents_for_nsp': sum(len(document) > 1 for document in documents),
+    'sentences_by_length': [histogram[i] for i in range(len(vocabulary.EDGES) + 1)],
+    'duplicates': len(texts) - len(set(texts)),
+  }
+
+
+@pytest.fixture(scope='module')
+def vocabularies(documents, vocab, tmp_path_factory):
+  """A vocabulary of either kind."""
+  path = tmp_path_factory.mktemp('model') / 'spiece.model'
+  path.write_bytes(sentencepiece.train_sentencepiece(documents, 500))
+  return {'wordpiece': vocab, 'sentencepiece': path}
+
+
+@pytest.mark.parametrize('kind', ['wordpiece', 'sentencepiece'])
+@pytest.mark.parametrize('lowercase', [True, False])
+def test_the_report_counts_what_the_tokenizer_makes_of_every_sentence(
+  documents, vocabularies, kind, lowercase
+):
+  vocab = vocabularies[kind]
+  texts = [*documents, ODD, 'One.', documents[3], documents[3], 'Two']
+  found = vocabulary.describe(texts, vocab, lowercase=lowercase)
+  expected = plainly(texts, Tokenizer.from_file(vocab, lowercase=lowercase))
+  assert expected['unknown'] > 1 and expected['duplicates'] == 2
+  assert {name: found[name] for name in expected} == expected
+  assert sum(found['documents_by_length']) == len(texts)
+  # ODD has '字字。Élan', three words between white space.
+  assert found['words'] == sum(len(text.split()) for text in texts) + 2 and found['nsp'] is True
+
+
+def test_lengths_fall_into_the_bucket_that_their_edge_closes():
+  assert vocabulary._histogram([0, 1, 16, 17, 64, 8192, 8193]).tolist() == [3, 2, 0, 0, 0, 1, 1]
+
+
+@pytest.mark.parametrize('workers', [1, 2])
+def test_neither_units_nor_workers_change_the_counts(documents, vocab, monkeypatch, workers):
+  words, facts = vocabulary.count_words(documents), vocabulary.describe(documents, vocab)
+  monkeypatch.setattr(worker_lib, '_UNIT', 10_000)
+  assert len(list(worker_lib.map_units(len, documents))) > 2
+  assert vocabulary.count_words(documents, workers=workers) == words
+  assert vocabulary.describe(documents, vocab, workers=workers) == facts
+
+
+def test_pruned_counts_are_bounded_reported_and_the_same_for_any_workers(documents, monkeypatch):
+  exact = vocabulary.count_words(documents)
+  monkeypatch.setattr(worker_lib, '_UNIT', 10_000)
+  one, two = (vocabulary.count_words(documents, max_words=500, workers=n) for n in (1, 2))
+  assert list(one.items()) == list(two.items()) and one.error == two.error > 0
+  assert len(one) <= 500 < len(exact) and exact.error == 0
+  assert all(exact[word] - one.error <= count <= exact[word] for word, count in one.items())
+  assert not [word for word, count in exact.items() if count > one.error and word not in one]

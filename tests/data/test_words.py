@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from bertjax.data import words
+from bertjax.data import words as words_lib
 from bertjax.data.sentencepiece import train_sentencepiece
 from bertjax.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from bertjax.inference import mlm
@@ -225,3 +226,12 @@ def test_one_label_that_is_no_bio_tag_does_not_tear_the_spans(stray):
   assert (span.label, span.text) == ('LOC', '北京市')
   spans = tagger(['O', 'B-LOC', 'I-LOC', stray]).tag('北京')
   assert [(s.label, s.text) for s in spans] == ([('X', '北京')] if stray == 'X' else [])
+
+
+@pytest.mark.parametrize(
+  'chunk, words',
+  [('word--', 1), ("l'été", 1), ('中国，人民', 4), ('用Python3写的。', 4), ('これはペン', 5),
+   ('、。', 1), ('한국어는', 1), ('«Да!»', 1), ('ภาษาไทย', 1)],
+)  # fmt: skip
+def test_words_are_those_of_the_language(chunk, words):
+  assert words_lib.count_words(chunk) == words

@@ -4,8 +4,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
+
+from bertjax.data import workers as worker_lib
 
 POOL = """
 from bertjax.data import workers
@@ -76,3 +79,9 @@ def test_ctrl_c_ends_a_script_whose_workers_are_busy(tmp_path):
   process.send_signal(signal.SIGINT)
   process.communicate(timeout=30)
   assert process.returncode in (1, 130, -signal.SIGINT)
+
+
+def test_units_without_workers_are_made_one_after_another_in_this_thread(monkeypatch):
+  monkeypatch.setattr(worker_lib, '_UNIT', 10)
+  units = worker_lib.map_units(lambda unit: (threading.get_ident(), len(unit)), ['text ' * 3] * 5)
+  assert list(units) == [(threading.get_ident(), 1)] * 5

@@ -8,7 +8,7 @@ import pytest
 
 from bertjax.inference.predictor import Predictor
 from bertjax.training import hardware
-from tests.inference.test_predictor import model as tiny_model
+from tests.models import model as tiny_model
 from tests.test_finetune import make, model  # noqa: F401 (fixtures)
 
 pytest.importorskip('torch')

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import bertjax
-from tests.inference.test_predictor import model
+from tests.models import model
 
 DOCS = pathlib.Path(__file__).parents[2] / 'docs'
 

@@ -15,7 +15,7 @@ from bertjax.inference.predictor import Predictor
 from bertjax.inference.search import Index
 from bertjax.tasks import TASKS, report
 from bertjax.tasks.task import Example
-from tests.inference.test_predictor import model
+from tests.models import model
 
 sync_api = pytest.importorskip('playwright.sync_api')
 CHROMIUM = shutil.which('chromium') or shutil.which('google-chrome')

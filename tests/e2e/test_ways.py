@@ -3,26 +3,20 @@
 import dataclasses
 import functools
 import json
-import math
 import re
-import types
 
 import jax
 import numpy as np
 import pytest
-import scipy.special
 
 from bertjax import build, evaluate, finetune
 from bertjax.__main__ import main
 from bertjax.config import load_recipe
 from bertjax.data import loader
 from bertjax.interop import loading
-from bertjax.model.encoder import PARAM_AXES, layer_factors
 from bertjax.model.heads import init_params
-from bertjax.objectives.labels import Class, Span
 from bertjax.training import layout as layout_lib
-from bertjax.training import loop, optimizer, sweep
-from bertjax.training import run as run_lib
+from bertjax.training import loop
 from bertjax.training.metrics import read_metrics
 from tests.e2e import test_distributed
 from tests.test_finetune import TAGS, make, model, sentences  # noqa: F401 (fixtures)
@@ -199,39 +193,6 @@ def test_what_cannot_be_packed_is_refused(own, changes, words):
     finetune.set_up(own)
 
 
-def test_layers_learn_by_their_factors():
-  factors = layer_factors(3, trained=-1, decay=0.5)
-  np.testing.assert_allclose(factors('params/encoder/layers/mlp/in/kernel'), [0.125, 0.25, 0.5])
-  assert factors('params/encoder/embeddings/word/embedding') == 0.0625
-  assert factors('classification/kernel') == 1.0
-  assert layer_factors(3) is None
-  assert layer_factors(3, head=5.0)('tagging/output/kernel') == 5.0
-  params = {
-    'encoder': {'layers': {'mlp': {'in': {'bias': np.ones((3, 4), np.float32)}}},
-                'embeddings': {'word': {'embedding': np.ones((5, 4), np.float32)}}},
-    'classification': {'bias': np.ones(2, np.float32)},
-  }  # fmt: skip
-  top = layer_factors(3, trained=1)
-  transform = optimizer.make_optimizer('bert', weight_decay=0.1, factors=top)
-  state = transform.init(params)
-  names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)]
-  assert not any('embeddings' in name for name in names)  # no moments
-
-  def loss(params):
-    cut = optimizer.stop_gradients(params, top)
-    return sum((leaf**2).sum() for leaf in jax.tree.leaves(cut))
-
-  grads = jax.grad(loss)(params)
-  assert not grads['encoder']['embeddings']['word']['embedding'].any()
-  layers = grads['encoder']['layers']['mlp']['in']['bias']
-  assert not layers[:2].any() and layers[2].all()
-  updates, _ = transform.update(grads, state, params)
-  steps = updates['encoder']['layers']['mlp']['in']['bias']
-  assert not np.any(steps[:2]) and np.all(steps[2] != 0)
-  assert not np.any(updates['encoder']['embeddings']['word']['embedding'])
-  assert optimizer.make_optimizer('lamb', param_axes=PARAM_AXES)
-
-
 def test_only_top_layers_are_trained_and_reinitialised(own, model, tmp_path):  # noqa: F811
   own.num_trainable_layers, own.reinit_top_layers, own.num_train_epochs = 1, 1, 1.0
   finetune.run(own, workdir=str(tmp_path / 'run'))
@@ -287,66 +248,6 @@ def test_the_order_of_sentences_of_a_book_is_a_task(model, data_dir, tmp_path): 
   golds = [item.label for item in build.make_task(config).read('dev')]
   right = np.array([line.split('\t')[1] == 'swapped' for line in lines]) == np.array(golds, bool)
   assert scores['accuracy'] == pytest.approx(right.mean()) and 0.4 < np.mean(golds) < 0.6
-
-
-def test_which_trials_run_on():
-  history = [[0.5, 0.5], [0.4, 0.6], [0.45, np.nan], [0.9, 0.7]]
-  assert run_lib.still_running(history[:2], 2) == [True, True]
-  assert run_lib.still_running(history[:3], 2) == [False, True]
-  assert run_lib.still_running(history, 2) == [False, True]  # too late
-  assert run_lib.still_running(history, 0) == [True, True]
-  table = sweep.summarise(
-    [(0, 1e-3), (1, 1e-3)], np.array(history), 2, lambda trial, last: history[last][trial] < 0.5
-  )
-  assert [t['best'] for t in table['trials']] == [0.5, 0.7]
-  assert [t['last'] for t in table['trials']] == [0.45, 0.7]
-  assert table['learning_rates']['0.001']['failed'] == 1
-
-
-def test_a_diverged_trial_is_never_the_best():
-  options = run_lib.Options(metric='accuracy', highest=True)
-  scores = [{'accuracy': 0.7, 'loss': math.nan}, {'accuracy': 0.6, 'loss': 0.5}]
-  assert run_lib.ranking(scores, options) == [-math.inf, 0.6]
-  assert sweep.best_run([{'step': 3, 'scores': scores}], 3, options) == 1
-
-
-def test_class_weights_are_torch_s():
-  torch = pytest.importorskip('torch')
-  logits = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
-  labels = np.array([0, 1, 2, 2, 2, 1])
-
-  class Model:
-    config = types.SimpleNamespace(crf=False)
-
-    @staticmethod
-    def apply(*_, **__):
-      return {'classification_logits': logits}
-
-  loss_fn, weights_of = Class().make_loss(Model, (1.0, 3.0, 0.5))
-  batch = {'labels': labels, 'example_weights': np.ones(6, np.float32)}
-  ours = loss_fn({}, batch, None)[0]['task'] / weights_of(batch)['task']
-  theirs = torch.nn.CrossEntropyLoss(weight=torch.tensor([1.0, 3.0, 0.5]))
-  assert float(ours) == pytest.approx(theirs(torch.tensor(logits), torch.tensor(labels)).item())
-
-
-def test_a_question_without_the_position_of_its_answer_is_not_in_the_loss():
-  logits = np.random.default_rng(0).normal(size=(3, 5, 2)).astype(np.float32)
-
-  class Model:
-    config = types.SimpleNamespace(crf=False)
-
-    @staticmethod
-    def apply(*_, **__):
-      return {'span_logits': logits}
-
-  loss_fn, weights_of = Span().make_loss(Model)
-  labels = np.array([[1, 2], [-1, -1], [0, 0]])
-  batch = {'labels': labels, 'example_weights': np.ones(3, np.float32),
-           'segment_ids': np.ones((3, 5), np.int32)}  # fmt: skip
-  chosen = scipy.special.log_softmax(logits, 1)
-  expected = -(chosen[0, 1, 0] + chosen[0, 2, 1] + chosen[2, 0].sum()) / 2
-  assert float(loss_fn({}, batch, None)[0]['task']) == pytest.approx(expected, rel=1e-5)
-  assert float(weights_of(batch)['task']) == 2
 
 
 def test_balanced_weights_and_their_mistakes(own):

@@ -1,9 +1,5 @@
 """Explanations: attributions equal PyTorch's and agree with masking, roll-out, the page."""
 
-import base64
-import json
-import re
-
 import jax
 import numpy as np
 import optax
@@ -18,7 +14,7 @@ from bertjax.inference.predictor import Predictor
 from bertjax.interop.loading import save_model
 from bertjax.model.config import EncoderConfig
 from bertjax.model.heads import Bert, init_params
-from tests.inference.test_predictor import SIZES, applied, model
+from tests.models import SIZES, applied, model
 
 TEXT = 'the [MASK] of a class </script>'
 
@@ -278,26 +274,6 @@ def test_attributions_of_a_real_model_agree_with_masking_words(data_dir, tmp_pat
   integrated, product = found['rows']
   assert integrated['correlation'] > max(0.8, product['correlation'] + 0.3)
   assert integrated['same_top_word'] >= product['same_top_word'] + 5
-
-
-def test_the_page_holds_all_of_it_and_loads_nothing(tmp_path, vocab, explanation, caplog):
-  bert, params, tokenizer = model(vocab, 'mlm')
-  save_model(tmp_path / 'm', bert, params, tokenizer)
-  arguments = [f'--text={TEXT}', '--pair=or None', f'--out={tmp_path}/deep/page.html']
-  assert main(['explain', f'--model={tmp_path}/m', *arguments]) == 0
-  assert 'replaced' not in caplog.text
-  page = (tmp_path / 'deep' / 'page.html').read_text(encoding='utf-8')
-  assert page.count('</script>') == 1  # the one in the text cannot end the script
-  assert not re.search(r'(src|href)=|@import|fetch\(|https?://(?!www.w3.org/2000/svg)', page)
-  data = json.loads(re.search('const data = (.*);\n', page)[1])
-  assert data['tokens'] == explanation.tokens and data['layers'] == explanation.layers
-  assert [word for word, _, _ in data['words']] == [word for word, _, _ in explanation.words]
-  [attribution] = data['attributions']
-  assert attribution['name'] == explanation.attributions[0].name
-  raw = np.frombuffer(base64.b64decode(data['attention']), np.uint8)
-  assert np.abs(raw.reshape(explanation.attention.shape) / 255 - explanation.attention).max() < 0.01
-  assert main(['explain', f'--model={tmp_path}/m', *arguments]) == 0
-  assert f'{tmp_path}/deep/page.html exists already and is replaced' in caplog.text
 
 
 def test_explain_without_head_shows_attention_only(vocab):

@@ -119,3 +119,42 @@ def test_kinds_refuse_what_their_loss_does_not_have():
     if not kind.takes_crf:
       with pytest.raises(ValueError, match='crf=True is for tags'):
         kind().make_loss(model)
+
+
+def test_class_weights_are_torch_s():
+  torch = pytest.importorskip('torch')
+  logits = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
+  labels = np.array([0, 1, 2, 2, 2, 1])
+
+  class Model:
+    config = types.SimpleNamespace(crf=False)
+
+    @staticmethod
+    def apply(*_, **__):
+      return {'classification_logits': logits}
+
+  loss_fn, weights_of = Class().make_loss(Model, (1.0, 3.0, 0.5))
+  batch = {'labels': labels, 'example_weights': np.ones(6, np.float32)}
+  ours = loss_fn({}, batch, None)[0]['task'] / weights_of(batch)['task']
+  theirs = torch.nn.CrossEntropyLoss(weight=torch.tensor([1.0, 3.0, 0.5]))
+  assert float(ours) == pytest.approx(theirs(torch.tensor(logits), torch.tensor(labels)).item())
+
+
+def test_a_question_without_the_position_of_its_answer_is_not_in_the_loss():
+  logits = np.random.default_rng(0).normal(size=(3, 5, 2)).astype(np.float32)
+
+  class Model:
+    config = types.SimpleNamespace(crf=False)
+
+    @staticmethod
+    def apply(*_, **__):
+      return {'span_logits': logits}
+
+  loss_fn, weights_of = Span().make_loss(Model)
+  labels = np.array([[1, 2], [-1, -1], [0, 0]])
+  batch = {'labels': labels, 'example_weights': np.ones(3, np.float32),
+           'segment_ids': np.ones((3, 5), np.int32)}  # fmt: skip
+  chosen = scipy.special.log_softmax(logits, 1)
+  expected = -(chosen[0, 1, 0] + chosen[0, 2, 1] + chosen[2, 0].sum()) / 2
+  assert float(loss_fn({}, batch, None)[0]['task']) == pytest.approx(expected, rel=1e-5)
+  assert float(weights_of(batch)['task']) == 2

@@ -1,15 +1,17 @@
 """report.html: what it says of the run, its mistakes, its calibration, its sweep."""
 
+import json
 import re
 
 import numpy as np
 import pytest
 
 from bertjax.objectives import labels
-from bertjax.tasks import TASKS, report
+from bertjax.tasks import TASKS, question_answering, report
 from bertjax.tasks.question_answering import Answer
 from bertjax.tasks.task import Example
 from bertjax.training import sweep
+from tests.test_scoring import TOKENIZER, squad_file
 
 TABLE = TASKS['table'](files={}, text='text', labels=('ham', 'spam'))
 ITEMS = [Example(str(i), (f'text {i}',), int(i > 2)) for i in range(5)]  # 3 ham, 2 spam
@@ -104,3 +106,97 @@ def test_confidence_is_the_probability_of_the_prediction():
   assert of(labels.Span(), [answer], np.zeros((1, 3, 2))).tolist() == [0.4]
   assert of(labels.Regression(), [1.0], [[1.0]]) is None
   assert of(labels.Tags(two), [['a']], np.zeros((1, 3, 2))) is None
+
+
+def test_a_model_that_says_always_the_same_is_remarked_on(caplog):
+  table = TASKS['table'](files={}, text='text', labels=('ham', 'spam'))
+  items = [Example(str(i), ('a',), int(i > 2)) for i in range(5)]  # 3 ham, 2 spam
+
+  def remarks(task, items, predictions):
+    scores = task.score(items, predictions) if items[0].label is not None else {}
+    return report.remarks(task, 'dev', items, predictions, scores)
+
+  assert remarks(table, items, np.zeros(5, int)) == [
+    "dev: all 5 predictions are 'ham'",
+    "dev: accuracy 0.6000 is not above 0.6000, that of always predicting 'ham', the most frequent "
+    'class',
+  ]
+  assert 'the model may not have learnt the task' in caplog.text
+  [note] = remarks(table, items, np.array([0, 0, 1, 0, 1]) ^ np.array([1, 0, 0, 0, 0]))
+  assert note.startswith('dev: accuracy 0.4000 is not above 0.6000')
+  assert remarks(table, items, np.array([0, 0, 0, 1, 0])) == []
+  unlabelled = [item._replace(label=None) for item in items]
+  assert remarks(table, unlabelled, np.ones(5, int)) == ["dev: all 5 predictions are 'spam'"]
+  words = [Example('0', ('a', 'b'), ('B-PER', 'O'))] * 2
+  conll = TASKS['conll'](files={}, types=('PER',))
+  assert remarks(conll, words, [['O', 'O']] * 2) == [
+    'dev: no entity is predicted in 2 sentences (f1 0.0000)'
+  ]
+  assert remarks(conll, words, [['O', 'O'], ['B-PER', 'O']]) == []
+  several = TASKS['table'](files={}, text='text', labels=('x', 'y'), kind='multilabel')
+  sets = [Example('0', ('a',), (0,)), Example('1', ('a',), (1,))]
+  assert remarks(several, sets, np.zeros((2, 2), bool)) == [
+    'dev: no label is predicted for any of 2 examples (micro_f1 0.0000)'
+  ]
+  numbers = TASKS['table'](files={}, text='text', kind='regression')
+  assert remarks(numbers, [Example('0', ('a',), 1.0), Example('1', ('a',), 2.0)], [3.0, 3.0]) == [
+    "dev: all 2 predictions are '3.0' (spearman 0.0000)"
+  ]
+  questions = [Example('0', ('q', 'c'), (('c', 0),)), Example('1', ('q', 'c'), ())]
+  nothing = [question_answering.Answer('', 'c', 1.0, [])] * 2
+  assert remarks(TASKS['squad2'](), questions, nothing)[0].startswith(
+    "dev: all 2 predictions are ''"
+  )
+
+
+def test_the_report_lists_no_tags_that_the_metric_counts_as_right(tmp_path):
+  (tmp_path / 'f').write_text('ada O\nlyon B-LOC\nthe I-LOC\n\na B-PER\nb O\n')
+  task = TASKS['conll'](files={'dev': str(tmp_path / 'f')}, types=('LOC', 'PER'))
+  items = task.read('dev')
+  predictions = [['O', 'I-LOC', 'I-LOC'], ['B-PER', 'I-PER']]
+  assert task.score(items, predictions)['f1'] == 0.5
+  page = report._mistakes(task, items, predictions)
+  assert '<p>1 of 2 examples differ' in page
+  assert '<td>a [PER]</td><td>a b [PER]</td>' in page and 'LOC' not in page
+
+
+def test_the_report_shows_chinese_words_without_blanks(tmp_path):
+  (tmp_path / 'f').write_text('他 O\n在 O\n北 B-LOC\n京 I-LOC\n。 O\n', encoding='utf-8')
+  task = TASKS['conll'](files={'dev': str(tmp_path / 'f')}, types=('LOC',))
+  page = report._mistakes(task, task.read('dev'), [['O'] * 5])
+  assert '<td>他在北京。</td><td>北京 [LOC]</td><td>(none)</td>' in page
+
+
+def test_the_report_lists_the_answers_that_the_metric_counts_as_wrong(tmp_path):
+  (tmp_path / 'dev-v2.0.json').write_text(json.dumps(squad_file(True, 4)))
+  task = TASKS['squad2'](str(tmp_path))
+  items = task.read('dev')
+  encoded = task.encode(items, TOKENIZER, 80)
+  logits = np.zeros((*encoded.columns['input_ids'].shape, 2))
+  logits[:, 0] = 9
+  predictions = task.decode(items, encoded, logits)
+  assert [p.text for p in predictions] == [''] * 4
+  assert task.score(items, predictions)['exact'] == 0.5
+  assert '<p>2 of 4 examples differ' in report._mistakes(task, items, predictions)
+
+
+def test_odd_labels_are_text_in_the_figures_of_the_report():
+  labels = ('$5 to $10', r'$\foo$', '<script>')
+  table = TASKS['table'](files={}, text='text', labels=labels)
+  items = [Example(str(i), ('a',), i) for i in range(3)]
+  scores = table.score(items, np.arange(3))
+  page = report.page(table, items, np.arange(3), np.eye(3), scores, [], {}, {})
+  for label in labels[:2]:
+    assert page.count(f'>{label}</text>') == 2  # of the confusion matrix
+    assert f'>{label} (mean 1.000)</text>' in page
+  assert '<script' not in page and page.count('>&lt;script&gt;</text>') == 2
+
+
+def test_the_report_shows_remarks():
+  table = TASKS['table'](files={}, text='text', labels=('ham', 'spam'))
+  items = [Example(str(i), ('a',), int(i > 2)) for i in range(5)]
+  predictions, logits = np.zeros(5, int), np.eye(2)[np.zeros(5, int)]
+  scores = table.score(items, predictions)
+  notes = report.remarks(table, 'dev', items, predictions, scores)
+  page = report.page(table, items, predictions, logits, scores, [], {}, {}, notes)
+  assert '<p><strong>dev: all 5 predictions are &#x27;ham&#x27;.</strong></p>' in page

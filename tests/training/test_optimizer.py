@@ -6,8 +6,9 @@ import numpy as np
 import optax
 import pytest
 
-from bertjax.model.encoder import PARAM_AXES
+from bertjax.model.encoder import PARAM_AXES, layer_factors
 from bertjax.model.heads import Bert, init_params
+from bertjax.training import optimizer
 from bertjax.training.mesh import path_name
 from bertjax.training.optimizer import decay_mask, make_optimizer, make_schedule
 from tests.model.test_encoder import TINY
@@ -142,3 +143,36 @@ def test_without_warm_up_every_schedule_starts_at_the_peak():
 def test_wrong_settings_name_the_rule_and_the_value(call, words):
   with pytest.raises(ValueError, match=words):
     call()
+
+
+def test_layers_learn_by_their_factors():
+  factors = layer_factors(3, trained=-1, decay=0.5)
+  np.testing.assert_allclose(factors('params/encoder/layers/mlp/in/kernel'), [0.125, 0.25, 0.5])
+  assert factors('params/encoder/embeddings/word/embedding') == 0.0625
+  assert factors('classification/kernel') == 1.0
+  assert layer_factors(3) is None
+  assert layer_factors(3, head=5.0)('tagging/output/kernel') == 5.0
+  params = {
+    'encoder': {'layers': {'mlp': {'in': {'bias': np.ones((3, 4), np.float32)}}},
+                'embeddings': {'word': {'embedding': np.ones((5, 4), np.float32)}}},
+    'classification': {'bias': np.ones(2, np.float32)},
+  }  # fmt: skip
+  top = layer_factors(3, trained=1)
+  transform = optimizer.make_optimizer('bert', weight_decay=0.1, factors=top)
+  state = transform.init(params)
+  names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)]
+  assert not any('embeddings' in name for name in names)  # no moments
+
+  def loss(params):
+    cut = optimizer.stop_gradients(params, top)
+    return sum((leaf**2).sum() for leaf in jax.tree.leaves(cut))
+
+  grads = jax.grad(loss)(params)
+  assert not grads['encoder']['embeddings']['word']['embedding'].any()
+  layers = grads['encoder']['layers']['mlp']['in']['bias']
+  assert not layers[:2].any() and layers[2].all()
+  updates, _ = transform.update(grads, state, params)
+  steps = updates['encoder']['layers']['mlp']['in']['bias']
+  assert not np.any(steps[:2]) and np.all(steps[2] != 0)
+  assert not np.any(updates['encoder']['embeddings']['word']['embedding'])
+  assert optimizer.make_optimizer('lamb', param_axes=PARAM_AXES)
