@@ -46,6 +46,10 @@ FULL = {f'e2e/test_{name}' for name in ('benchmarks', 'readme', 'recovery', 'tpu
                                         'ways')}  # fmt: skip
 
 
+# Fixtures that train, or build the documentation; tests that use one are end-to-end tests.
+RUNS = {'finished', 'site', 'trained', 'uninterrupted'}
+
+
 def pytest_configure(config):
   # Ctrl-C is tested, and shells start background jobs with SIGINT ignored.
   signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -67,6 +71,8 @@ def pytest_collection_modifyitems(config, items):
   for item in items:
     if name(item) in FULL:
       item.add_marker('full')
+    if name(item).startswith('e2e/') or RUNS & set(item.fixturenames):
+      item.add_marker('e2e')
     if 'slow' in item.keywords and not config.getoption('--slow'):
       item.add_marker(pytest.mark.skip(reason='takes minutes; run with --slow'))
     elif 'full' in item.keywords and not full:

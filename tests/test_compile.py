@@ -101,6 +101,7 @@ def test_a_batch_that_does_not_fit_is_reported_with_the_largest_that_fits(
   assert 'step_seconds' in fits and 'does_not_fit' in not_fits
 
 
+@pytest.mark.e2e
 def test_the_devices_here_are_measured(capsys):
   (report,) = compile_lib.run(small(**config_lib.SMOKE, **{'model.vocab_size': 100}))
   assert report['measured_step_seconds'] > 0 and 'measured' in capsys.readouterr().out

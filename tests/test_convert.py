@@ -137,6 +137,7 @@ def begin(tiny_rows, tmp_path):
   return parameters
 
 
+@pytest.mark.e2e
 def test_a_run_starts_from_hugging_faces_and_from_googles_files(model, tmp_path, begin):
   save_model(tmp_path / 'hf', *model)
   save_model(tmp_path / 'google', *model, format='google')
@@ -148,6 +149,7 @@ def test_a_run_starts_from_hugging_faces_and_from_googles_files(model, tmp_path,
     begin(init_from=str(tmp_path / 'hf'), **{'model.activation': 'gelu_tanh'})
 
 
+@pytest.mark.e2e
 def test_a_run_takes_a_longer_table_and_another_vocabulary_on_request(
   model, tmp_path, begin, tiny_rows
 ):
@@ -166,6 +168,7 @@ def test_a_run_takes_a_longer_table_and_another_vocabulary_on_request(
     np.testing.assert_array_equal(table[kept:], fresh[kept:])
 
 
+@pytest.mark.e2e
 def test_the_recipe_for_ones_own_domain_starts_from_googles_files(model, tmp_path, begin):
   config = load_recipe('bert_base:continued')
   assert (config.learning_rate, config.num_train_steps, config.model.num_layers) == (

@@ -53,6 +53,7 @@ def save(folder, vocab, *heads, labels=(), problem_type=''):
   return Predictor.from_dir(folder, batch_size=4)
 
 
+@pytest.mark.e2e
 def test_a_saved_model_takes_texts_and_gives_the_predictors_classes(tmp_path, vocab):
   predictor = save(tmp_path / 'm', vocab, 'classification', labels=['bad', 'fair', 'good'])
   assert main(['export', f'--model={tmp_path}/m', f'--out={tmp_path}/out']) == 0
@@ -134,6 +135,7 @@ def test_a_saved_model_is_serialised_for_the_installed_tensorflow():
   assert code[:40].split(b'StableHLO_v')[1].split(b'\0')[0].decode() == version
 
 
+@pytest.mark.e2e
 def test_a_program_that_differs_from_the_predictor_is_not_written(
   tmp_path, vocab, monkeypatch, capsys
 ):
@@ -151,6 +153,7 @@ def test_a_program_that_differs_from_the_predictor_is_not_written(
   assert [p.name for p in tmp_path.iterdir()] == ['m']
 
 
+@pytest.mark.e2e
 def test_a_program_that_cannot_run_is_not_written(tmp_path, vocab, monkeypatch, capsys):
   save(tmp_path / 'm', vocab, 'nsp')
   monkeypatch.setattr(export, '_portable', lambda exported: exported.mlir_module_serialized[:999])

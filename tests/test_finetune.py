@@ -123,6 +123,7 @@ def make(model, tmp_path):
   return make
 
 
+@pytest.mark.e2e
 def test_a_sentence_task_is_learnt_scored_written_and_saved(make, tmp_path, caplog):
   scores = finetune.run(make('sst2'), workdir=str(tmp_path / 'run'))
   assert scores['accuracy'] > 0.9
@@ -155,6 +156,7 @@ def test_a_sentence_task_is_learnt_scored_written_and_saved(make, tmp_path, capl
       finetune.set_up(config)
 
 
+@pytest.mark.e2e
 def test_the_last_step_or_any_other_becomes_the_model(make, tmp_path):
   config, run = make('sst2'), tmp_path / 'run'
   config.num_train_epochs, config.max_to_keep, config.save_model, config.data.test = (

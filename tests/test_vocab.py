@@ -193,6 +193,7 @@ def test_google_s_uncased_vocabulary_fits_wikitext_and_not_with_case(data_dir):
 
 
 @pytest.mark.data
+@pytest.mark.e2e
 def test_books_give_the_same_vocabulary_in_any_process_with_any_workers(data_dir, tmp_path):
   flags = [f'--input={data_dir}/books/[A-D]*', '--size=30522', '--noreport']  # two units
   for seed in ('1', '2'):

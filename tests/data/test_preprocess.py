@@ -154,6 +154,7 @@ def small_batches(monkeypatch):
   monkeypatch.setattr(preprocess, '_BATCH_CHARS', 5000)
 
 
+@pytest.mark.e2e
 def test_rows_are_the_same_for_any_number_of_workers(make, small_batches, tmp_path, monkeypatch):
   none = contents(make('none', num_shards=3)[0])
   assert none == contents(make('one', num_shards=3, workers=1)[0])
@@ -231,6 +232,7 @@ KILLED = """if True:
 
 
 @pytest.mark.parametrize('what', ['tokenising', 'building'])
+@pytest.mark.e2e
 def test_a_killed_preparation_resumes_to_the_bytes_of_an_uninterrupted_one(
   what, make, small_batches, corpus_file, vocab, tmp_path, monkeypatch
 ):

@@ -143,6 +143,7 @@ def test_case_and_accents_are_normalised_as_in_albert(documents):
   assert keep.encode(['HOUSE']) != keep.encode(['house'])
 
 
+@pytest.mark.e2e
 def test_the_graph_tokenizer_gives_the_same_ids(tokenizer, documents):
   from bertjax.data import tokenizer_tf
 

@@ -460,11 +460,13 @@ def embedded():
   return list(text_lib.embedded_documents())
 
 
+@pytest.mark.e2e
 def test_the_embedded_corpus_is_large_enough_to_learn_from(embedded):
   assert len(embedded) > 300 and sum(map(len, embedded)) > 2_000_000
   assert all(text.strip() for text in embedded)
 
 
+@pytest.mark.e2e
 def test_the_embedded_corpus_is_the_same_in_any_process_and_imports_nothing_it_parses(embedded):
   script = """if True:
     import hashlib, sys

@@ -203,6 +203,7 @@ def test_a_vocabulary_as_it_is_found_has_transformers_ids_and_keeps_them(tmp_pat
 
 
 @pytest.mark.parametrize('rules', normalization.RULES)
+@pytest.mark.e2e
 def test_the_graph_and_the_library_agree_on_a_vocabulary_with_holes(rules):
   graph = pytest.importorskip('bertjax.data.tokenizer_tf')
   ours = Tokenizer([*TINY[:7], '', '', 'hello', *TINY[7:]], rules=rules)

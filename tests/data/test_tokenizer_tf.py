@@ -168,6 +168,7 @@ def differing(texts, tokenizer, reference, twin) -> list:
 @pytest.mark.data
 @pytest.mark.parametrize('rules', normalization.RULES)
 @pytest.mark.parametrize('name', VOCABS)
+@pytest.mark.e2e
 def test_both_tokenizers_equal_the_reference_on_samples(data_dir, name, rules):
   triple = load(data_dir, name, rules)
   assert differing(read_lines(data_dir, 40), *triple) == []
@@ -200,6 +201,7 @@ def check_folds(texts, rules, lowercase):
 
 @pytest.mark.parametrize('rules', normalization.RULES)
 @pytest.mark.parametrize('lowercase', [True, False])
+@pytest.mark.e2e
 def test_the_graph_normalises_every_code_point_as_the_reference(rules, lowercase):
   letters = [chr(c) for c in range(0x110000) if not 0xD800 <= c < 0xE000]
   if rules == 'huggingface':  # the normaliser gets these for special tokens, not from texts

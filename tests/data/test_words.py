@@ -147,6 +147,7 @@ def prefer(predictor, token):
     ('[MASK][MASK]', 'dog', 'dog dog'),
   ],
 )
+@pytest.mark.e2e
 def test_a_filled_text_is_the_original_outside_of_the_mask(text, token, expected):
   predictor = prefer(stub(characters(), 'mlm'), token)
   fill = predictor.fill_mask(text, top_k=1)[0][0]

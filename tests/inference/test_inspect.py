@@ -36,6 +36,7 @@ def explanation(mlm):
   return inspect.explain(mlm, TEXT, 'or None')
 
 
+@pytest.mark.e2e
 def test_attention_and_layers_are_the_models(mlm, explanation):
   batch = mlm.tokenizer([TEXT], ['or None'])
   out = applied(mlm.config, ('mlm',), capture=('attention',))(mlm.runner.params, batch)
@@ -67,6 +68,7 @@ def mean_gradient(torch, score, text, baseline, points=200):
 
 
 @pytest.mark.parametrize('head', ['classification', 'mlm', 'span'])
+@pytest.mark.e2e
 def test_attributions_equal_pytorchs(tmp_path, vocab, head):
   torch, transformers = pytest.importorskip('torch'), pytest.importorskip('transformers')
   bert, params, tokenizer = model(vocab, head, labels=3, std=0.1)
@@ -154,6 +156,7 @@ def test_odd_texts_are_explained(many, text):
     assert attribution.values.sum() == pytest.approx(change, rel=0.01, abs=1e-3)
 
 
+@pytest.mark.e2e
 def test_regressions_labels_and_choices_are_explained(vocab):
   parts = model(vocab, 'classification', labels=2)
   number = Predictor(*model(vocab, 'classification', labels=1), labels=['stars'],
@@ -182,6 +185,7 @@ def test_regressions_labels_and_choices_are_explained(vocab):
   assert inspect.explain(choice, 'the name').attributions == []
 
 
+@pytest.mark.e2e
 def test_a_crf_explains_the_tags_that_it_chooses(vocab):
   bert, params, tokenizer = model(vocab, 'tagging', labels=3, crf=True)
   tagging = params['tagging'] | {'start': np.zeros(3), 'end': np.zeros(3)}
@@ -192,6 +196,7 @@ def test_a_crf_explains_the_tags_that_it_chooses(vocab):
   assert [a.name for a in found] == [f'{w}: B-x' for w in ('the', 'name', 'of', 'a', 'class')]
 
 
+@pytest.mark.e2e
 def test_words_are_the_tokenizers_in_the_texts_own_letters(tmp_path, vocab):
   entries = [*vocab.read_text().splitlines()[:104], *'我们喜欢这个地方', 'film', '##s']
   (tmp_path / 'vocab.txt').write_text('\n'.join(dict.fromkeys(entries)) + '\n')
@@ -250,6 +255,7 @@ def trained(vocab):
   return predictor, [text()[0] for _ in range(30)]
 
 
+@pytest.mark.e2e
 def test_attributions_agree_with_masking_words(trained):
   """Measured 0.84 against 0.73 of gradient x input with jax 0.10.2, 0.79 against 0.22 with 0.12."""
   found = agreement(*trained)

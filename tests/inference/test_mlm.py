@@ -22,6 +22,7 @@ def log_probs(predictor, ids, place):
   return np.asarray(jax.nn.log_softmax(out['mlm_logits'][0, place + 1]))
 
 
+@pytest.mark.e2e
 def test_scores_are_natural_logs_with_one_mask_a_token(mlm):
   scores = mlm.score(TEXTS[:2])
   [ids] = mlm.tokenizer.encode(TEXTS[:1])
@@ -60,6 +61,7 @@ def test_each_of_several_masks_is_filled_separately(mlm):
     mlm.fill_mask('a [MASK]', top_k=0)
 
 
+@pytest.mark.e2e
 def test_infill_takes_the_surest_mask_first(mlm):
   text = 'the [MASK] of ' + '[MASK] ' * 9  # more than a row asks about
   ids = mlm.tokenizer.encode([text])[0]
@@ -81,6 +83,7 @@ def tokens(predictor, text):
   return predictor.tokenizer.encode([text])[0]
 
 
+@pytest.mark.e2e
 def test_corrections_are_likelier_words_in_the_place_of_a_word(mlm):
   text = 'Returns the name, or None.'
   [found] = mlm.correct([text], ratio=1e-9, top_k=20)
@@ -110,6 +113,7 @@ def test_next_sentence_reads_label_0_as_next(mlm):
   assert mlm.next_sentence(TEXTS[0], TEXTS[1]) == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.e2e
 def test_rows_of_the_word_table_beyond_the_vocabulary_are_never_proposed(vocab):
   bert, _, tokenizer = model(vocab, 'mlm')
   config = dataclasses.replace(bert.config, vocab_size=tokenizer.vocab_size + 7)
@@ -142,6 +146,7 @@ def next_logs(predictor, ids):
   return np.asarray(jax.nn.log_softmax(out['mlm_logits'][0]))
 
 
+@pytest.mark.e2e
 def test_a_left_to_right_model_gives_log_likelihoods(causal):
   texts = [*TEXTS, *TEXTS, *TEXTS]  # more than a batch: packed
   for text, score in zip(texts, causal.score(texts), strict=True):
@@ -161,6 +166,7 @@ def test_a_left_to_right_model_gives_log_likelihoods(causal):
     strict.score(LONG)
 
 
+@pytest.mark.e2e
 def test_a_left_to_right_model_continues_texts_token_by_token(causal):
   special = list(set(causal.tokenizer.special.values()) - {causal.tokenizer.sep_id})
   ids, expected = tokens(causal, TEXTS[0]), TEXTS[0]

@@ -15,6 +15,7 @@ def classifier(vocab):
   return Predictor(*parts, labels=('x', 'y', 'z'), batch_size=8, long='window')
 
 
+@pytest.mark.e2e
 def test_one_item_in_one_item_out_and_lists_in_order(classifier):
   results = classifier.classify(TEXTS)
   assert [classifier.classify(text).labels for text in TEXTS] == [r.labels for r in results]
@@ -127,6 +128,7 @@ def test_one_text_among_lists_is_refused_not_read_as_letters(vocab):
     choosing.choose('the', 'ab')
 
 
+@pytest.mark.e2e
 def test_embeddings_pool_as_they_say(vocab):
   predictor = Predictor(*model(vocab), batch_size=4)
   apply = applied(predictor.config, capture=('hidden',))

@@ -34,6 +34,7 @@ def test_a_window_counts_by_its_tokens_in_an_embedding(vocab):
 
 @pytest.mark.parametrize('output', ['mean', 'cls', 'last_four', 'classification', 'nsp', 'choice',
                                     'tagging', 'span', 'mlm'])  # fmt: skip
+@pytest.mark.e2e
 def test_packed_rows_give_what_single_ones_give(vocab, output):
   bert, params, tokenizer = model(
     vocab, 'mlm', 'nsp', 'classification', 'choice', 'tagging', 'span', labels=3

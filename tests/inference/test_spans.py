@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+import pytest
 
 from bertjax.data.words import BEGINS
 from bertjax.inference.predictor import Predictor
@@ -11,6 +12,7 @@ from bertjax.tasks import metrics
 from tests.models import LONG, applied, model
 
 
+@pytest.mark.e2e
 def test_a_text_given_as_words_keeps_them(vocab):
   predictor = Predictor(
     *model(vocab, 'tagging', labels=3), labels=['O', 'B-X', 'I-X'], batch_size=4

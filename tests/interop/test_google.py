@@ -195,6 +195,7 @@ def check_equal(config, params, batch, expected):
 
 
 @pytest.mark.parametrize('gelu', ['erf', 'tanh'])
+@pytest.mark.e2e
 def test_a_google_checkpoint_gives_googles_outputs_and_returns(tmp_path, vocab, caplog, gelu):
   caplog.set_level(logging.INFO, 'bertjax')
   tokenizer = Tokenizer.from_file(vocab)
@@ -232,6 +233,7 @@ def test_what_we_save_runs_in_googles_graph(tmp_path, vocab):
 
 
 @pytest.mark.parametrize('head', ['classification', 'span'])
+@pytest.mark.e2e
 def test_googles_task_heads_load_from_the_newest_checkpoint(tmp_path, vocab, head):
   size = Tokenizer.from_file(vocab).vocab_size
   google = GoogleBert(size, heads=(head,))

@@ -134,6 +134,7 @@ def check_pretraining(model, config, params, batch):
 
 
 @pytest.mark.parametrize('activation', ['gelu', 'gelu_new'])
+@pytest.mark.e2e
 def test_pretraining_equals_transformers_in_outputs_losses_and_gradients(
   tmp_path, vocab, activation
 ):
@@ -146,6 +147,7 @@ def test_pretraining_equals_transformers_in_outputs_losses_and_gradients(
   check_return(tmp_path, config, params, tokenizer, model)
 
 
+@pytest.mark.e2e
 def test_a_base_shaped_model_equals_transformers(tmp_path):
   sizes = transformers.BertConfig()
   names = [*TINY, 'hidden_act']
@@ -185,6 +187,7 @@ def task_loss(head, out, labels):
 
 
 @pytest.mark.parametrize('head', CLASSES)
+@pytest.mark.e2e
 def test_every_task_head_equals_transformers_and_returns(tmp_path, vocab, head):
   tokenizer = Tokenizer.from_file(vocab)
   architecture, count = CLASSES[head]
@@ -230,6 +233,7 @@ def test_every_task_head_equals_transformers_and_returns(tmp_path, vocab, head):
     (('nsp',), True, 'BertForNextSentencePrediction'),
   ],
 )
+@pytest.mark.e2e
 def test_a_saved_model_loads_in_transformers_without_a_missing_key(
   tmp_path, vocab, heads, pooler, architecture
 ):
@@ -275,6 +279,7 @@ class GoogleAdam(torch.optim.Optimizer):
 
 
 @pytest.mark.parametrize('optimizer', ['bert', 'adamw'])
+@pytest.mark.e2e
 def test_twenty_training_steps_follow_pytorchs(tmp_path, vocab, optimizer):
   from bertjax.model.encoder import PARAM_AXES
   from bertjax.training import loop, mesh

@@ -87,6 +87,7 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize('name', VARIANTS)
+@pytest.mark.e2e
 def test_embeddings_equal_sentence_transformers_for_every_layer(encoder, tmp_path, name):
   library = pytest.importorskip('sentence_transformers')
   modules, options = VARIANTS[name]

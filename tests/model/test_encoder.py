@@ -182,6 +182,7 @@ def test_a_bidirectional_encoder_attends_to_later_tokens(params):
 @pytest.mark.parametrize(
   'changes', [{'unroll': 3}, {'unroll': 2}, {'remat': 'full'}, {'remat': 'dots'}]
 )
+@pytest.mark.e2e
 def test_unrolling_and_rematerialising_change_no_gradient(params, changes):
   batch = batch_of(np.random.default_rng(3))
 

@@ -113,6 +113,7 @@ def test_every_name_of_features_has_its_layers():
 @pytest.mark.parametrize(
   'features', ['last', 'sum_last_four', 'concat_last_four', 'weighted_sum', '3']
 )
+@pytest.mark.e2e
 def test_features_are_those_of_the_captured_layers(features):
   config = dataclasses.replace(PLAIN, features=features)
   params = random_params(config, heads=('tagging', 'classification'), pooler=True)
@@ -149,6 +150,7 @@ def test_weighted_sums_start_as_the_mean_and_learn_their_shares():
   assert (np.abs(grads['layer_weights']) > 0).all() and np.abs(grads['layer_scale']) > 0
 
 
+@pytest.mark.e2e
 def test_a_frozen_encoder_has_no_gradient_and_no_dropout():
   config = dataclasses.replace(PLAIN, frozen=True, classifier_dropout=0.0)
   bert = Bert(config, heads=('classification', 'mlm'), num_labels=TAGS)
@@ -189,6 +191,7 @@ def torch_lstm(torch, head, width):
   return lstm
 
 
+@pytest.mark.e2e
 def test_bilstms_are_pytorchs_and_respect_padding():
   torch = pytest.importorskip('torch')
   config = dataclasses.replace(PLAIN, bilstm=2, bilstm_size=6)
@@ -270,6 +273,7 @@ def test_tags_are_decoded_alike_with_and_without_labels():
   assert found[0] != Tags(labels).decode(items, encoded, logits)
 
 
+@pytest.mark.e2e
 def test_a_sharded_model_has_the_gradients_of_an_unsharded_one():
   config = dataclasses.replace(FULL, bilstm=1)
   loss_fn, _ = Tags().make_loss(Bert(config, ('tagging',), False, TAGS))
@@ -312,6 +316,7 @@ def test_a_model_directory_gives_the_same_model_back(saved):
 
 
 @pytest.mark.parametrize('head', ['classification', 'choice', 'span'])
+@pytest.mark.e2e
 def test_every_head_over_a_bilstm_is_saved(tmp_path, vocab, head):
   tokenizer = Tokenizer.from_file(vocab)
   config = dataclasses.replace(

@@ -80,6 +80,7 @@ def losses(out, batch):
   return mlm, nsp[batch['example_weights'] > 0]
 
 
+@pytest.mark.e2e
 def test_every_prediction_and_pair_has_the_loss_of_its_unpacked_sequence(packed, run):
   single = unpack(packed)
   assert len(single['input_ids']) > 1.5 * len(packed['input_ids'])
@@ -118,6 +119,7 @@ def test_other_tokens_in_one_sequence_change_no_logit_of_the_others(packed, run)
     },
   ],
 )
+@pytest.mark.e2e
 def test_a_run_trains_and_evaluates(changes, corpus, vocab, tmp_path):
   config = config_lib.vary(config_lib.pretraining('tiny'), 'smoke')
   config.data.update(

@@ -73,6 +73,7 @@ def train(config, sizes, devices, steps=20, **options):
 
 
 @pytest.mark.parametrize('sizes', [(8, 1, 1), (4, 2, 1), (2, 2, 2), (1, 4, 2)])
+@pytest.mark.e2e
 def test_any_mesh_gives_the_losses_of_one_device_with_dropout(sizes):
   one, params = train(SHAKY, (1, 1, 1), 1)
   many, other = train(SHAKY, sizes, 8)
@@ -80,6 +81,7 @@ def test_any_mesh_gives_the_losses_of_one_device_with_dropout(sizes):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=5e-3), params, other)
 
 
+@pytest.mark.e2e
 def test_training_lowers_the_loss():
   train_step, _, new_state, mesh = program(STILL, (1, 1, 1), 1)
   state, values = new_state(), []
@@ -90,6 +92,7 @@ def test_training_lowers_the_loss():
 
 
 @pytest.mark.parametrize(('sizes', 'devices'), [((1, 1, 1), 1), ((4, 1, 1), 4)])
+@pytest.mark.e2e
 def test_accumulation_equals_one_big_batch(sizes, devices):
   one, params = train(STILL, sizes, devices)
   four, other = train(STILL, sizes, devices, accumulation=4)
@@ -154,6 +157,7 @@ def optax_loop(optimizer, accumulation, batches):
 
 
 @pytest.mark.parametrize(('name', 'accumulation'), [*((n, 1) for n in OPTAX), ('adamw', 4)])
+@pytest.mark.e2e
 def test_any_optax_optimizer_trains_as_in_a_hand_written_loop(name, accumulation):
   optimizer, batches = OPTAX[name](), [batch_at(0)] * 12
   expected, params, _ = optax_loop(optimizer, accumulation, batches)
@@ -175,6 +179,7 @@ def test_any_optax_optimizer_trains_as_in_a_hand_written_loop(name, accumulation
 
 
 @pytest.mark.parametrize(('name', 'sizes'), [('adamw', (2, 2, 2)), ('hyperparams', (8, 1, 1))])
+@pytest.mark.e2e
 def test_any_optax_optimizer_trains_on_eight_devices(name, sizes):
   optimizer, batches = OPTAX[name](), [batch_at(0)] * 12
   expected, _, _ = optax_loop(optimizer, 1, batches)
