@@ -66,6 +66,23 @@ def write_json(path, value) -> None:
   write_text(path, json.dumps(value, indent=2, default=str) + '\n')
 
 
+def read_json(path, kind: type = dict):
+  """Reads a JSON object, or with `kind=list` an array.
+
+  Raises:
+    ValueError: if the file holds something else.
+  """
+  path = epath.Path(path)
+  try:
+    content = json.loads(path.read_text(encoding='utf-8'))
+  except ValueError as error:  # JSON or UTF-8
+    raise ValueError(f'{path} is corrupt: {error}.') from error
+  if not isinstance(content, kind):
+    found = type(content).__name__
+    raise ValueError(f'{path} is corrupt: it holds a {found}, not a {kind.__name__}.')
+  return content
+
+
 @contextlib.contextmanager
 def progress(what: str, total: float, unit: str = '') -> Iterator[Callable[[float], None]]:
   """Reports progress and the time left: a bar on a terminal, elsewhere a log line now and then.

@@ -154,10 +154,9 @@ def _write_tfrecords(folder, out, masking: Masking, seed: int) -> None:
       )  # fmt: skip
       # Held-out records keep their order, with the masks of epoch 0.
       make = batches.shuffled if split == 'train' else batches.evaluation
-      names = [f'{split}-{i:05d}-of-{len(entries):05d}.tfrecord' for i in range(len(entries))]
-      tfrecords.write_tfrecords(
-        [partial / name for name in names], map(make, range(batches.evaluation_steps))
-      )
+      ending = f'of-{len(entries):05d}.tfrecord'
+      paths = [partial / f'{split}-{i:05d}-{ending}' for i in range(len(entries))]
+      tfrecords.write_tfrecords(paths, map(make, range(batches.evaluation_steps)))
 
 
 def load_vocab(data) -> Tokenizer:

@@ -148,9 +148,8 @@ def _lines(facts: dict, tokenizer: Tokenizer) -> list[str]:
       'random than the 50% and a little that the rule gives'
     )
   if facts['count_error']:
-    lines.append(
-      f'pruned      --max_words was reached: counts are up to {facts["count_error"]:,} too low'
-    )
+    error = facts['count_error']
+    lines.append(f'pruned      --max_words was reached: counts are up to {error:,} too low')
   return lines + _misfits(unknown, tokenizer)
 
 

@@ -64,10 +64,9 @@ class Writer:
       io.write_text(path, json.dumps(plan))
     before = json.loads(path.read_text())
     names = sorted(before.keys() | self._plan.keys())
-    if differ := [name for name in names if before.get(name) != self._plan.get(name)]:
-      raise DatasetError(
-        f'{self.folder} was begun with other {", ".join(differ)}; remove it, or give the same.'
-      )
+    other = ', '.join(name for name in names if before.get(name) != self._plan.get(name))
+    if other:
+      raise DatasetError(f'{self.folder} was begun with other {other}; remove it or give the same.')
 
   def shard(self, split: str, number: int) -> dict | None:
     """What the manifest will say of a shard, or None if it is not written yet."""
@@ -89,10 +88,8 @@ class Writer:
     name = f'{number:05d}'
     crc, rows = dict.fromkeys(self._columns, 0), 0
     with contextlib.ExitStack() as stack:
-      files = {
-        c: stack.enter_context((self.folder / split / f'{name}.{c}.bin').open('wb'))
-        for c in self._columns
-      }
+      paths = {c: self.folder / split / f'{name}.{c}.bin' for c in self._columns}
+      files = {c: stack.enter_context(path.open('wb')) for c, path in paths.items()}
       for batch in batches:
         for column, (dtype, shape) in self._columns.items():
           array = np.ascontiguousarray(batch[column], dtype)
@@ -243,10 +240,8 @@ def read_manifest(directory) -> dict:
     manifest = json.loads(path.read_text())
   except json.JSONDecodeError as error:
     raise DatasetError(f'{path} is corrupt: {error}.') from error
-  if manifest.get('version') != VERSION:
-    raise DatasetError(
-      f'{path} has version {manifest.get("version")}, this program reads {VERSION}; prepare again.'
-    )
+  if (found := manifest.get('version')) != VERSION:
+    raise DatasetError(f'{path} has version {found}, this program reads {VERSION}; prepare again.')
   return manifest
 
 
@@ -322,10 +317,8 @@ class Dataset:
     if len(self._arrays) == 1:
       return {column: array[indices] for column, array in self._arrays[0].items()}
     shard = np.searchsorted(self._starts, indices, side='right') - 1
-    result = {
-      column: np.empty((len(indices), *shape), dtype)
-      for column, (dtype, shape) in self.manifest['columns'].items()
-    }
+    columns, count = self.manifest['columns'].items(), len(indices)
+    result = {name: np.empty((count, *shape), dtype) for name, (dtype, shape) in columns}
     for number in np.unique(shard):
       where = shard == number
       for column, array in self._arrays[number].items():
@@ -382,15 +375,13 @@ def log_report(facts: dict, length: int) -> None:
     length: tokens of a row.
   """
   random, used = facts.get('random_labels', 0), facts.get('tokens_used', 1)
-  parts = [f'{facts["rows"]:,} rows, {facts["unknown"]:.2%} [UNK]']
+  log = f'prepared: {facts["rows"]:,} rows, {facts["unknown"]:.2%} [UNK]'
   if 'documents' in facts:
-    parts += [
-      f'{facts["documents"]:,} documents of {facts["sentences_per_document"]:.1f} sentences'
-    ]
-    parts += [f'{used:.1%} of {facts["tokens"]:,} tokens used']
+    log += f', {facts["documents"]:,} documents of {facts["sentences_per_document"]:.1f} sentences'
+    log += f', {used:.1%} of {facts["tokens"]:,} tokens used'
   if 'random_labels' in facts:
-    parts += [f'{random:.1%} of next-sentence labels random']
-  _log.info('prepared: %s', ', '.join(parts))
+    log += f', {random:.1%} of next-sentence labels random'
+  _log.info(log)
   for far, warning in (
     (random > MOST_RANDOM,
      f'{random:.0%} of the next-sentence labels are random; the rule gives a little over 50%. '

@@ -181,14 +181,10 @@ def how_to_name(encoding: str) -> str:
   return f'pass --config.data.encoding={encoding} (vocab: --encoding={encoding}).'
 
 
-_CHINESE, _JAPANESE, _RUSSIAN = (
-  '，。的一是不了在人有我他',
-  'のにはをたがでてと、。し',
-  'оеаинтсрвлкмд',
-)
 _FREQUENT = {  # encodings, and letters that are frequent in text of their languages
-  'gb18030': _CHINESE + '这', 'big5': _CHINESE + '這', 'shift_jis': _JAPANESE, 'euc_jp': _JAPANESE,
-  'euc_kr': '이다는에의을가고하지은로', 'cp1251': _RUSSIAN, 'koi8_r': _RUSSIAN,
+  'gb18030': '，。的一是不了在人有我他这', 'big5': '，。的一是不了在人有我他這',
+  'shift_jis': 'のにはをたがでてと、。し', 'euc_jp': 'のにはをたがでてと、。し',
+  'euc_kr': '이다는에의을가고하지은로', 'cp1251': 'оеаинтсрвлкмд', 'koi8_r': 'оеаинтсрвлкмд',
   'cp1252': 'éèàäöüßñçóíáâêôåøæ’“”', 'cp1253': 'αοιετσνρηυκπ', 'cp1256': 'اليمونتربده',
   'cp1255': 'יוהלאתרבמש', 'cp874': 'าอนกรเงมยลวด',
 }  # fmt: skip

@@ -247,10 +247,8 @@ class TaskBatches:
     `bucket` rows. The loss of packed rows is that of single ones."""
     if not self.pack:
       return self._read(examples if self.local is None else examples[self.local], bucket)
-    rows = [
-      [item * self.group + i for item in row for i in range(self.group)]
-      for row in self.plan(examples)
-    ]
+    plan, group = self.plan(examples), range(self.group)
+    rows = [[item * self.group + i for item in row for i in group] for row in plan]
     batch, places = packing.pack(
       self._read(examples, self.pack), rows, count=bucket, length=self.pack,
       max_sequences=self.per_row * self.group,
@@ -309,10 +307,8 @@ def gather_logits(batches: TaskBatches, parts: list[np.ndarray]) -> np.ndarray:
   order = (batches.by_length[:, None] * batches.group + np.arange(batches.group)).ravel()
   for number, part in enumerate(parts):
     row = order[number * part.shape[1] :][: part.shape[1]]
-    if per_token:
-      logits[:, row, : part.shape[2]] = part[:, : len(row)]
-    else:
-      logits[:, row] = part[:, : len(row)]
+    target = logits[:, :, : part.shape[2]] if per_token else logits
+    target[:, row] = part[:, : len(row)]
   return logits
 
 

@@ -135,11 +135,8 @@ def mask_tokens(
   key = hash_u64(seed, ACTION, epoch, row)[:, None]
   action = hash_u64(key, positions) / np.float64(2**64)  # uniform in [0, 1)
   random_ids = hash_u64(key, positions, REPLACEMENT) % np.uint64(vocab_size)
-  replaced = np.where(
-    action < masking.mask_prob,
-    mask_id,
-    np.where(action < masking.mask_prob + masking.random_prob, random_ids, originals),
-  )
+  replaced = np.where(action < masking.mask_prob + masking.random_prob, random_ids, originals)
+  replaced = np.where(action < masking.mask_prob, mask_id, replaced)
   masked = ids.copy()
   rows, slot = np.nonzero(used)
   masked[rows, positions[rows, slot]] = replaced[rows, slot]
@@ -207,9 +204,8 @@ def _choose_units(key, segments, maskable, first, rate, slots) -> np.ndarray:
   count = np.zeros(size, np.int64)  # tokens of the unit that starts here
   np.add.at(count, (rows[:, None], start), maskable)
   fits = np.zeros(budget.shape, bool)  # whether any unit of a sequence does
-  np.logical_or.at(
-    fits, (rows[:, None], segments), first & (count <= budget[rows[:, None], segments])
-  )
+  of_token = rows[:, None], segments
+  np.logical_or.at(fits, of_token, first & (count <= budget[of_token]))
   by_rank = [np.take_along_axis(a, order, 1) for a in (segments, maskable, first, count)]
   taken, take = np.zeros(size, bool), np.zeros(size[0], bool)
   used, before = np.zeros(size[0], np.int64), np.zeros(size[0], segments.dtype)

@@ -29,9 +29,7 @@ _CJK = (
   (0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73F), (0x2B740, 0x2B81F),
   (0x2B820, 0x2CEAF), (0xF900, 0xFAFF), (0x2F800, 0x2FA1F),
 )  # fmt: skip
-_BETWEEN = (
-  '\u2ff0'  # a symbol that no rule touches: separates texts that are normalized in one call
-)
+_BETWEEN = '\u2ff0'  # no rule touches this symbol: it separates texts normalized in one call
 _LATE, _EARLY = '\u302e', '\U0001d165'  # marks that all rules keep, of combining classes 224, 216
 
 

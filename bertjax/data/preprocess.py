@@ -115,10 +115,8 @@ def prepare(
   counts = {'train': 0 if settings.heldout_fraction == 1 else num_shards, 'heldout': 1}
   shards = [(split, number) for split, n in counts.items() for number in range(n)]
   if part[0] >= len(shards):
-    raise ValueError(
-      f'--shard={part[0]}/{part[1]}: there are only {len(shards)} shards to divide; raise '
-      'data.num_shards or take fewer parts.'
-    )
+    shard = f'--shard={part[0]}/{part[1]}'
+    raise ValueError(f'{shard}: there are only {len(shards)} shards; raise data.num_shards.')
   plan = {
     'settings': dataclasses.asdict(settings), 'tokenizer': tokenizer.fingerprint,
     'source': [(n if n.startswith('tfds:') else pathlib.Path(n).name, size) for n, size in files],

@@ -158,13 +158,11 @@ class SentencePiece:
     return ids, offsets
 
   def decode(self, ids):
-    special = set(self._ids.values())
-    groups = itertools.groupby(ids, lambda i: self.vocab[i] if i in special else '')
-    texts = (
-      [token] * len(list(run)) if token else [self._processor.decode(list(run))]
-      for token, run in groups
-    )
-    return ' '.join(itertools.chain.from_iterable(texts))
+    parts, special = [], set(self._ids.values())
+    for is_special, run in itertools.groupby(ids, special.__contains__):
+      run = list(run)
+      parts += [self.vocab[i] for i in run] if is_special else [self._processor.decode(run)]
+    return ' '.join(parts)
 
   def word_of(self, piece):
     text = piece.removeprefix('\u2581')

@@ -77,9 +77,9 @@ def split_prose(text: str) -> list[str]:
         start = end
     if paragraph[start:]:
       sentences.append(paragraph[start:])
-  return (
-    [part for s in sentences for part in _split_thai(s)] if _IS_THAI.search(letters) else sentences
-  )
+  if _IS_THAI.search(letters):
+    sentences = [part for sentence in sentences for part in _split_thai(sentence)]
+  return sentences
 
 
 def is_unmarked(text: str) -> bool:

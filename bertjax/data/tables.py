@@ -178,16 +178,12 @@ def _detect_delimiter(path, kind: str, columns, encoding: str) -> str:
   none; logged."""
   usual = {'.csv': ',', '.tsv': '\t'}[kind]
   header = next((line for line in read_lines(path, encoding) if line.strip()), '')
-
-  def has_columns(delimiter):
-    names = {name.strip().strip('"') for name in header.split(delimiter)}
-    return set(map(str, columns)) <= names
-
-  if not has_columns(usual):
-    for name, delimiter in DELIMITERS.items():
-      if has_columns(delimiter):
+  for name, delimiter in {'': usual, **DELIMITERS}.items():
+    names = {cell.strip().strip('"') for cell in header.split(delimiter)}
+    if set(map(str, columns)) <= names:
+      if name:
         _log.info('%s: columns are separated by %s (detected in the header)', path, name)
-        return delimiter
+      return delimiter
   return usual
 
 

@@ -72,10 +72,7 @@ class Report:
       if wrong:
         _log.warning(warning)
     if self.unmarked:
-      _log.info(
-        'Thai and Lao mark no ends of sentences: a blank between two letters ends one of 40 '
-        'characters or more.'
-      )
+      _log.info('Thai and Lao mark no ends of sentences: a blank after 40 characters ends one.')
 
 
 def read_documents(

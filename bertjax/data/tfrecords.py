@@ -149,10 +149,8 @@ def prepare(source, tokenizer, settings, directory) -> dict:
       )
       rows = writer.add_shard(split, 0, batches, counts)['rows']
       if not rows and not (split == 'train' and settings.heldout_fraction == 1):
-        raise ValueError(
-          f'no row was assigned to {split}; change data.heldout_fraction (now '
-          f'{settings.heldout_fraction}).'
-        )
+        now = settings.heldout_fraction
+        raise ValueError(f'no row was assigned to {split}; set data.heldout_fraction (now {now}).')
     if writer:
       tokenizer.save(writer.folder)
       writer.finish(dict.fromkeys(dataset.SPLITS, 1), source=source)

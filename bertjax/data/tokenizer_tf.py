@@ -74,11 +74,8 @@ class GraphTokenizer:
     Bytes that are no UTF-8 count as U+FFFD.
     """
     easy = tf.strings.regex_full_match(strings, self._pattern)
-    return _merge(
-      easy,
-      self._quick(tf.boolean_mask(strings, easy)),
-      self._exact(tf.boolean_mask(strings, ~easy)),
-    )
+    quick = self._quick(tf.boolean_mask(strings, easy))
+    return _merge(easy, quick, self._exact(tf.boolean_mask(strings, ~easy)))
 
 
 def make_flat_encoder(tokenizer: Tokenizer) -> Callable[[Sequence[str]], tuple]:
@@ -183,9 +180,8 @@ def _make_normalizer(rules: str, lowercase: bool) -> Callable[[tf.Tensor], tf.Te
   def normalize(strings):
     codes = tf.strings.unicode_decode(strings, 'UTF-8')
     if table.cased is not None:
-      codes = tf.cond(
-        tf.reduce_any(codes.values == ord('Σ')), lambda: _final_sigma(codes, table), lambda: codes
-      )
+      any_sigma = tf.reduce_any(codes.values == ord('Σ'))
+      codes = tf.cond(any_sigma, lambda: _final_sigma(codes, table), lambda: codes)
     rows = tf.RaggedTensor.from_row_splits(table.rows, table.row_splits)
     at = tf.gather(table.page_of * 256, codes.values // 256) + codes.values % 256
     rows = tf.gather(rows, tf.gather(table.pages.ravel(), at))
@@ -195,11 +191,8 @@ def _make_normalizer(rules: str, lowercase: bool) -> Callable[[tf.Tensor], tf.Te
     splits = tf.gather(rows.row_splits, codes.row_splits)
     normalized = tf.RaggedTensor.from_row_splits(values, splits, validate=False)
     if has_marks:
-      normalized = tf.cond(
-        tf.reduce_any(values >= normalization.RANK),
-        lambda: _sort_marks(normalized),
-        lambda: normalized,
-      )
+      any_mark = tf.reduce_any(values >= normalization.RANK)
+      normalized = tf.cond(any_mark, lambda: _sort_marks(normalized), lambda: normalized)
     return tf.strings.unicode_encode(normalized, 'UTF-8')
 
   return normalize
@@ -211,9 +204,8 @@ def _sort_marks(normalized: tf.RaggedTensor) -> tf.RaggedTensor:
   starts = tf.cumsum(tf.cast(rank <= normalization.BREAK, tf.int64)) + normalized.value_rowids()
   order = tf.argsort(starts * 1024 + tf.cast(rank, tf.int64), stable=True)
   values = normalized.with_values(tf.gather(normalized.values, order))
-  values = tf.ragged.boolean_mask(
-    values, values.with_values(values.values // normalization.RANK != normalization.BREAK)
-  )
+  kept = values.with_values(values.values // normalization.RANK != normalization.BREAK)
+  values = tf.ragged.boolean_mask(values, kept)
   return values.with_values(values.values % normalization.RANK)
 
 

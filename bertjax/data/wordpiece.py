@@ -11,6 +11,7 @@ import unicodedata
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
+from bertjax import io
 from bertjax.data import normalization
 
 _log = logging.getLogger(__name__)
@@ -165,9 +166,8 @@ def rules_of(fast: tokenizers.Tokenizer) -> dict:
   """All of a tokenizer.json that decides the ids, but for the vocabulary."""
   model, parts = fast.model, {'normalizer': fast.normalizer, 'pre_tokenizer': fast.pre_tokenizer}
   rules = {name: part and json.loads(part.__getstate__()) for name, part in parts.items()}
-  rules['model'] = [
-    model.unk_token, model.continuing_subword_prefix, model.max_input_chars_per_word
-  ]  # fmt: skip
+  names = ('unk_token', 'continuing_subword_prefix', 'max_input_chars_per_word')
+  rules['model'] = [getattr(model, name) for name in names]
   rules['added_tokens'] = [
     [i, token.content, *(getattr(token, flag) for flag in _FLAGS)]
     for i, token in sorted(fast.get_added_tokens_decoder().items())
@@ -177,15 +177,7 @@ def rules_of(fast: tokenizers.Tokenizer) -> dict:
 
 def read_json(path) -> dict:
   """A JSON object, or {} if there is no such file."""
-  if not path.exists():
-    return {}
-  try:
-    content = json.loads(path.read_text(encoding='utf-8'))
-  except ValueError as error:
-    raise ValueError(f'{path} is corrupt: {error}.') from error
-  if not isinstance(content, dict):
-    raise ValueError(f'{path} is corrupt: it holds a {type(content).__name__}, not an object.')
-  return content
+  return io.read_json(path) if path.exists() else {}
 
 
 def text_of(token) -> str:
@@ -208,9 +200,8 @@ def read_settings(directory) -> dict:
   added = settings.get('added_tokens_decoder')
   if added is None:
     settings |= read_json(directory / 'special_tokens_map.json')
-    special = {text_of(settings.get(f'{name}_token')) for name in NAMES} | set(
-      extra_tokens(settings)
-    )
+    named = [text_of(settings.get(f'{name}_token')) for name in NAMES]
+    special = {*named, *extra_tokens(settings)}
     added = {
       i: {'content': token, 'special': token in special, 'normalized': token not in special}
       for token, i in read_json(directory / 'added_tokens.json').items()
@@ -218,10 +209,9 @@ def read_settings(directory) -> dict:
     for token in read_json(directory / 'tokenizer.json').get('added_tokens', []):
       added[token['id']] = {name: value for name, value in token.items() if name != 'id'}
   settings['added_tokens_decoder'] = {int(i): added[i] for i in sorted(added, key=int)}
-  name = settings.get('tokenizer_class') or read_json(directory / 'config.json').get(
-    'tokenizer_class'
-  )
-  settings['tokenizer_class'] = (name or 'BertTokenizer').removesuffix('Fast')
+  sources = (settings, read_json(directory / 'config.json'), {'tokenizer_class': 'BertTokenizer'})
+  name = next(filter(None, (source.get('tokenizer_class') for source in sources)))
+  settings['tokenizer_class'] = name.removesuffix('Fast')
   return settings
 
 

@@ -65,10 +65,8 @@ def _in_order(executor, count: int, function: Callable, items: Iterable) -> Iter
     while ahead:
       yield ahead.popleft().result()
   except concurrent.futures.process.BrokenProcessPool as error:
-    raise RuntimeError(
-      'a worker process died, perhaps for want of memory; run the same command with fewer '
-      '--workers.'
-    ) from error
+    message = 'a worker process died, perhaps for want of memory; run again with fewer --workers.'
+    raise RuntimeError(message) from error
   finally:
     for future in ahead:
       future.cancel()

@@ -1,7 +1,6 @@
 """Files of weights: read in each format Hugging Face has had, written atomically."""
 
 import contextlib
-import json
 import pickle
 
 import flax.serialization
@@ -10,6 +9,8 @@ import ml_dtypes
 import numpy as np
 import safetensors
 from etils import epath
+
+from bertjax import io
 
 _SAFETENSORS_DTYPES = {
   'F64': np.float64, 'F32': np.float32, 'F16': np.float16, 'BF16': ml_dtypes.bfloat16,
@@ -69,15 +70,7 @@ def read_json(path, kind: type = dict):
     there = sorted(file.name for file in path.parent.iterdir()) if path.parent.is_dir() else []
     found = f' It has {", ".join(there[:9])}{" ..." if there[9:] else ""}.' if there else ''
     raise ValueError(f'{path.parent} is not a model directory: it has no {path.name}.{found}')
-  try:
-    content = json.loads(path.read_text(encoding='utf-8'))
-  except ValueError as error:  # JSON or UTF-8
-    raise ValueError(f'{path} is corrupt: {error}.') from error
-  if not isinstance(content, kind):
-    raise ValueError(
-      f'{path} is corrupt: it holds a {type(content).__name__}, not a {kind.__name__}.'
-    )
-  return content
+  return io.read_json(path, kind)
 
 
 def find_weights(directory) -> epath.Path:
