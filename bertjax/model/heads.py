@@ -34,19 +34,6 @@ _ALIASES = {
 }  # fmt: skip
 
 
-class Pooler(nn.Module):
-  """Tanh-projects the [CLS] state."""
-
-  config: EncoderConfig
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps [CLS] states [B, D] (or [B, S, D]) to sequence states of the same shape."""
-    dense_layer = dense(self.config, self.config.hidden_size, 'dense')
-    nn.share_scope(self, dense_layer)
-    return jnp.tanh(dense_layer(x))
-
-
 class MlmHead(nn.Module):
   """Dense, GELU, LayerNorm, then the transposed word table and a separate bias."""
 
@@ -200,7 +187,8 @@ class Bert(nn.Module):
     if 'hidden' not in capture:
       out.pop('all_hidden', None)
     if self.pooler:
-      out['pooled'] = Pooler(config, name='pooler')(cls_states(x, batch))
+      pooler = dense(config, config.hidden_size, 'pooler')
+      out['pooled'] = jnp.tanh(pooler(cls_states(x, batch)))
     if 'mlm' in self.heads:
       masked = gather(x, batch['masked_lm_positions']) if 'masked_lm_positions' in batch else x
       out['mlm_logits'] = MlmHead(config, name='mlm')(masked, word_table)

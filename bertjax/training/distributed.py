@@ -59,27 +59,22 @@ def start(coordinator_address: str = '', num_processes: int = 0, process_id: int
       '--coordinator_address=HOST:PORT; without it they are taken from TPU metadata or SLURM.'
     )
   if not coordinator and processes == 0 and _in_cluster():
-    if _detect is None:
+    if _detect:
+      coordinator, processes, process, local = _detect(None, None, None, None, None, START_SECONDS)
+    else:
       _log.warning('jax %s moved its cluster detection; starting without it', jax.__version__)
       jax.distributed.initialize()
-      _quiet()
-      return
-    coordinator, processes, process, local = _detect(None, None, None, None, None, START_SECONDS)
-  if not coordinator or processes == 1:
-    return
-  try:
-    roll_call(coordinator, processes, process, START_SECONDS)
-  except OSError as error:  # late hosts, a port not free yet: launchers try again
-    _log.error('%s', error)
-    raise SystemExit(STOPPED_EXIT_CODE) from error
-  jax.distributed.initialize(coordinator, processes, process, local_device_ids=local)
-  _quiet()
-
-
-def _quiet() -> None:
-  if jax.process_index():
-    logging.getLogger('bertjax').setLevel(logging.WARNING)  # process 0 logs for all
-  _log.info('%d processes, %d devices', jax.process_count(), jax.device_count())
+  if coordinator and processes != 1:
+    try:
+      roll_call(coordinator, processes, process, START_SECONDS)
+    except OSError as error:  # late hosts, a port not free yet: launchers try again
+      _log.error('%s', error)
+      raise SystemExit(STOPPED_EXIT_CODE) from error
+    jax.distributed.initialize(coordinator, processes, process, local_device_ids=local)
+  if jax.distributed.is_initialized():
+    if jax.process_index():
+      logging.getLogger('bertjax').setLevel(logging.WARNING)  # process 0 logs for all
+    _log.info('%d processes, %d devices', jax.process_count(), jax.device_count())
 
 
 def _in_cluster() -> bool:
