@@ -255,7 +255,7 @@ def trained(vocab):
   return predictor, [text()[0] for _ in range(30)]
 
 
-@pytest.mark.e2e
+@pytest.mark.full
 def test_attributions_agree_with_masking_words(trained):
   """Measured 0.84 against 0.73 of gradient x input with jax 0.10.2, 0.79 against 0.22 with 0.12."""
   found = agreement(*trained)

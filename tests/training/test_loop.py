@@ -62,6 +62,7 @@ def program(config, sizes, devices, accumulation=1, name='bert'):
   return train_step, eval_step, lambda: loop.init_state(make_state, shard)[0], mesh
 
 
+@functools.cache
 def train(config, sizes, devices, steps=20, **options):
   """Losses of `steps` steps, and the last parameters."""
   train_step, _, new_state, mesh = program(config, sizes, devices, **options)
