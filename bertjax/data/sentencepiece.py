@@ -164,9 +164,9 @@ class SentencePiece:
       parts += [self.vocab[i] for i in run] if is_special else [self._processor.decode(run)]
     return ' '.join(parts)
 
-  def word_of(self, piece):
-    text = piece.removeprefix('\u2581')
-    return text, text == piece and piece not in self._ids
+  def word_of(self, token):
+    text = token.removeprefix('\u2581')
+    return text, text == token and token not in self._ids
 
   def save(self, directory) -> dict:
     (directory / 'spiece.model').write_bytes(self.model)

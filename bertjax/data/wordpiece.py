@@ -65,8 +65,8 @@ class WordPiece:
   def decode(self, ids):
     return self._tokenizer.decode(ids, skip_special_tokens=False)
 
-  def word_of(self, piece):
-    return piece.removeprefix('##') or piece, piece.startswith('##')
+  def word_of(self, token):
+    return token.removeprefix('##') or token, token.startswith('##')
 
   def save(self, directory) -> dict:
     fast, entries = self.own, self.vocab

@@ -66,7 +66,7 @@ def start(coordinator_address: str = '', num_processes: int = 0, process_id: int
       jax.distributed.initialize()
   if coordinator and processes != 1:
     try:
-      roll_call(coordinator, processes, process, START_SECONDS)
+      handshake(coordinator, processes, process, START_SECONDS)
     except OSError as error:  # late hosts, a port not free yet: launchers try again
       _log.error('%s', error)
       raise SystemExit(STOPPED_EXIT_CODE) from error
@@ -85,7 +85,7 @@ def _in_cluster() -> bool:
   return slurm or tpu
 
 
-def roll_call(coordinator: str, processes: int, process: int, seconds: float) -> None:
+def handshake(coordinator: str, processes: int, process: int, seconds: float) -> None:
   """Waits until all processes have come, each with the same command line.
 
   Speaks over the coordinator's port, before jax takes it: every process says who it is, and

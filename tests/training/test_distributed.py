@@ -17,9 +17,9 @@ from tests.waiting import until
 def test_processes_that_do_not_come_are_named():
   port = free_port()
   with pytest.raises(TimeoutError, match=r'2 of 3 processes did not join: \[1, 2\]'):
-    distributed.roll_call(f'localhost:{port}', 3, 0, 1)
+    distributed.handshake(f'localhost:{port}', 3, 0, 1)
   with pytest.raises(TimeoutError, match=f'process 0 is not reachable at localhost:{port}'):
-    distributed.roll_call(f'localhost:{port}', 3, 1, 1)
+    distributed.handshake(f'localhost:{port}', 3, 1, 1)
 
 
 def test_a_start_without_the_others_ends_with_the_code_to_start_again(monkeypatch, caplog):
@@ -35,7 +35,7 @@ def meet(monkeypatch, words):
 
   def one(process):
     try:
-      distributed.roll_call(f'localhost:{port}', 2, process, 20)
+      distributed.handshake(f'localhost:{port}', 2, process, 20)
     except Exception as error:
       raised[process] = error
 
