@@ -93,7 +93,11 @@ class Batches:
     return self._make(np.ones_like(row), row)
 
   def _make(self, epoch, row):
-    batch = expand(self.rows[row])
+    return self.targets(self.rows[row], epoch, row)
+
+  def targets(self, records: dict, epoch: np.ndarray, row: np.ndarray) -> dict[str, np.ndarray]:
+    """The batch of records [B]; masks are a function of epochs and numbers of rows, int64 [B]."""
+    batch = expand(records)
     if 'masked_lm_ids' in batch:  # Google's TFRecords bring their masks
       return batch
     if self.objective == 'next_token':

@@ -4,6 +4,7 @@ Fine-tuning and prediction stream through this one reader. A row that cannot be 
 and says why (`Row.error`): fine-tuning refuses or skips it, prediction writes an error line.
 """
 
+import bisect
 import csv
 import itertools
 import json
@@ -219,9 +220,10 @@ def _parquet(path, columns, optional) -> Iterator[Row]:
     yield Row(f'{path}:{number}', {} if invalid else to_python(values), error)
 
 
-def json_rows(lines: Iterable[str]) -> Iterator[tuple]:
-  """(number, value) of each line that is not blank; an exception for a line that is not JSON."""
-  for number, line in enumerate(lines, 1):
+def json_rows(lines: Iterable[str], skip: int = 0) -> Iterator[tuple]:
+  """(number, value) of each line after `skip` that is not blank; an exception for a line that is
+  not JSON."""
+  for number, line in itertools.islice(enumerate(lines, 1), skip, None):
     if not line.isspace():
       try:
         yield number, json.loads(line)
@@ -230,10 +232,11 @@ def json_rows(lines: Iterable[str]) -> Iterator[tuple]:
 
 
 def parquet_rows(
-  path: epath.Path, columns: Sequence[str], optional: Sequence[str] = (), hint: str = ''
-) -> Iterator[tuple[int, dict]]:
-  """(number, {column: value}) of each row, read in batches; invalid bytes of a text become lone
-  surrogates. For the arguments see `find_columns`."""
+  path: epath.Path, columns: Sequence[str], optional: Sequence[str] = (), hint: str = '',
+  skip: int = 0,
+) -> Iterator[tuple[int, dict]]:  # fmt: skip
+  """(number, {column: value}) of each row after `skip`, read in batches; invalid bytes of a text
+  become lone surrogates. For the other arguments see `find_columns`."""
   import pyarrow as pa
   from pyarrow import parquet
 
@@ -241,11 +244,16 @@ def parquet_rows(
     try:
       table = parquet.ParquetFile(file)
       names = [*find_columns(table.schema_arrow.names, columns, optional, str(path), hint)]
-      number = itertools.count(1)
-      for batch in table.iter_batches(1024, columns=names):
+      sizes = [table.metadata.row_group(i).num_rows for i in range(table.num_row_groups)]
+      ends = list(itertools.accumulate(sizes))
+      first = bisect.bisect_right(ends, skip)  # row groups before it are not read
+      number = ends[first] - sizes[first] if first < len(ends) else skip
+      groups = range(first, len(ends))
+      for batch in table.iter_batches(1024, row_groups=groups, columns=names):
         values = [_values(batch.column(name)) for name in names]
-        for row in zip(*values, strict=True):
-          yield next(number), dict(zip(names, row, strict=True))
+        for number, row in enumerate(zip(*values, strict=True), number + 1):
+          if number > skip:
+            yield number, dict(zip(names, row, strict=True))
     except (pa.ArrowInvalid, OSError) as error:
       if getattr(error, 'errno', None):
         raise

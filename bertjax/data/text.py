@@ -96,13 +96,25 @@ def read_documents(
   """
   report = Report() if report is None else report
   for name, value, choices in (
-    ('format', format, FORMATS),
     ('binary', binary, ('refuse', 'skip')),
     ('on_bad_row', on_bad_row, ('stop', 'skip')),
   ):
     if value not in choices:
       raise ValueError(f'data.{name} must be one of {choices}, got {value!r}.')
   files.check_encoding(encoding)
+  for shard, kind in list_shards(source, format):
+    for _, text in read_shard(
+      shard, kind, text_key=text_key, binary=binary, encoding=encoding, on_bad_row=on_bad_row,
+      report=report,
+    ):  # fmt: skip
+      yield text
+
+
+def list_shards(source: str, format: str) -> Iterator[tuple[str, str]]:
+  """Yields (name, format) of each part of a source that `read_shard` reads: a file, a TFDS split
+  or `embedded`."""
+  if format not in FORMATS:
+    raise ValueError(f'data.format must be one of {FORMATS}, got {format!r}.')
   parts = files.split_source(source)
   if not parts:
     raise ValueError(
@@ -113,20 +125,41 @@ def read_documents(
     own = part == 'embedded' or part.startswith(('tfds:', 'hf:'))
     if own and format in ('google', 'wikitext'):
       raise ValueError(f'{part} holds prose, but data.format={format}; leave it prose.')
-    if part == 'embedded':
-      texts = embedded_documents()
-    elif part.startswith('tfds:'):
-      texts = _tfds(part.removeprefix('tfds:'), text_key, report)
+    if part == 'embedded' or part.startswith('tfds:'):
+      yield part, format
     else:
       kind = 'parquet' if part.startswith('hf:') else format
-      texts = _files(part, kind, text_key, binary, encoding, on_bad_row, report)
-    for text in texts:
-      if text.strip():
-        report.documents += 1
-        if format not in ('google', 'wikitext'):
-          report.unmarked = report.unmarked or sentences.is_unmarked(text[:1000])
-        report.stripped = report.stripped or _stripped(text[:1000])
-        yield text
+      paths = files.list_files(part, '.parquet' if kind == 'parquet' else '')
+      yield from ((str(path), kind) for path in paths)
+
+
+def read_shard(
+  name: str, format: str, *, text_key: str, binary: str, encoding: str, on_bad_row: str,
+  report: Report, skip: int = 0,
+) -> Iterator[tuple[int, str]]:  # fmt: skip
+  """Yields (number, text) of each document of a shard that is not blank.
+
+  Args:
+    name: of `list_shards`, with its format.
+    skip: number of the record (a line of JSONL, a row of Parquet, else a document) to start after;
+      records before it are not parsed.
+
+  The other arguments are those of `read_documents`.
+  """
+  if name == 'embedded':
+    texts = itertools.islice(enumerate(embedded_documents(), 1), skip, None)
+  elif name.startswith('tfds:'):
+    examples = _tfds(name.removeprefix('tfds:'), text_key, report)
+    texts = itertools.islice(enumerate(examples, 1), skip, None)
+  else:
+    texts = _file(epath.Path(name), format, text_key, binary, encoding, on_bad_row, report, skip)
+  for number, text in texts:
+    if text.strip():
+      report.documents += 1
+      if format not in ('google', 'wikitext'):
+        report.unmarked = report.unmarked or sentences.is_unmarked(text[:1000])
+      report.stripped = report.stripped or _stripped(text[:1000])
+      yield number, text
 
 
 def _stripped(text: str) -> str:
@@ -154,29 +187,30 @@ def split_document(text: str, format: str) -> list[str]:
   return [piece for piece in map(str.strip, pieces) if piece]
 
 
-def _files(pattern, format, text_key, binary, encoding, on_bad_row, report: Report):
-  for path in files.list_files(pattern, '.parquet' if format == 'parquet' else ''):
-    if format == 'parquet':
-      report.files += 1
-      rows = tables.parquet_rows(path, [text_key], hint=' (data.text_key)')
-      yield from _row_texts(rows, text_key, path, on_bad_row, report)
-      report.finished += path.stat().length
-      continue
-    with files.open_text(path, encoding) as stream:
-      if problem := files.not_text(stream, encoding):
-        if binary == 'refuse':
-          raise ValueError(f'{path} is {problem}')
-        report.binary_skipped += 1
-        report.hint = report.hint or f', {path} among them: it is {problem}'
-        continue
-      report.files += 1
-      replaced, report.file = stream.errors == 'replace', stream.buffer.raw.file
-      if format == 'jsonl':
-        rows = tables.json_rows(stream)
-        yield from _row_texts(rows, text_key, path, on_bad_row, report, replaced)
-      else:
-        yield from (_valid(text, report, replaced) for text in _documents(stream, format))
+def _file(path, format, text_key, binary, encoding, on_bad_row, report: Report, skip: int):
+  """The numbered texts of a file; see `read_shard`."""
+  if format == 'parquet':
+    report.files += 1
+    rows = tables.parquet_rows(path, [text_key], hint=' (data.text_key)', skip=skip)
+    yield from _row_texts(rows, text_key, path, on_bad_row, report)
     report.finished += path.stat().length
+    return
+  with files.open_text(path, encoding) as stream:
+    if problem := files.not_text(stream, encoding):
+      if binary == 'refuse':
+        raise ValueError(f'{path} is {problem}')
+      report.binary_skipped += 1
+      report.hint = report.hint or f', {path} among them: it is {problem}'
+      return
+    report.files += 1
+    replaced, report.file = stream.errors == 'replace', stream.buffer.raw.file
+    if format == 'jsonl':
+      rows = tables.json_rows(stream, skip)
+      yield from _row_texts(rows, text_key, path, on_bad_row, report, replaced)
+    else:
+      documents = itertools.islice(enumerate(_documents(stream, format), 1), skip, None)
+      yield from ((number, _valid(text, report, replaced)) for number, text in documents)
+  report.finished += path.stat().length
 
 
 def _documents(stream: io.TextIOWrapper, format: str) -> Iterable[str]:
@@ -225,12 +259,12 @@ def _articles(lines: Iterable[str]) -> Iterator[str]:
   yield ''.join(article)
 
 
-def _row_texts(rows, text_key: str, path, on_bad_row, report, replaced=False) -> Iterator[str]:
-  """The texts of numbered rows; a row without one is counted in the report, or raises."""
+def _row_texts(rows, text_key: str, path, on_bad_row, report, replaced=False):
+  """The texts of numbered rows, with their numbers; a row without one is counted in the report, or raises."""
   for number, row in rows:
     text = row.get(text_key) if isinstance(row, dict) else None
     if isinstance(text, str):
-      yield _valid(text, report, replaced)
+      yield number, _valid(text, report, replaced)
     elif on_bad_row == 'skip':
       report.bad_rows += 1
     elif isinstance(row, Exception):

@@ -47,12 +47,19 @@ def processes(count: int, threads: bool = True):
   if not count and not threads:
     yield map
   elif not count:
-    with concurrent.futures.ThreadPoolExecutor(2) as executor:
-      yield functools.partial(_in_order, executor, 2)
+    with threads_in_order(2) as in_order:
+      yield in_order
   else:
     pool = concurrent.futures.ProcessPoolExecutor(count, _Context(), _use_one_thread)
     with pool as executor:
       yield functools.partial(_in_order, executor, count)
+
+
+@contextlib.contextmanager
+def threads_in_order(count: int):
+  """Gives `in_order(function, items)`, as `processes` does, over `count` threads."""
+  with concurrent.futures.ThreadPoolExecutor(count) as executor:
+    yield functools.partial(_in_order, executor, count)
 
 
 def _in_order(executor, count: int, function: Callable, items: Iterable) -> Iterator:
