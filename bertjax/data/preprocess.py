@@ -252,6 +252,8 @@ def _encode(encode: Callable, sentences: list[str]) -> tuple[np.ndarray, np.ndar
 
 def split_huge(sentence: str) -> list[str]:
   """Splits a huge sentence at white space, where no tokenizer continues a word."""
+  if len(sentence) <= _PIECE_CHARS:
+    return [sentence]
   inside = r'[^ \t\n\r]'
   return re.findall(rf'(?s).{{1,{_PIECE_CHARS}}}(?!{inside})|{inside}+', sentence)
 

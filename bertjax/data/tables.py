@@ -247,12 +247,12 @@ def parquet_rows(
       sizes = [table.metadata.row_group(i).num_rows for i in range(table.num_row_groups)]
       ends = list(itertools.accumulate(sizes))
       first = bisect.bisect_right(ends, skip)  # row groups before it are not read
-      number = ends[first] - sizes[first] if first < len(ends) else skip
+      numbers = itertools.count(sum(sizes[:first]) + 1)
       groups = range(first, len(ends))
       for batch in table.iter_batches(1024, row_groups=groups, columns=names):
         values = [_values(batch.column(name)) for name in names]
-        for number, row in enumerate(zip(*values, strict=True), number + 1):
-          if number > skip:
+        for row in zip(*values, strict=True):
+          if (number := next(numbers)) > skip:
             yield number, dict(zip(names, row, strict=True))
     except (pa.ArrowInvalid, OSError) as error:
       if getattr(error, 'errno', None):

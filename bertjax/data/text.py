@@ -260,7 +260,7 @@ def _articles(lines: Iterable[str]) -> Iterator[str]:
 
 
 def _row_texts(rows, text_key: str, path, on_bad_row, report, replaced=False):
-  """The texts of numbered rows, with their numbers; a row without one is counted in the report, or raises."""
+  """(number, text) of numbered rows; a row without a text is counted in the report, or raises."""
   for number, row in rows:
     text = row.get(text_key) if isinstance(row, dict) else None
     if isinstance(text, str):
@@ -280,10 +280,25 @@ def _row_texts(rows, text_key: str, path, on_bad_row, report, replaced=False):
       )
 
 
-def _tfds(name: str, text_key: str, report: Report) -> Iterator[str]:
-  """Documents of `NAME[:VERSION][:SPLIT]`, or of a folder that TFDS wrote, `/path[:SPLIT]`."""
+def tfds_shards(source: str) -> list[str]:
+  """The parts of a `tfds:` source, one for each of its files unless it names a part of a split."""
+  name, split = _split_name(source.removeprefix('tfds:'))
+  infos = tables.open_tfds(name, split)[0].info.splits
+  if split not in list(infos):
+    return [source]
+  return [f'tfds:{name}:{split}[{i}shard]' for i in range(infos[split].num_shards)]
+
+
+def _split_name(name: str) -> tuple[str, str]:
+  """Name and split of `NAME[:VERSION][:SPLIT]`, or of a folder that TFDS wrote, `/path[:SPLIT]`."""
   name, split = re.fullmatch(r'((?:\w+://)?[^:]*(?::\d[\d.]*)?)(?::(.*))?', name).groups()
-  _, examples = tables.open_tfds(name, split or 'train')
+  return name, split or 'train'
+
+
+def _tfds(name: str, text_key: str, report: Report) -> Iterator[str]:
+  """Documents of a TFDS source without its prefix."""
+  name, split = _split_name(name)
+  _, examples = tables.open_tfds(name, split)
   import tensorflow as tf
 
   fields = examples.element_spec if isinstance(examples.element_spec, dict) else {}

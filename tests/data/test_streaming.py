@@ -1,0 +1,325 @@
+"""Batches from raw text: the same for any loader, workers, hosts and interruptions."""
+
+import gzip
+import hashlib
+import importlib.util
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from bertjax.data import loader, streaming
+from bertjax.data import text as text_lib
+from bertjax.data.masking import Masking
+from bertjax.data.preprocess import Settings
+from bertjax.data.tokenizer import Tokenizer
+
+WORDS = [f'w{i:03d}' for i in range(300)]
+BATCH = 8
+LOADERS = ['threads'] + ['tfdata'] * bool(importlib.util.find_spec('tensorflow_text'))
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+  monkeypatch.setattr(streaming, '_BLOCK_CHARS', 3000)
+
+
+@pytest.fixture
+def tokenizer(tmp_path):
+  path = tmp_path / 'vocab.txt'
+  path.write_text('\n'.join(['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', '.', 'doc', *WORDS]))
+  return Tokenizer.from_file(path)
+
+
+def documents(count: int, seed: int = 0) -> list[str]:
+  """Documents of 3 to 12 sentences; the first word of document n is unique to it where n < 300."""
+  rng = np.random.default_rng(seed)
+  result = []
+  for number in range(count):
+    sentences = [
+      ' '.join(rng.choice(WORDS, rng.integers(3, 12))).capitalize() + '.'
+      for _ in range(rng.integers(3, 12))
+    ]
+    result.append(f'Doc {WORDS[number % 300]}. ' + ' '.join(sentences))
+  return result
+
+
+@pytest.fixture
+def source(tmp_path):
+  folder = tmp_path / 'texts'
+  folder.mkdir()
+  for number, part in enumerate(np.array_split(documents(120), 5)):
+    lines = [json.dumps({'text': str(text)}) + '\n' for text in part]
+    (folder / f'{number}.jsonl').write_text(''.join(lines))
+  return folder
+
+
+def stream(source, tokenizer, *, batch_size=BATCH, options=(),
+           **settings):  # fmt: skip
+  settings = {'kind': 'doc_sentences', 'length': 32, 'format': 'jsonl', 'seed': 3} | settings
+  text = streaming.Text(str(source), tokenizer, Settings(**settings))
+  heldout = loader.Batches(
+    text.heldout(16), batch_size, 3, Masking(), tokenizer.vocab_size, tokenizer.special,
+  )  # fmt: skip
+  return streaming.Stream(text, batch_size, heldout.targets, **dict(options))
+
+
+def take(batches, count: int) -> list[dict]:
+  made = list(itertools.islice(batches, count))
+  batches.close()
+  return made
+
+
+def hashes(batches) -> list[str]:
+  return [digest(batch) for batch in batches]
+
+
+def digest(batch: dict) -> str:
+  content = [(name, batch[name].dtype.str, batch[name].tobytes()) for name in sorted(batch)]
+  return hashlib.sha256(repr(content).encode()).hexdigest()
+
+
+@pytest.mark.parametrize('kind', ['nsp', 'sop', 'doc_sentences', 'full_sentences'])
+@pytest.mark.parametrize('sequences', [1, 3])
+def test_batches_do_not_depend_on_workers(source, tokenizer, kind, sequences):
+  one, eight = (
+    hashes(take(stream(
+      source, tokenizer, kind=kind, max_sequences_per_row=sequences, options={'workers': workers},
+    ).batches(), 30))
+    for workers in (1, 8)
+  )  # fmt: skip
+  assert one == eight
+  assert len(set(one)) == 30
+
+
+@pytest.mark.skipif(LOADERS == ['threads'], reason='no tensorflow_text')
+@pytest.mark.parametrize(
+  ('kind', 'sequences', 'workers'), [('nsp', 1, 1), ('sop', 3, 8), ('full_sentences', 1, 8)]
+)
+def test_tf_data_makes_the_same_batches(source, tokenizer, kind, sequences, workers):
+  """With resuming, two groups, and positions that move at the same pace."""
+  made = []
+  for name in LOADERS:
+    options = {'loader': name, 'workers': workers, 'groups': 2}
+    settings = {'kind': kind, 'max_sequences_per_row': sequences}
+    whole = stream(source, tokenizer, options=options, **settings)
+    batches = hashes(take(whole.batches(), 20))
+    position = whole.position(17)
+    again = stream(source, tokenizer, options=options, **settings)
+    assert hashes(take(again.batches(18, position), 2)) == batches[18:]
+    made.append((batches, position))
+  assert made[0] == made[1]
+
+
+@pytest.mark.parametrize('groups', [1, 2, 4, 7])
+def test_a_stream_resumes_from_any_position(source, tokenizer, groups):
+  """Also past the end of an epoch, with more groups than shards, and twice."""
+  make = lambda: stream(source, tokenizer, options={'groups': groups})  # noqa: E731
+  whole = make()
+  expected, positions = [], []
+  batches = whole.batches()
+  for number in range(60):
+    expected.append(digest(next(batches)))
+    positions.append(json.loads(json.dumps(whole.position(number + 1))))
+  batches.close()
+  for start in (1, 2, 13, 37):
+    again = make()
+    first = hashes(take(again.batches(start, positions[start - 1]), 5))
+    assert first == expected[start : start + 5]
+    third = make()
+    assert (
+      hashes(take(third.batches(start + 5, again.position(start + 5)), 9))
+      == (expected[start + 5 : start + 14])
+    )
+  skipping = make()  # 10 batches after a saved position
+  assert hashes(take(skipping.batches(23, positions[12]), 3)) == expected[23:26]
+
+
+@pytest.mark.parametrize('groups', [1, 2, 4])
+@pytest.mark.parametrize('hosts', [1, 2, 4, 8])
+def test_batches_do_not_depend_on_hosts(source, tokenizer, groups, hosts):
+  """Hosts that join later share the groups of the run's start; positions merge to the same."""
+  alone = stream(source, tokenizer, options={'groups': groups})
+  batches = alone.batches()
+  whole = [next(batches) for _ in range(20)]
+  position = alone.position(10)
+  parts, positions = [], []
+  for local in np.split(np.arange(BATCH), hosts):
+    host = stream(source, tokenizer, options={'groups': hosts, 'local': local})
+    made = host.batches(10, position)
+    parts.append([next(made) for _ in range(10)])
+    positions.append(host.position(20))
+  for number in range(10):
+    for name, expected in whole[10 + number].items():
+      joined = np.concatenate([part[number][name] for part in parts])
+      np.testing.assert_array_equal(joined, expected)
+  assert streaming.merge(positions) == alone.position(20)
+
+
+@pytest.mark.parametrize('groups', [1, 3, 8])
+def test_a_group_reads_every_document_once_an_epoch(source, tokenizer, groups):
+  reader = stream(source, tokenizer, options={'groups': groups})
+  text = reader._text
+  read = []
+  for group in range(groups):
+    reader._begins = {group: {}}
+    for block in reader._read(group, groups, streaming._FRONT):
+      if block.epoch > 1:
+        break
+      read += block.documents
+  heldout = {t for shard in text.shards for _, t, out in text.documents(shard) if out}
+  assert sorted([*read, *heldout]) == sorted(documents(120))
+  assert heldout
+  assert not heldout & set(read)
+
+
+def test_epochs_have_other_orders_and_masks(source, tokenizer):
+  batches = take(stream(source, tokenizer).batches(), 80)
+  ids = np.concatenate([batch['input_ids'] for batch in batches])
+  assert len(np.unique(ids, axis=0)) == len(ids)
+
+
+def test_stages_read_in_another_order_with_the_groups_of_the_run(source, tokenizer):
+  first = stream(source, tokenizer, options={'groups': 2})
+  take(first.batches(), 5)
+  later = stream(source, tokenizer, options={'groups': 1, 'stage': 40})
+  got = hashes(take(later.batches(0, first.position(5)), 5))
+  same = stream(source, tokenizer, options={'groups': 2, 'stage': 40})
+  assert got == hashes(take(same.batches(), 5))
+  assert got != hashes(take(stream(source, tokenizer, options={'groups': 2}).batches(), 5))
+
+
+@pytest.mark.parametrize('format', ['prose', 'google', 'wikitext', 'parquet', 'jsonl'])
+def test_reading_starts_after_any_record(tmp_path, format):
+  texts = documents(30)
+  if format == 'prose':
+    texts = texts[:1]
+  if format == 'parquet':
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    table = pa.table({'text': [*texts[:7], ' ', *texts[7:]]})
+    parquet.write_table(table, tmp_path / 'a', row_group_size=4)
+  elif format == 'jsonl':
+    lines = [json.dumps({'text': text}) for text in texts]
+    (tmp_path / 'a').write_text('\n'.join([*lines[:7], '', *lines[7:]]))
+  else:
+    joined = {
+      'prose': '', 'google': '\n\n', 'wikitext': '\n = Title = \n'
+    }[format].join(texts)  # fmt: skip
+    (tmp_path / 'a').write_text(joined)
+
+  def read(skip):
+    return list(text_lib.read_shard(
+      str(tmp_path / 'a'), format, text_key='text', binary='refuse', encoding='utf-8',
+      on_bad_row='stop', report=text_lib.Report(), skip=skip,
+    ))  # fmt: skip
+
+  everything = read(0)
+  assert len(everything) == len(texts)
+  for place, (number, _) in enumerate(everything, 1):
+    assert read(number) == everything[place:]
+
+
+def test_records_before_a_position_are_not_parsed(tmp_path):
+  (tmp_path / 'a.jsonl').write_text('no JSON\n{"text": "Fine."}\n')
+  options = {'text_key': 'text', 'binary': 'refuse', 'encoding': 'utf-8', 'on_bad_row': 'stop'}
+  rows = text_lib.read_shard(
+    str(tmp_path / 'a.jsonl'), 'jsonl', **options, report=text_lib.Report(), skip=1
+  )
+  assert list(rows) == [(2, 'Fine.')]
+
+
+# Bad input: one sentence, from either loader, and nothing hangs
+
+
+@pytest.mark.parametrize('name', LOADERS)
+def test_a_shard_that_vanishes_is_named(source, tokenizer, name):
+  made = stream(source, tokenizer, options={'loader': name})
+  (source / '3.jsonl').unlink()
+  with pytest.raises(ValueError, match=r'3\.jsonl can no longer be read: No such file'):
+    take(made.batches(), 60)
+
+
+def test_a_shard_that_changes_is_named(source, tokenizer):
+  made = stream(source, tokenizer)
+  with (source / '2.jsonl').open('a') as file:
+    file.write('{"text": "More."}\n')
+  with pytest.raises(ValueError, match=r'2\.jsonl has .* bytes and had .* when the run started'):
+    take(made.batches(), 60)
+
+
+def test_truncated_gzip_is_named(source, tokenizer):
+  made = stream(source, tokenizer)
+  lines = (source / '0.jsonl').read_bytes()
+  (source / '0.jsonl').unlink()
+  (source / 'z.jsonl.gz').write_bytes(gzip.compress(lines)[:-100])
+  with pytest.raises(ValueError, match=r'z\.jsonl\.gz is not a complete \.gz file'):
+    made = stream(source, tokenizer)
+    take(made.batches(), 60)
+
+
+def test_truncated_parquet_is_named(tmp_path, tokenizer):
+  import pyarrow as pa
+  from pyarrow import parquet
+
+  folder = tmp_path / 'parquet'
+  folder.mkdir()
+  table = pa.table({'text': documents(80)})
+  for shard in 'ab':
+    parquet.write_table(table, folder / f'{shard}.parquet')
+  data = (folder / 'b.parquet').read_bytes()
+  (folder / 'b.parquet').write_bytes(data[: len(data) // 2])
+  with pytest.raises(ValueError, match=r'b\.parquet is not a complete Parquet file'):
+    take(stream(folder, tokenizer, format='parquet').batches(), 60)
+
+
+@pytest.mark.parametrize('kind', ['nsp', 'doc_sentences'])
+def test_a_group_without_enough_documents_is_refused(tmp_path, tokenizer, kind):
+  path = tmp_path / 'few.jsonl'
+  texts = documents(8)
+  path.write_text(''.join(json.dumps({'text': text}) + '\n' for text in texts))
+  groups = 8 if kind == 'nsp' else 64
+  options = {'groups': groups}
+  made = stream(path, tokenizer, batch_size=64, kind=kind, heldout_fraction=0.4, options=options)
+  with pytest.raises(ValueError, match='documents to train on for one of the processes'):
+    take(made.batches(), 2)
+
+
+def test_a_text_that_is_smaller_than_a_batch_is_refused(source, tokenizer):
+  made = stream(source, tokenizer, batch_size=4096)
+  with pytest.raises(ValueError, match=r'fewer training records than a batch has.*4096'):
+    take(made.batches(), 2)
+
+
+def test_a_text_without_any_record_is_refused(tmp_path, tokenizer):
+  """Sentence order has nothing to learn from documents of one sentence."""
+  made = stream(_pairs(tmp_path), tokenizer, kind='doc_sentences')
+  text = streaming.Text(
+    str(tmp_path / 'one.jsonl'), tokenizer, Settings(kind='sop', length=32, format='jsonl')
+  )
+  made = streaming.Stream(text, BATCH, made._targets)
+  with pytest.raises(ValueError, match='fewer training records than a batch has'):
+    take(made.batches(), 1)
+
+
+def _pairs(tmp_path):
+  path = tmp_path / 'one.jsonl'
+  path.write_text(''.join(json.dumps({'text': f'{word} .'}) + '\n' for word in WORDS))
+  return path
+
+
+def test_what_only_preparation_has_is_refused(source, tokenizer):
+  for wrong, match in (
+    ({'dupe_factor': 2, 'kind': 'nsp'}, r'data\.dupe_factor=2 is for prepared rows'),
+    ({'num_shards': 3}, r'data\.num_shards=3 is for prepared rows'),
+    ({'format': 'tfrecord'}, 'prepare TFRecords'),
+  ):
+    with pytest.raises(ValueError, match=match):
+      stream(source, tokenizer, **wrong)
+
+
+def test_no_heldout_document_is_refused(source, tokenizer):
+  with pytest.raises(ValueError, match=r'raise data\.heldout_fraction \(now 1e-12\)'):
+    stream(source, tokenizer, heldout_fraction=1e-12)
