@@ -16,7 +16,7 @@ from etils import epath
 
 from bertjax import tasks
 from bertjax.config import flat
-from bertjax.data import dataset, masking
+from bertjax.data import dataset, masking, streaming
 from bertjax.data import loader as loader_lib
 from bertjax.fields import OF_TASKS
 from bertjax.model import config as model_config
@@ -79,6 +79,7 @@ class Stage(NamedTuple):
   stop: int
   config: ml_collections.ConfigDict  # the run's, with the stage's values
   folder: epath.Path | None = None  # of the prepared rows
+  text: streaming.Text | None = None  # instead of a folder, where text is streamed
 
 
 def stages(config) -> list[Stage]:
@@ -184,11 +185,11 @@ def make_layout(config, devices=None) -> layout_lib.Layout:
   )  # fmt: skip
 
 
-def make_batches(config, folder, split, tokenizer, mesh) -> loader_lib.Batches:
-  """The batches of a split of prepared rows, this process's rows of them."""
+def make_batches(config, rows, tokenizer, mesh) -> loader_lib.Batches:
+  """The batches of the rows of a split, this process's rows of them."""
   sharding = mesh_lib.batch_sharding(mesh)
   return loader_lib.Batches(
-    dataset.Dataset(folder, split), config.batch_size, config.seed,
+    rows, config.batch_size, config.seed,
     masking.Masking(**config.masking),
     vocab_size=tokenizer.vocab_size, special=tokenizer.special, objective=config.objective,
     word_flags=tokenizer.word_flags, local=mesh_lib.local_rows(sharding, config.batch_size),
@@ -255,11 +256,14 @@ def pretraining_identity(config, encoder_config, stages: list[Stage]) -> dict:
   free = ('attention', 'classifier_dropout', 'remat', 'unroll', *OF_TASKS)  # change no result
   fields |= {f'model.{k}': v for k, v in model.items() if k not in free}
   for stage in stages:
-    manifest = dataset.read_manifest(stage.folder)
-    if manifest['tokenizer'] != fields.setdefault('tokenizer', manifest['tokenizer']):
+    if stage.text:
+      facts, tokenizer = stage.text.identity, stage.text.tokenizer.fingerprint
+    else:
+      manifest = dataset.read_manifest(stage.folder)
+      facts, tokenizer = {'rows': dataset.manifest_hash(manifest)}, manifest['tokenizer']
+    if tokenizer != fields.setdefault('tokenizer', tokenizer):
       folders = f'{stages[0].folder} and {stage.folder}'
       raise ValueError(f'{folders} were prepared with different tokenizers.')
-    facts = {'rows': dataset.manifest_hash(manifest)}
     if stage.name:
       section = stage.config.masking
       facts |= {'start': stage.start, 'batch_size': stage.config.batch_size, 'rate': section.rate,

@@ -97,11 +97,19 @@ def evaluate_text(
     raise ValueError(f'--max_eval_examples must be at least 1, got {rows}.')
   mesh = mesh_lib.make_dividing_mesh(config.batch_size, 'rows of a batch')  # whatever the run had
   config.model.attention = 'auto'
-  folder = prepare.prepared_rows(config, jax.process_count())
+  if config.data.streaming:
+    text = prepare.streamed_text(config)
+    tokenizer, facts = text.tokenizer, text.identity
+    train, heldout = text.sample(), text.heldout(rows)
+  else:
+    folder = prepare.prepared_rows(config, jax.process_count())
+    tokenizer = Tokenizer.from_dir(folder)
+    facts = {'rows': dataset.manifest_hash(dataset.read_manifest(folder))}
+    train, heldout = (dataset.Dataset(folder, split) for split in ('train', 'heldout'))
   if workdir:
-    _check_rows(workdir, folder, f'{stage.name}.rows'.lstrip('.'))
-  tokenizer = Tokenizer.from_dir(folder)
-  heldout = build.make_batches(config, folder, 'heldout', tokenizer, mesh)
+    named = {f'{stage.name}.{name}'.lstrip('.'): value for name, value in facts.items()}
+    _check_rows(workdir, named | {'tokenizer': tokenizer.fingerprint})
+  heldout = build.make_batches(config, heldout, tokenizer, mesh)
   if workdir:
     bert = build.make_model(config, tokenizer.vocab_size)
     params = _checkpoint_params(config, bert, mesh, checkpoints, step)
@@ -110,7 +118,6 @@ def evaluate_text(
   objective = mlm.pretraining(bert)
   score = build.make_evaluate(objective, mesh, loader_lib.choose_loader(config.data.loader))
   scores = score(params, heldout, rows)
-  train = dataset.Dataset(folder, 'train')
   if unigram:
     counts = count_text(unigram, tokenizer, config.data)
   elif len(train):
@@ -199,12 +206,10 @@ def run_config(workdir: str):
   return config
 
 
-def _check_rows(workdir, folder, name: str) -> None:
+def _check_rows(workdir, identity: dict) -> None:
   """The rows must be those of the run: its text or its vocabulary may have changed since."""
   before = json.loads((epath.Path(workdir) / 'run.json').read_text())['identity']
-  manifest = dataset.read_manifest(folder)
-  now = (manifest['tokenizer'], dataset.manifest_hash(manifest))
-  if (before['tokenizer'], before[name]) != now:
+  if any(before.get(name) != value for name, value in identity.items()):
     raise ValueError(
       f'the text or the vocabulary of {workdir} has changed since its run; evaluate its model/ '
       'with --model and --config instead.'

@@ -64,6 +64,7 @@ PRETRAINING = SHARED | {
   'data.input': ('', 'raw text: files, folders, globs, tfds:NAME, hf:NAME or embedded, by commas'),
   'data.prepared': ('', 'prepared dataset directory, written by `bertjax prepare`; an alternative '
                         'to data.input'),
+  'data.streaming': (False, 'training on data.input as it is read, without preparing it first'),
   'data.format': ('prose', 'format of data.input: prose, google, wikitext, jsonl, parquet, tfds or '
                            'tfrecord'),
   'data.text_key': ('text', 'JSONL field, Parquet column or TFDS feature that contains the text'),

@@ -22,7 +22,7 @@ import re
 from etils import epath
 
 from bertjax import io
-from bertjax.data import dataset, instances
+from bertjax.data import dataset, instances, streaming
 from bertjax.data import text as text_lib
 from bertjax.data.loader import Batches
 from bertjax.data.masking import Masking, predictions
@@ -222,6 +222,18 @@ def cached(config, cache_dir: str = '') -> epath.Path:
     _log.info('prepared: %s', '  '.join(f'{name} {value:,}' for name, value in counts.items()))
   _report(manifest, tokenizer)
   return folder
+
+
+def streamed_text(config) -> streaming.Text:
+  """The text of a config with data.streaming=True."""
+  if config.data.prepared:
+    raise ValueError(
+      f'data.streaming=True reads raw text, got data.prepared={config.data.prepared!r}; give one '
+      'of them.'
+    )
+  tokenizer = load_vocab(config.data)
+  warn_of_case(tokenizer)
+  return streaming.Text(config.data.input, tokenizer, settings_of(config))
 
 
 def prepared_rows(config, processes: int = 1) -> epath.Path:

@@ -3,11 +3,11 @@
   bertjax pretrain --config=configs/pretrain/bert_mini.py --workdir=DIR \\
       --config.data.input=TEXTS --config.data.vocab=vocab.txt
 
-Raw text is prepared first, into a cache. The same command started again resumes from the newest
-checkpoint in the workdir, to the same losses and parameters, bit for bit. SIGTERM saves and exits
-with code 75; a first Ctrl-C saves and exits, a second aborts. The workdir gets `checkpoints/`,
-`logs/` (JSONL, TensorBoard), `loss.png`, `run.json`, `metrics.json` and `model/`, a model directory
-that Hugging Face's transformers loads.
+Raw text is prepared first, into a cache; with data.streaming=True it is read while training. The
+same command started again resumes from the newest checkpoint in the workdir, to the same losses and
+parameters, bit for bit. SIGTERM saves and exits with code 75; a first Ctrl-C saves and exits, a
+second aborts. The workdir gets `checkpoints/`, `logs/` (JSONL, TensorBoard), `loss.png`,
+`run.json`, `metrics.json` and `model/`, a model directory that Hugging Face's transformers loads.
 """
 
 import functools
@@ -20,7 +20,7 @@ import ml_collections
 import optax
 
 from bertjax import build, io, objectives, prepare
-from bertjax.data import dataset, unigram
+from bertjax.data import dataset, streaming, unigram
 from bertjax.data import loader as loader_lib
 from bertjax.data.masking import Masking
 from bertjax.data.tokenizer import Tokenizer
@@ -100,11 +100,15 @@ def set_up(config) -> Setup:
     Masking(**stage.config.masking)
   optimizer = build.make_optimizer(config, config.num_train_steps, config.warmup_steps)
   loader = loader_lib.choose_loader(config.data.loader)
-  stages = [
-    stage._replace(folder=prepare.prepared_rows(stage.config, jax.process_count()))
-    for stage in planned
-  ]
-  tokenizer = Tokenizer.from_dir(stages[0].folder)
+  if config.data.streaming:
+    stages = [stage._replace(text=prepare.streamed_text(stage.config)) for stage in planned]
+    tokenizer = stages[0].text.tokenizer
+  else:
+    stages = [
+      stage._replace(folder=prepare.prepared_rows(stage.config, jax.process_count()))
+      for stage in planned
+    ]
+    tokenizer = Tokenizer.from_dir(stages[0].folder)
   model = build.make_model(config, tokenizer.vocab_size)
   identity = build.pretraining_identity(config, model.config, stages)
   objective = mlm.pretraining(model)
@@ -123,29 +127,51 @@ def make_stages(setup: Setup) -> list[run_lib.Stage]:
 
   for stage in setup.stages:
     size, length = stage.config.batch_size, stage.config.data.length
-    train, heldout = (
-      build.make_batches(stage.config, stage.folder, split, setup.tokenizer, mesh)
-      for split in ('train', 'heldout')
-    )
+    heldout = heldout_batches(setup, stage)
+    if stage.text:
+      batches, position = streamed_batches(setup, stage, heldout)
+    else:
+      rows = dataset.Dataset(stage.folder, 'train')
+      train = build.make_batches(stage.config, rows, setup.tokenizer, mesh)
+      batches, position = functools.partial(iterate, train.training), None
     flops_per_row = flops.train_flops(
       setup.model.config, length, stage.config.masking.max_predictions
     )
     stages.append(run_lib.Stage(
-      stage.stop, functools.partial(iterate, train.training),
-      functools.partial(evaluate, heldout=heldout), size * length, size * flops_per_row,
+      stage.stop, batches, functools.partial(evaluate, heldout=heldout), size * length,
+      size * flops_per_row, position,
     ))  # fmt: skip
   return stages
+
+
+def heldout_batches(setup: Setup, stage: build.Stage) -> loader_lib.Batches:
+  """The held-out batches of a stage, from memory where text is streamed."""
+  if stage.text:
+    rows = stage.text.heldout(setup.config.max_eval_examples)
+  else:
+    rows = dataset.Dataset(stage.folder, 'heldout')
+  return build.make_batches(stage.config, rows, setup.tokenizer, setup.layout.mesh)
+
+
+def streamed_batches(setup: Setup, stage: build.Stage, heldout: loader_lib.Batches):
+  """The training batches of streamed text, masked as the held-out ones, and their positions."""
+  made = streaming.Stream(
+    stage.text, stage.config.batch_size, heldout.targets, groups=jax.process_count(),
+    stage=stage.start, local=heldout.local, loader=setup.loader,
+  )  # fmt: skip
+  return made.batches, lambda n: streaming.merge(distributed.gather(made.position(n)))
 
 
 def describe_losses(setup: Setup) -> dict:
   """Units and baselines of the losses, for `loss.png`: token frequencies in 65,536 training rows
   (on 1,024 held-out rows), and chance."""
   stage, tokenizer = setup.stages[-1], setup.tokenizer
-  heldout = build.make_batches(stage.config, stage.folder, 'heldout', tokenizer, setup.layout.mesh)
+  heldout = heldout_batches(setup, stage)
+  rows = stage.text.sample() if stage.text else dataset.Dataset(stage.folder, 'train')
   mlm_loss = {'unit': 'nats per token'}
   if len(heldout.rows):
     baseline = unigram.cross_entropy(
-      unigram.count_rows(dataset.Dataset(stage.folder, 'train'), tokenizer.vocab_size, most=65_536),
+      unigram.count_rows(rows, tokenizer.vocab_size, most=65_536),
       map(heldout.evaluation, range(heldout.steps_for(1024))),
       exclude=unigram.never_predicted(tokenizer, stage.config.objective),
       total=distributed.total,

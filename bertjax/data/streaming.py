@@ -101,6 +101,7 @@ class Text:
     names = [(epath.Path(s.name).name if s.size else s.name, s.size) for s in self.shards]
     digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16]
     settings = {f'data.{name}': value for name, value in vars(self.settings).items()}
+    del settings['data.seed']  # the run's
     return settings | {'data.input': f'{len(names)} shards {digest}'}
 
   def documents(self, shard: Shard, skip: int = 0) -> Iterator[tuple[int, str, bool]]:
@@ -237,6 +238,13 @@ class Text:
     texts, *counts = self.split(documents)
     return self.records(*self.tokenizer.encode_flat(texts), *counts, *key)
 
+  def sample(self) -> Arrays:
+    """Training records of the first block of the first shards."""
+    shards = [(shard, 0, 1) for shard in self.shards]
+    block = next(self.blocks(_FRONT, lambda _: shards, lambda *_: None))
+    return Arrays(self.encode(block.documents, 0, 0))
+
+  @functools.lru_cache(1)  # noqa: B019 (a text lives as long as its run)
   def heldout(self, most: int) -> Arrays:
     """The first `most` records of held-out documents, or all, read from the front of the shards.
 
@@ -346,12 +354,6 @@ class Stream:
     groups = {str(group): position for group, position in groups.items()}
     self._positions[number] = {'stage': self._stage, 'batch': number, 'groups': groups}
     self._positions.pop(number - _KEPT_POSITIONS, None)
-
-  def first_records(self) -> Arrays:
-    """The records of the first block that the first group of a new run reads."""
-    shards = functools.partial(self._shards, 0, self._new_groups)
-    block = next(self._text.blocks(_FRONT, shards, lambda *_: None))
-    return Arrays(self._text.encode(block.documents, self._stage, 0, block.number))
 
   def _shards(self, group: int, groups: int, epoch: int) -> list[tuple[Shard, int, int]]:
     """(shard, index, count): what a group reads in an epoch, see `Text.blocks`."""

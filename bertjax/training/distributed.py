@@ -171,6 +171,16 @@ def total(values) -> np.ndarray:
   return multihost_utils.process_allgather(np.asarray(values)[None], tiled=True).sum(0)
 
 
+def gather(value) -> list:
+  """A JSON value of every process, in their order."""
+  if jax.process_count() == 1:
+    return [value]
+  text = json.dumps(value).encode()
+  size = int(np.max(multihost_utils.process_allgather(np.array(len(text)))))
+  texts = multihost_utils.process_allgather(np.frombuffer(text.ljust(size), np.uint8))
+  return [json.loads(text.tobytes()) for text in texts]
+
+
 def host_copy(tree):
   """Gathers sharded arrays to complete NumPy arrays on every process."""
   return multihost_utils.process_allgather(tree, tiled=True)

@@ -34,17 +34,21 @@ class Stage(NamedTuple):
 
   Attributes:
     stop: the step after the last one, counted from the start of the run.
-    batches: n -> iterator over this process's rows of the stage's batches n, n + 1, ...
+    batches: n -> iterator over this process's rows of the stage's batches n, n + 1, ...; where
+      there is `position`, also gets the `position` of the checkpoint that the run resumes from.
     evaluate: params -> the scores of each run (one, unless the layout is a sweep), with 'loss'.
     tokens: tokens of a global batch including padding; 0 counts those of each batch.
     flops: model FLOPs of a step, for the MFU; 0.0 = unknown.
+    position: n -> the position of the input before batch n, one of the newest, as JSON, for the
+      checkpoint; None = it is n.
   """
 
   stop: int
-  batches: Callable[[int], Iterator[dict]]
+  batches: Callable[..., Iterator[dict]]
   evaluate: Callable[[Any], Sequence[Scores]]
   tokens: int = 0
   flops: float = 0.0
+  position: Callable[[int], Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +162,7 @@ class _Run:
   def __init__(self, last_start, layout, options, train_step, checkpoints, run_log, facts, meta):
     self._last_start, self._layout, self._options = last_start, layout, options
     self._train_step, self._checkpoints, self._log = train_step, checkpoints, run_log
-    self._facts, self._scores = facts, None
+    self._facts, self._scores, self._position = facts, None, meta.get('position')
     self.evaluations, self.skipped = meta.get('evaluations', []), meta.get('skipped', [])
 
   def train(self, stage: Stage, first: int, state: TrainState):
@@ -182,22 +186,28 @@ class _Run:
   def _fit(self, stage, first, state):
     options, step = self._options, loop.step_of(state)
     self.evaluations[:] = [e for e in self.evaluations if e['step'] <= step]
-    left_out = sum(s['batches'] for s in self.skipped if s['step'] >= first)
+    offset = sum(s['batches'] for s in self.skipped if s['step'] >= first) - first
+    saved = {'position': self._position} if stage.position else {}
+
+    def save(state, step, scores):
+      position = {'position': stage.position(step + offset)} if stage.position else {}
+      self._save(state, step, scores, position)
+
     with (
-      contextlib.closing(stage.batches(max(step, first) - first + left_out)) as stream,
+      contextlib.closing(stage.batches(max(step, first) + offset, **saved)) as stream,
       distributed.Watch(options.stall_seconds) as watch,
     ):
       return loop.fit(
         state, self._train_step, loop.to_device(self._log.watched(stream), self._layout.mesh),
         steps=stage.stop, log=self._log, log_every=options.log_every,
         evaluate_fn=lambda params: self._evaluate(stage, params), eval_every=options.eval_every,
-        save=self._save, save_every=options.save_every, finished=lambda: not any(self._alive()),
+        save=save, save_every=options.save_every, finished=lambda: not any(self._alive()),
         watch=watch.at, spike=options.loss_spike_threshold,
       )  # fmt: skip
 
   def _roll_back(self, abstract, error: DivergedError) -> TrainState:
     state, meta = self._checkpoints.restore_newest(abstract)
-    step, before = loop.step_of(state), meta['skipped']
+    step, before, self._position = loop.step_of(state), meta['skipped'], meta.get('position')
     read = error.step + sum(s['batches'] for s in self.skipped)
     count = read - step - sum(s['batches'] for s in before)
     self.skipped[:] = [*before, {'step': step, 'batches': count}]
@@ -216,10 +226,10 @@ class _Run:
     values = np.where(self._alive(), ranking(self._scores, self._options), -np.inf)
     return self._layout.summary(self._scores, values.tolist(), self._options)
 
-  def _save(self, state: TrainState, step: int, scores: Scores | None) -> None:
+  def _save(self, state: TrainState, step: int, scores: Scores | None, position: dict) -> None:
     if scores:
       self.evaluations.append({'step': step, 'scores': self._scores})
-    meta = self._facts | {
+    meta = self._facts | position | {
       'next_batch': step, 'skipped': self.skipped, 'evaluations': self.evaluations
     }  # fmt: skip
     # Losses of stages with different rows cannot be compared.

@@ -1,0 +1,147 @@
+"""Pre-training on streamed text: interrupted, on other hosts, after a divergence, refused."""
+
+import itertools
+import json
+import random
+import signal
+
+import numpy as np
+import pytest
+
+from bertjax import pretrain
+from bertjax.__main__ import main
+from bertjax.training import loop
+from bertjax.training.checkpoint import Checkpoints
+from tests.e2e import test_distributed as distributed
+from tests.e2e.test_recovery import config_of
+from tests.test_pretrain import QUIET, finish, losses, start, wait_for_step, weights
+
+pytestmark = pytest.mark.full
+
+
+def arguments(corpus, vocab, workdir, *more):
+  return [
+    'pretrain', '--config=bert_mini:smoke', f'--workdir={workdir}', '--config.data.streaming=True',
+    f'--config.data.input={corpus}', f'--config.data.vocab={vocab}',
+    '--config.data.heldout_fraction=0.2', '--config.learning_rate=3e-3', *more,
+  ]  # fmt: skip
+
+
+STAGES = ['--config.num_train_steps=90', '--config.stage2.fraction=0.4',
+          '--config.stage2.batch_size=16', *QUIET]  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def uninterrupted(corpus, vocab, tmp_path_factory):
+  """Two stages in one go, fed by tf.data; both read the text more than once."""
+  folder = tmp_path_factory.mktemp('uninterrupted')
+  finish(start(arguments(corpus, vocab, folder, *STAGES, '--config.data.loader=tfdata')))
+  return folder
+
+
+@pytest.mark.parametrize(
+  ('kill', 'code'), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 75)]
+)
+def test_a_killed_run_resumes_bitwise(kill, code, uninterrupted, corpus, vocab, tmp_path):
+  args = arguments(corpus, vocab, tmp_path, *STAGES, '--config.data.loader=threads')
+  process = start(args)
+  wait_for_step(process, tmp_path, random.randint(21, 80), seconds=300)
+  process.send_signal(kill)
+  finish(process, code)
+  finish(start(args))
+  assert losses(tmp_path) == losses(uninterrupted)
+  assert weights(tmp_path) == weights(uninterrupted)
+
+
+def test_two_processes_resume_as_one(corpus, vocab, tmp_path):
+  """The batches of the steps after the resumption are those of two processes."""
+  fields = {'data.input': str(corpus), 'data.vocab': str(vocab), 'data.streaming': True,
+            'data.heldout_fraction': 0.2, 'max_to_keep': 9}  # fmt: skip
+  whole = distributed.run(tmp_path / 'whole', '', 2, **fields)
+  folder = tmp_path / 'run'
+  codes, errors = distributed.finish(
+    distributed.launch(folder, '', 2, fault='save 0,1 12', **fields)
+  )
+  assert codes == [-signal.SIGKILL] * 2, errors
+  distributed.run(folder, '', 1, **fields)
+  assert distributed.losses(folder) == pytest.approx(distributed.losses(whole), rel=2e-4)
+  ends = [Checkpoints(f / 'run/checkpoints', read_only=True).meta(20)['position']
+          for f in (whole, folder)]  # fmt: skip
+  assert ends[0] == ends[1]
+  assert list(ends[0]['groups']) == ['0', '1']
+
+
+def test_a_divergence_skips_batches_of_the_stream(corpus, vocab, tmp_path, monkeypatch):
+  """After it, batches continue behind those since the checkpoint."""
+  make_train_step, seen = loop.make_train_step, []
+
+  def make(*args, **kwargs):
+    step, calls = make_train_step(*args, **kwargs), itertools.count()
+
+    def noting(state, batch):
+      seen.append(np.asarray(batch['input_ids']))
+      state, metrics = step(state, batch)
+      return state, metrics | ({'loss': np.float32('nan')} if next(calls) == 13 else {})
+
+    return noting
+
+  monkeypatch.setattr(loop, 'make_train_step', make)
+  text = {'data.input': str(corpus), 'data.vocab': str(vocab), 'data.streaming': True,
+          'data.heldout_fraction': 0.2}  # fmt: skip
+  pretrain.run(config_of('', **text), workdir=str(tmp_path / 'skipping'))
+  skipping = seen.copy()
+  seen.clear()
+  monkeypatch.setattr(loop, 'make_train_step', make_train_step)
+  monkeypatch.setattr(loop, 'make_train_step', lambda *a, **k: _noting(make_train_step, seen, a, k))
+  pretrain.run(config_of('', **text, num_train_steps=24), workdir=str(tmp_path / 'plain'))
+  np.testing.assert_array_equal(skipping[-10:], seen[14:24])  # 4 batches are left out
+  meta = Checkpoints(tmp_path / 'skipping/checkpoints', read_only=True).meta(20)
+  assert meta['position']['batch'] == 24
+
+
+def _noting(make_train_step, seen, args, kwargs):
+  step = make_train_step(*args, **kwargs)
+
+  def noting(state, batch):
+    seen.append(np.asarray(batch['input_ids']))
+    return step(state, batch)
+
+  return noting
+
+
+def test_a_changed_source_is_refused(corpus, vocab, tmp_path, capsys):
+  folder = tmp_path / 'texts'
+  folder.mkdir()
+  for path in corpus.iterdir():
+    (folder / path.name).write_bytes(path.read_bytes())
+  args = arguments(folder, vocab, tmp_path / 'run', *QUIET)
+  assert main(args) == 0
+  (folder / 'more.txt').write_text('One more document. It has two sentences.')
+  assert main([*args, '--config.num_train_steps=30']) == 2
+  assert 'data.input: 40 shards' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(('fields', 'words'), [
+  (['--config.data.prepared=rows'], 'data.streaming=True reads raw text'),
+  (['--config.data.dupe_factor=5'], 'data.dupe_factor=5 is for prepared rows'),
+  (['--config.data.vocab='], 'data.vocab is empty'),
+])  # fmt: skip
+def test_a_mistake_gets_one_sentence(corpus, vocab, tmp_path, capsys, fields, words):
+  assert main(arguments(corpus, vocab, tmp_path / 'run', *fields)) == 2
+  error = capsys.readouterr().err
+  assert words in error
+  assert 'Traceback' not in error
+
+
+def test_an_empty_source_gets_one_sentence(vocab, tmp_path, capsys):
+  (tmp_path / 'empty.jsonl').write_text('\n')
+  fields = '--config.data.format=jsonl'
+  assert main(arguments(tmp_path / 'empty.jsonl', vocab, tmp_path / 'run', fields)) == 2
+  assert 'no record can be made of the held-out documents' in capsys.readouterr().err
+
+
+def test_a_run_records_a_position_of_every_group(corpus, vocab, tmp_path):
+  assert main(arguments(corpus, vocab, tmp_path)) == 0
+  meta = Checkpoints(tmp_path / 'checkpoints', read_only=True).meta(20)
+  assert json.loads(json.dumps(meta['position']))['batch'] == 20
+  assert meta['position']['groups']['0']['taken'] > 0
