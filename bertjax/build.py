@@ -86,8 +86,13 @@ def stages(config) -> list[Stage]:
   """The stages of a run; completes `max_predictions` in the config.
 
   Raises:
-    ValueError: for fractions out of range, or rows that are not prepared alike.
+    ValueError: for fractions out of range, or rows that are not prepared alike or also streamed.
   """
+  prepared = [section.prepared for section in (config.data, *(config[name] for name in _LATER))]
+  if config.data.streaming and any(prepared):
+    raise ValueError(
+      f'data.streaming=True reads raw text, got prepared rows ({max(prepared)}); give one of them.'
+    )
   fractions = [config[name].fraction for name in _LATER]
   if not all(fraction >= 0 for fraction in fractions) or not sum(fractions) < 1:
     raise ValueError(

@@ -226,11 +226,6 @@ def cached(config, cache_dir: str = '') -> epath.Path:
 
 def streamed_text(config) -> streaming.Text:
   """The text of a config with data.streaming=True."""
-  if config.data.prepared:
-    raise ValueError(
-      f'data.streaming=True reads raw text, got data.prepared={config.data.prepared!r}; give one '
-      'of them.'
-    )
   tokenizer = load_vocab(config.data)
   warn_of_case(tokenizer)
   return streaming.Text(config.data.input, tokenizer, settings_of(config))

@@ -140,8 +140,17 @@ def test_an_empty_source_gets_one_sentence(vocab, tmp_path, capsys):
   assert 'no record can be made of the held-out documents' in capsys.readouterr().err
 
 
-def test_a_run_records_a_position_of_every_group(corpus, vocab, tmp_path):
+def test_a_run_records_its_position_and_is_evaluated_on_the_same_rows(
+  corpus, vocab, tmp_path, capsys
+):
   assert main(arguments(corpus, vocab, tmp_path)) == 0
+  capsys.readouterr()
+  assert main(['evaluate', f'--workdir={tmp_path}', '--checkpoint=newest']) == 0
+  found, wanted = (
+    json.loads(text) for text in (capsys.readouterr().out, (tmp_path / 'metrics.json').read_text())
+  )
+  assert found.pop('unigram_cross_entropy') > 0
+  assert found == pytest.approx(wanted, rel=1e-5)
   meta = Checkpoints(tmp_path / 'checkpoints', read_only=True).meta(20)
   assert json.loads(json.dumps(meta['position']))['batch'] == 20
   assert meta['position']['groups']['0']['taken'] > 0
