@@ -498,7 +498,7 @@ class Stream:
 
   @contextlib.contextmanager
   def _noting_errors(self):
-    """Keeps an exception, which tf.data replaces by one with the whole traceback as its text."""
+    """Keeps an exception, which tf.data replaces by one whose text is a traceback."""
     try:
       yield
     except Exception as error:

@@ -94,7 +94,7 @@ def test_a_divergence_skips_batches_of_the_stream(corpus, vocab, tmp_path, monke
   monkeypatch.setattr(loop, 'make_train_step', make_train_step)
   monkeypatch.setattr(loop, 'make_train_step', lambda *a, **k: _noting(make_train_step, seen, a, k))
   pretrain.run(config_of('', **text, num_train_steps=24), workdir=str(tmp_path / 'plain'))
-  np.testing.assert_array_equal(skipping[-10:], seen[14:24])  # 4 batches are left out
+  np.testing.assert_array_equal(skipping[-10:], seen[14:24])  # 4 batches are skipped
   meta = Checkpoints(tmp_path / 'skipping/checkpoints', read_only=True).meta(20)
   assert meta['position']['batch'] == 24
 
