@@ -44,6 +44,8 @@ def main(argv: list[str] | None = None) -> int:
       return 0
     values = parse(verb, arguments)
     importlib.import_module(f'bertjax.{verb}').run(**values)
+  except BrokenPipeError:
+    raise
   except (ValueError, OSError, RuntimeError, ImportError, MemoryError) as error:
     if os.environ.get('BERTJAX_TRACEBACK'):
       raise
@@ -237,7 +239,13 @@ def _field(name: str, value, text: str) -> str:
 
 def entry() -> None:
   """The console script."""
-  sys.exit(main())
+  try:
+    code = main()
+    sys.stdout.flush()
+  except BrokenPipeError:  # the reader of a pipe, such as head, has closed it
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    code = 141  # what a shell reports for SIGPIPE
+  sys.exit(code)
 
 
 if __name__ == '__main__':

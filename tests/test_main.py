@@ -380,3 +380,13 @@ def test_the_console_has_only_our_lines(run, tmp_path):
     assert done.returncode == 0, done.stderr
     assert not re.search(r'(?m)^([IWEF]\d{4} |WARNING|absl)|\.cc:\d+|oneDNN', done.stderr)
     assert done.stderr.splitlines()[-1].startswith(last)
+
+
+def test_a_closed_pipe_ends_a_command_silently():
+  """As in `bertjax pretrain --help | head -1`."""
+  command = [sys.executable, '-m', 'bertjax', 'pretrain', '--help']
+  read, write = os.pipe()
+  os.close(read)
+  ended = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, check=False)
+  os.close(write)
+  assert (ended.returncode, ended.stderr) == (141, b'')
