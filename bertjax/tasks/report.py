@@ -137,14 +137,18 @@ def _settings(config: dict) -> str:
 
 
 def _table(rows: Iterable, head: Sequence[str] = ()) -> str:
+  """An HTML table; columns of numbers only are aligned right. Without a head, facts by name."""
   lines = [''.join(f'<th>{html.escape(cell)}</th>' for cell in head)] if head else []
-  for row in rows:
-    cells = [f'{cell:g}' if isinstance(cell, float) else str(cell) for cell in row]
-    kinds = ['n' if _is_number(cell) else 'text' * (len(cell) > 40) for cell in cells]
+  rows = [[f'{cell:g}' if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
+  numeric = [all(map(_is_number, column)) for column in zip(*rows, strict=True)]
+  for cells in rows:
+    kinds = ['n' if number else 'text' * (len(cell) > 40)
+             for number, cell in zip(numeric, cells, strict=True)]  # fmt: skip
     lines.append(''.join(f'<td class="{kind}">{html.escape(cell)}</td>' if kind else
                          f'<td>{html.escape(cell)}</td>'
                          for kind, cell in zip(kinds, cells, strict=True)))  # fmt: skip
-  return f'<table>{"".join(f"<tr>{line}</tr>" for line in lines)}</table>'
+  kind = '' if head else ' class="facts"'
+  return f'<table{kind}>{"".join(f"<tr>{line}</tr>" for line in lines)}</table>'
 
 
 def _is_number(cell: str) -> bool:

@@ -200,3 +200,9 @@ def test_the_report_shows_remarks():
   notes = report.remarks(table, 'dev', items, predictions, scores)
   page = report.page(table, items, predictions, logits, scores, [], {}, {}, notes)
   assert '<p><strong>dev: all 5 predictions are &#x27;ham&#x27;.</strong></p>' in page
+
+
+def test_only_columns_of_numbers_are_aligned_right():
+  facts = report._table([('from', 'model'), ('step', 43)])
+  assert 'class="n"' not in facts and facts.startswith('<table class="facts">')
+  assert report._table([('accuracy', '0.5'), ('loss', '0.7')]).count('class="n"') == 2
