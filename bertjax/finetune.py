@@ -300,6 +300,7 @@ def save(setup: Setup, workdir, predict, params, chosen: dict, evaluations) -> d
   _log.info(
     '%s: step %d, %s %.4f', config.save_model, chosen['step'], task.metric, scores[task.metric]
   )
+  _log.info('model written to %s, report to %s', workdir / 'model', workdir / 'report.html')
   return scores
 
 

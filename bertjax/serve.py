@@ -43,7 +43,9 @@ try:
   import uvicorn
   from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 except ModuleNotFoundError as error:
-  raise ModuleNotFoundError("serve needs more packages: pip install 'bertjax[serve]'") from error
+  raise ModuleNotFoundError(
+    f"serve needs {error.name}, which is not installed: pip install -e '.[serve]'"
+  ) from error
 
 _log = logging.getLogger(__name__)
 

@@ -154,7 +154,7 @@ def _lines(facts: dict, tokenizer: Tokenizer) -> list[str]:
 
 
 def _shares(histogram: list[int]) -> str:
-  names = [*(f'up to {edge:,}' for edge in vocabulary.EDGES), 'more']
+  names = [*(f'up to {edge:,}' for edge in vocabulary.EDGES), f'over {vocabulary.EDGES[-1]:,}']
   cells = zip(names, histogram, strict=True)
   return 'tokens: ' + ', '.join(f'{name} {n / sum(histogram):.1%}' for name, n in cells if n)
 

@@ -50,7 +50,7 @@ def tag(
   items = [Example('', tuple(text[a:b] for a, b in bounds)) for text, bounds in split]
   limit = runner.config.max_positions
   encoded = tagging.encode(items, runner.tokenizer, limit, labels=labels, context=False)
-  if encoded.counts['cut_words']:
+  if encoded.counts['truncated_words']:
     raise TextError(f'a word has more tokens than the model takes, {limit}.')
   batch = model_inputs(encoded.columns) | {'labels': encoded.alignment}
   tags = [[('O', 0.0)] * len(bounds) for _, bounds in split]

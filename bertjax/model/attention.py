@@ -67,7 +67,7 @@ def attention(
   if impl == 'auto':
     reason = flash and _why_unsupported(flash, backend, mesh, q, dropout_rate, return_probs)
     impl = flash if flash and not reason and q.shape[1] >= _FLASH_LENGTH else 'xla'
-    _log_choice(impl, backend, q.shape[1], reason)
+    _log_choice(impl, backend, f' at length {q.shape[1]}' if flash else '', reason)
   if impl == 'xla':
     context, probs = _xla(
       q, k, v, segment_ids, causal, lambda probs: dropout(probs, dropout_rate, dropout_rng)
@@ -186,8 +186,8 @@ def _why_unsupported(impl, backend, mesh, q, dropout_rate, return_probs) -> str:
 
 
 @functools.cache
-def _log_choice(impl: str, backend: str, length: int, reason: str | None) -> None:
+def _log_choice(impl: str, backend: str, length: str, reason: str | None) -> None:
   logging.getLogger(__name__).info(
-    "attention: 'auto' chose %r on backend %r at length %s%s", impl, backend, length,
+    "attention: 'auto' chose %r on backend %r%s%s", impl, backend, length,
     f' (flash attention needs {reason})' if reason else '',
   )  # fmt: skip

@@ -229,7 +229,7 @@ def encode(
   ids, offsets = tokenizer.encode_offsets(contexts)
   arrays = [np.array(pairs, np.int32).reshape(-1, 2) for pairs in offsets]
   known = dict(zip(contexts, zip(ids, arrays, strict=True), strict=True))
-  counts = {'rows': 0, 'cut_questions': sum(len(query) > max_query for query in queries),
+  counts = {'features': 0, 'truncated_questions': sum(len(query) > max_query for query in queries),
             'answers_outside': 0}  # fmt: skip
   rows, windows, labels, owners = [], [], [], []
   for number, (item, query) in enumerate(zip(items, queries, strict=True)):
@@ -246,7 +246,7 @@ def encode(
   columns = instances.lay_out(rows, tokenizer, length)
   columns |= {'labels': np.array(labels, np.int32).reshape(-1, 2),
               'example_ids': np.array(owners, np.int32)}  # fmt: skip
-  return Encoded(columns, counts | {'rows': len(rows)}, windows)
+  return Encoded(columns, counts | {'features': len(rows)}, windows)
 
 
 def _windows(tokens: int, room: int, stride: int) -> Iterator[tuple[int, int]]:

@@ -206,7 +206,7 @@ def encode(
   `alignment` [N, L] is the index of the word that starts at a position, -1 elsewhere.
   """
   room = text_room(length, 2)
-  pieces, cut = _pieces(items, tokenizer, room)
+  pieces, truncated = _pieces(items, tokenizer, room)
   streams, begins = {}, []
   for number, (item, tokens) in enumerate(zip(items, pieces, strict=True)):
     stream = streams.setdefault(item.document if context else number, [])
@@ -232,7 +232,7 @@ def encode(
     'labels': np.array(tags, np.int32).reshape(-1, length),
     'example_ids': np.array(owners, np.int32),
   }
-  counts = {'rows': len(rows), 'split': len(rows) - len(items), 'cut_words': cut}
+  counts = {'features': len(rows), 'split': len(rows) - len(items), 'truncated_words': truncated}
   return Encoded(columns, counts, np.array(places, np.int32).reshape(-1, length))
 
 
@@ -240,8 +240,8 @@ def _pieces(items, tokenizer, room: int) -> tuple[list[list[list[int]]], int]:
   """Token ids of each word of each item ([UNK] if none), and how many words were truncated."""
   ids = iter(tokenizer.encode([word for item in items for word in item.texts]))
   pieces = [[next(ids) or [tokenizer.unk_id] for _ in item.texts] for item in items]
-  cut = sum(len(word) > room for words in pieces for word in words)
-  return [[word[:room] for word in words] for words in pieces], cut
+  truncated = sum(len(word) > room for words in pieces for word in words)
+  return [[word[:room] for word in words] for words in pieces], truncated
 
 
 def _chunks(starts: np.ndarray, room: int) -> Iterator[tuple[int, int]]:

@@ -173,7 +173,9 @@ def encode_split(task: Task, items, tokenizer, length: int, split: str) -> Encod
   """Encodes examples; logs their labels and how many were truncated."""
   _log.info('%s: labels  %s', split, describe_labels(task, items))
   encoded = task.encode(items, tokenizer, length)
-  counts = '  '.join(f'{name} {count:,}' for name, count in encoded.counts.items())
+  counts = '  '.join(
+    f'{name.replace("_", " ")} {count:,}' for name, count in encoded.counts.items()
+  )
   _log.info('%s: examples %s  %s', split, f'{len(items):,}', counts)
   return encoded
 

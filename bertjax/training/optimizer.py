@@ -241,8 +241,8 @@ def make_schedule(name: str, total_steps: int, warmup_steps: int) -> Callable:
     raise ValueError(f'schedule must be one of {SCHEDULES}, got {name!r}.')
   if total_steps < 1 or not 0 <= warmup_steps <= total_steps:
     raise ValueError(
-      f'warmup_steps must be between 0 and steps, got steps={total_steps}, '
-      f'warmup_steps={warmup_steps}.'
+      f'warmup_steps={warmup_steps} is not in 0..{total_steps}, the steps of the run; '
+      'set warmup_steps or num_train_steps.'
     )
 
   def google(step):

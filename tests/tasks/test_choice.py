@@ -20,7 +20,7 @@ def test_codah_is_read_encoded_and_scored(data_dir):
   )  # fmt: skip
   vocab = Tokenizer.from_file(data_dir / 'vocab' / 'bert-base-cased-vocab.txt', lowercase=False)
   encoded = codah.encode(items, vocab, 48)
-  assert len(encoded.columns['input_ids']) == 4 * 556 == encoded.counts['rows']
+  assert len(encoded.columns['input_ids']) == 4 * 556 == encoded.counts['features']
   labels = encoded.columns['labels']
   logits = (np.arange(len(labels)) % 4 == labels).astype(float)
   assert codah.score(items, codah.decode(items, encoded, logits)) == {'accuracy': 1.0}

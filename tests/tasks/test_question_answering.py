@@ -52,7 +52,7 @@ def test_a_long_context_is_read_in_windows_as_in_googles_code():
   assert rows == [f'[CLS] q [SEP] {words(*range(first, first + 6))} [SEP]' for first in (0, 3)]
   assert encoded.columns['ends'].tolist() == [[[3, 10]]] * 2
   assert encoded.columns['labels'].tolist() == [[0, 0], [7, 7]]  # outside: [CLS]
-  assert encoded.counts == {'rows': 2, 'cut_questions': 0, 'answers_outside': 0}
+  assert encoded.counts == {'features': 2, 'truncated_questions': 0, 'answers_outside': 0}
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_an_answer_longer_than_all_windows_is_counted():
 
 def test_long_questions_are_truncated_and_counted():
   encoded = encode([ask('w1', question='q q q')])
-  assert encoded.counts['cut_questions'] == 1
+  assert encoded.counts['truncated_questions'] == 1
   assert TOKENIZER.decode(encoded.columns['input_ids'][0][:6]) == '[CLS] q q [SEP] w1 [SEP]'
   for length, stride in ((5, 3), (10, 0)):
     with pytest.raises(ValueError, match='windows need length > max_query'):

@@ -76,7 +76,7 @@ def test_context_fills_the_row_from_both_sides_of_the_same_document():
 def test_a_long_sentence_gets_several_rows_and_every_word_one_tag():
   items = [example('a b'), example('a ax axxxx b c', tags='O B-T I-T I-T O')]
   encoded = tagging.encode(items, TOKENIZER, 6, labels=LABELS, context=False)
-  assert encoded.counts == {'rows': 4, 'split': 2, 'cut_words': 1}
+  assert encoded.counts == {'features': 4, 'split': 2, 'truncated_words': 1}
   assert encoded.columns['example_ids'].tolist() == [0, 1, 1, 1]
   words = [row[row >= 0].tolist() for row in encoded.alignment]
   assert words == [[0, 1], [0, 1], [2], [3, 4]]

@@ -65,7 +65,7 @@ def test_pairs_are_truncated_at_the_end_of_the_longer_and_counted(tokenizer):
   ]
   assert encoded.columns['ends'].tolist() == [[[5, 8]], [[4, 6]], [[5, 8]]]
   assert encoded.columns['labels'].tolist() == [0, 1, 0]
-  assert encoded.counts == {'rows': 3, 'cut': 2}
+  assert encoded.counts == {'features': 3, 'truncated': 2}
   batch = loader.make_batch(encoded.columns)
   assert batch['token_type_ids'][:2].tolist() == [[0] * 5 + [1] * 3, [0] * 4 + [1] * 2 + [0] * 2]
   assert set(batch) <= set(BATCH_KEYS)
