@@ -39,8 +39,7 @@ import tqdm
 from etils import epath
 
 from bertjax.data import tables
-from bertjax.inference import calls
-from bertjax.inference.predictor import Predictor
+from bertjax.inference.predictor import CALLS, Predictor
 from bertjax.inference.search import Index
 from bertjax.interop import loading
 
@@ -62,22 +61,22 @@ def run(
   asked = tuple(map(bool, (text or pair, input, out)))
   if not model or asked not in ((True, False, False), (False, True, True)):
     raise ValueError('predict needs --model=DIR, and --text=TEXT or --input=FILE with --out=FILE.')
-  if do and do not in calls.CALLS:
-    raise ValueError(f'there is no {do!r}; choose from {", ".join(calls.CALLS)}.')
+  if do and do not in CALLS:
+    raise ValueError(f'there is no {do!r}; choose from {", ".join(CALLS)}.')
   if (do == 'nearest') != bool(corpus or index):
     raise ValueError('nearest, and only nearest, needs --corpus=FILE or --index=FILE.')
   if input:
     check(input, out)
   predictor = Predictor.from_dir(model, long=long, batch_size=batch_size)
   if not do:
-    do = calls.default(predictor)
+    do = predictor.default_call()
     _log.info('--do=%s, by the only head of %s', do, model)
   options = {name: value for name, value in options.items() if value}
   names = columns.split(',')
   given = options | ({'corpus': corpus or index} if do == 'nearest' else {})
   second = re.split(r'\s*[|\n]\s*', pair) if do == 'choose' else [pair]  # endings
   item = (text, *filter(None, second))
-  calls.check(predictor, do, len(names) if input else len(item), given)
+  predictor.check_call(do, len(names) if input else len(item), given)
   reading = {'delimiter': delimiter, 'encoding': encoding}
   if do == 'tag':
     _log.info('--words=%s; words should be as in training', options.get('words', 'text'))
@@ -85,7 +84,7 @@ def run(
     texts = _corpus(corpus, names, reading) if corpus else None
     options['corpus'] = _index(predictor, texts, index, options.get('pooling'))
   if not input:
-    [answer] = calls.call(predictor, do, [item], options)
+    [answer] = predictor.call(do, [item], options)
     print(json.dumps(answer, ensure_ascii=False, indent=2))
     return
   used = [loading.find_model(model), *filter(None, (corpus, index))]
@@ -93,7 +92,7 @@ def run(
   settings = given | {'model': model, 'do': do, 'columns': names, 'long': long,
                       'batch_size': batch_size, 'files': files}  # fmt: skip
   count = answer_file(
-    lambda items: calls.call_each(predictor, do, items, options), input, out, names, settings,
+    lambda items: predictor.call_each(do, items, options), input, out, names, settings,
     keep.split(',') if keep else names, word_lists=do == 'tag', **reading,
   )  # fmt: skip
   _log.info('%s: %s lines', out, f'{count:,}')

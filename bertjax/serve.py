@@ -30,9 +30,9 @@ import numpy as np
 
 from bertjax import io, pages
 from bertjax.data import words
-from bertjax.inference import calls, inspect
+from bertjax.inference import inspect
 from bertjax.inference.batcher import Batcher, BusyError
-from bertjax.inference.predictor import Predictor
+from bertjax.inference.predictor import CALLS, Predictor
 from bertjax.inference.runner import TextError
 from bertjax.inference.search import Index
 
@@ -230,7 +230,7 @@ class Service:
     return {'status': 'ok', 'model': self._name, 'calls': self._calls()}
 
   def _calls(self) -> list[str]:
-    return [name for name in calls.available(self._predictor) if name != 'nearest']
+    return [name for name in self._predictor.calls() if name != 'nearest']
 
   async def metrics(self):
     """Counts and times, for Prometheus."""
@@ -245,7 +245,7 @@ class Service:
 
   async def _ask(self, do: str, items: list, options: dict) -> list:
     for count in sorted({len(item) for item in items}):
-      calls.check(self._predictor, do, count, options)
+      self._predictor.check_call(do, count, options)
     return await self._wait((do, *sorted(options.items())), items)
 
   async def _wait(self, key: tuple, items: list) -> list:
@@ -257,7 +257,7 @@ class Service:
     if do == 'explain':
       return [self._explain(*item) for item in items]
     options = dict(options) | ({'corpus': self._index} if do == 'nearest' else {})
-    answers = calls.call_each(self._predictor, do, items, options)
+    answers = self._predictor.call_each(do, items, options)
     return [TextError(a['error']) if 'error' in a else a['result'] for a in answers]
 
   def _explain(self, text: str, pair: str):
@@ -289,14 +289,14 @@ def compile_all(predictor: Predictor) -> None:
   tokenizer = predictor.tokenizer
   whole = (tokenizer.word_flags & (words.BEGINS | words.BLANK)) == words.BEGINS
   word, _ = tokenizer.word_of(tokenizer.vocab[int(np.flatnonzero(whole)[-1])])
-  dos = set(calls.available(predictor)) - UNCOMPILED
+  dos = set(predictor.calls()) - UNCOMPILED
   programs = list(itertools.product(dos, predictor.runner.lengths, (1, 2)))
   with io.progress('compiling', len(programs)) as update:
     for done, (do, length, count) in enumerate(programs):  # a single text has a separate program
       update(done)
       text = f'{tokenizer.vocab[tokenizer.mask_id]} ' + f'{word} ' * (length - 8)
-      item = (text, *[word] * (calls.CALLS[do][1] - 1))
-      calls.call_each(predictor, do, [item[::-1] if do == 'answer' else item] * count, {})
+      item = (text, *[word] * (CALLS[do].least - 1))
+      predictor.call_each(do, [item[::-1] if do == 'answer' else item] * count, {})
 
 
 class BodyLimit:

@@ -14,8 +14,7 @@ from bertjax import config as config_lib
 from bertjax import evaluate, finetune, io
 from bertjax.__main__ import main, parse
 from bertjax.flags import ALIASES, VERBS
-from bertjax.inference.calls import CALLS
-from bertjax.inference.predictor import Predictor
+from bertjax.inference.predictor import CALLS, Predictor
 from bertjax.interop import loading
 from bertjax.training import run as run_lib
 from tests.models import model

@@ -13,8 +13,7 @@ import pytest
 from bertjax import predict as predict_lib
 from bertjax.__main__ import main
 from bertjax.data.tokenizer import Tokenizer
-from bertjax.inference import calls
-from bertjax.inference.predictor import Predictor
+from bertjax.inference.predictor import CALLS, Predictor
 from bertjax.interop.loading import save_model
 from tests.data.test_words import tagger
 from tests.models import model
@@ -377,15 +376,15 @@ def test_every_call_is_answered_in_plain_json(vocab):
   tagger = Predictor(*model(vocab, 'tagging'), batch_size=4)
   causal = Predictor(*model(vocab, 'mlm', causal=True))
   assert full.tokenizer.vocab == tokenizer.vocab
-  for do in calls.CALLS:
+  for do in CALLS:
     item = items.get(do, ('the name of a class.',))
     options = {'nearest': {'corpus': ['a', 'b']}, 'continue': {'max_new_tokens': 3}}.get(do, {})
     predictor = {'tag': tagger, 'continue': causal}.get(do, full)
-    calls.check(predictor, do, len(item), options)
-    [one] = calls.call(predictor, do, [item], options)
+    predictor.check_call(do, len(item), options)
+    [one] = predictor.call(do, [item], options)
     assert json.loads(json.dumps(one, allow_nan=False)) == one, do
   with pytest.raises(ValueError, match='choose takes 3 to 100 texts for each item, got 1'):
-    calls.check(full, 'choose', 1, {})
+    full.check_call('choose', 1, {})
 
 
 @pytest.mark.e2e

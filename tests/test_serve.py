@@ -14,8 +14,7 @@ import time
 import numpy as np
 import pytest
 
-from bertjax.inference.calls import CALLS
-from bertjax.inference.predictor import Predictor
+from bertjax.inference.predictor import CALLS, Predictor
 from bertjax.interop.loading import save_model
 from tests.models import model
 from tests.waiting import until

@@ -317,14 +317,11 @@ def _log_odds(logits: jax.Array, index: jax.Array) -> jax.Array:
 def to_html(explanation: Explanation, title: str) -> str:
   """One page with all of it, which loads nothing from elsewhere."""
   attention = (explanation.attention * 255).round().astype(np.uint8)
-  attributions = [
-    dataclasses.asdict(a) | {'values': a.values.round(4).tolist()} for a in explanation.attributions
-  ]
-  data = {
-    'title': title, 'tokens': explanation.tokens, 'types': explanation.types,
-    'shape': attention.shape[:2],
+  data = dataclasses.asdict(explanation) | {
+    'title': title, 'shape': attention.shape[:2],
     'attention': base64.b64encode(attention.tobytes()).decode(),
-    'rollout': explanation.rollout.round(4).tolist(), 'layers': explanation.layers,
-    'words': explanation.words, 'attributions': attributions,
+    'rollout': explanation.rollout.round(4).tolist(),
   }  # fmt: skip
+  for attribution in data['attributions']:
+    attribution['values'] = attribution['values'].round(4).tolist()
   return pages.render(f'{title}: explanation', template='explain.html', data=data)

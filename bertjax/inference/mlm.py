@@ -29,7 +29,7 @@ class _Query(NamedTuple):
 
 def fill(runner: Runner, texts: Sequence[str], top_k: int) -> list[list[list[Fill]]]:
   """See `Predictor.fill_mask`."""
-  _check(runner, top_k)
+  _check_top_k(runner, top_k)
   tokenizer, mask = runner.tokenizer, runner.tokenizer.vocab[runner.tokenizer.mask_id]
   split = [text.split(mask) for text in texts]
   queries = []
@@ -41,22 +41,21 @@ def fill(runner: Runner, texts: Sequence[str], top_k: int) -> list[list[list[Fil
     queries += _queries(ids, positions)
   answers = _run(runner, queries, _MASKS, top_k)
   best = iter([pair for _, logs, ids in answers for pair in zip(logs, ids, strict=True)])
-  fills = []
-  for parts in split:
-    fills.append([])
-    for number in range(len(parts) - 1):
-      fills[-1].append([])
-      for log, token in zip(*next(best), strict=True):
-        tokens = [mask] * (len(parts) - 1)  # the other masks stay
-        tokens[number] = tokenizer.vocab[token]
-        text = _insert(tokenizer, parts, tokens)
-        fills[-1][-1].append(Fill(tokens[number], float(np.exp(log)), text))
-  return fills
+
+  def fills(parts: list[str], number: int) -> list[Fill]:
+    results = []
+    for log, token in zip(*next(best), strict=True):
+      tokens = [mask] * (len(parts) - 1)  # the other masks stay
+      tokens[number] = tokenizer.vocab[token]
+      text = _insert(tokenizer, parts, tokens)
+      results.append(Fill(tokens[number], float(np.exp(log)), text))
+    return results
+
+  return [[fills(parts, number) for number in range(len(parts) - 1)] for parts in split]
 
 
 def infill(runner: Runner, texts: Sequence[str]) -> list[str]:
   """See `Predictor.infill`."""
-  _check(runner)
   tokenizer = runner.tokenizer
   split = [text.split(tokenizer.vocab[tokenizer.mask_id]) for text in texts]
   encoded = _encode(tokenizer, split)
@@ -84,7 +83,6 @@ def infill(runner: Runner, texts: Sequence[str]) -> list[str]:
 
 def score(runner: Runner, texts: Sequence[str], *, window: bool) -> list[Score]:
   """See `Predictor.score`."""
-  runner.need('mlm')
   encoded = runner.tokenizer.encode(texts)
   for text, ids in zip(texts, encoded, strict=True):
     if not ids:
@@ -124,9 +122,6 @@ def continue_text(
   seed: int,
 ) -> list[str]:  # fmt: skip
   """See `Predictor.continue_text`."""
-  runner.need('mlm')
-  if not runner.config.causal:
-    raise ValueError('this model is bidirectional; only a causal model continues texts.')
   _check_top_k(runner, top_k)
   if max_new_tokens < 1 or not 0 < temperature < np.inf:
     raise ValueError(
@@ -169,7 +164,7 @@ def correct(
   A word's probability is the product over its tokens (at most eight), all masked at once;
   replacements are single tokens for one mask.
   """
-  _check(runner, top_k)
+  _check_top_k(runner, top_k)
   if not 0 < ratio < np.inf:
     raise ValueError(f'ratio must be above 0, got {ratio}.')
   tokenizer = runner.tokenizer
@@ -193,8 +188,8 @@ def correct(
       probability = float(np.exp(target.sum()))
       fills = [
         Fill(word, float(np.exp(log)), text[:start] + word + text[stop:])
-        for log, word in zip(logs[0], map(_word_of_id(tokenizer), best[0]), strict=True)
-        if word and np.exp(log) >= ratio * probability
+        for log, token in zip(logs[0], best[0], strict=True)
+        if np.exp(log) >= ratio * probability and (word := _word_of_id(tokenizer, token))
       ]
       if fills:
         corrections.append(Correction(text[start:stop], start, stop, probability, fills))
@@ -210,15 +205,10 @@ def _word_queries(runner: Runner, ids, first: int, end: int) -> tuple[_Query, _Q
   return _in_window(runner, word), _in_window(runner, single)
 
 
-def _word_of_id(tokenizer: Tokenizer):
-  """A function from an id to the word that the token is on its own, or ''."""
-  flags = tokenizer.word_flags
-
-  def word(token):
-    text, _ = tokenizer.word_of(tokenizer.vocab[token])
-    return text if flags[token] & words.BEGINS and text.isalpha() else ''
-
-  return word
+def _word_of_id(tokenizer: Tokenizer, token: int) -> str:
+  """The word that a token is on its own, or ''."""
+  text, _ = tokenizer.word_of(tokenizer.vocab[token])
+  return text if tokenizer.word_flags[token] & words.BEGINS and text.isalpha() else ''
 
 
 def words_of(tokenizer: Tokenizer, ids) -> list[tuple[int, int]]:
@@ -256,13 +246,6 @@ def _join(first: str, second: str) -> str:
 
 def _is_spaced(character: str) -> bool:
   return character.isalnum() and not words.is_unspaced(character)
-
-
-def _check(runner: Runner, top_k: int = 1) -> None:
-  runner.need('mlm')
-  if runner.config.causal:
-    raise ValueError('masks are filled by a bidirectional model; this one is causal.')
-  _check_top_k(runner, top_k)
 
 
 def _check_top_k(runner: Runner, top_k: int) -> None:

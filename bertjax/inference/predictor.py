@@ -5,11 +5,12 @@ beyond the model's limit raises `TextError`, or is processed in windows with `lo
 nothing is truncated.
 """
 
+import dataclasses
 import functools
 import inspect
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, ParamSpec
+from typing import Any, NamedTuple, ParamSpec
 
 import numpy as np
 
@@ -27,30 +28,52 @@ from bertjax.tasks.question_answering import Answer
 P = ParamSpec('P')
 
 
-def _each(count: int) -> Callable[[Callable[P, Any]], Callable[P, Any]]:
-  """Lets a method whose first `count` parameters are lists also take, and return, single items."""
+class Call(NamedTuple):
+  """A prediction that can be asked for by name, a method of `Predictor`."""
+
+  method: Callable
+  head: str  # the head it needs, or ''
+  least: int  # texts of an item
+  most: int
+  causal: bool | None  # the direction of the model that it needs; None = either
+  options: list[str]  # the method's parameters that are no texts
+
+
+CALLS: dict[str, Call] = {}
+
+
+def _call(
+  head: str = '', least: int = 1, most: int = 1, *, causal: bool | None = None, name: str = '',
+) -> Callable[[Callable[P, Any]], Callable[P, Any]]:  # fmt: skip
+  """Enters a method in `CALLS`. Its first parameter is a list, the second, too, if an item may have
+  several texts; decorated, it also takes, and returns, single items."""
 
   def decorate(method: Callable[P, Any]) -> Callable[P, Any]:
     signature = inspect.signature(method)
-    names = tuple(signature.parameters)[1 : 1 + count]
+    _, *parameters = signature.parameters
+    items, options = parameters[: min(most, 2)], parameters[min(most, 2) :]
 
     @functools.wraps(method)
     def call(*args: P.args, **kwargs: P.kwargs):
       bound = signature.bind(*args, **kwargs)
-      first, *others = (bound.arguments.get(name, ()) for name in names)
+      first, *others = (bound.arguments.get(item, ()) for item in items)
       if not isinstance(first, str):
-        if any(isinstance(item, str) for item in others):
+        if any(isinstance(texts, str) for texts in others):
           raise ValueError(
             f'{method.__name__} takes one text with one, or a list with a list of as many; got a '
             'list and one text.'
           )
-        return method(*args, **kwargs) if len(first) else []
-      for name in names:
-        if bound.arguments.get(name) is not None:
-          bound.arguments[name] = [bound.arguments[name]]
+        if not len(first):
+          return []
+      bound.arguments['self'].runner.need(head, causal)
+      if not isinstance(first, str):
+        return method(*args, **kwargs)
+      for item in items:
+        if bound.arguments.get(item) is not None:
+          bound.arguments[item] = [bound.arguments[item]]
       return method(*bound.args, **bound.kwargs)[0]
 
-    call.items = names  # type: ignore[attr-defined]
+    CALLS[name or method.__name__] = Call(call, head, least, most, causal, options)
     return call
 
   return decorate
@@ -127,6 +150,73 @@ class Predictor:
   def config(self) -> EncoderConfig:
     return self.model.config
 
+  def calls(self) -> list[str]:
+    """Returns the names out of `CALLS` that the model can answer: it has the head, and the
+    direction."""
+    return [
+      name for name, call in CALLS.items()
+      if call.head in ('', *self.runner.params) and call.causal in (None, self.config.causal)
+    ]  # fmt: skip
+
+  def default_call(self) -> str:
+    """Returns the call for the model's only head, 'embed' without one.
+
+    Raises:
+      ValueError: for a model of several heads.
+    """
+    heads = sorted(set(self.runner.params) - {'encoder', 'pooler'})
+    fitting = [name for name in self.calls() if CALLS[name].head in (heads or [''])]
+    if len(heads) > 1:
+      raise ValueError(f'the model has the heads {", ".join(heads)}; choose {", ".join(fitting)}.')
+    return fitting[0]
+
+  def check_call(self, name: str, count: int, options: dict) -> None:
+    """Raises ValueError if a call cannot be made with items of `count` texts and these options."""
+    if name not in CALLS:
+      raise ValueError(f'there is no {name!r}; choose from {", ".join(CALLS)}.')
+    call = CALLS[name]
+    self.runner.need(call.head, call.causal)
+    if not call.least <= count <= call.most:
+      several = f'{call.least} to {call.most} texts'
+      many = {1: 'one text', 2: 'two texts'}[call.most] if call.least == call.most else several
+      raise ValueError(f'{name} takes {many} for each item, got {count}.')
+    unknown = next((option for option in options if option not in call.options), None)
+    if unknown:
+      listed = ', '.join(call.options) or 'none'
+      raise ValueError(f'{name} has no option {unknown!r}; it has {listed}.')
+
+  def call(self, name: str, items: Sequence[Sequence[str]], options: dict) -> list:
+    """Results of items, each a text or several (a text of 'tag' may be its words), as JSON values.
+
+    Raises:
+      TextError: if one cannot be answered.
+    """
+    for text in itertools.chain.from_iterable(items):
+      if not (text.strip() if isinstance(text, str) else text):
+        raise TextError('a text is empty.')
+    if CALLS[name].most > 2:  # the others are a list
+      items = [(first, list(others)) for first, *others in items]
+    columns = map(list, zip(*items, strict=True))
+    return [plain(result) for result in CALLS[name].method(self, *columns, **options)]
+
+  def call_each(self, name: str, items: Sequence, options: dict) -> list[dict]:
+    """Returns {'result': value} for each item, or {'error': sentence} for those that have none."""
+    counts = sorted({len(item) for item in items})
+    if len(counts) > 1 and CALLS[name].most == 2:  # single texts and pairs share no call
+      results = {
+        count: iter(self.call_each(name, [i for i in items if len(i) == count], options))
+        for count in counts
+      }
+      return [next(results[len(item)]) for item in items]
+    try:
+      return [{'result': value} for value in self.call(name, items, options)] if items else []
+    except TextError as error:
+      if len(items) == 1:
+        return [{'error': str(error)}]
+    half = len(items) // 2  # find the bad ones without giving up batches
+    parts = items[:half], items[half:]
+    return [result for part in parts for result in self.call_each(name, part, options)]
+
   @property
   def layers(self) -> sentences.SentenceLayers:
     """Layers from states to embeddings: the model's own, else a mean scaled to length 1.
@@ -138,7 +228,7 @@ class Predictor:
       raise self._layers
     return self._layers or sentences.SentenceLayers(steps=(sentences.normalise,))
 
-  @_each(1)
+  @_call('mlm', causal=False)
   def fill_mask(self, texts, top_k: int = 5) -> list[list[list[Fill]]]:
     """Proposes tokens for every [MASK], the other masks kept, most probable first.
 
@@ -150,12 +240,12 @@ class Predictor:
     """
     return mlm.fill(self.runner, texts, top_k)
 
-  @_each(1)
+  @_call('mlm', causal=False)
   def infill(self, texts) -> list[str]:
     """Fills all masks of each text, the most confident one first (easy-first decoding)."""
     return mlm.infill(self.runner, texts)
 
-  @_each(1)
+  @_call('mlm')
   def score(self, texts) -> list[Score]:
     """Pseudo-log-likelihoods in nats: each token masked separately (Salazar et al. 2020).
 
@@ -164,7 +254,7 @@ class Predictor:
     """
     return mlm.score(self.runner, texts, window=self.long == 'window')
 
-  @_each(1)
+  @_call('mlm', causal=True, name='continue')
   def continue_text(
     self, texts, *, max_new_tokens: int = 32, top_k: int = 1, temperature: float = 1.0,
     seed: int = 0,
@@ -180,15 +270,14 @@ class Predictor:
     """
     return mlm.continue_text(self.runner, texts, max_new_tokens, top_k, temperature, seed)
 
-  @_each(1)
+  @_call('mlm', causal=False)
   def correct(self, texts, top_k: int = 5, ratio: float = 100.0) -> list[list[Correction]]:
     """Proposes replacements at least `ratio` times as probable as the original word."""
     return mlm.correct(self.runner, texts, top_k, ratio, window=self.long == 'window')
 
-  @_each(2)
+  @_call('classification', 1, 2)
   def classify(self, texts, pairs=None) -> list[Classification]:
     """Classes of texts or pairs; for a text in windows, the mean of their probabilities."""
-    self.runner.need('classification')
     activation: Callable = _sigmoid if self.multi_label else _softmax
     if self.problem_type == 'regression':
       activation = np.asarray
@@ -205,14 +294,67 @@ class Predictor:
       return Classification([label for label, p in scores.items() if p > 0.5], scores)
     return Classification([max(scores, key=lambda label: scores[label])], scores)
 
-  @_each(2)
+  @_call('tagging')
+  def tag(self, texts, *, words: str = 'text') -> list[list[Span]]:
+    """Typed spans of texts, in characters.
+
+    A word's probability is the softmax of its logits, also where a CRF chooses the tags.
+
+    Args:
+      texts: N texts. A text given as a list of words keeps these, and its spans count characters of
+        the words joined by spaces, or by nothing in scripts without spaces.
+      words: how other texts are split into words; it should be as in training. 'text' suits files
+        like CoNLL's: white space separates words, punctuation around a word is a word, 'U.S.' is
+        kept, and each character of Chinese, Japanese or Thai is a word. 'spaces': only white space
+        separates words. 'tokens': the tokenizer's words, which end at every punctuation mark.
+    """
+    return spans.tag(self.runner, texts, self.labels, words)
+
+  @_call('span', 2, 2)
+  def answer(
+    self, questions, contexts, *, no_answer: bool = False, threshold: float = 0.0,
+    top_k: int = 20, stride: int = 128, max_answer: int = 30,
+  ) -> list[Answer]:  # fmt: skip
+    """Answers extracted from contexts of any length, by overlapping windows.
+
+    Args:
+      questions: N questions, at most half as long as the model's limit.
+      contexts: N contexts.
+      no_answer: whether '' is a possible answer (SQuAD 2.0).
+      threshold: of the null odds; above it the answer is ''.
+      top_k: number of candidates kept.
+      stride: tokens from the start of one window to the next.
+      max_answer: maximum tokens of an answer.
+    """
+    return spans.answer(
+      self.runner, questions, contexts, no_answer=no_answer, threshold=threshold, top_k=top_k,
+      stride=stride, max_answer=max_answer,
+    )  # fmt: skip
+
+  @_call('choice', 3, 100)
+  def choose(self, prompts, endings) -> list[Choice]:
+    """The most probable of the endings (a list of texts) of each prompt."""
+    if any(isinstance(options, str) for options in endings):
+      raise ValueError('the endings of a prompt are a list of texts, got one text.')
+    counts = [len(options) for options in endings]
+    if 0 in counts:
+      raise TextError(f'question {counts.index(0)} has no endings.')
+    firsts = [p for p, count in zip(prompts, counts, strict=True) for _ in range(count)]
+    seconds = list(itertools.chain.from_iterable(endings))
+    logits = self.runner.mean_outputs('choice', firsts, seconds)
+    rows = np.split(logits, np.cumsum(counts)[:-1])
+    return [
+      Choice(int(row.argmax()), options[row.argmax()], _softmax(row).tolist())
+      for row, options in zip(rows, endings, strict=True)
+    ]
+
+  @_call('nsp', 2, 2)
   def next_sentence(self, first, second) -> list[float]:
     """Probabilities that the second text follows the first."""
-    self.runner.need('nsp')
     logits = self.runner.mean_outputs('nsp', first, second)
     return _softmax(logits)[:, 0].tolist()  # in Google's data 0 is the actual next sentence
 
-  @_each(1)
+  @_call()
   def embed(self, texts, pooling: str = '', normalise: bool | None = None) -> np.ndarray:
     """Embeddings [N, D] of texts; for a text in windows, the mean over its tokens.
 
@@ -232,10 +374,8 @@ class Predictor:
     vectors = self.runner.mean_outputs(
       layers.pooling, texts, limit=layers.max_length, window=self.long == 'window'
     )
-    steps = list(layers.steps)
-    if normalise is False and steps[-1:] == [sentences.normalise]:
-      steps.pop()
-    for step in steps:
+    raw = normalise is False and layers.steps[-1:] == (sentences.normalise,)
+    for step in layers.steps[:-1] if raw else layers.steps:
       vectors = step(vectors)
     return sentences.normalise(vectors) if normalise or (pooling and normalise is None) else vectors
 
@@ -258,7 +398,7 @@ class Predictor:
         raise ValueError(f'{path} was made with another model; delete it and make it again.')
     return index
 
-  @_each(1)
+  @_call()
   def nearest(self, texts, corpus, top_k: int = 5, pooling: str = '') -> list[list[Hit]]:
     """The nearest texts of a corpus by cosine similarity.
 
@@ -276,7 +416,7 @@ class Predictor:
       corpus = self._corpus[1]
     return corpus.nearest(self.embed(texts, corpus.pooling, normalise=True), top_k)
 
-  @_each(1)
+  @_call()
   def summarise(self, texts, sentences: int = 3, pooling: str = '') -> list[list[str]]:
     """Extractive summaries by maximal marginal relevance: sentences in the order of the text."""
     split = [split_prose(text) for text in texts]
@@ -285,60 +425,18 @@ class Predictor:
     index = self.index(flat, pooling)
     return [index.summarise(a, b, sentences) for a, b in itertools.pairwise(ends)]
 
-  @_each(2)
-  def choose(self, prompts, endings) -> list[Choice]:
-    """The most probable of the endings (a list of texts) of each prompt."""
-    self.runner.need('choice')
-    if any(isinstance(options, str) for options in endings):
-      raise ValueError('the endings of a prompt are a list of texts, got one text.')
-    counts = [len(options) for options in endings]
-    if 0 in counts:
-      raise TextError(f'question {counts.index(0)} has no endings.')
-    firsts = [p for p, count in zip(prompts, counts, strict=True) for _ in range(count)]
-    seconds = list(itertools.chain.from_iterable(endings))
-    logits = self.runner.mean_outputs('choice', firsts, seconds)
-    rows = np.split(logits, np.cumsum(counts)[:-1])
-    return [
-      Choice(int(row.argmax()), options[row.argmax()], _softmax(row).tolist())
-      for row, options in zip(rows, endings, strict=True)
-    ]
 
-  @_each(2)
-  def answer(
-    self, questions, contexts, *, no_answer: bool = False, threshold: float = 0.0,
-    top_k: int = 20, stride: int = 128, max_answer: int = 30,
-  ) -> list[Answer]:  # fmt: skip
-    """Answers extracted from contexts of any length, by overlapping windows.
-
-    Args:
-      questions: N questions, at most half as long as the model's limit.
-      contexts: N contexts.
-      no_answer: whether '' is a possible answer (SQuAD 2.0).
-      threshold: of the null odds; above it the answer is ''.
-      top_k: number of candidates kept.
-      stride: tokens from the start of one window to the next.
-      max_answer: maximum tokens of an answer.
-    """
-    return spans.answer(
-      self.runner, questions, contexts, no_answer=no_answer, threshold=threshold, top_k=top_k,
-      stride=stride, max_answer=max_answer,
-    )  # fmt: skip
-
-  @_each(1)
-  def tag(self, texts, *, words: str = 'text') -> list[list[Span]]:
-    """Typed spans of texts, in characters.
-
-    A word's probability is the softmax of its logits, also where a CRF chooses the tags.
-
-    Args:
-      texts: N texts. A text given as a list of words keeps these, and its spans count characters of
-        the words joined by spaces, or by nothing in scripts without spaces.
-      words: how other texts are split into words; it should be as in training. 'text' suits files
-        like CoNLL's: white space separates words, punctuation around a word is a word, 'U.S.' is
-        kept, and each character of Chinese, Japanese or Thai is a word. 'spaces': only white space
-        separates words. 'tokens': the tokenizer's words, which end at every punctuation mark.
-    """
-    return spans.tag(self.runner, texts, self.labels, words)
+def plain(value):
+  """A result as lists, dicts, strings and numbers."""
+  if dataclasses.is_dataclass(value):
+    value = dataclasses.asdict(value)
+  elif hasattr(value, '_asdict'):
+    value = value._asdict()
+  if isinstance(value, np.ndarray | np.generic):
+    return value.tolist()
+  if isinstance(value, dict):
+    return {name: plain(item) for name, item in value.items()}
+  return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _sigmoid(logits: np.ndarray) -> np.ndarray:

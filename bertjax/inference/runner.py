@@ -55,12 +55,16 @@ class Runner:
     self.lengths = (*(n for n in LENGTHS if n < limit), limit)
     self._apply = jax.jit(self.read, static_argnames=('output', 'top_k'))
 
-  def need(self, head: str) -> None:
-    """Raises ValueError, which names the heads there are, if the model lacks a head."""
-    if head not in self.params:
+  def need(self, head: str, causal: bool | None = None) -> None:
+    """Raises ValueError if the model lacks a head ('' = none), or has the other direction."""
+    if head and head not in self.params:
       raise ValueError(
         f'this needs a model with a {head} head; this one has {describe_heads(self.params)}.'
       )
+    if causal is False and self.config.causal:
+      raise ValueError('masks are filled by a bidirectional model; this one is causal.')
+    if causal and not self.config.causal:
+      raise ValueError('this model is bidirectional; only a causal model continues texts.')
 
   def check_length(self, tokens: int, limit: int = 0) -> None:
     """Raises TextError for more tokens than the model, or `limit`, takes."""
@@ -113,21 +117,18 @@ class Runner:
     if len({len(column) for column in columns}) > 1:
       raise ValueError(f'texts and pairs must be as many, got {[len(c) for c in columns]}.')
     items = list(zip(*map(self.tokenizer.encode, columns), strict=True))
-    count, owners, weights = len(items), np.arange(len(items)), np.ones(len(items), np.float32)
+    parts = [[item] for item in items]
     if pairs is None and window:
-      windows = [(i, part) for i, (ids,) in enumerate(items) for part in self.split(ids, limit)]
-      items = [(part,) for _, part in windows]
-      owners = np.array([i for i, _ in windows], int)
-      weights = np.array([len(part) + 2 for _, part in windows], np.float32)
-    for item in items:
-      self.check_length(sum(map(len, item)) + len(item) + 1, limit)
-    values = activation(np.array(self.run(self.make_batch(items), output), np.float32))
-    sums = np.zeros((count, *values.shape[1:]), np.float32)
-    totals = np.zeros((count, *[1] * (values.ndim - 1)), np.float32)
-    weights = weights.reshape(-1, *totals.shape[1:])
-    np.add.at(sums, owners, values * weights)
-    np.add.at(totals, owners, weights)
-    return sums / totals
+      parts = [[(ids,) for ids in self.split(*item, limit)] for item in items]
+    rows = list(itertools.chain.from_iterable(parts))
+    sizes = np.array([sum(map(len, row)) + len(row) + 1 for row in rows], np.int32)
+    self.check_length(sizes.max(initial=0), limit)
+    values = activation(np.array(self.run(self.make_batch(rows), output), np.float32))
+    if len(rows) == len(items):
+      return values
+    firsts = np.cumsum([0, *map(len, parts)])[:-1]
+    weights = sizes.astype(np.float32).reshape(-1, *[1] * (values.ndim - 1))
+    return np.add.reduceat(values * weights, firsts) / np.add.reduceat(weights, firsts)
 
   def run(self, batch: dict, output: str, top_k: int = 1) -> list:
     """Runs rows of any number through the model.

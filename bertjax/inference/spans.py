@@ -19,7 +19,6 @@ def answer(
   threshold: float, top_k: int, stride: int, max_answer: int,
 ) -> list[question_answering.Answer]:  # fmt: skip
   """See `Predictor.answer`."""
-  runner.need('span')
   if min(top_k, max_answer) < 1:
     raise ValueError(f'top_k and max_answer must be at least 1, got {top_k} and {max_answer}.')
   items = [Example('', pair, None) for pair in zip(questions, contexts, strict=True)]
@@ -43,7 +42,6 @@ def tag(
   runner: Runner, texts: Sequence[str | Sequence[str]], labels: Sequence[str], words: str
 ) -> list[list[Span]]:
   """See `Predictor.tag`."""
-  runner.need('tagging')
   if words not in words_lib.RULES:
     raise ValueError(f'words must be one of {words_lib.RULES}, got {words!r}.')
   split = [_split_words(runner.tokenizer, text, words) for text in texts]
