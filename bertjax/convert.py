@@ -17,7 +17,7 @@ import logging
 
 from etils import epath
 
-from bertjax.interop import checkpoints, files, loading
+from bertjax.interop import files, loading
 from bertjax.interop import hub as hub_lib
 
 _log = logging.getLogger(__name__)
@@ -49,9 +49,7 @@ def run(
   if target.exists() and not (target.is_dir() and not any(target.iterdir())):
     raise ValueError(f'{target} exists already; remove it or choose another --out.')
   source = (
-    checkpoints.find_checkpoint(source, checkpoint)
-    if checkpoint >= 0
-    else loading.find_model(source)
+    loading.find_checkpoint(source, checkpoint) if checkpoint >= 0 else loading.find_model(source)
   )
   names = tuple(heads.split(',')) if heads else None
   case = {'true': True, 'false': False}.get(lowercase)
@@ -73,6 +71,5 @@ def run(
 
 def _scores(source) -> dict[str, float]:
   """The final metrics of a run's workdir; {} for other sources."""
-  path = epath.Path(source) / 'metrics.json'
-  content = files.read_json(path) if path.is_file() else {}
+  content = files.read_json(epath.Path(source) / 'metrics.json', optional=True)
   return {name: value for name, value in content.items() if isinstance(value, int | float)}

@@ -14,7 +14,7 @@ from bertjax.__main__ import main
 from bertjax.config import load_recipe
 from bertjax.data.loader import TaskBatches
 from bertjax.data.tokenizer import Tokenizer
-from bertjax.interop import checkpoints, loading
+from bertjax.interop import loading
 from bertjax.model.config import EncoderConfig
 from bertjax.model.heads import Bert, init_params
 from bertjax.objectives.labels import Choice
@@ -167,7 +167,7 @@ def test_the_last_step_or_any_other_becomes_the_model(make, tmp_path):
   )
   finetune.run(config, workdir=str(run))
   _, last = loading.load_weights(run / 'model')
-  folders = [checkpoints.find_checkpoint(run, step) for step in (15, 30)]
+  folders = [loading.find_checkpoint(run, step) for step in (15, 30)]
   for folder, same in zip(folders, (False, True), strict=True):
     _, params, tokenizer = loading.load_model(folder)
     arrays = zip(jax.tree.leaves(params), jax.tree.leaves(last), strict=True)
@@ -175,7 +175,7 @@ def test_the_last_step_or_any_other_becomes_the_model(make, tmp_path):
     assert loading.read_labels(folder) == (['0', '1'], 'single_label_classification')
     assert tokenizer.fingerprint == loading.load_tokenizer(run).fingerprint
   with pytest.raises(ValueError, match=r'no checkpoint of step 7; those kept are \[15, 30\]'):
-    checkpoints.find_checkpoint(run, 7)
+    loading.find_checkpoint(run, 7)
   (run / 'model').rename(tmp_path / 'model')  # a run that has not ended is read as its newest step
   config.init_from, config.reinit_head = str(run), False
   config.num_train_epochs, config.learning_rate = 0.1, 1e-9

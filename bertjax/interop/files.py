@@ -37,36 +37,31 @@ def new_directory(directory, marker: str):
     raise ValueError(
       f'{target} exists and is no model directory (it has no {marker}); choose another.'
     )
-  temporary, old = (target.parent / (target.name + end) for end in ('.incomplete', '.replaced'))
+  old = target.parent / f'{target.name}.replaced'
   if old.exists() and not target.exists():  # killed between the two renames below
     old.rename(target)
-  for left in (temporary, old):
-    if left.exists():
-      left.rmtree()
-  temporary.mkdir(parents=True)
-  try:
+  io.remove(old)
+  with io.replacing(target) as temporary:
+    temporary.mkdir()
     yield temporary
     if target.exists():
       lost = {p.name for p in target.iterdir()} - {p.name for p in temporary.iterdir()}
       if lost:
         raise ValueError(f'{target} also holds {sorted(lost)}, which a new one would lose.')
       target.rename(old)
-    temporary.rename(target)
-    if old.exists():
-      old.rmtree()
-  finally:
-    if temporary.exists():
-      temporary.rmtree()
+  io.remove(old)
 
 
-def read_json(path, kind: type = dict):
-  """Reads a JSON object, or with `kind=list` an array.
+def read_json(path, kind: type = dict, *, optional: bool = False):
+  """Reads a JSON object, or with `kind=list` an array; empty for a missing `optional` file.
 
   Raises:
     ValueError: if there is no such file, or its content is something else.
   """
   path = epath.Path(path)
   if not path.is_file():
+    if optional:
+      return kind()
     there = sorted(file.name for file in path.parent.iterdir()) if path.parent.is_dir() else []
     found = f' It has {", ".join(there[:9])}{" ..." if there[9:] else ""}.' if there else ''
     raise ValueError(f'{path.parent} is not a model directory: it has no {path.name}.{found}')
@@ -79,11 +74,11 @@ def find_weights(directory) -> epath.Path:
   Raises:
     ValueError: if there is none.
   """
-  for name in _READERS:
-    path = epath.Path(directory) / name
-    if path.is_file():
-      return path
-  raise ValueError(f'{directory} has no weights: none of {", ".join(_READERS)}.')
+  found = [epath.Path(directory) / name for name in _READERS]
+  path = next((path for path in found if path.is_file()), None)
+  if path is None:
+    raise ValueError(f'{directory} has no weights: none of {", ".join(_READERS)}.')
+  return path
 
 
 def read_tensors(path) -> dict[str, np.ndarray]:

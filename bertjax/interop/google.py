@@ -15,7 +15,7 @@ from etils import epath
 
 from bertjax import io
 from bertjax.data.tokenizer import Tokenizer
-from bertjax.interop import config_json, files, huggingface
+from bertjax.interop import files, huggingface
 from bertjax.model.config import EncoderConfig
 
 _log = logging.getLogger(__name__)
@@ -85,13 +85,13 @@ def save_google(
       "Google's code is bidirectional and has a layer_norm_eps of 1e-12, got causal="
       f'{config.causal}, layer_norm_eps={config.layer_norm_eps}; save it for Hugging Face.'
     )
-  if config_json.own_heads(config, params):
+  if huggingface.own_heads(config, params):
     raise ValueError(
-      f"Google's code has no head with {config_json.head_settings(config)}; save this model as a "
+      f"Google's code has no head with {huggingface.head_settings(config)}; save this model as a "
       'model directory.'
     )
   huggingface.check_vocabulary(config, tokenizer, 'the tokenizer')
-  content = config_json.config_to_json(config, params, tokenizer.pad_id, labels, problem_type)
+  content = huggingface.config_to_json(config, params, tokenizer.pad_id, labels, problem_type)
   tensors = huggingface.to_tensors(config, params, 'google')
   if config.activation == 'gelu_tanh':
     _log.warning("bert_config.json will say 'gelu'; read this model with gelu='tanh'.")
@@ -134,7 +134,7 @@ def _config(content, source, gelu):
   content = {'type_vocab_size': 16} | content  # the default of Google's code
   if content.get('hidden_act', 'gelu') == 'gelu':
     content = content | {'hidden_act': _GELU[gelu]}
-  return config_json.config_from_json(content, source)
+  return huggingface.config_from_json(content, source)
 
 
 def _read_checkpoint(prefix) -> dict:

@@ -151,16 +151,14 @@ def _hub_message(name, error: Exception) -> str:
   """What the hub's library says in its first line that is a sentence, and what to do."""
   from huggingface_hub import errors
 
-  advice = 'check the connection, or name a local folder'
-  for kind, text in (
-    (errors.GatedRepoError, 'ask for access on its page and log in with `hf auth login`'),
-    (errors.RepositoryNotFoundError, 'check the name; a private model needs `hf auth login`'),
-    (errors.RevisionNotFoundError, 'check the revision after the @'),
-    (errors.HFValidationError, 'check the name'),
-  ):
-    if isinstance(error, kind):
-      advice = text
-      break
+  advice = {
+    errors.GatedRepoError: 'ask for access on its page and log in with `hf auth login`',
+    errors.RepositoryNotFoundError: 'check the name; a private model needs `hf auth login`',
+    errors.RevisionNotFoundError: 'check the revision after the @',
+    errors.HFValidationError: 'check the name',
+    Exception: 'check the connection, or name a local folder',
+  }
+  advice = next(text for kind, text in advice.items() if isinstance(error, kind))
   return (
     f'{name} is no folder with a config.json, and no model of that name could be had from '
     f'huggingface.co or its cache; {advice}. The hub says: {_first_line(error)}'

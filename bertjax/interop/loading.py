@@ -1,30 +1,30 @@
 """Weights of any kind: a model directory, a folder of Hugging Face's or Google's, a hub name.
 
-A model directory is what Hugging Face reads: config, weights, vocabulary and tokenizer files.
+A model directory is what Hugging Face reads: config, weights, vocabulary and tokenizer files. A
+checkpoint is WORKDIR/checkpoints/STEP of a run, written by `training.checkpoint`: its parameters
+are read without the moments, its `meta` carries the model's config and labels, and the tokenizer is
+WORKDIR/tokenizer.
 """
 
+import json
 import logging
 from collections.abc import Sequence
 
 import flax.traverse_util
+import jax
 import numpy as np
 from etils import epath
 
 from bertjax.data.tokenizer import Tokenizer
-from bertjax.interop import (
-  checkpoints,
-  config_json,
-  files,
-  google,
-  hub,
-  huggingface,
-  sentences,
-)  # fmt: skip
+from bertjax.interop import files, google, hub, huggingface, sentences
 from bertjax.model.config import HEAD_FIELDS, HEADS, LABELLED_HEADS, EncoderConfig
 from bertjax.model.heads import Bert
 
 _log = logging.getLogger(__name__)
 
+# What a model's weights depend on.
+_SIZES = ('vocab_size', 'hidden_size', 'num_layers', 'num_heads', 'mlp_size', 'max_positions',
+          'type_vocab_size', 'activation', 'layer_norm_eps')  # fmt: skip
 # Tables with a row for each token of the vocabulary, and the one with a row for each position.
 _BY_TOKEN = ('vocab_size', (('encoder', 'embeddings', 'word', 'embedding'), ('mlm', 'bias')))
 _BY_POSITION = ('max_positions', (('encoder', 'embeddings', 'position', 'embedding'),))
@@ -47,7 +47,7 @@ def find_model(source):
     return source
   if (folder / 'model' / 'config.json').is_file():
     return folder / 'model'
-  found = checkpoints.find_checkpoint(folder)
+  found = find_checkpoint(folder)
   _log.info(
     '%s has no model/ yet; reading its newest checkpoint, %s (bertjax convert --from=%s '
     '--checkpoint=N --out=DIR makes a model of another)', folder, found.name, folder,
@@ -141,8 +141,8 @@ def save_model(
 def load_weights(source, *, heads=None, gelu: str = 'erf') -> tuple[EncoderConfig, dict]:
   """The config and parameters of a model of any kind."""
   source = find_model(source)
-  if checkpoints.is_checkpoint(source):
-    return checkpoints.load_checkpoint(source, heads=heads)
+  if is_checkpoint(source):
+    return load_checkpoint(source, heads=heads)
   if google.is_google(source):
     return google.load_google(source, heads=heads, gelu=gelu)
   return huggingface.load_hf(source, heads=heads)
@@ -151,7 +151,7 @@ def load_weights(source, *, heads=None, gelu: str = 'erf') -> tuple[EncoderConfi
 def load_tokenizer(source, lowercase: bool | None = None) -> Tokenizer:
   """The tokenizer beside the weights; `lowercase` overrides what the files say."""
   source = find_model(source)
-  if checkpoints.is_checkpoint(source):
+  if is_checkpoint(source):
     source = epath.Path(source).parent.parent / 'tokenizer'
   if google.is_google(source):
     return google.load_tokenizer(source, lowercase)
@@ -161,42 +161,115 @@ def load_tokenizer(source, lowercase: bool | None = None) -> Tokenizer:
 def read_labels(source) -> tuple[list[str], str]:
   """The labels by index ([] if not named) and Hugging Face's problem type ('' likewise)."""
   source = find_model(source)
-  if checkpoints.is_checkpoint(source):
-    model = checkpoints.read_model(source)
+  if is_checkpoint(source):
+    model = _read_model(source)
     return model['labels'], model['problem_type']
   if google.is_google(source):
     path = google.locate(source)[0] / 'bert_config.json'
   else:
     path = hub.find_directory(source) / 'config.json'
-  return config_json.labels_in(files.read_json(path), path)
+  return huggingface.labels_in(files.read_json(path), path)
 
 
 def read_sentence_layers(source) -> sentences.SentenceLayers | None:
   """What sentence-transformers puts after the encoder; None for models of other libraries."""
   source = find_model(source)
-  if not has_sentence_layers(source):
-    return None
-  return sentences.read_layers(hub.find_root(source))
+  return sentences.read_layers(hub.find_root(source)) if has_sentence_layers(source) else None
 
 
 def has_sentence_layers(source) -> bool:
   """Whether a model has sentence-transformers' list of modules."""
-  if google.is_google(source) or checkpoints.is_checkpoint(source):
+  if google.is_google(source) or is_checkpoint(source):
     return False
   return (hub.find_root(source) / 'modules.json').is_file()
 
 
+def is_checkpoint(source) -> bool:
+  folder = epath.Path(source)
+  return (folder / 'state').is_dir() and (folder / 'meta' / 'metadata').is_file()
+
+
+def find_checkpoint(workdir, step: int | None = None) -> epath.Path:
+  """The checkpoint of a step of a run; None takes the newest.
+
+  Raises:
+    ValueError: if there is none; lists the steps there are.
+  """
+  folder = epath.Path(workdir) / 'checkpoints'
+  found = folder.iterdir() if folder.is_dir() else ()
+  steps = sorted(int(p.name) for p in found if p.name.isdigit() and is_checkpoint(p))
+  if not steps:
+    raise ValueError(
+      f'{workdir} has no complete checkpoint; once the run has saved one, `bertjax convert '
+      f'--from={workdir} --checkpoint=N --out=DIR` makes a model of it.'
+    )
+  if step not in (None, *steps):
+    raise ValueError(f'{workdir} has no checkpoint of step {step}; those kept are {steps}.')
+  return folder / str(steps[-1] if step is None else step)
+
+
+def _read_model(folder) -> dict:
+  """What a checkpoint says of its model: 'config', 'labels', 'problem_type', 'trials'."""
+  meta = _read_meta(folder)
+  if 'model' not in meta:
+    raise ValueError(f'{folder} does not name its model; it is of an earlier version.')
+  return meta['model']
+
+
+def load_checkpoint(folder, heads=None) -> tuple[EncoderConfig, dict]:
+  """The config and parameters (NumPy) of a checkpoint, each array compared with its checksum.
+
+  Args:
+    folder: WORKDIR/checkpoints/STEP.
+    heads: heads to keep; None keeps all there are.
+
+  Raises:
+    ValueError: if an array is corrupt, a head is missing, or the checkpoint is of several trials.
+  """
+  model, folder = _read_model(folder), epath.Path(folder).resolve()
+  if model['trials'] > 1:
+    raise ValueError(
+      f'{folder} holds {model["trials"]} trials; only the best one is a model, in the model/ that '
+      'the run writes.'
+    )
+  import orbax.checkpoint as ocp  # here: most readers of models need none
+
+  _log.info('reading %s', folder)
+  reader = ocp.PyTreeCheckpointHandler()
+  try:
+    tree = {'params': reader.metadata(folder / 'state').tree['params']}
+    item = jax.tree.map(lambda _: 0, tree)
+    arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+    args = ocp.args.PyTreeRestore(item=item, restore_args=arrays, partial_restore=True)
+    params = reader.restore(folder / 'state', args=args)['params']
+  except Exception as error:  # orbax, tensorstore and json each raise their own
+    reason = (str(error).strip() or repr(error)).splitlines()[0]
+    raise ValueError(f'{folder} cannot be read ({reason[:200]}).') from error
+  sums = _read_meta(folder)['checksums']
+  for path, array in flax.traverse_util.flatten_dict({'params': params}, sep='/').items():
+    if sums.get(path) != _checksum(array):
+      raise ValueError(f'{folder} is corrupt: {path} differs from its checksum.')
+  huggingface.check_heads(heads or (), params, folder)
+  kept = params.keys() if heads is None else {'encoder', 'pooler', *heads}
+  return EncoderConfig(**model['config']), {k: v for k, v in params.items() if k in kept}
+
+
+def _read_meta(folder) -> dict:
+  return json.loads((epath.Path(folder) / 'meta' / 'metadata').read_text())
+
+
+def _checksum(array: np.ndarray) -> int:
+  """As `training.checkpoint.checksums` of an array."""
+  bits = array.view(f'uint{8 * array.dtype.itemsize}').astype(np.uint32).reshape(-1)
+  odd = 2 * np.arange(bits.size, dtype=np.uint32) + 1
+  return int((bits * odd).sum(dtype=np.uint32))
+
+
 def load_params(
-  source,
-  bert,
-  *,
-  initial: dict | None = None,
-  fresh: tuple[str, ...] = (),
-  reinit: tuple[str, ...] = (),
-  tokenizer: Tokenizer | None = None,
-  resize: bool = False,
+  source, bert: Bert, *, initial: dict | None = None, fresh: tuple[str, ...] = (),
+  reinit: tuple[str, ...] = (), tokenizer: Tokenizer | None = None, resize: bool = False,
   weights: tuple[EncoderConfig, dict] | None = None,
-) -> dict:
+) -> dict:  # fmt: skip
   """The parameters of a model of any kind for `bert`, a `Bert` module.
 
   With `resize`, a token of both vocabularies keeps its rows (of the word table and the masked-LM
@@ -218,53 +291,42 @@ def load_params(
   """
   gelu = 'tanh' if bert.config.activation == 'gelu_tanh' else 'erf'
   config, params = weights or load_weights(source, gelu=gelu)
-  resizable = ('vocab_size', 'max_positions') if resize else ()
-  _check_sizes(config, bert.config, source, resizable)
-  params = {name: part for name, part in params.items() if name not in reinit}
-  _check_task_head(config, bert, params, source)
-  params = _check_heads(params, bert, source, (*fresh, *reinit), initial)
+  _check_config(config, bert, params, source, resize, reinit)
+  wanted = ['encoder', *(['pooler'] if bert.pooler else []), *bert.heads]
+  missing = [name for name in wanted if name not in params or name in reinit]
+  if refused := [name for name in missing if name not in (*fresh, *reinit)]:
+    raise ValueError(f'{source} has no {refused}; it has {sorted(params)}.')
+  if missing:
+    _log.info('not in %s, re-initialised: %s', source, ', '.join(missing))
+  params = {name: initial[name] if name in missing else params[name] for name in wanted}
   tokens = _match_tokens(source, config, bert.config, tokenizer, resize)
   count = min(config.max_positions, bert.config.max_positions)
   positions = None if config.max_positions == bert.config.max_positions else [np.arange(count)] * 2
   for rows, (name, paths) in ((tokens, _BY_TOKEN), (positions, _BY_POSITION)):
     if rows is not None:
       _log.info('%s: %s rows kept of %s', source, len(rows[0]), name)
-      _move_rows(params, initial, paths, *rows)
+      params = _move_rows(params, initial, paths, *rows)
   return params
 
 
-def _check_sizes(config, wanted, source, resizable):
-  sizes = ('vocab_size', 'hidden_size', 'num_layers', 'num_heads', 'mlp_size', 'max_positions',
-           'type_vocab_size', 'activation', 'layer_norm_eps')  # fmt: skip
-  for name in sizes:
-    ours, theirs = getattr(wanted, name), getattr(config, name)
-    if ours != theirs and name not in resizable:
-      request = ' (or --config.init_resize=True)' if name in ('vocab_size', 'max_positions') else ''
-      raise ValueError(
-        f'{source} has {name}={theirs}, this run wants {ours}; set '
-        f'--config.model.{name}={theirs}{request}.'
-      )
-
-
-def _check_task_head(config, bert, params, source):
-  for name in HEAD_FIELDS:
+def _check_config(config, bert, params, source, resize, reinit):
+  """Raises ValueError if a model of `config` and `params` is not one for `bert`."""
+  has_head = set(bert.heads) & set(params) - {'mlm', 'nsp', *reinit}
+  for name in (*_SIZES, *(HEAD_FIELDS if has_head else ())):
     ours, theirs = getattr(bert.config, name), getattr(config, name)
-    if ours != theirs and set(bert.heads) & set(params) - {'mlm', 'nsp'}:
+    resizable = name in ('vocab_size', 'max_positions')
+    if ours == theirs or (resizable and resize):
+      continue
+    if name in HEAD_FIELDS:
       raise ValueError(
         f"{source} has a head with {name}={theirs!r}, this run's has {ours!r}; set "
         f'--config.model.{name}={theirs}, or --config.reinit_head=True for a new head.'
       )
-
-
-def _check_heads(params, bert, source, fresh, initial):
-  wanted = ['encoder', *(['pooler'] if bert.pooler else []), *bert.heads]
-  missing = [name for name in wanted if name not in params]
-  refused = [name for name in missing if name not in fresh]
-  if refused:
-    raise ValueError(f'{source} has no {refused}; it has {sorted(params)}.')
-  if missing:
-    _log.info('not in %s, re-initialised: %s', source, ', '.join(missing))
-  return {name: initial[name] if name in missing else params[name] for name in wanted}
+    request = ' (or --config.init_resize=True)' if resizable else ''
+    raise ValueError(
+      f'{source} has {name}={theirs}, this run wants {ours}; set '
+      f'--config.model.{name}={theirs}{request}.'
+    )
 
 
 def _match_tokens(source, config, wanted, tokenizer, resize):
@@ -298,16 +360,13 @@ def _match_tokens(source, config, wanted, tokenizer, resize):
 
 
 def _move_rows(params, initial, paths, theirs, ours):
-  """Replaces tables of theirs by those of `initial` with the shared rows put in."""
-  for *parents, leaf in paths:
-    if parents[0] not in params:
-      continue
-    old, new = params, initial
-    for name in parents:
-      old, new = old[name], new[name]
-    table = np.array(new[leaf])
-    table[ours] = old[leaf][theirs]
-    old[leaf] = table
+  """The parameters with tables of `initial`, into which the shared rows are put."""
+  flat, new = (flax.traverse_util.flatten_dict(tree) for tree in (params, initial))
+  for path in set(paths) & set(flat):
+    table = np.array(new[path])
+    table[ours] = flat[path][theirs]
+    flat[path] = table
+  return flax.traverse_util.unflatten_dict(flat)
 
 
 def reinit_top_layers(params: dict, drawn: dict, count: int) -> dict:

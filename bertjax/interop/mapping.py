@@ -35,6 +35,13 @@ _GOOGLE_OUTPUTS = {
 }
 _MODULES = {'nsp': 'cls.seq_relationship', 'span': 'qa_outputs', 'classification': 'classifier',
             'tagging': 'classifier', 'choice': 'classifier'}  # fmt: skip
+_LAYER = {
+  'attention/out': 'attention.output.dense',
+  'attention_layer_norm': 'attention.output.LayerNorm',
+  'mlp/in': 'intermediate.dense',
+  'mlp/out': 'output.dense',
+  'mlp_layer_norm': 'output.LayerNorm',
+}
 _OWN = 'bertjax'  # the module of tensors that no other library has
 
 
@@ -89,20 +96,17 @@ def entries(config: EncoderConfig, heads: tuple[str, ...], pooler: bool) -> Iter
   e = 'encoder/embeddings/'
   for table in ('word', 'position', 'token_type'):
     yield Entry(f'{e}{table}/embedding', f'bert.embeddings.{table}_embeddings')
-  yield from _norm(e + 'layer_norm', 'bert.embeddings.LayerNorm')
+  yield from _module(e + 'layer_norm', 'bert.embeddings.LayerNorm')
   for layer in range(config.num_layers):
     ours, theirs = 'encoder/layers/', f'bert.encoder.layer.{layer}.'
     for part, name in enumerate(('query', 'key', 'value')):
       module = f'{theirs}attention.self.{name}'
       yield Entry(ours + 'attention/qkv/kernel', module, (layer, slice(None), part))
       yield Entry(ours + 'attention/qkv/bias', module, (layer, part))
-    yield from _linear(ours + 'attention/out', theirs + 'attention.output.dense', (layer,))
-    yield from _norm(ours + 'attention_layer_norm', theirs + 'attention.output.LayerNorm', (layer,))
-    yield from _linear(ours + 'mlp/in', theirs + 'intermediate.dense', (layer,))
-    yield from _linear(ours + 'mlp/out', theirs + 'output.dense', (layer,))
-    yield from _norm(ours + 'mlp_layer_norm', theirs + 'output.LayerNorm', (layer,))
+    for part, name in _LAYER.items():
+      yield from _module(ours + part, theirs + name, (layer,))
   if pooler:
-    yield from _linear('pooler', 'bert.pooler.dense')
+    yield from _module('pooler', 'bert.pooler.dense')
   for head in heads:
     yield from head_entries(head, config)
 
@@ -111,10 +115,10 @@ def head_entries(head: str, config: EncoderConfig) -> Iterator[Entry]:
   """The tensors of one head."""
   if head == 'mlm':
     yield Entry('mlm/bias', 'cls.predictions')
-    yield from _linear('mlm/transform', 'cls.predictions.transform.dense')
-    yield from _norm('mlm/layer_norm', 'cls.predictions.transform.LayerNorm')
+    yield from _module('mlm/transform', 'cls.predictions.transform.dense')
+    yield from _module('mlm/layer_norm', 'cls.predictions.transform.LayerNorm')
   elif head == 'nsp' or config.linear_head:
-    yield from _linear(head, _MODULES[head])
+    yield from _module(head, _MODULES[head])
   else:  # under their names, another library would take the linear layer for the complete head
     for path in shapes(config, (head,), head in POOLED_HEADS):
       if path.startswith(f'{head}/'):
@@ -132,11 +136,7 @@ def shapes(
   return types.MappingProxyType({path: leaf.shape for path, leaf in flat.items()})
 
 
-def _linear(ours, module, index=()):
-  yield Entry(ours + '/kernel', module, index)
-  yield Entry(ours + '/bias', module, index)
-
-
-def _norm(ours, module, index=()):
-  yield Entry(ours + '/scale', module, index)
-  yield Entry(ours + '/bias', module, index)
+def _module(ours: str, theirs: str, index=()) -> Iterator[Entry]:
+  """The two tensors of a linear layer or LayerNorm."""
+  yield Entry(f'{ours}/{"scale" if theirs.endswith("LayerNorm") else "kernel"}', theirs, index)
+  yield Entry(f'{ours}/bias', theirs, index)

@@ -29,12 +29,6 @@ class SentenceLayers:
   steps: tuple = ()
   max_length: int = 0
 
-  def __call__(self, vectors: np.ndarray) -> np.ndarray:
-    """Maps pooled states [N, D] to embeddings [N, E]."""
-    for step in self.steps:
-      vectors = step(vectors)
-    return vectors
-
 
 def normalise(vectors: np.ndarray) -> np.ndarray:
   """Vectors [N, D] of length 1."""
@@ -95,18 +89,15 @@ def _unsupported(path, what: str) -> ValueError:
 def _read_transformer(root, folder) -> int:
   """The most tokens of a text; 0 if nothing is said."""
   path = folder / 'sentence_bert_config.json'
-  settings = files.read_json(path) if path.is_file() else {}
-  if settings.get('do_lower_case'):
-    tokenizer = folder / 'tokenizer_config.json'
-    lowered = files.read_json(tokenizer).get('do_lower_case', True) if tokenizer.is_file() else True
-    if not lowered:
-      raise _unsupported(path, 'do_lower_case=true with a cased tokenizer')
+  settings = files.read_json(path, optional=True)
+  tokenizer = files.read_json(folder / 'tokenizer_config.json', optional=True)
+  if settings.get('do_lower_case') and not tokenizer.get('do_lower_case', True):
+    raise _unsupported(path, 'do_lower_case=true with a cased tokenizer')
   path = root / 'config_sentence_transformers.json'
-  prompts = files.read_json(path) if path.is_file() else {}
-  if name := prompts.get('default_prompt_name'):
-    prompt = (prompts.get('prompts') or {}).get(name)
-    if prompt:
-      raise _unsupported(path, f'the default prompt {prompt!r}, which is put before every text,')
+  prompts = files.read_json(path, optional=True)
+  prompt = (prompts.get('prompts') or {}).get(prompts.get('default_prompt_name'))
+  if prompt:
+    raise _unsupported(path, f'the default prompt {prompt!r}, which is put before every text,')
   return settings.get('max_seq_length') or 0
 
 

@@ -272,7 +272,7 @@ def still_running(values: np.ndarray | Sequence[Sequence[float]], patience: int)
 
 
 def model_facts(config, *, labels=(), problem_type: str = '', trials: int = 1) -> dict:
-  """The model's entry in a checkpoint's meta, which `interop.checkpoints` reads: an `EncoderConfig`
+  """The model's entry in a checkpoint's meta, which `interop.loading` reads: an `EncoderConfig`
   without the fields that do not change the model, the labels and the number of runs in it."""
   free = ('frozen', 'dtype', 'attention', 'remat', 'unroll')
   fields = {k: v for k, v in dataclasses.asdict(config).items() if k not in free}

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 
 from bertjax.data.loader import make_batch
 from bertjax.data.tokenizer import SPECIAL_TOKENS, Tokenizer
-from bertjax.interop import config_json, google, huggingface, loading, mapping
+from bertjax.interop import google, huggingface, loading, mapping
 from bertjax.interop.huggingface import save_hf
 from bertjax.model import crf
 from bertjax.model.config import FEATURES, EncoderConfig
@@ -333,7 +333,7 @@ def test_transformers_reads_the_encoder_and_is_not_given_half_a_head(saved, capl
   torch, transformers = map(pytest.importorskip, ('torch', 'transformers'))
   folder, config, params, _ = saved
   with caplog.at_level(logging.WARNING):
-    content = config_json.config_to_json(config, params, 0)
+    content = huggingface.config_to_json(config, params, 0)
   assert 'cannot load the tagging head' in caplog.text and 'bilstm=2' in caplog.text
   assert content['architectures'] == ['BertModel'] and content['bertjax_bilstm'] == 2
   model, told = transformers.BertModel.from_pretrained(folder, output_loading_info=True)
@@ -350,12 +350,12 @@ def test_transformers_reads_the_encoder_and_is_not_given_half_a_head(saved, capl
 def test_plain_heads_are_saved_as_before(saved):
   _, config, _, _ = saved
   params = random_params(PLAIN)
-  content = config_json.config_to_json(PLAIN, params, 0)
+  content = huggingface.config_to_json(PLAIN, params, 0)
   assert content['architectures'] == ['BertForTokenClassification']
   assert 'bertjax' not in json.dumps(content)
   assert {'classifier.weight', 'classifier.bias'} <= set(huggingface.to_tensors(PLAIN, params))
   bare = {'encoder': random_params(config)['encoder']}  # has no head to speak of
-  assert 'bertjax' not in json.dumps(config_json.config_to_json(config, bare, 0))
+  assert 'bertjax' not in json.dumps(huggingface.config_to_json(config, bare, 0))
 
 
 def test_what_cannot_be_saved_or_taken_over_says_so(saved, tmp_path):
