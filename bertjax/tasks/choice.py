@@ -10,7 +10,6 @@ import numpy as np
 
 from bertjax.objectives.labels import Choice, Class
 from bertjax.tasks import classification
-from bertjax.tasks.classification import Layout
 from bertjax.tasks.task import Encoded, Example, Task, gold_labels
 
 _SWAG = tuple(f'ending{i}' for i in range(4))
@@ -37,15 +36,16 @@ def choice(
     encoding: of the files.
     on_bad_row: 'stop' or 'skip', see `classification.table`.
   """
-  reading = classification.Reading(delimiter, encoding, on_bad_row).check()
-  columns = (prompt, *([] if start == '' else [start]), *endings)
-  layouts = {s: Layout(f, columns, label, s in unlabelled) for s, f in files.items()}
+  layouts = classification.make_layouts(
+    files, (prompt, *([] if start == '' else [start]), *endings), label, unlabelled,
+    on_bad_row=on_bad_row, delimiter=delimiter, encoding=encoding,
+  )  # fmt: skip
   numbers = Class(tuple(str(i) for i in range(len(endings))))
   made = Choice(rows=len(endings))
 
   def read(split):
     found = classification.read_texts(
-      split, source=source, layouts=layouts, label=numbers, every_class=False, reading=reading
+      split, source=source, layouts=layouts, label=numbers, every_class=False
     )
     return [_pairs(item, len(endings)) for item in found]
 

@@ -38,26 +38,29 @@ _KINDS = {  # of labels in tables, and how they are scored
 
 
 class Layout(NamedTuple):
-  """File and columns of a split."""
+  """File and columns of a split, and how they are read; see `data.tables.read_table`."""
 
   file: str  # name of the file; with `tfds:`, of the split
   texts: tuple  # one or two columns; numbers in a file without a header
   label: str | int = ''  # column of the label; '' = the split has no labels
   optional: bool = False  # whether the column of the label may be missing
   named: bool = True  # whether classes of TFDS are given by name, not by number
-
-
-class Reading(NamedTuple):
-  """How files are read; see `data.tables.read_table`."""
-
+  on_bad_row: str = 'stop'  # records without text or label: raise, or 'skip' them
   delimiter: str = ''
   encoding: str = 'utf-8'
-  on_bad_row: str = 'stop'  # records without text or label: raise, or 'skip' them
 
-  def check(self) -> 'Reading':
-    if self.on_bad_row not in ('stop', 'skip'):
-      raise ValueError(f"on_bad_row must be 'stop' or 'skip', got {self.on_bad_row!r}.")
-    return self
+
+def make_layouts(
+  files: Mapping[str, str], texts: tuple, label: str | int, unlabelled=('test',), *,
+  on_bad_row: str, **reading,
+) -> dict[str, Layout]:  # fmt: skip
+  """Layouts of files with the same columns; those of `unlabelled` splits may lack the label."""
+  if on_bad_row not in ('stop', 'skip'):
+    raise ValueError(f"on_bad_row must be 'stop' or 'skip', got {on_bad_row!r}.")
+  return {
+    split: Layout(file, texts, label, split in unlabelled, on_bad_row=on_bad_row, **reading)
+    for split, file in files.items()
+  }
 
 
 def table(
@@ -87,29 +90,30 @@ def table(
   """
   if kind not in _KINDS:
     raise ValueError(f'kind must be one of {tuple(_KINDS)}, got {kind!r}.')
-  reading = Reading(delimiter, encoding, on_bad_row).check()
-  texts = (text, pair) if pair else (text,)
-  layouts = {name: Layout(file, texts, label, name == 'test') for name, file in files.items()}
+  layouts = make_layouts(
+    files, (text, pair) if pair else (text,), label, on_bad_row=on_bad_row, delimiter=delimiter,
+    encoding=encoding,
+  )  # fmt: skip
   make, measure = _KINDS[kind]
   made = make(separator=separator)
   if made.least:
     names = tuple(name.strip() for name in labels)
     if not names and 'train' not in layouts:
       raise ValueError("labels are found in the 'train' split; name its file, or give `labels`.")
-    names = names or _find_labels(source, layouts['train'], reading, made)
+    names = names or _find_labels(source, layouts['train'], made)
     made = dataclasses.replace(made, names=names)
-  read = functools.partial(read_texts, source=source, layouts=layouts, label=made, reading=reading)
+  read = functools.partial(read_texts, source=source, layouts=layouts, label=made)
   return text_task('table', made, measure, read, layouts)
 
 
-def _find_labels(source, layout: Layout, reading: Reading, label: FieldLabel) -> tuple[str, ...]:
+def _find_labels(source, layout: Layout, label: FieldLabel) -> tuple[str, ...]:
   """Sorted labels of a split; warns about names that are unlikely to be classes."""
   found = set()
-  for row in read_rows(source, layout, reading):
+  for row in read_rows(source, layout):
     names = [None] if row.error else label.split(row.values[layout.label])
     if None not in names:
       found.update(names)
-    elif reading.on_bad_row == 'stop':
+    elif layout.on_bad_row == 'stop':
       raise ValueError(f'{row.where}: {row.error or "the label is missing"}.')
   if len(found) < label.least:
     raise ValueError(f'{layout.file}: classes must be two or more, found {sorted(found)}.')
@@ -124,13 +128,9 @@ def _find_labels(source, layout: Layout, reading: Reading, label: FieldLabel) ->
 
 
 def text_task(
-  name: str,
-  label: FieldLabel,
-  measure: Callable,
-  read: Callable,
-  splits,
+  name: str, label: FieldLabel, measure: Callable, read: Callable, splits,
   write: Callable | None = None,
-) -> Task:
+) -> Task:  # fmt: skip
   """A task of texts or pairs; `measure(predicted, gold)` has the metrics of its label."""
   return Task(
     name, label, read,
@@ -142,7 +142,7 @@ def text_task(
   )  # fmt: skip
 
 
-def read_rows(source: str, layout: Layout, reading: Reading) -> Iterator[tables.Row]:
+def read_rows(source: str, layout: Layout) -> Iterator[tables.Row]:
   """Yields the records of a split from a directory, '' or 'tfds:NAME'."""
   needed, optional = list(layout.texts), []
   if layout.label != '':
@@ -151,52 +151,53 @@ def read_rows(source: str, layout: Layout, reading: Reading) -> Iterator[tables.
     named = str(layout.label) if layout.named else ''
     return tables.read_tfds(source.removeprefix('tfds:'), layout.file, needed, label=named)
   return tables.read_table(
-    epath.Path(source) / layout.file, needed, optional=optional, delimiter=reading.delimiter,
-    encoding=reading.encoding,
+    epath.Path(source) / layout.file, needed, optional=optional, delimiter=layout.delimiter,
+    encoding=layout.encoding,
   )  # fmt: skip
 
 
 def read_texts(
   split: str, *, source: str, layouts: Mapping[str, Layout], label: FieldLabel,
-  reading: Reading | None = None, every_class: bool = True,
+  every_class: bool = True,
 ) -> list[Example]:  # fmt: skip
   """The examples of a split; ids are record numbers.
+
+  With `on_bad_row='skip'`, blank texts are skipped in 'train' only, and nothing is skipped in a
+  split without labels, which needs a prediction per record.
 
   Args:
     split: name of the split.
     source: see `read_rows`.
     layouts: split -> `Layout`.
     label: kind of the labels.
-    reading: how files are read. With `on_bad_row='skip'`, blank texts are skipped in 'train' only,
-      and nothing is skipped in a split without labels, which needs a prediction per record.
     every_class: whether the training split must have examples of every class.
   """
-  layout, found, reading = known_split(split, layouts), [], reading or Reading()
-  learnt, skip = split == 'train', reading.on_bad_row == 'skip' and layout.label != ''
-  blank = reading.on_bad_row == 'skip' and not learnt
-  skipped, others, number = [], [], -1
-  for number, row in enumerate(read_rows(source, layout, reading)):
-    error = row.error or tables.text_problem(row.values, layout.texts, blank)
-    parsed = None
-    if not error and layout.label != '':
-      parsed, error = label.parse(row.values.get(layout.label))
-      if error and layout.optional:  # a placeholder: predicted, not scored
-        others.append(row.values.get(layout.label))
+  layout = known_split(split, layouts)
+  lenient, labelled = layout.on_bad_row == 'skip', layout.label != ''
+  found, skipped, placeholders, number = [], [], [], -1
+  for number, row in enumerate(read_rows(source, layout)):
+    blank = lenient and split != 'train'
+    error, parsed = row.error or tables.text_problem(row.values, layout.texts, blank), None
+    if labelled and not error:
+      value = row.values.get(layout.label)
+      parsed, error = label.parse(value)
+      if error and layout.optional:  # predicted, not scored
+        placeholders.append(value)
         error = ''
-    if error and not (skip and not error.startswith('unknown')):
-      raise ValueError(f'{row.where}: {error}.')
-    if error:
+    if not error:
+      found.append(Example(str(number), tuple(row.values[c] for c in layout.texts), parsed))
+    elif lenient and labelled and not error.startswith('unknown'):
       skipped.append(f'{row.where}: {error}')
     else:
-      found.append(Example(str(number), tuple(row.values[c] for c in layout.texts), parsed))
+      raise ValueError(f'{row.where}: {error}.')
   if skipped:
     _log.warning('%s: %d of %d rows skipped: %s.', split, len(skipped), number + 1,
                  '; '.join(skipped[:10] + ['...'] * (len(skipped) > 10)))  # fmt: skip
   if not found:
     raise ValueError(f'{layout.file} holds no examples.')
   if layout.optional:
-    found = _drop_placeholders(split, found, others, label)
-  if learnt and every_class:
+    found = _drop_placeholders(split, found, placeholders, label)
+  if split == 'train' and every_class:
     seen = label.classes(found)
     absent = [name for number, name in enumerate(label.names) if number not in seen]
     if absent:
@@ -204,9 +205,11 @@ def read_texts(
   return found
 
 
-def _drop_placeholders(split: str, items: list[Example], others: list, label) -> list[Example]:
+def _drop_placeholders(
+  split: str, items: list[Example], placeholders: list, label
+) -> list[Example]:
   """The examples of a split whose labels may be placeholders, set to None and logged."""
-  values = [value for value in others if value is not None]
+  values = [value for value in placeholders if value is not None]
   if label.are_placeholders([item.label for item in items]):
     values, items = [items[0].label], [item._replace(label=None) for item in items]
   if values:

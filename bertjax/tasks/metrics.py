@@ -24,41 +24,23 @@ def confusion(predicted, gold, classes: int) -> np.ndarray:
 
 
 def of_classes(predicted, gold) -> dict[str, float]:
-  """All metrics of classes, from their numbers [N]."""
-  predicted, gold = np.asarray(predicted, int), np.asarray(gold, int)
-  table = confusion(predicted, gold, max(predicted.max(), gold.max(), 1) + 1)
-  return {
-    'accuracy': accuracy(table), 'f1': binary_f1(table), 'macro_f1': macro_f1(table),
-    'matthews': matthews(table),
-  }  # fmt: skip
+  """All metrics of classes, from their numbers [N].
 
-
-def accuracy(table: np.ndarray) -> float:
-  return float(np.trace(table) / table.sum())
-
-
-def f1_by_class(table: np.ndarray) -> np.ndarray:
-  """F1 of each class [C]; NaN for a class that is neither in the references nor predicted."""
+  'f1' is that of class 1, 0 if it is neither in the references nor predicted; 'macro_f1' is the
+  mean over the classes that are; 'matthews' is the correlation for any number of classes (R_K), 0
+  if one side is constant.
+  """
+  table = confusion(predicted, gold, int(max(np.max(predicted), np.max(gold), 1)) + 1).astype(float)
+  total, correct, wanted, found = table.sum(), np.trace(table), table.sum(1), table.sum(0)
   with np.errstate(invalid='ignore'):
-    return 2 * np.diag(table) / (table.sum(0) + table.sum(1))
-
-
-def binary_f1(table: np.ndarray) -> float:
-  """F1 of class 1; 0 if it is neither in the references nor predicted."""
-  return float(np.nan_to_num(f1_by_class(table)[1]))
-
-
-def macro_f1(table: np.ndarray) -> float:
-  """Mean F1 of the classes that are in the references or predicted."""
-  return float(np.nanmean(f1_by_class(table)))
-
-
-def matthews(table: np.ndarray) -> float:
-  """Matthews correlation for any number of classes (R_K); 0 if one side is constant."""
-  table = table.astype(float)
-  total, gold, predicted = table.sum(), table.sum(1), table.sum(0)
-  spread = np.sqrt((total**2 - gold @ gold) * (total**2 - predicted @ predicted))
-  return float((np.trace(table) * total - gold @ predicted) / spread) if spread else 0.0
+    f1 = 2 * np.diag(table) / (wanted + found)
+  spread = np.sqrt((total**2 - wanted @ wanted) * (total**2 - found @ found))
+  return {
+    'accuracy': float(correct / total),
+    'f1': float(np.nan_to_num(f1[1])),
+    'macro_f1': float(np.nanmean(f1)),
+    'matthews': float((correct * total - wanted @ found) / spread) if spread else 0.0,
+  }
 
 
 def precision_recall(gold: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:

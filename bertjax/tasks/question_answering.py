@@ -6,7 +6,6 @@ slices of the original context by character offsets, so they are its text to the
 
 import collections
 import functools
-import json
 import logging
 import pathlib
 import re
@@ -239,7 +238,7 @@ def encode(
       window = Window(places, first, count, len(query) + 2)
       rows.append((query, tokens[first : first + count]))
       windows.append(window)
-      labels.append(_label(span, window, item.label))
+      labels.append(_label(span, window))
       owners.append(number)
       inside |= labels[-1][0] > 0
     counts['answers_outside'] += bool(item.label) and item.label[0][1] >= 0 and not inside
@@ -261,23 +260,24 @@ def _windows(tokens: int, room: int, stride: int) -> Iterator[tuple[int, int]]:
 
 
 def _token_span(label, offsets: np.ndarray) -> tuple[int, int] | None:
-  """First and last token that share a character with the first answer.
+  """First and last token that share a character with the first answer; (-1, -1) if none does, or
+  there is no answer, and None if it is not known.
 
   That is what `_improve_answer_span` of run_squad.py finds by tokenising the answer again, 1895 in
   (1895-1943). Where an answer starts or ends within a token, it uses complete words, though
   (23 of the 10,539 answers that the test compares).
   """
-  if not label or label[0][1] < 0:
+  text, start = label[0] if label else ('', 0 if label is not None else -1)
+  if start < 0:
     return None
-  text, start = label[0]
   touched = np.flatnonzero((offsets[:, 1] > start) & (offsets[:, 0] < start + len(text)))
-  return (int(touched[0]), int(touched[-1])) if len(touched) else None
+  return (int(touched[0]), int(touched[-1])) if len(touched) else (-1, -1)
 
 
-def _label(span, window: Window, label) -> tuple[int, int]:
-  if label is None or (label and label[0][1] < 0):
+def _label(span: tuple[int, int] | None, window: Window) -> tuple[int, int]:
+  if span is None:
     return -1, -1
-  if span is None or span[0] < window.first or span[1] >= window.first + window.count:
+  if span[0] < window.first or span[1] >= window.first + window.count:
     return 0, 0
   shift = window.place - window.first
   return span[0] + shift, span[1] + shift
@@ -368,21 +368,23 @@ def score(
   predictions = [by_id[item.id] for item in items]  # what is written where questions share an id
   labels = [[text for text, _ in label] for label in gold_labels(items)]
   pick = _measure(scorer, version_2)
-  measures = dict(zip(('exact', 'f1'), SCORERS[scorer], strict=False))
   answerable = np.array([bool(label) for label in labels])
-  scores = {}
-  for name, measure in measures.items():
-    each = np.array([pick(measure, p.text, g) for p, g in zip(predictions, labels, strict=True)])
+  odds, scores = [p.null_odds for p in predictions], {}
+
+  def rate(measure, texts) -> np.ndarray:
+    return np.array([pick(measure, text, gold) for text, gold in zip(texts, labels, strict=True)])
+
+  for name, measure in zip(('exact', 'f1'), SCORERS[scorer], strict=False):
+    each = rate(measure, [p.text for p in predictions])
     scores[name] = float(each.mean())
     if not version_2:
       continue
     for part, where in (('has_answer', answerable), ('no_answer', ~answerable)):
       if where.any():
         scores[f'{part}_{name}'] = float(each[where].mean())
-    bold = [pick(measure, p.best, g) for p, g in zip(predictions, labels, strict=True)]
-    odds = [p.null_odds for p in predictions]
+    best = rate(measure, [p.best for p in predictions])
     scores[f'best_{name}'], scores[f'best_{name}_threshold'] = metrics.best_threshold(
-      bold, odds, answerable
+      best, odds, answerable
     )
   return scores
 
@@ -393,10 +395,8 @@ def write(folder, split: str, items, predictions, *, version_2: bool) -> list[pa
               'nbest_predictions': [p.nbest for p in predictions]}  # fmt: skip
   if version_2:
     contents['null_odds'] = [p.null_odds for p in predictions]
-  folder = pathlib.Path(folder) / split
-  folder.mkdir(parents=True, exist_ok=True)
-  ids, paths = [item.id for item in items], []
+  paths = []
   for name, values in contents.items():
-    paths.append(folder / f'{name}.json')
-    io.write_text(paths[-1], json.dumps(dict(zip(ids, values, strict=True)), indent=1) + '\n')
+    paths.append(pathlib.Path(folder) / split / f'{name}.json')
+    io.write_json(paths[-1], dict(zip((item.id for item in items), values, strict=True)))
   return paths

@@ -266,6 +266,5 @@ def write(folder, split: str, items: Sequence[Example], predictions) -> list[pat
     columns = (item.texts, *([] if item.label is None else [item.label]), tags)
     blocks.append('\n'.join(blank.join(line) for line in zip(*columns, strict=True)))
   path = pathlib.Path(folder) / f'{split}.conll'
-  path.parent.mkdir(parents=True, exist_ok=True)
   io.write_text(path, '\n\n'.join(blocks) + '\n')
   return [path]

@@ -243,6 +243,5 @@ def write_predictions(
   """Writes FOLDER/NAME.tsv in the format of the GLUE leaderboard, index and prediction."""
   lines = [f'{item.id}\t{text}' for item, text in zip(items, predictions, strict=True)]
   path = pathlib.Path(folder) / f'{name}.tsv'
-  path.parent.mkdir(parents=True, exist_ok=True)
   io.write_text(path, '\n'.join(['index\tprediction', *lines]) + '\n')
   return [path]

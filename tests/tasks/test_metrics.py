@@ -23,29 +23,30 @@ def test_class_metrics_are_scikit_learns(pairs):
   np.testing.assert_array_equal(
     table, sklearn.metrics.confusion_matrix(gold, predicted, labels=range(4))
   )
-  ours = [f(table) for f in (metrics.accuracy, metrics.macro_f1, metrics.matthews)]
+  scores = metrics.of_classes(predicted, gold)
+  ours = [scores[name] for name in ('accuracy', 'macro_f1', 'matthews')]
   theirs = [
     sklearn.metrics.accuracy_score(gold, predicted),
     sklearn.metrics.f1_score(gold, predicted, average='macro'),
     sklearn.metrics.matthews_corrcoef(gold, predicted),
   ]
   np.testing.assert_allclose(ours, theirs, atol=1e-12)
-  binary = metrics.confusion(np.minimum(predicted, 1), np.minimum(gold, 1), 2)
+  binary = metrics.of_classes(np.minimum(predicted, 1), np.minimum(gold, 1))
   expected = sklearn.metrics.f1_score(np.minimum(gold, 1), np.minimum(predicted, 1))
-  assert metrics.binary_f1(binary) == pytest.approx(expected)
+  assert binary['f1'] == pytest.approx(expected)
 
 
 def test_class_metrics_by_hand():
   # True positives 3, false positives 1, false negatives 2, true negatives 4.
-  table = metrics.confusion([1, 1, 1, 1, 0, 0, 0, 0, 0, 0], [1, 1, 1, 0, 1, 1, 0, 0, 0, 0], 2)
-  assert metrics.accuracy(table) == 0.7
-  assert metrics.binary_f1(table) == 2 * 3 / (2 * 3 + 1 + 2)
-  assert metrics.matthews(table) == pytest.approx((3 * 4 - 1 * 2) / (4 * 5 * 5 * 6) ** 0.5)
+  scores = metrics.of_classes([1, 1, 1, 1, 0, 0, 0, 0, 0, 0], [1, 1, 1, 0, 1, 1, 0, 0, 0, 0])
+  assert scores['accuracy'] == 0.7
+  assert scores['f1'] == 2 * 3 / (2 * 3 + 1 + 2)
+  assert scores['matthews'] == pytest.approx((3 * 4 - 1 * 2) / (4 * 5 * 5 * 6) ** 0.5)
 
 
 def test_a_model_that_always_says_the_same_has_no_correlation():
-  assert metrics.matthews(metrics.confusion([1, 1, 1], [0, 1, 1], 2)) == 0
-  assert metrics.binary_f1(metrics.confusion([0, 0], [0, 0], 2)) == 0
+  assert metrics.of_classes([1, 1, 1], [0, 1, 1])['matthews'] == 0
+  assert metrics.of_classes([0, 0], [0, 0])['f1'] == 0
   none = {'pearson': 0.0, 'spearman': 0.0}
   assert metrics.correlations([2.5, 2.5, 2.5], [0, 1, 2]) == none
   assert metrics.correlations([1, np.nan, 2], [0, 1, 2]) == none
