@@ -126,31 +126,29 @@ def hold_out(task: Task, fraction: float) -> Task:
   if not 0 < fraction < 1:
     raise ValueError(f'dev_fraction must be above 0 and below 1, got {fraction}.')
 
-  def is_dev(item: Example) -> bool:
-    digest = hashlib.blake2b('\0'.join(item.texts).encode('utf-8', 'replace'), digest_size=8)
-    return int.from_bytes(digest.digest(), 'big') < fraction * 2**64
-
   def read(split):
     if split not in ('train', 'dev'):
       return task.read(split)
-    items = task.read('train')
-    dev = [item for item in items if is_dev(item)]
-    train = [item for item in items if not is_dev(item)]
+    items, parts = task.read('train'), {'train': [], 'dev': []}
+    for item in items:
+      text = '\0'.join(item.texts).encode('utf-8', 'replace')
+      number = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), 'big')
+      parts['dev' if number < fraction * 2**64 else 'train'].append(item)
     hint = 'name --config.data.dev_file=FILE, or change --config.data.dev_fraction'
-    if not (dev and train):
+    if not all(parts.values()):
       raise ValueError(
         f'data.dev_fraction={fraction:g} of {len(items)} examples leaves a split empty; {hint}.'
       )
-    lost = set(task.label.classes(items)) - set(task.label.classes(train))
+    lost = set(task.label.classes(items)) - set(task.label.classes(parts['train']))
     if lost:
       name = task.label.names[min(lost)]
       raise ValueError(f'all examples of the class {name!r} are held out; {hint}.')
     if split == 'dev':
       _log.info(
         'no dev file: %s of %s training examples (%.1f%%) are held out, by a hash of their texts',
-        f'{len(dev):,}', f'{len(items):,}', 100 * len(dev) / len(items),
+        f'{len(parts["dev"]):,}', f'{len(items):,}', 100 * len(parts['dev']) / len(items),
       )  # fmt: skip
-    return dev if split == 'dev' else train
+    return parts[split]
 
   return dataclasses.replace(task, read=read, splits=(*task.splits, 'dev'))
 
