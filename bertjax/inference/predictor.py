@@ -57,21 +57,20 @@ def _call(
     def call(*args: P.args, **kwargs: P.kwargs):
       bound = signature.bind(*args, **kwargs)
       first, *others = (bound.arguments.get(item, ()) for item in items)
-      if not isinstance(first, str):
-        if any(isinstance(texts, str) for texts in others):
-          raise ValueError(
-            f'{method.__name__} takes one text with one, or a list with a list of as many; got a '
-            'list and one text.'
-          )
-        if not len(first):
-          return []
+      single = isinstance(first, str)
+      if not single and any(isinstance(texts, str) for texts in others):
+        raise ValueError(
+          f'{method.__name__} takes one text with one, or a list with a list of as many; got a '
+          'list and one text.'
+        )
+      if not (single or len(first)):
+        return []
       bound.arguments['self'].runner.need(head, causal)
-      if not isinstance(first, str):
-        return method(*args, **kwargs)
-      for item in items:
+      for item in items if single else ():
         if bound.arguments.get(item) is not None:
           bound.arguments[item] = [bound.arguments[item]]
-      return method(*bound.args, **bound.kwargs)[0]
+      results = method(*bound.args, **bound.kwargs)
+      return results[0] if single else results
 
     CALLS[name or method.__name__] = Call(call, head, least, most, causal, options)
     return call
