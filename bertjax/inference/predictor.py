@@ -184,7 +184,7 @@ class Predictor:
       listed = ', '.join(call.options) or 'none'
       raise ValueError(f'{name} has no option {unknown!r}; it has {listed}.')
 
-  def call(self, name: str, items: Sequence[Sequence[str]], options: dict) -> list:
+  def call(self, name: str, items: Sequence[Sequence], options: dict) -> list:
     """Results of items, each a text or several (a text of 'tag' may be its words), as JSON values.
 
     Raises:
@@ -428,7 +428,7 @@ class Predictor:
 def plain(value):
   """A result as lists, dicts, strings and numbers."""
   if dataclasses.is_dataclass(value):
-    value = dataclasses.asdict(value)
+    value = vars(value)
   elif hasattr(value, '_asdict'):
     value = value._asdict()
   if isinstance(value, np.ndarray | np.generic):
