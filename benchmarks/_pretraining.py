@@ -44,8 +44,9 @@ def our_program(config, batch: dict, prng_impl: str = 'threefry2x32'):
     return loop.TrainState.create(params, transform, jax.random.key(1, impl=prng_impl))
 
   state, shardings = loop.init_state(make_state, mesh_lib.sharder(mesh, PARAM_AXES))
+  objective = mlm.pretraining(bert)
   step = loop.make_train_step(
-    *mlm.pretraining_loss(bert), transform, mesh=mesh, state_shardings=shardings
+    objective.loss, objective.weights, transform, mesh=mesh, state_shardings=shardings
   )
   return step, state, loop.shard_batch(batch, mesh_lib.batch_sharding(mesh))
 

@@ -83,7 +83,9 @@ def losses_side_by_side(config, steps: int) -> dict:
   setup = finetune.set_up(config)
   optimizer = build.make_optimizer(config, steps, steps // 10)
   load = functools.partial(finetune.load, setup)
-  state, shardings, _ = layout_lib.start(setup.objective, optimizer, setup.layout, load=load)
+  state, shardings, _ = layout_lib.restore_or_init(
+    setup.objective, optimizer, setup.layout, load=load
+  )
   step = setup.layout.train_step(setup.objective, optimizer, shardings)
   peer = transformers_twin(setup, train_padding=True)
   ours, theirs = [], []
@@ -100,7 +102,9 @@ def losses_side_by_side(config, steps: int) -> dict:
 def transformers_twin(setup, train_padding: bool) -> TransformersLoop:
   """Their loop from the same weights, the new head's included."""
   task, load = setup.task, functools.partial(finetune.load, setup)
-  state, _, _ = layout_lib.start(setup.objective, setup.optimizer, setup.layout, load=load)
+  state, _, _ = layout_lib.restore_or_init(
+    setup.objective, setup.optimizer, setup.layout, load=load
+  )
   params = jax.device_get(state.params)
   with tempfile.TemporaryDirectory() as folder:
     start = pathlib.Path(folder) / 'start'

@@ -62,7 +62,7 @@ def run(config, source, model, batch_size, length, pack, steps, repeats, out):
 
 def ours(setup, steps: int, texts: int):
   """A contender: the first steps of a run, in tokens of text."""
-  state, shardings, _ = layout_lib.start(
+  state, shardings, _ = layout_lib.restore_or_init(
     setup.objective, setup.optimizer, setup.layout, load=functools.partial(finetune.load, setup)
   )
   step = setup.layout.train_step(setup.objective, setup.optimizer, shardings)

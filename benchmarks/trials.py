@@ -82,7 +82,7 @@ def one_trial(config, seed: int, rate: float):
 
 def train(setup, steps: int, train_step=None):
   """Steps of a run or of trials; returns the compiled step."""
-  state, shardings, _ = layout_lib.start(
+  state, shardings, _ = layout_lib.restore_or_init(
     setup.objective, setup.optimizer, setup.layout, load=functools.partial(finetune.load, setup)
   )
   if train_step is None:

@@ -153,7 +153,7 @@ def report_of(stage, devices, *, measure: bool = False) -> dict:
   report |= costs_of(compiled)
   report |= bounds_of(report)
   if measure:
-    state, _, _ = layout_lib.start(objective, optimizer, layout)
+    state, _, _ = layout_lib.restore_or_init(objective, optimizer, layout)
     rows = jax.tree.map(lambda x: np.repeat(x, size, axis=0), rows)
     report |= measured(compiled, state, mesh_lib.shard_batch(rows, sharding), report)
   return report

@@ -131,7 +131,7 @@ def begin(tiny_rows, tmp_path):
     layout = build.make_layout(config, jax.devices()[:1])
     setup = pretrain.Setup(config, [], tokenizer, model, objective, optimizer, layout, '', {})
     load = functools.partial(pretrain.load, setup) if config.init_from else None
-    state, _, _ = layout_lib.start(objective, optimizer, layout, load=load)
+    state, _, _ = layout_lib.restore_or_init(objective, optimizer, layout, load=load)
     return jax.device_get(state.params)
 
   return parameters

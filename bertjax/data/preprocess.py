@@ -1,4 +1,4 @@
-"""Builds a prepared dataset from raw text: the way of a document to a training record.
+"""Builds a prepared dataset from raw text: the way of a document to a training row.
 
 1. `data.text` reads the source and yields its documents, one string each.
 2. `tokenize`, in worker processes, assigns each document to a shard by a hash of its text,
@@ -6,8 +6,8 @@
 3. `TokenShards` appends the ids to intermediate files, in the order of the source. It
    records the committed length of each file, where a killed run resumes.
 4. `_build_shard` turns the documents of one shard into instances (pairs or spans of sentences,
-   `data.instances`), packs them into rows of `length` tokens (`data.packing`) and writes the rows
-   as records of fixed shape (`data.dataset`). Masks are added by `data.loader`, in every epoch.
+   `data.instances`), packs them into rows of `length` tokens (`data.packing`) and writes these
+   (`data.dataset`). Masks are added by `data.loader`, in every epoch.
 
 The split and shard of a document are functions of its text, and its instances of the seed, the
 shard and its position there. So the bytes do not depend on workers, machines or interruptions, and
@@ -50,7 +50,7 @@ Tokens = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """All that decides the records, apart from the text and the tokenizer."""
+  """All that decides the rows, apart from the text and the tokenizer."""
 
   kind: str = 'nsp'  # 'nsp', 'sop', 'doc_sentences' or 'full_sentences', see `data.instances`
   length: int = 128  # tokens per row
@@ -63,7 +63,7 @@ class Settings:
   short_seq_prob: float = 0.1  # probability of a random shorter target length
   seed: int = 0  # of pairs and lengths
   binary: str = 'refuse'  # or 'skip' binary files
-  num_shards: int = 0  # of training records; 0 = one per 64 MB of text
+  num_shards: int = 0  # of training rows; 0 = one per 64 MB of text
   max_sequences_per_row: int = 1  # 1 = no packing
 
   def __post_init__(self):
@@ -93,11 +93,11 @@ def prepare(
   Args:
     source: see `data.text`.
     tokenizer: whose ids are written; the dataset carries a copy.
-    settings: what decides the records.
+    settings: what decides the rows.
     directory: of the dataset; DIRECTORY.incomplete until it is complete.
     workers: processes; 0 = none, -1 = one per core if the text is large enough.
-    part: (i, n) prepares every n-th shard from the i-th, for n machines that share the directory.
-      The machine that finishes last writes the manifest; the others get None.
+    part: (i, n) of --shard=i/n prepares every n-th shard from the i-th, for n machines that share
+      the directory. The one that finishes last writes the manifest; the others get None.
 
   Raises:
     ValueError: if the source cannot be read or has no text, or next-sentence prediction has too
@@ -163,7 +163,7 @@ def _tokenize_source(
   done, committed = token_shards.documents, time.monotonic()
   collections.deque(itertools.islice(documents, done), maxlen=0)  # skips what is committed
   folder, shards = str(writer.folder), tuple(token_shards.shards)
-  encode = functools.partial(
+  tokenize_batch = functools.partial(
     tokenize, folder, settings.format, settings.heldout_fraction, num_shards, shards
   )
   workers = _num_workers(workers, size, _WORKER_BYTES)
@@ -173,7 +173,7 @@ def _tokenize_source(
     worker_lib.processes(workers) as in_order,
     io.progress('tokenizing', size, unit='B') as update,
   ):
-    for count, tokens in in_order(encode, worker_lib.batches(documents, _BATCH_CHARS)):
+    for count, tokens in in_order(tokenize_batch, worker_lib.batches(documents, _BATCH_CHARS)):
       for shard, arrays in tokens.items():
         token_shards.append(shard, arrays)
       done += count
@@ -194,7 +194,7 @@ def tokenize(
     directory: of the tokenizer.
     format: how a document is split into sentences.
     heldout_fraction: fraction of documents that are held out.
-    num_shards: shards of training records, of all machines.
+    num_shards: shards of training rows, of all machines.
     shards: of this machine; documents of others are skipped.
     documents: a batch of `read_documents`.
   """
@@ -260,7 +260,7 @@ def split_huge(sentence: str) -> list[str]:
 
 # Token ids on disk
 
-_KINDS = ('tokens', 'sentences', 'documents')
+_FILES = ('tokens', 'sentences', 'documents')
 
 
 class TokenShards:
@@ -288,16 +288,16 @@ class TokenShards:
     self.facts: dict | None = state.get('facts')
     dataset.allow_files()
     for shard in shards if self.facts is None else ():
-      for kind in _KINDS:
-        path = _path(folder, shard, kind)
-        file = self._files[shard, kind] = path.open('ab')
+      for name in _FILES:
+        path = _path(folder, shard, name)
+        file = self._files[shard, name] = path.open('ab')
         file.truncate(state.get('sizes', {}).get(path.name, 0))
         file.seek(0, 2)
 
   def append(self, shard: Shard, tokens: Tokens) -> None:
-    for kind, array in zip(_KINDS, tokens, strict=True):
-      dtype = self.dtype if kind == 'tokens' else np.uint32
-      self._files[shard, kind].write(np.ascontiguousarray(array, dtype))
+    for name, array in zip(_FILES, tokens, strict=True):
+      dtype = self.dtype if name == 'tokens' else np.uint32
+      self._files[shard, name].write(np.ascontiguousarray(array, dtype))
 
   def commit(self, documents: int, facts: dict | None = None) -> None:
     """Records that all of so many documents is appended; `facts` marks the end of the source."""
@@ -314,22 +314,22 @@ class TokenShards:
       path.unlink(missing_ok=True)
 
 
-def _path(folder, shard: Shard, kind: str) -> pathlib.Path:
-  return folder / f'{shard[0]}-{shard[1]:05d}.{kind}'
+def _path(folder, shard: Shard, name: str) -> pathlib.Path:
+  return folder / f'{shard[0]}-{shard[1]:05d}.{name}'
 
 
 def read_tokens(folder: pathlib.Path, shard: Shard, dtype: str) -> instances.Corpus:
   """The documents of a shard, ids memory-mapped."""
   arrays = []
-  for kind in _KINDS:
-    path, kind_dtype = _path(folder, shard, kind), dtype if kind == 'tokens' else np.uint32
+  for name in _FILES:
+    path, file_dtype = _path(folder, shard, name), dtype if name == 'tokens' else np.uint32
     empty = not path.stat().st_size
-    arrays.append(np.empty(0, kind_dtype) if empty else np.memmap(path, kind_dtype, 'r'))
+    arrays.append(np.empty(0, file_dtype) if empty else np.memmap(path, file_dtype, 'r'))
   starts = (np.concatenate([[0], np.cumsum(a, dtype=np.int64)]) for a in arrays[1:])
   return instances.Corpus(arrays[0], *starts)
 
 
-# Token ids to records
+# Token ids to rows
 
 
 def _build_shards(
@@ -357,7 +357,7 @@ def _build_shard(writer, settings: Settings, special: dict, folder, dtype, shard
   """Makes the instances of a shard, packs them into rows and writes these."""
   split, number = shard
   corpus = read_tokens(folder, shard, dtype)
-  made = instances.build(
+  sequences = instances.build(
     corpus, settings.kind, length=settings.length, seed=int(prng.hash_u64(settings.seed, number)),
     short_seq_prob=settings.short_seq_prob,
     dupe_factor=settings.dupe_factor if split == 'train' else 1,
@@ -366,12 +366,12 @@ def _build_shard(writer, settings: Settings, special: dict, folder, dtype, shard
     'documents': len(corpus), 'sentences': len(corpus.sentences) - 1, 'tokens': len(corpus.tokens),
     'unknown': int((np.asarray(corpus.tokens) == special['unk']).sum()),
   }  # fmt: skip
-  made = instances.tally(made, corpus, counts)
+  sequences = instances.tally(sequences, corpus, counts)
   length, most = settings.length, settings.max_sequences_per_row
-  rows = packing.first_fit(made, length, most)
+  rows = packing.first_fit(sequences, length, most)
   ids = {f'{name}_id': special[name] for name in ('cls', 'sep', 'pad')}
-  records = instances.to_columns(rows, corpus.tokens, length, most, **ids)
-  writer.add_shard(split, number, records, counts)
+  columns = instances.to_columns(rows, corpus.tokens, length, most, **ids)
+  writer.add_shard(split, number, columns, counts)  # its reading of the rows completes the counts
 
 
 def _check(token_shards: TokenShards, source: str, settings: Settings, complete: bool) -> None:

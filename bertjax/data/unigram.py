@@ -1,4 +1,4 @@
-"""The unigram baseline of a masked-LM loss: what token frequencies alone predict."""
+"""The unigram baseline of a masked-LM loss: what token frequencies predict."""
 
 import sys
 from collections.abc import Callable, Iterable

@@ -6,7 +6,6 @@ weights are added over the global batch before the division.
 
 import functools
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -69,11 +68,6 @@ def pretraining(model: Bert) -> Objective:
     >>> sorted(mlm.pretraining(Bert(config)).init(jax.random.key(0)))
     ['encoder', 'mlm', 'nsp', 'pooler']
   """
-  return Objective(functools.partial(init_params, model), *pretraining_loss(model))
-
-
-def pretraining_loss(model: Bert) -> tuple[Callable, Callable]:
-  """`loss` and `weights` of `pretraining(model)`."""
   terms = tuple(head for head in model.heads if head in ('mlm', 'nsp'))
 
   def loss(params, batch, rng):
@@ -81,7 +75,8 @@ def pretraining_loss(model: Bert) -> tuple[Callable, Callable]:
     out: Any = model.apply({'params': params}, batch, train=rng is not None, rngs=rngs)
     return pretraining_sums(out, batch, terms)
 
-  return loss, functools.partial(pretraining_weights, terms=terms)
+  weights = functools.partial(pretraining_weights, terms=terms)
+  return Objective(functools.partial(init_params, model), loss, weights)
 
 
 def pretraining_sums(
@@ -90,8 +85,8 @@ def pretraining_sums(
   """Loss sums in nats and metric sums of a batch.
 
   Args:
-    out: what `Bert` returned: 'mlm_logits' [B, P, V], 'nsp_logits' [B, 2].
-    batch: 'masked_lm_ids' and 'masked_lm_weights' [B, P]; 'next_sentence_labels' [B].
+    out: what `Bert` returned: 'mlm_logits' [B, P, V], 'nsp_logits' [B, 2] or [B, S, 2].
+    batch: 'masked_lm_ids' and 'masked_lm_weights' [B, P]; 'next_sentence_labels' [B] or [B, S].
     terms: terms of the total loss.
 
   Returns:

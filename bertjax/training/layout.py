@@ -87,7 +87,7 @@ def abstract_state(objective, optimizer, layout: Layout):
   return jax.jit(make, out_shardings=shardings).eval_shape(), shardings
 
 
-def start(
+def restore_or_init(
   objective, optimizer, layout: Layout, checkpoints: Checkpoints | None = None,
   load: Callable | None = None, *, num_train_steps: int = 2**31,
 ) -> tuple[TrainState, TrainState, dict]:  # fmt: skip

@@ -20,13 +20,14 @@ from flax import traverse_util
 
 from bertjax.training import distributed, loop, metrics
 from bertjax.training.checkpoint import Checkpoints
-from bertjax.training.layout import Layout, abstract_of, start
+from bertjax.training.layout import Layout, abstract_of, restore_or_init
 from bertjax.training.loop import DivergedError, TrainState
 from bertjax.training.stopping import exit_if_stopped
 
 _log = logging.getLogger(__name__)
 
 Scores = dict[str, float]
+MAX_DIVERGENCES = 10  # of a stage; as many mean too high a learning rate, not bad batches
 
 
 class Stage(NamedTuple):
@@ -122,7 +123,7 @@ def train(
   checkpoints = Checkpoints(
     workdir / 'checkpoints', keep=options.max_to_keep, best=options.metric, highest=options.highest
   )
-  state, shardings, meta = start(
+  state, shardings, meta = restore_or_init(
     objective, optimizer, layout, checkpoints, load, num_train_steps=stages[-1].stop
   )
   if jax.process_index() == 0:
@@ -139,9 +140,9 @@ def train(
   try:
     for first, stage in zip(starts, stages, strict=True):
       if not stopped and loop.step_of(state) < stage.stop:
-        state, _, stopped = run.train(stage, first, state)
+        state, _, stopped = run.train_stage(stage, first, state)
     step = loop.step_of(state)
-    stopped = stopped if step < stages[-1].stop else 0
+    stopped = stopped if step < stages[-1].stop else 0  # a signal in the last step is too late
     if not stopped and options.save_model == 'best':
       state = run.best(state)
   finally:
@@ -152,7 +153,7 @@ def train(
 
 
 class _Run:
-  """A run in progress: what its stages share.
+  """A run, or the runs of a sweep, in progress: what the stages share.
 
   Attributes:
     evaluations: {'step', 'scores'}, the scores of each run, of every evaluation so far.
@@ -162,14 +163,15 @@ class _Run:
   def __init__(self, last_start, layout, options, train_step, checkpoints, run_log, facts, meta):
     self._last_start, self._layout, self._options = last_start, layout, options
     self._train_step, self._checkpoints, self._log = train_step, checkpoints, run_log
-    self._facts, self._scores, self._position = facts, None, meta.get('position')
+    self._facts, self._position = facts, meta.get('position')
+    self._scores: list[Scores] = []  # of each run, at the last evaluation
     self.evaluations, self.skipped = meta.get('evaluations', []), meta.get('skipped', [])
 
-  def train(self, stage: Stage, first: int, state: TrainState):
+  def train_stage(self, stage: Stage, first: int, state: TrainState):
     """Trains a stage, whose first step is `first`, from the state's step on; see `loop.fit`.
 
     After a divergence, trains again from the newest checkpoint without the batches since then, if
-    there is one of this stage and at most `MOST_SKIPS` times.
+    there is one of this stage; `MAX_DIVERGENCES` end the run.
     """
     self._log.tokens_per_step, self._log.flops_per_step = stage.tokens, stage.flops
     abstract = abstract_of(state)
@@ -179,7 +181,7 @@ class _Run:
       except DivergedError as error:
         self._checkpoints.wait()
         saved = [step for step in self._checkpoints.steps() if step >= first]
-        if not self._options.skip_divergence or not saved or times == MOST_SKIPS:
+        if not self._options.skip_divergence or not saved or times == MAX_DIVERGENCES:
           raise
         state = self._roll_back(abstract, error)
 
@@ -208,8 +210,7 @@ class _Run:
   def _roll_back(self, abstract, error: DivergedError) -> TrainState:
     state, meta = self._checkpoints.restore_newest(abstract)
     step, before, self._position = loop.step_of(state), meta['skipped'], meta.get('position')
-    read = error.step + sum(s['batches'] for s in self.skipped)
-    count = read - step - sum(s['batches'] for s in before)
+    count = error.step - step + sum(s['batches'] for s in self.skipped[len(before) :])
     self.skipped[:] = [*before, {'step': step, 'batches': count}]
     self._log.skip(step, count)
     _log.warning('%s Resuming from step %d without the %d batches since.', error, step, count)
@@ -229,9 +230,7 @@ class _Run:
   def _save(self, state: TrainState, step: int, scores: Scores | None, position: dict) -> None:
     if scores:
       self.evaluations.append({'step': step, 'scores': self._scores})
-    meta = self._facts | position | {
-      'next_batch': step, 'skipped': self.skipped, 'evaluations': self.evaluations
-    }  # fmt: skip
+    meta = self._facts | position | {'skipped': self.skipped, 'evaluations': self.evaluations}
     # Losses of stages with different rows cannot be compared.
     self._checkpoints.save(step, state, meta, scores if step > self._last_start else None)
 
@@ -243,9 +242,6 @@ class _Run:
       return state
     _log.info('save_model=best: step %d', step)
     return self._checkpoints.restore(step, abstract_of(state))[0]
-
-
-MOST_SKIPS = 10  # a run that diverges more often needs a lower learning rate, not fewer batches
 
 
 def ranking(scores: Sequence[Scores], options: Options) -> list[float]:

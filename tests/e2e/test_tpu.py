@@ -40,8 +40,9 @@ def compiled(mesh, length, **changes):
 
   shapes = jax.eval_shape(make_state)
   shardings = mesh_lib.sharder(mesh, PARAM_AXES)(shapes)
+  objective = mlm.pretraining(bert)
   step = loop.make_train_step(
-    *mlm.pretraining_loss(bert), transform, mesh=mesh, state_shardings=shardings
+    objective.loss, objective.weights, transform, mesh=mesh, state_shardings=shardings
   )
   rows, slots = (ROWS, length), (ROWS, length * 3 // 20)
   columns = {

@@ -97,7 +97,7 @@ def losses_of(config, steps):
   """The losses of the first steps [steps] or [steps, K], at a constant learning rate."""
   config.schedule, config.warmup_ratio = 'constant', 0.0
   setup = finetune.set_up(config)
-  state, shardings, _ = layout_lib.start(
+  state, shardings, _ = layout_lib.restore_or_init(
     setup.objective, setup.optimizer, setup.layout, load=functools.partial(finetune.load, setup)
   )
   step = setup.layout.train_step(setup.objective, setup.optimizer, shardings)

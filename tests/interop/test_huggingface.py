@@ -296,8 +296,9 @@ def test_twenty_training_steps_follow_pytorchs(tmp_path, vocab, optimizer):
     lambda: loop.TrainState.create(params, transform, jax.random.key(0)),
     mesh.sharder(one, PARAM_AXES),
   )
+  objective = mlm.pretraining(Bert(config))
   step = loop.make_train_step(
-    *mlm.pretraining_loss(Bert(config)), transform, mesh=one, state_shardings=shardings
+    objective.loss, objective.weights, transform, mesh=one, state_shardings=shardings
   )
   kept = [p for n, p in model.named_parameters() if 'bias' in n or 'LayerNorm' in n]
   decayed = [p for n, p in model.named_parameters() if not ('bias' in n or 'LayerNorm' in n)]

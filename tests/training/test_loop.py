@@ -47,7 +47,7 @@ def program(config, sizes, devices, accumulation=1, name='bert'):
   transform = make_optimizer(
     name, 3e-3, schedule=make_schedule('google', 40, 4), param_axes=PARAM_AXES
   )
-  loss = mlm.pretraining_loss(bert)
+  objective = mlm.pretraining(bert)
 
   def make_state():
     params = init_params(bert, jax.random.key(0))
@@ -56,9 +56,10 @@ def program(config, sizes, devices, accumulation=1, name='bert'):
   shard = mesh_lib.sharder(mesh, PARAM_AXES)
   _, shardings = loop.init_state(make_state, shard)
   train_step = loop.make_train_step(
-    *loss, transform, mesh=mesh, state_shardings=shardings, accumulation=accumulation
-  )
-  eval_step = loop.make_eval_step(*loss, mesh=mesh)
+    objective.loss, objective.weights, transform, mesh=mesh, state_shardings=shardings,
+    accumulation=accumulation,
+  )  # fmt: skip
+  eval_step = loop.make_eval_step(objective.loss, objective.weights, mesh=mesh)
   return train_step, eval_step, lambda: loop.init_state(make_state, shard)[0], mesh
 
 
@@ -131,15 +132,14 @@ OPTAX = {
 
 def optax_loop(optimizer, accumulation, batches):
   """The losses, last parameters and last optimizer state of a hand-written optax loop."""
-  bert = Bert(STILL)
-  loss_fn, loss_weights = mlm.pretraining_loss(bert)
+  bert, objective = Bert(STILL), mlm.pretraining(Bert(STILL))
 
   @jax.jit
   def step(params, opt_state, batch):
-    weights = loss_weights(batch)
+    weights = objective.weights(batch)
 
     def loss(params, part):
-      sums, _ = loss_fn(params, part, jax.random.key(0))
+      sums, _ = objective.loss(params, part, jax.random.key(0))
       return sum(sums[term] / weights[term] for term in ('mlm', 'nsp'))
 
     parts = [{k: v[i::accumulation] for k, v in batch.items()} for i in range(accumulation)]
@@ -163,8 +163,9 @@ def test_any_optax_optimizer_trains_as_in_a_hand_written_loop(name, accumulation
   optimizer, batches = OPTAX[name](), [batch_at(0)] * 12
   expected, params, _ = optax_loop(optimizer, accumulation, batches)
   assert expected[-1] < expected[0] - 0.01  # descends
+  objective = mlm.pretraining(Bert(STILL))
   step = loop.make_train_step(
-    *mlm.pretraining_loss(Bert(STILL)), optimizer, accumulation=accumulation
+    objective.loss, objective.weights, optimizer, accumulation=accumulation
   )
   start = jax.jit(lambda: init_params(Bert(STILL), jax.random.key(0)))()
   state, values = loop.TrainState.create(start, optimizer, jax.random.key(1)), []
@@ -191,8 +192,9 @@ def test_any_optax_optimizer_trains_on_eight_devices(name, sizes):
     return loop.TrainState.create(params, optimizer, jax.random.key(1))
 
   state, shardings = loop.init_state(make, mesh_lib.sharder(mesh, PARAM_AXES))
+  objective = mlm.pretraining(Bert(STILL))
   step = loop.make_train_step(
-    *mlm.pretraining_loss(Bert(STILL)), optimizer, mesh=mesh, state_shardings=shardings
+    objective.loss, objective.weights, optimizer, mesh=mesh, state_shardings=shardings
   )
   values = []
   for batch in loop.to_device(iter(batches), mesh):
@@ -203,10 +205,10 @@ def test_any_optax_optimizer_trains_on_eight_devices(name, sizes):
 
 def test_the_learning_rate_metric_is_that_of_the_step():
   rate = optax.schedules.linear_schedule(1e-3, 0.0, 4)
-  step = loop.make_train_step(
-    *mlm.pretraining_loss(Bert(STILL)),
-    optimizer := optax.inject_hyperparams(optax.adamw)(learning_rate=rate),
-  )
+  objective, optimizer = (
+    mlm.pretraining(Bert(STILL)), optax.inject_hyperparams(optax.adamw)(learning_rate=rate)
+  )  # fmt: skip
+  step = loop.make_train_step(objective.loss, objective.weights, optimizer)
   params = init_params(Bert(STILL), jax.random.key(0))
   state, found = loop.TrainState.create(params, optimizer, jax.random.key(1)), []
   for _ in range(3):
