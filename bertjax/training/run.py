@@ -195,8 +195,9 @@ class _Run:
       position = {'position': stage.position(step + offset)} if stage.position else {}
       self._save(state, step, scores, position)
 
+    step = max(step, first)  # a corrupt checkpoint may have led back to the stage before
     with (
-      contextlib.closing(stage.batches(max(step, first) + offset, **saved)) as stream,
+      contextlib.closing(stage.batches(step + offset, **saved)) as stream,
       distributed.Watch(options.stall_seconds) as watch,
     ):
       return loop.fit(

@@ -132,7 +132,7 @@ OPTAX = {
 
 def optax_loop(optimizer, accumulation, batches):
   """The losses, last parameters and last optimizer state of a hand-written optax loop."""
-  bert, objective = Bert(STILL), mlm.pretraining(Bert(STILL))
+  objective = mlm.pretraining(Bert(STILL))
 
   @jax.jit
   def step(params, opt_state, batch):
@@ -149,7 +149,7 @@ def optax_loop(optimizer, accumulation, batches):
     updates, opt_state = optimizer.update(grads, opt_state, params)
     return optax.apply_updates(params, updates), opt_state, value
 
-  params, values = jax.jit(lambda: init_params(bert, jax.random.key(0)))(), []
+  params, values = jax.jit(objective.init)(jax.random.key(0)), []
   opt_state = optimizer.init(params)
   for batch in batches:
     params, opt_state, value = step(params, opt_state, batch)
