@@ -163,8 +163,8 @@ def streamed_batches(setup: Setup, stage: build.Stage, heldout: loader_lib.Batch
 
 
 def describe_losses(setup: Setup) -> dict:
-  """Units and baselines of the losses, for `loss.png`: token frequencies in 65,536 training rows
-  (on 1,024 held-out rows), and chance."""
+  """Units and baselines of the losses, for `loss.png`: chance, and on 1,024 held-out rows the token
+  frequencies of 65,536 training rows."""
   stage, tokenizer = setup.stages[-1], setup.tokenizer
   heldout = heldout_batches(setup, stage)
   rows = stage.text.sample() if stage.text else dataset.Dataset(stage.folder, 'train')

@@ -112,8 +112,8 @@ def prepare(
   files = [(name, size) for name, size, _ in text_lib.list_source(source)]
   size = sum(size for _, size in files)
   num_shards = settings.num_shards or 1 + size // _SHARD_BYTES
-  counts = {'train': 0 if settings.heldout_fraction == 1 else num_shards, 'heldout': 1}
-  shards = [(split, number) for split, n in counts.items() for number in range(n)]
+  shard_counts = {'train': 0 if settings.heldout_fraction == 1 else num_shards, 'heldout': 1}
+  shards = [(split, number) for split, n in shard_counts.items() for number in range(n)]
   if part[0] >= len(shards):
     shard = f'--shard={part[0]}/{part[1]}'
     raise ValueError(f'{shard}: there are only {len(shards)} shards; raise data.num_shards.')
@@ -134,11 +134,11 @@ def prepare(
         _tokenize_source(source, size, settings, writer, num_shards, token_shards, report, workers)
         report.warn(tokenizer.lowercase and tokenizer.standard)
       todo = [shard for shard in mine if writer.shard(*shard) is None]
-      if todo == mine:
+      if todo == mine:  # before the first shard
         _check(token_shards, source, settings, complete=mine == shards)
       _build_shards(todo, size, settings, writer, tokenizer.special, token_shards, workers)
       token_shards.clear()
-      if not writer.finish(counts, source=source, counts=token_shards.facts):
+      if not writer.finish(shard_counts, source=source, counts=token_shards.facts):
         return None
   return dataset.read_manifest(directory)
 
