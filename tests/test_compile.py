@@ -79,6 +79,7 @@ def test_several_slices_share_the_data_axis(slice_of_8):
 
 
 @pytest.mark.parametrize('compiled', [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.e2e
 def test_a_batch_that_does_not_fit_is_reported_with_the_largest_that_fits(
   slice_of_8, report, tmp_path, capsys, monkeypatch, compiled
 ):

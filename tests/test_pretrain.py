@@ -652,6 +652,7 @@ def small_disk(tmp_path):
   subprocess.run(['umount', '-l', str(folder)], check=True)
 
 
+@pytest.mark.e2e
 def test_a_disk_that_fills_loses_no_checkpoint(tiny_rows, small_disk):
   run = small_disk / 'run'
   args = arguments(tiny_rows, run, '--config.num_train_steps=300', *QUIET)
