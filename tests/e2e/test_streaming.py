@@ -12,6 +12,7 @@ from bertjax import pretrain
 from bertjax.__main__ import main
 from bertjax.training import loop
 from bertjax.training.checkpoint import Checkpoints
+from tests.e2e import test_distributed as distributed
 from tests.e2e.test_recovery import config_of
 from tests.test_pretrain import QUIET, finish, losses, start, wait_for_step, weights
 
@@ -50,6 +51,24 @@ def test_a_killed_run_resumes_bitwise(kill, code, uninterrupted, corpus, vocab, 
   finish(start(args))
   assert losses(tmp_path) == losses(uninterrupted)
   assert weights(tmp_path) == weights(uninterrupted)
+
+
+def test_two_processes_resume_as_one(corpus, vocab, tmp_path):
+  """The batches of the steps after the resumption are those of two processes."""
+  fields = {'data.input': str(corpus), 'data.vocab': str(vocab), 'data.streaming': True,
+            'data.heldout_fraction': 0.2, 'max_to_keep': 9}  # fmt: skip
+  whole = distributed.run(tmp_path / 'whole', '', 2, **fields)
+  folder = tmp_path / 'run'
+  codes, errors = distributed.finish(
+    distributed.launch(folder, '', 2, fault='save 0,1 12', **fields)
+  )
+  assert codes == [-signal.SIGKILL] * 2, errors
+  distributed.run(folder, '', 1, **fields)
+  assert distributed.losses(folder) == pytest.approx(distributed.losses(whole), rel=2e-4)
+  ends = [Checkpoints(f / 'run/checkpoints', read_only=True).meta(20)['position']
+          for f in (whole, folder)]  # fmt: skip
+  assert ends[0] == ends[1]
+  assert list(ends[0]['groups']) == ['0', '1']
 
 
 def test_a_divergence_skips_batches_of_the_stream(corpus, vocab, tmp_path, monkeypatch):
