@@ -42,8 +42,8 @@ LONG = {'test_compile', 'test_finetune', 'test_pretrain', 'test_quickstart', 'e2
         'e2e/test_notebooks'}  # fmt: skip
 # Files that run with --full only; others mark single tests. What remains has a test of every
 # module, and takes ten minutes at most on two cores.
-FULL = {f'e2e/test_{name}' for name in ('benchmarks', 'finetune_parity', 'readme', 'recovery',
-                                        'tpu', 'two_lengths', 'ways')}  # fmt: skip
+FULL = {f'e2e/test_{name}' for name in ('benchmarks', 'doc_code', 'finetune_parity', 'readme',
+                                        'recovery', 'tpu', 'two_lengths', 'ways')}  # fmt: skip
 
 
 # Fixtures that train, or build the documentation; tests that use one are end-to-end tests.

@@ -652,12 +652,12 @@ def small_disk(tmp_path):
   subprocess.run(['umount', '-l', str(folder)], check=True)
 
 
-@pytest.mark.e2e
+@pytest.mark.full
 def test_a_disk_that_fills_loses_no_checkpoint(tiny_rows, small_disk):
   run = small_disk / 'run'
   args = arguments(tiny_rows, run, '--config.num_train_steps=300', *QUIET)
   process = start(args)
-  wait_for_step(process, run, 45)
+  wait_for_step(process, run, 45, seconds=180)
   filler = small_disk / 'filler'
   with contextlib.suppress(OSError), filler.open('wb', buffering=0) as file:
     while True:

@@ -232,7 +232,7 @@ def config(corpus, vocab, tmp_path):
   return config
 
 
-@pytest.mark.e2e
+@pytest.mark.full
 def test_prepared_text_written_in_google_s_format_trains_from_its_masks(config, tmp_path):
   prepare.run(config, out=str(tmp_path / 'rows'))
   prepare.run(config, out=str(tmp_path / 'google'), format='google')

@@ -21,9 +21,9 @@ def real_model(tmp_path_factory):
   return pathlib.Path(package.__file__).parent / 'model'
 
 
-# Small versions of the slow ones: the commands of one run small in test_readme.py, the other's main
-# job in test_quickstart.py.
-SLOW = ('pretrain_on_tpu', 'quickstart')
+# Smaller versions of the slow ones: the commands of one run small in test_readme.py, another's main
+# job in test_quickstart.py, and the code of two, which docs/ shows as well, in test_doc_code.py.
+SLOW = ('pretrain_on_tpu', 'quickstart', 'custom_head', 'custom_loop')
 RUN = [
   pytest.param(
     path, marks=pytest.mark.slow if path.stem in SLOW else pytest.mark.full, id=path.stem

@@ -40,7 +40,8 @@ def uninterrupted(corpus, vocab, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-  ('kill', 'code'), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 75)]
+  ('kill', 'code'),
+  [(signal.SIGKILL, -signal.SIGKILL), pytest.param(signal.SIGTERM, 75, marks=pytest.mark.slow)],
 )
 def test_a_killed_run_resumes_bitwise(kill, code, uninterrupted, corpus, vocab, tmp_path):
   args = arguments(corpus, vocab, tmp_path, *STAGES, '--config.data.loader=threads')
@@ -53,6 +54,7 @@ def test_a_killed_run_resumes_bitwise(kill, code, uninterrupted, corpus, vocab, 
   assert weights(tmp_path) == weights(uninterrupted)
 
 
+@pytest.mark.slow  # smaller version: batches of many hosts in tests/data/test_streaming.py
 def test_two_processes_resume_as_one(corpus, vocab, tmp_path):
   """The batches of the steps after the resumption are those of two processes."""
   fields = {'data.input': str(corpus), 'data.vocab': str(vocab), 'data.streaming': True,
@@ -71,6 +73,7 @@ def test_two_processes_resume_as_one(corpus, vocab, tmp_path):
   assert list(ends[0]['groups']) == ['0', '1']
 
 
+@pytest.mark.slow  # smaller versions: test_recovery.py, and tests/data/test_streaming.py
 def test_a_divergence_skips_batches_of_the_stream(corpus, vocab, tmp_path, monkeypatch):
   """After it, batches continue behind those since the checkpoint."""
   make_train_step, seen = loop.make_train_step, []
