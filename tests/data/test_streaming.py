@@ -93,6 +93,7 @@ def test_batches_do_not_depend_on_workers(source, tokenizer, kind, sequences):
   assert len(set(one)) == 30
 
 
+@pytest.mark.e2e
 @pytest.mark.skipif(LOADERS == ['threads'], reason='no tensorflow_text')
 @pytest.mark.parametrize(
   ('kind', 'sequences', 'workers'), [('nsp', 1, 1), ('sop', 3, 8), ('full_sentences', 1, 8)]

@@ -117,6 +117,7 @@ def test_attributions_equal_pytorchs(tmp_path, vocab, head):
     assert attribution.logit == pytest.approx(float(score(embedded).detach()), abs=1e-4)
 
 
+@pytest.mark.e2e
 def test_attributions_add_up_to_the_change_of_the_log_odds(many):
   """The probabilities are the Predictor's, of the text and of a text of [MASK]."""
   predictor = many

@@ -10,6 +10,8 @@ from bertjax.inference.predictor import Predictor
 from bertjax.tasks import question_answering
 from bertjax.tasks.task import Example
 
+pytestmark = pytest.mark.e2e
+
 transformers = pytest.importorskip('transformers')
 torch = pytest.importorskip('torch')
 

@@ -353,6 +353,7 @@ def mean_pooled(config, params, tokenizer, texts):
   return result
 
 
+@pytest.mark.e2e
 @pytest.mark.data
 @pytest.mark.parametrize('pairs', [100, pytest.param(1500, marks=pytest.mark.slow)])
 def test_a_real_models_sentence_embeddings_equal_transformers(

@@ -36,6 +36,7 @@ def rows_of(scores, logits, mask):
   return [(i, all_paths(scores, logits[i], mask[i])) for i in np.flatnonzero(mask.any(1))]
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize('length', [1, 2, 3, 4, 5])
 @pytest.mark.parametrize('tags', [3, 4])
 def test_partition_score_and_best_path_are_those_of_all_sequences(length, tags):

@@ -76,6 +76,7 @@ CHANGES = [
 ]
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize('changes', CHANGES)
 @pytest.mark.parametrize('heads', [('tagging',), ('nsp', 'classification'), ('span', 'choice')])
 def test_the_name_table_names_every_parameter_of_the_model(changes, heads):
@@ -404,6 +405,7 @@ def minilm():
   return loading.load_model(path)
 
 
+@pytest.mark.e2e
 def test_a_real_models_features_are_its_last_four_layers(minilm):
   real, params, tokenizer = minilm
   config = dataclasses.replace(real.config, features='concat_last_four', frozen=True)

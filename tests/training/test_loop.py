@@ -203,6 +203,7 @@ def test_any_optax_optimizer_trains_on_eight_devices(name, sizes):
   np.testing.assert_allclose(values, expected, rtol=2e-4)
 
 
+@pytest.mark.e2e
 def test_the_learning_rate_metric_is_that_of_the_step():
   rate = optax.schedules.linear_schedule(1e-3, 0.0, 4)
   objective, optimizer = (

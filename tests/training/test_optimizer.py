@@ -56,6 +56,7 @@ def ours(params, steps, rate, **options):
   return {path_name(k): np.asarray(v) for k, v in jax.tree_util.tree_leaves_with_path(now)}
 
 
+@pytest.mark.e2e
 def test_berts_adam_equals_googles_over_ten_steps(params):
   expected = google_adam(params, 10, rate=1e-3)
   for name, value in ours(params, 10, rate=1e-3, name='bert').items():
