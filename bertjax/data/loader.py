@@ -343,8 +343,10 @@ def iterate(
   if loader == 'tfdata':
     yield from _tfdata(make, start, stop)
     return
+  if loader != 'threads':
+    raise ValueError(f"loader must be 'tfdata' or 'threads', got {loader!r}.")
   steps = itertools.count(start) if stop is None else range(start, stop)
-  with workers.processes(0) as in_order:  # two threads
+  with workers.threads_in_order(2) as in_order:
     yield from in_order(make, steps)
 
 

@@ -302,11 +302,8 @@ class Stream:
   ):  # fmt: skip
     self._text, self._size, self._targets, self._stage = text, batch_size, targets, stage
     self._local = np.arange(batch_size) if local is None else local
-    self._new_groups, self._loader, self._workers = (
-      groups,
-      loader,
-      workers or min(worker_lib.cores(), 8),
-    )
+    self._new_groups, self._loader = groups, loader
+    self._workers = workers or min(worker_lib.cores(), 8)
     self._begins: dict[int, dict] = {}  # positions of blocks by group and number
     self._positions: dict[int, dict] = {}  # of batches, the newest ones
     self._error: Exception | None = None

@@ -179,6 +179,11 @@ def test_an_error_in_the_background_reaches_the_reader():
     next(stream)
 
 
+def test_an_unknown_loader_is_refused():
+  with pytest.raises(ValueError, match=r"loader must be 'tfdata' or 'threads', got 'thread'"):
+    next(loader_lib.iterate(lambda step: step, 0, loader='thread'))
+
+
 def test_an_unknown_objective_is_refused(make):
   with pytest.raises(ValueError, match=r"objective must be one of .* got 'clm'"):
     make(objective='clm')
