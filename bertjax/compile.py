@@ -24,6 +24,7 @@ import ml_collections
 import numpy as np
 from flax.traverse_util import flatten_dict
 from jax.experimental import topologies
+from jax.experimental.compilation_cache import compilation_cache
 
 from bertjax import build, io
 from bertjax.data.dataset import Arrays
@@ -141,7 +142,7 @@ def report_of(stage, devices, *, measure: bool = False) -> dict:
   }  # fmt: skip
   begun = time.perf_counter()
   try:
-    with _captured_stderr() as written:
+    with _without_cache(), _captured_stderr() as written:
       compiled = step.lower(abstract, batch).compile()
   except jax.errors.JaxRuntimeError as error:
     if 'out of memory' not in str(error):
@@ -273,6 +274,19 @@ def _pace(r: dict, prefix: str = '') -> str:
   mfu = f', MFU {r[f"{prefix}mfu"]:.2f}' if f'{prefix}mfu' in r else ''
   seconds, tokens = r[f'{prefix}step_seconds'], r[f'{prefix}tokens_per_second']
   return f'{seconds * 1e3:.1f} ms a step, {tokens:,.0f} tokens/s{mfu}'
+
+
+@contextlib.contextmanager
+def _without_cache():
+  """Compiles anew: a program from the disk comes without its warnings and its time."""
+  before = jax.config.jax_enable_compilation_cache
+  try:
+    jax.config.update('jax_enable_compilation_cache', False)
+    compilation_cache.reset_cache()  # jax asks once whether there is one
+    yield
+  finally:
+    jax.config.update('jax_enable_compilation_cache', before)
+    compilation_cache.reset_cache()
 
 
 @contextlib.contextmanager

@@ -66,7 +66,8 @@ def test_the_rules_rematerialize_nothing_and_a_bad_one_is_counted(slice_of_8, mo
   assert report['rematerialized'] == 0 and 'all-gather' in report['collectives']
   bad = ((r'embeddings/word/embedding$', (None, 'embed')), *encoder.PARAM_AXES[1:])
   monkeypatch.setattr(encoder, 'PARAM_AXES', bad)
-  assert report_of(slice_of_8, **MESH)['rematerialized'] > 0
+  for _ in range(2):  # the second program is not read from the disk, without warnings
+    assert report_of(slice_of_8, **MESH)['rematerialized'] > 0
 
 
 @pytest.mark.full

@@ -122,6 +122,7 @@ class Checkpoints:
       preservation_policy=policies.AnyPreservationPolicy([newest, lowest]),
       cleanup_tmp_directories=not read_only, read_only=read_only, create=False,
     )  # fmt: skip
+    _silence_closed_loops()
     self._manager = ocp.CheckpointManager(self.directory, options=options)
 
   def save(self, step: int, state, meta: dict, metrics: dict | None = None) -> None:
@@ -264,6 +265,19 @@ class Checkpoints:
       if self._remote:  # storage may recover: launchers try again
         failed.exit_code = STOPPED_EXIT_CODE
       raise failed from error
+
+
+def _silence_closed_loops() -> None:
+  """After a failed write, tensorstore's threads call back into orbax's closed event loop, each with
+  a traceback. The failure itself reaches `Checkpoints.wait`."""
+  before = sys.unraisablehook
+
+  def report(problem) -> None:
+    if 'Event loop is closed' not in str(problem.exc_value):
+      before(problem)
+
+  if getattr(before, '__qualname__', '') != report.__qualname__:
+    sys.unraisablehook = report
 
 
 def _first_line(error: Exception) -> str:

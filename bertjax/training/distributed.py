@@ -70,11 +70,22 @@ def start(coordinator_address: str = '', num_processes: int = 0, process_id: int
     except OSError as error:  # late hosts, a port not free yet: launchers try again
       _log.error('%s', error)
       raise SystemExit(STOPPED_EXIT_CODE) from error
+    _keep_stdout()
     jax.distributed.initialize(coordinator, processes, process, local_device_ids=local)
   if jax.distributed.is_initialized():
     if jax.process_index():
       logging.getLogger('bertjax').setLevel(logging.WARNING)  # process 0 logs for all
     _log.info('%d processes, %d devices', jax.process_count(), jax.device_count())
+
+
+def _keep_stdout() -> None:
+  """Leaves stdout to Python: the libraries of collectives print there when they connect, into the
+  JSON and CSV of programs."""
+  if sys.stdout is sys.__stdout__:
+    sys.stdout.flush()
+    encoding, errors = sys.stdout.encoding, sys.stdout.errors
+    sys.stdout = open(os.dup(1), 'w', encoding=encoding, errors=errors)  # noqa: SIM115, PTH123
+  os.dup2(2, 1)
 
 
 def _in_cluster() -> bool:

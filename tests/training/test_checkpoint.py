@@ -1,6 +1,7 @@
 """Checkpoints: complete, verified, the newest and the best kept; a full disk loses nothing."""
 
 import shutil
+import sys
 import types
 
 import jax
@@ -233,3 +234,13 @@ def test_a_commit_that_cannot_be_read_again_stops_the_run(name, tmp_path, monkey
   checkpoints.save(1, state_at(1), {})
   with pytest.raises(CheckpointError, match='written, but it cannot be read again'):
     checkpoints.close()
+
+
+def test_callbacks_into_a_closed_loop_are_not_printed(tmp_path, monkeypatch):
+  told = []
+  monkeypatch.setattr(sys, 'unraisablehook', told.append)
+  for _ in range(2):
+    Checkpoints(tmp_path).close()
+  for text in ('Event loop is closed', 'something else'):
+    sys.unraisablehook(types.SimpleNamespace(exc_value=RuntimeError(text)))
+  assert [str(one.exc_value) for one in told] == ['something else']
