@@ -2,7 +2,9 @@
 
 `segment_ids` is the only mask: 0 marks padding, 1.. the sequences packed in a row. A key is visible
 when `seg_k > 0 and (seg_q == seg_k or seg_q == 0)`: a sequence attends to itself, padding queries
-to every real key, as in Google's and Hugging Face's BERT, where only keys are masked.
+to every real key, as in Google's and Hugging Face's BERT, where only keys are masked. With a local
+window a key is visible at most half a window away; sequences are contiguous in their row, so a
+distance in the row is a distance in the sequence.
 """
 
 import functools
@@ -11,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from bertjax.model.dropout import dropout
 
@@ -30,6 +33,7 @@ def attention(
   segment_ids: jax.Array,
   *,
   causal: bool = False,
+  window: int = 0,
   dropout_rate: float = 0.0,
   dropout_rng: jax.Array | None = None,
   impl: str = 'auto',
@@ -39,17 +43,19 @@ def attention(
 
   Args:
     q: queries [B, L, H, K], not scaled.
-    k: keys [B, L, H, K].
-    v: values [B, L, H, K].
+    k: keys [B, L, G, K], where G divides H; each is that of H / G consecutive queries.
+    v: values [B, L, G, K].
     segment_ids: int32 [B, L]; 0 = padding, 1.. = packed sequence.
     causal: a token attends only to itself and earlier tokens.
+    window: a token attends to itself and window / 2 tokens on each side; 0 = to all. 'xla' computes
+      long rows in blocks, in O(L * window) time and memory; 'splash' skips the tiles outside.
     dropout_rate: dropout probability of attention probabilities, sampled for each element.
     dropout_rng: key of the dropout bits; needed when dropout_rate > 0.
     impl: 'xla' (any backend, has dropout and probabilities), 'cudnn' (flash attention on NVIDIA
       GPUs of compute capability 8.0 on, bfloat16, without dropout), 'splash' (flash attention on
       TPUs, lengths in multiples of 128, without dropout) or 'auto', which takes a flash kernel
-      where it can from 384 tokens on, else 'xla', and logs its choice. The flash kernels leave the
-      context of padding undefined.
+      where it can from 384 tokens on, else 'xla', and logs its choice; with a window it leaves
+      cuDNN, which computes all tiles. The flash kernels leave the context of padding undefined.
     return_probs: also return the probabilities [B, H, L, L] before dropout ('xla' only).
 
   Returns:
@@ -60,18 +66,23 @@ def attention(
   """
   if dropout_rate > 0 and dropout_rng is None:
     raise ValueError(f'attention dropout of {dropout_rate} needs a dropout_rng, got None.')
+  if k.shape[2] < q.shape[2]:
+    k, v = (jnp.repeat(x, q.shape[2] // k.shape[2], axis=2) for x in (k, v))
   mesh = jax.sharding.get_abstract_mesh()
   backend = _backend() if impl != 'xla' else ''
   # A program exported for any length is for any platform too: no kernel in it.
   flash = {'gpu': 'cudnn', 'tpu': 'splash'}.get(backend) if isinstance(q.shape[1], int) else None
   if impl == 'auto':
     reason = flash and _why_unsupported(flash, backend, mesh, q, dropout_rate, return_probs)
+    if flash == 'cudnn' and window:
+      reason = reason or f'a global layer to be the faster one, got a window of {window}'
     impl = flash if flash and not reason and q.shape[1] >= _FLASH_LENGTH else 'xla'
     _log_choice(impl, backend, f' at length {q.shape[1]}' if flash else '', reason)
   if impl == 'xla':
-    context, probs = _xla(
-      q, k, v, segment_ids, causal, lambda probs: dropout(probs, dropout_rate, dropout_rng)
-    )  # fmt: skip
+    drop = lambda probs: dropout(probs, dropout_rate, dropout_rng)  # noqa: E731
+    if window and isinstance(q.shape[1], int) and q.shape[1] >= 2 * window and not return_probs:
+      return _xla_in_blocks(q, k, v, segment_ids, causal, window, drop), None
+    context, probs = _xla(q, k, v, segment_ids, causal, window, drop)
     return context, probs if return_probs else None
   if impl not in ('cudnn', 'splash'):
     raise ValueError(f"attention impl must be 'auto', 'xla', 'cudnn' or 'splash', got {impl!r}.")
@@ -79,8 +90,8 @@ def attention(
   if reason:
     raise ValueError(f"attention impl {impl!r} needs {reason}; use 'xla' or 'auto'.")
   if impl == 'splash':
-    return _splash(q, k, v, segment_ids, causal, mesh), None
-  mask = visible(segment_ids, causal)[:, None]  # [B, 1, L, L]
+    return _splash(q, k, v, segment_ids, causal, window, mesh), None
+  mask = visible(segment_ids, causal, window)[:, None]  # [B, 1, L, L]
   return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation='cudnn'), None
 
 
@@ -102,27 +113,59 @@ def _einsum_gradient(spec, operands, cotangent):
 float32_einsum.defvjp(lambda spec, a, b: (float32_einsum(spec, a, b), (a, b)), _einsum_gradient)
 
 
-def visible(segment_ids: jax.Array, causal: bool) -> jax.Array:
+def visible(segment_ids: jax.Array, causal: bool, window: int = 0) -> jax.Array:
   """Returns bool [B, L, L]: may query q (axis 1) see key k (axis 2)?"""
-  seg_q, seg_k = segment_ids[:, :, None], segment_ids[:, None, :]
+  index = jnp.arange(segment_ids.shape[1])
+  return _visible(segment_ids, segment_ids, index, index, causal, window)
+
+
+def _visible(seg_q, seg_k, index_q, index_k, causal, window):
+  """Bool [..., Q, S] for segments [..., Q] and [..., S], and indices in the row likewise."""
+  seg_q, seg_k = seg_q[..., :, None], seg_k[..., None, :]
   mask = (seg_k > 0) & ((seg_q == seg_k) | (seg_q == 0))
+  distance = index_q[..., :, None] - index_k[..., None, :]
   if causal:
-    position = jnp.arange(segment_ids.shape[1])
-    mask &= position[:, None] >= position[None, :]
+    mask &= distance >= 0
+  if window:
+    mask &= abs(distance) <= window // 2
   return mask
 
 
-def _xla(q, k, v, segment_ids, causal, drop=lambda probs: probs):
+def _xla_in_blocks(q, k, v, segment_ids, causal, window, drop):
+  """`_xla` of a local layer: each block of half a window attends to itself and its neighbours."""
+  length, size = q.shape[1], window // 2
+  count = -(-length // size)
+
+  def split(x):  # [B, L, ..] -> [B, C, size, ..]
+    x = jnp.pad(x, ((0, 0), (0, count * size - length)) + ((0, 0),) * (x.ndim - 2))
+    return x.reshape(x.shape[0], count, size, *x.shape[2:])
+
+  def near(x):  # [B, L, ..] -> [B, C, 3 * size, ..]
+    x = jnp.pad(split(x), ((0, 0), (1, 1)) + ((0, 0),) * (x.ndim - 1))
+    return jnp.concatenate([x[:, i : i + count] for i in range(3)], axis=2)
+
+  index = jnp.arange(count)[:, None] * size + jnp.arange(-size, 2 * size)  # [C, 3 * size]
+  mask = _visible(
+    split(segment_ids), near(segment_ids), index[:, size : 2 * size], index, causal, window
+  )  # [B, C, size, 3 * size]
+  q, k, v = (x.swapaxes(2, 3) for x in (split(q), near(k), near(v)))  # [B, C, H, .., K]
+  scores = float32_einsum('bchqk,bchsk->bchqs', q, k) * q.shape[-1] ** -0.5
+  probs = jax.nn.softmax(jnp.where(mask[:, :, None], scores, _MASKED), axis=-1)
+  context = jnp.einsum('bchqs,bchsk->bcqhk', drop(probs).astype(v.dtype), v)
+  return context.reshape(context.shape[0], count * size, *context.shape[3:])[:, :length]
+
+
+def _xla(q, k, v, segment_ids, causal, window, drop):
   q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))  # [B, H, L, K], over which CPUs are much faster
   scores = float32_einsum('bhqk,bhsk->bhqs', q, k)
   scores = scores * q.shape[-1] ** -0.5
-  scores = jnp.where(visible(segment_ids, causal)[:, None], scores, _MASKED)
+  scores = jnp.where(visible(segment_ids, causal, window)[:, None], scores, _MASKED)
   probs = jax.nn.softmax(scores, axis=-1)  # float32 [B, H, L, L]
   context = jnp.einsum('bhqs,bhsk->bhqk', drop(probs).astype(v.dtype), v)
   return context.swapaxes(1, 2), probs
 
 
-def _splash(q, k, v, segment_ids, causal, mesh, interpret=False):
+def _splash(q, k, v, segment_ids, causal, window, mesh, interpret=False):
   """Splash attention; under a mesh each device runs it on its rows and heads."""
   # Imported here: Pallas is slow to import, and only a TPU needs it.
   from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
@@ -132,7 +175,11 @@ def _splash(q, k, v, segment_ids, causal, mesh, interpret=False):
   tile = next(n for n in (512, 384, 256, _TILE) if length % n == 0)
   names = ('q', 'kv', 'kv_compute', 'q_dkv', 'kv_dkv', 'kv_dkv_compute', 'q_dq', 'kv_dq')
   tiles: dict[str, Any] = {f'block_{name}': tile for name in names}
-  mask = (masks.CausalMask if causal else masks.FullMask)((length, length))
+  shape, half = (length, length), window // 2
+  if window:
+    mask = masks.LocalMask(shape, (half, 0 if causal else half), offset=0)
+  else:
+    mask = (masks.CausalMask if causal else masks.FullMask)(shape)
 
   def local(q, k, v, segment_ids):
     kernel = kernels.make_splash_mha(
@@ -151,6 +198,24 @@ def _splash(q, k, v, segment_ids, causal, mesh, interpret=False):
   return jax.shard_map(
     local, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False
   )(q, k, v, segment_ids)
+
+
+Angles = tuple[jax.Array, jax.Array]
+
+
+def rotary_angles(position_ids: jax.Array, head_size: int, theta: float) -> Angles:
+  """Cosines and sines [..., L, 1, K/2] of positions [..., L], float32 (RoPE, Su et al. 2021)."""
+  frequencies = (theta ** (-np.arange(0, head_size, 2) / head_size)).astype(np.float32)
+  angles = (position_ids.astype(jnp.float32)[..., None] * frequencies)[..., None, :]
+  return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x: jax.Array, angles: Angles) -> jax.Array:
+  """Rotates queries or keys x [B, L, H, K]; element i of the first half pairs with element i of the
+  second. Computes in float32 and returns x's dtype."""
+  cos, sin = angles
+  a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
 def _backend() -> str:

@@ -1,13 +1,15 @@
-"""`EncoderConfig`: every size and switch of the encoder, and the presets of the BERT family.
+"""`EncoderConfig`: every size and switch of the encoder, and presets.
 
-Sizes follow Devlin et al. (2018, section 3) and the compact models of Turc et al. (2019).
+Sizes follow Devlin et al. (2018, section 3), the compact models of Turc et al. (2019) and
+ModernBERT (Warner et al. 2024).
 """
 
 import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-ACTIVATIONS = ('gelu', 'gelu_tanh')
+ACTIVATIONS = ('gelu', 'gelu_tanh', 'silu', 'relu')
+POSITIONS = ('learned', 'rotary')
 REMAT_POLICIES = ('none', 'full', 'dots')
 DTYPES = ('float32', 'bfloat16')
 ATTENTION_IMPLS = ('auto', 'xla', 'cudnn', 'splash')
@@ -55,15 +57,50 @@ class EncoderConfig:
   num_layers: int = _field(12, 'Transformer blocks (N)')
   num_heads: int = _field(12, 'attention heads (H); the head size K is hidden_size / num_heads')
   mlp_size: int = _field(3072, 'width of the feed-forward layer (F), 4 * D in every BERT')
+  num_kv_heads: int = _field(
+    0, 'heads of keys and values, each shared by num_heads / num_kv_heads queries; 0 = num_heads'
+  )
   max_positions: int = _field(
-    512, 'entries of the learned position table, the maximum input length in tokens'
+    512, 'maximum input length in tokens; entries of the position table where positions are learned'
+  )
+  positions: str = _field(
+    'learned', "position embedding: 'learned' (a table), or 'rotary' (queries and keys are rotated)"
+  )
+  rope_theta: float = _field(
+    10_000.0, 'base of the rotary wavelengths; of the global layers where there are local ones'
+  )
+  local_rope_theta: float = _field(10_000.0, 'base of the rotary wavelengths of local layers')
+  local_window: int = _field(
+    0, 'tokens that a local layer attends to around each token, half on each side; 0 = all global'
+  )
+  global_every: int = _field(
+    3, 'with local_window: every n-th layer is global, from the first on; 3 in ModernBERT'
   )
   type_vocab_size: int = _field(
-    2, "entries of the token-type table; 2 in every released BERT, 16 by default in Google's code"
+    2,
+    "entries of the token-type table; 2 in every released BERT, 16 by default in Google's code, "
+    '0 = no table',
+  )
+  norm: str = _field('layer', "normalisation: 'layer' (LayerNorm) or 'rms' (RMSNorm, without bias)")
+  norm_bias: bool = _field(True, 'bias of every LayerNorm')
+  norm_position: str = _field(
+    'post',
+    "normalisation 'post' (after each sub-layer, as BERT) or 'pre' (before it, and a final one)",
+  )
+  embedding_norm: bool = _field(
+    True,
+    'normalised embeddings; with norm_position=pre, the first layer has no attention norm then',
+  )
+  linear_bias: bool = _field(
+    True, 'biases of attention, MLP and the dense layers of heads, but not of output layers'
+  )
+  gated_mlp: bool = _field(
+    False, 'gated linear unit: activation(x W) * (x V) in place of activation(x W)'
   )
   activation: str = _field(
     'gelu',
-    "activation function: 'gelu' (exact, by erf), or 'gelu_tanh' as in Google's later code",
+    "activation function: 'gelu' (exact, by erf), 'gelu_tanh' as in Google's later code, 'silu' "
+    "or 'relu'",
   )
   hidden_dropout: float = _field(0.1, 'dropout rate after the embeddings and both sub-layers')
   attention_dropout: float = _field(0.1, 'dropout rate of the attention probabilities')
@@ -71,10 +108,13 @@ class EncoderConfig:
     -1.0, "dropout rate before a task's output layer; -1.0 = hidden_dropout"
   )
   layer_norm_eps: float = _field(
-    1e-12, "epsilon of LayerNorm, which always runs in float32; 1e-12 in Google's BERT"
+    1e-12, "epsilon of normalisation, which always runs in float32; 1e-12 in Google's BERT"
   )
   initializer_range: float = _field(
-    0.02, 'standard deviation of the truncated normal of initial weights'
+    0.02, 'standard deviation of initial weights, a normal truncated at two of them'
+  )
+  scaled_init: bool = _field(
+    False, 'initial output projections divided by sqrt(2 * num_layers), as in ModernBERT'
   )
   causal: bool = _field(
     False,
@@ -108,6 +148,16 @@ class EncoderConfig:
     return self.hidden_size // self.num_heads
 
   @property
+  def bare_first_layer(self) -> bool:
+    """Whether the first layer has no attention norm, since the embeddings are normalised."""
+    return self.norm_position == 'pre' and self.embedding_norm
+
+  @property
+  def patterned(self) -> bool:
+    """Whether layers differ: local and global ones, or a bare first one."""
+    return self.local_window > 0 or self.bare_first_layer
+
+  @property
   def linear_head(self) -> bool:
     """Whether a task's head is one linear layer, as in other libraries."""
     return self.features == 'last' and not self.bilstm and not self.crf
@@ -128,6 +178,24 @@ class EncoderConfig:
         f'hidden_size must be a multiple of num_heads, got hidden_size={self.hidden_size}, '
         f'num_heads={self.num_heads}; num_heads={_heads(self.hidden_size)} fits.'
       )
+    if self.num_kv_heads and self.num_heads % self.num_kv_heads:
+      raise ValueError(
+        f'num_kv_heads must be 0 or divide num_heads={self.num_heads}, got {self.num_kv_heads}.'
+      )
+    if self.positions == 'rotary' and self.head_size % 2:
+      raise ValueError(
+        f"positions='rotary' needs heads of an even size, got hidden_size={self.hidden_size} / "
+        f'num_heads={self.num_heads} = {self.head_size}.'
+      )
+    if self.local_window and self.global_every == 1:
+      raise ValueError(
+        f'local_window={self.local_window} needs local layers, and global_every=1 makes all '
+        'global; set global_every=3, or local_window=0.'
+      )
+    if self.positions != 'rotary' and self.rope_theta != type(self).rope_theta:
+      raise ValueError(
+        f"rope_theta={self.rope_theta} needs positions='rotary', got {self.positions!r}."
+      )
     if self.features not in FEATURES and not (self.features.isdecimal() and self.feature_layers):
       raise ValueError(
         f'features must be one of {tuple(FEATURES)} or a layer from 0 (the embeddings) to '
@@ -139,13 +207,19 @@ class EncoderConfig:
 
 # Fields, whether a value fits, and the rule in words.
 _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
-  ('vocab_size hidden_size num_layers num_heads mlp_size max_positions type_vocab_size bilstm_size '
+  ('vocab_size hidden_size num_layers num_heads mlp_size max_positions global_every bilstm_size '
    'unroll', lambda size: size >= 1, 'at least 1'),
   ('hidden_dropout attention_dropout', lambda rate: 0 <= rate <= 0.99, 'in [0, 0.99]'),
   ('classifier_dropout', lambda rate: rate == -1 or 0 <= rate < 1,
    'in [0, 1), or -1.0 to be hidden_dropout'),
   ('layer_norm_eps initializer_range', lambda x: 0 < x < 1, 'above 0 and below 1'),
   ('bilstm', lambda layers: layers >= 0, '0 (none) or a number of layers'),
+  ('type_vocab_size num_kv_heads', lambda size: size >= 0, 'at least 0'),
+  ('local_window', lambda tokens: tokens >= 0 and tokens % 2 == 0, '0 or an even number of tokens'),
+  ('rope_theta local_rope_theta', lambda theta: 0 < theta < float('inf'), 'above 0 and finite'),
+  ('positions', POSITIONS.__contains__, f'one of {POSITIONS}'),
+  ('norm', ('layer', 'rms').__contains__, "'layer' or 'rms'"),
+  ('norm_position', ('post', 'pre').__contains__, "'post' or 'pre'"),
   ('activation', ACTIVATIONS.__contains__, f'one of {ACTIVATIONS}'),
   ('remat', REMAT_POLICIES.__contains__, f'one of {REMAT_POLICIES}'),
   ('attention', ATTENTION_IMPLS.__contains__, f'one of {ATTENTION_IMPLS}'),

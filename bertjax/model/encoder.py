@@ -1,4 +1,13 @@
-"""The bidirectional Transformer encoder of BERT (Devlin et al. 2018, section 3), post-norm.
+"""The bidirectional Transformer encoder: one `Block`, whose switches make BERT (Devlin et al. 2018,
+section 3) or a later encoder of it.
+
+| switches | ModernBERT (Ettin, mmBERT) | NeoBERT | EuroBERT |
+|---|---|---|---|
+| norm, norm_position, embedding_norm | layer, pre, yes | rms, pre, no | rms, pre, no |
+| positions | rotary, local and global | rotary | rotary |
+| MLP | gelu, gated | silu, gated | silu, gated |
+| biases of norms, linear layers | none | none | none |
+| num_kv_heads | | | fewer than num_heads |
 
 All layers live in one parameter tree stacked along a leading axis, which a scan walks over, so
 compile time does not grow with depth; `config.unroll` unrolls the same tree. Parameters carry no
@@ -15,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
-from bertjax.model.attention import attention
+from bertjax.model.attention import Angles, attention, rotary_angles, rotate
 from bertjax.model.config import EncoderConfig
 from bertjax.model.dropout import dropout
 
@@ -27,9 +36,15 @@ PARAM_AXES = (
   (r'embeddings/(position|token_type)/embedding$', (None, None)),
   (r'attention/qkv/kernel$', ('embed', 'qkv', 'heads', 'head_size')),
   (r'attention/qkv/bias$', ('qkv', 'heads', 'head_size')),
+  (r'attention/query/kernel$', ('embed', 'heads', 'head_size')),
+  (r'attention/query/bias$', ('heads', 'head_size')),
+  (r'attention/kv/kernel$', ('embed', 'qkv', 'heads', 'head_size')),
+  (r'attention/kv/bias$', ('qkv', 'heads', 'head_size')),
   (r'attention/out/kernel$', ('heads', 'head_size', 'embed')),
   (r'mlp/in/kernel$', ('embed', 'mlp')),
   (r'mlp/in/bias$', ('mlp',)),
+  (r'mlp/gated_in/kernel$', ('embed', None, 'mlp')),
+  (r'mlp/gated_in/bias$', (None, 'mlp')),
   (r'mlp/out/kernel$', ('mlp', 'embed')),
   (r'(pooler|mlm/transform)/kernel$', ('embed', None)),
   (r'mlm/bias$', ('vocab',)),
@@ -74,6 +89,8 @@ _again = functools.partial(jax.checkpoint, prevent_cse=False)
 ACTIVATION = {
   'gelu': _again(_gelu),
   'gelu_tanh': _again(functools.partial(jax.nn.gelu, approximate=True)),
+  'silu': _again(jax.nn.silu),
+  'relu': jax.nn.relu,
 }
 
 _REMAT = {
@@ -104,22 +121,28 @@ def layer_factors(num_layers: int, trained: int = -1, decay: float = 1.0, head: 
   def factors(name: str):
     if 'encoder/embeddings/' in name:
       return kept * decay ** (num_layers + 1)
+    if 'encoder/final_layer_norm/' in name:  # of the top layer's states
+      return decay * (kept | (trained > 0))
     return decay**depth * (kept | (depth <= trained)) if 'encoder/layers/' in name else head
 
   return factors
 
 
-def kernel_init(config: EncoderConfig):
+def kernel_init(config: EncoderConfig, output: bool = False):
   """Normal(0, initializer_range) truncated at two standard deviations, without correcting the
-  deviation for the truncation: TensorFlow's `truncated_normal`, as Google's BERT uses it."""
-  return nn.initializers.truncated_normal(config.initializer_range)
+  deviation for the truncation: TensorFlow's `truncated_normal`, as Google's BERT uses it. That of a
+  layer whose `output` is added to the states is smaller with `scaled_init`."""
+  smaller = (2 * config.num_layers) ** -0.5 if output and config.scaled_init else 1.0
+  return nn.initializers.truncated_normal(config.initializer_range * smaller)
 
 
-def dense(config: EncoderConfig, features, name: str, axis=-1) -> nn.DenseGeneral:
-  """A linear layer with BERT's initialisers and the config's dtypes."""
+def dense(
+  config: EncoderConfig, features, name: str, axis=-1, *, bias: bool = True, output: bool = False
+) -> nn.DenseGeneral:
+  """A linear layer with the config's initialisers and dtypes."""
   return nn.DenseGeneral(
-    features, axis=axis, name=name, dtype=config.dtype,
-    kernel_init=kernel_init(config),
+    features, axis=axis, name=name, dtype=config.dtype, use_bias=bias,
+    kernel_init=kernel_init(config, output),
   )  # fmt: skip
 
 
@@ -130,24 +153,29 @@ def drop(module: nn.Module, x: jax.Array, rate: float, train: bool) -> jax.Array
   return dropout(x, rate, module.make_rng('dropout'))
 
 
-class LayerNorm(nn.Module):
-  """`nn.LayerNorm` in float32, whatever the computation dtype is: an epsilon of 1e-12 needs it."""
+class Norm(nn.Module):
+  """LayerNorm or RMSNorm in float32, whatever the computation dtype is: an epsilon of 1e-12 needs
+  it."""
 
   config: EncoderConfig
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Normalises the last axis of x [..., D]; keeps x's dtype."""
-    norm = nn.checkpoint(nn.LayerNorm, prevent_cse=False)(
-      epsilon=self.config.layer_norm_eps, dtype=jnp.float32, name='layer_norm',
-      use_fast_variance=False,
+    config = self.config
+    kind, options = nn.RMSNorm, {}
+    if config.norm == 'layer':
+      kind, options = nn.LayerNorm, {'use_bias': config.norm_bias}
+    norm = nn.checkpoint(kind, prevent_cse=False)(
+      epsilon=config.layer_norm_eps, dtype=jnp.float32, name='layer_norm',
+      use_fast_variance=False, **options,
     )  # fmt: skip
     nn.share_scope(self, norm)
     return norm(x).astype(x.dtype)
 
 
 class Embeddings(nn.Module):
-  """Sum of word, position and token-type embeddings, LayerNorm, dropout."""
+  """Sum of word, position and token-type embeddings, normalisation, dropout."""
 
   config: EncoderConfig
 
@@ -162,60 +190,78 @@ class Embeddings(nn.Module):
     table = functools.partial(
       nn.Embed, features=config.hidden_size, embedding_init=kernel_init(config), dtype=config.dtype
     )
-    word, position = (
-      table(config.vocab_size, name='word'),
-      table(config.max_positions, name='position'),
-    )
-    token_type = table(config.type_vocab_size, name='token_type').embedding.astype(config.dtype)
+    word = table(config.vocab_size, name='word')
     if 'input_embeddings' in batch:
       x = batch['input_embeddings'].astype(config.dtype)
     else:
       x = word(batch['input_ids'])
-    if 'position_ids' in batch:
-      x += position(batch['position_ids'])
-    else:
-      x += position.embedding[: x.shape[1]].astype(x.dtype)
-    types = batch.get('token_type_ids', jnp.zeros(x.shape[:2], jnp.int32))
-    x += jax.nn.one_hot(types, config.type_vocab_size, dtype=x.dtype) @ token_type
-    x = LayerNorm(config, name='layer_norm')(x)
+    if config.positions == 'learned':
+      position = table(config.max_positions, name='position')
+      if 'position_ids' in batch:
+        x += position(batch['position_ids'])
+      else:
+        x += position.embedding[: x.shape[1]].astype(x.dtype)
+    if config.type_vocab_size:
+      token_type = table(config.type_vocab_size, name='token_type').embedding.astype(config.dtype)
+      types = batch.get('token_type_ids', jnp.zeros(x.shape[:2], jnp.int32))
+      x += jax.nn.one_hot(types, config.type_vocab_size, dtype=x.dtype) @ token_type
+    if config.embedding_norm:
+      x = Norm(config, name='layer_norm')(x)
     return drop(self, x, config.hidden_dropout, train), word.embedding
 
 
 class SelfAttention(nn.Module):
-  """Multi-head self-attention with one fused projection for queries, keys and values."""
+  """Multi-head self-attention with one fused projection for queries, keys and values, or one for
+  queries and one for fewer keys and values."""
 
   config: EncoderConfig
+  window: int = 0  # 0 = global
 
   @nn.compact
-  def __call__(self, x, segment_ids, train: bool, capture: bool):
+  def __call__(self, x, segment_ids, angles: Angles | None, train: bool, capture: bool):
     """Maps x [B, L, D] to ([B, L, D], probabilities [B, H, L, L] or None)."""
-    config = self.config
-    qkv = dense(config, (3, config.num_heads, config.head_size), 'qkv')(x)
-    q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]  # [B, L, H, K] each
+    config, bias = self.config, self.config.linear_bias
+    heads, groups = config.num_heads, config.num_kv_heads or config.num_heads
+    if groups == heads:
+      qkv = dense(config, (3, heads, config.head_size), 'qkv', bias=bias)(x)
+      q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]  # [B, L, H, K] each
+    else:
+      q = dense(config, (heads, config.head_size), 'query', bias=bias)(x)
+      kv = dense(config, (2, groups, config.head_size), 'kv', bias=bias)(x)
+      k, v = kv[:, :, 0], kv[:, :, 1]  # [B, L, G, K] each
+    if angles is not None:
+      q, k = rotate(q, angles), rotate(k, angles)
     rate = config.attention_dropout if train else 0.0
     context, probs = attention(
-      q, k, v, segment_ids, causal=config.causal, dropout_rate=rate,
+      q, k, v, segment_ids, causal=config.causal, window=self.window, dropout_rate=rate,
       dropout_rng=self.make_rng('dropout') if rate else None,
       # Initialising runs a few tokens, perhaps on another device.
       impl='xla' if self.is_initializing() else config.attention, return_probs=capture,
     )  # fmt: skip
-    return dense(config, config.hidden_size, 'out', axis=(-2, -1))(context), probs
+    out = dense(config, config.hidden_size, 'out', axis=(-2, -1), bias=bias, output=True)
+    return out(context), probs
 
 
 class Mlp(nn.Module):
-  """Two linear layers with GELU between them; no dropout after the GELU."""
+  """Two linear layers with the activation between them, gated or not; no dropout inside."""
 
   config: EncoderConfig
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    x = dense(self.config, self.config.mlp_size, 'in')(x)
-    x = ACTIVATION[self.config.activation](x)
-    return dense(self.config, self.config.hidden_size, 'out')(x)
+    config, bias = self.config, self.config.linear_bias
+    if config.gated_mlp:  # apart, so that each half of a tensor axis holds both of its own
+      x = dense(config, (2, config.mlp_size), 'gated_in', bias=bias)(x)
+      x = ACTIVATION[config.activation](x[..., 0, :]) * x[..., 1, :]
+    else:
+      x = dense(config, config.mlp_size, 'in', bias=bias)(x)
+      x = ACTIVATION[config.activation](x)
+    return dense(config, config.hidden_size, 'out', bias=bias, output=True)(x)
 
 
 class Block(nn.Module):
-  """One layer: LayerNorm(x + dropout(sublayer(x))) for attention, then for the MLP.
+  """One layer, post-norm: norm(x + dropout(sublayer(x))) for attention, then for the MLP; or
+  pre-norm: x + dropout(sublayer(norm(x))).
 
   Has the (carry, output) form of a scan's body; `capture` names what the output collects.
   """
@@ -223,18 +269,25 @@ class Block(nn.Module):
   config: EncoderConfig
   train: bool
   capture: tuple[str, ...] = ()
+  window: int = 0  # of a local layer
+  attention_norm: bool = True  # False in the first layer where pre-norm embeddings are normalised
 
   @nn.compact
-  def __call__(self, x, segment_ids):
+  def __call__(self, x, segment_ids, angles: Angles | None):
     config = self.config
-    y, probs = SelfAttention(config, name='attention')(
-      x, segment_ids, self.train, 'attention' in self.capture
+    pre = config.norm_position == 'pre'
+    y = Norm(config, name='attention_layer_norm')(x) if pre and self.attention_norm else x
+    y, probs = SelfAttention(config, self.window, name='attention')(
+      y, segment_ids, angles, self.train, 'attention' in self.capture
     )
     x += drop(self, y, config.hidden_dropout, self.train)
-    x = LayerNorm(config, name='attention_layer_norm')(x)
-    y = Mlp(config, name='mlp')(x)
+    if not pre:
+      x = Norm(config, name='attention_layer_norm')(x)
+    y = Norm(config, name='mlp_layer_norm')(x) if pre else x
+    y = Mlp(config, name='mlp')(y)
     x += drop(self, y, config.hidden_dropout, self.train)
-    x = LayerNorm(config, name='mlp_layer_norm')(x)
+    if not pre:
+      x = Norm(config, name='mlp_layer_norm')(x)
     collected = {'attention': probs, 'hidden': x}
     return x, {name: collected[name] for name in self.capture}
 
@@ -256,7 +309,27 @@ class Encoder(nn.Module):
     config = self.config
     embedded, word_table = Embeddings(config, name='embeddings')(batch, train)
     segment_ids = batch.get('segment_ids', jnp.ones(embedded.shape[:2], jnp.int32))
-    block = Block
+    angles = (None, None)  # of global and of local layers
+    if config.positions == 'rotary':  # positions restart in every packed sequence
+      positions = batch.get('position_ids', jnp.arange(embedded.shape[1])[None])
+      angles = tuple(
+        rotary_angles(positions, config.head_size, theta)
+        for theta in (config.rope_theta, config.local_rope_theta)
+      )
+    layers = self._patterned if config.patterned else self._alike
+    x, collected = layers(embedded, segment_ids, angles, train, tuple(capture))
+    out = {'hidden': x}
+    if config.norm_position == 'pre':
+      out['hidden'] = x = Norm(config, name='final_layer_norm')(x)
+    if 'attention' in capture:
+      out['attention'] = collected['attention']
+    if 'hidden' in capture:
+      out['all_hidden'] = jnp.concatenate([embedded[None], collected['hidden'][:-1], x[None]])
+    return out, word_table
+
+  def _alike(self, x, segment_ids, angles, train, capture):
+    """Runs layers that are all the same: a scan."""
+    config, block = self.config, Block
     if config.remat != 'none':
       # A loop keeps XLA from merging the recomputation with the original; unrolled layers need the
       # (costlier) barrier instead.
@@ -266,10 +339,69 @@ class Encoder(nn.Module):
       block, variable_axes={'params': 0}, split_rngs={'params': True, 'dropout': True},
       in_axes=nn.broadcast, length=config.num_layers, unroll=min(config.unroll, config.num_layers),
     )  # fmt: skip
-    x, collected = layers(config, train, tuple(capture), name='layers')(embedded, segment_ids)
-    out = {'hidden': x}
-    if 'attention' in capture:
-      out['attention'] = collected['attention']
-    if 'hidden' in capture:
-      out['all_hidden'] = jnp.concatenate([embedded[None], collected['hidden']])
-    return out, word_table
+    return layers(config, train, capture, name='layers')(x, segment_ids, angles[0])
+
+  def _patterned(self, x, segment_ids, angles, train, capture):
+    """Runs layers of several kinds: the first alone; a scan over groups of `global_every` layers,
+    so that each of a group has a static window; then the rest."""
+    config, total = self.config, self.config.num_layers
+    every = config.global_every if config.local_window else 1
+    params = self.param('layers', _init_layers, config)
+    dropout = train and max(config.hidden_dropout, config.attention_dropout) > 0
+    keys = jax.random.split(self.make_rng('dropout'), total) if dropout else None
+
+    def layer(i, x, params, key):  # i: its index, or that of one of its kind
+      local = config.local_window > 0 and i % every > 0
+      block = Block(
+        config, train, capture, config.local_window if local else 0,
+        i > 0 or not config.bare_first_layer, parent=None,
+      )  # fmt: skip
+      rngs = None if key is None else {'dropout': key}
+      return block.apply({'params': params}, x, segment_ids, angles[local], rngs=rngs)
+
+    if config.remat != 'none':
+      unrolled, policy = config.unroll >= total, _REMAT[config.remat]
+      layer = jax.checkpoint(layer, prevent_cse=unrolled, policy=policy, static_argnums=0)
+
+    def alone(i, x):  # arrays of N - 1 rows have none for the first layer, which reads none
+      x, output = layer(
+        i, x, *jax.tree.map(lambda a: a[max(i - total + len(a), 0)], (params, keys))
+      )
+      return x, jax.tree.map(lambda a: a[None], output)
+
+    def group(x, rows):
+      outputs = []
+      for j in range(every):
+        x, output = layer(j + 1, x, *jax.tree.map(lambda a: a[j], rows))  # noqa: B023
+        outputs.append(output)
+      return x, jax.tree.map(lambda *a: jnp.stack(a), *outputs)
+
+    count = (total - 1) // every
+    x, output = alone(0, x)
+    outputs = [output]
+    if count:
+      grouped = jax.tree.map(
+        lambda a: a[1 - total + len(a) :][: count * every].reshape(count, every, *a.shape[1:]),
+        (params, keys),
+      )
+      x, output = jax.lax.scan(group, x, grouped, unroll=min(-(-config.unroll // every), count))
+      outputs.append(jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), output))
+    for i in range(1 + count * every, total):
+      x, output = alone(i, x)
+      outputs.append(output)
+    return x, jax.tree.map(lambda *a: jnp.concatenate(a), *outputs)
+
+
+def _init_layers(rng: jax.Array, config: EncoderConfig) -> dict:
+  """Stacked parameters of all layers: [N, ...], the attention norm [N - 1, D] where the first layer
+  has none."""
+  block = Block(config, False, parent=None)
+  x, segment_ids = jnp.zeros((1, 2, config.hidden_size), config.dtype), jnp.ones((1, 2), jnp.int32)
+
+  def init(key):
+    return block.init(key, x, segment_ids, None)['params']
+
+  params = jax.vmap(init)(jax.random.split(rng, config.num_layers))
+  if config.bare_first_layer:
+    params['attention_layer_norm'] = jax.tree.map(lambda a: a[1:], params['attention_layer_norm'])
+  return params

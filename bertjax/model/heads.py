@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from bertjax.model import crf
 from bertjax.model.attention import float32_einsum
 from bertjax.model.config import HEADS, POOLED_HEADS, EncoderConfig, describe_heads
-from bertjax.model.encoder import ACTIVATION, Encoder, LayerNorm, dense
+from bertjax.model.encoder import ACTIVATION, Encoder, Norm, dense
 
 BATCH_KEYS = (
   'input_ids', 'token_type_ids', 'segment_ids', 'position_ids', 'cls_positions',
@@ -35,7 +35,7 @@ _ALIASES = {
 
 
 class MlmHead(nn.Module):
-  """Dense, GELU, LayerNorm, then the transposed word table and a separate bias."""
+  """Dense, activation, normalisation, then the transposed word table and a separate bias."""
 
   config: EncoderConfig
 
@@ -43,8 +43,8 @@ class MlmHead(nn.Module):
   def __call__(self, x: jax.Array, word_table: jax.Array) -> jax.Array:
     """Maps states [B, P, D] and the table [V, D] to float32 logits [B, P, V]."""
     config = self.config
-    x = dense(config, config.hidden_size, 'transform')(x)
-    x = LayerNorm(config, name='layer_norm')(ACTIVATION[config.activation](x))
+    x = dense(config, config.hidden_size, 'transform', bias=config.linear_bias, output=True)(x)
+    x = Norm(config, name='layer_norm')(ACTIVATION[config.activation](x))
     bias = self.param('bias', nn.initializers.zeros, (config.vocab_size,), jnp.float32)
     logits = float32_einsum('bpd,vd->bpv', x, word_table.astype(x.dtype))
     return logits + bias.astype(jnp.float32)

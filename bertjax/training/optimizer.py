@@ -99,6 +99,8 @@ def scale_by_part(
 def _factor(factors: Factors, path, x) -> np.ndarray:
   """The factor of a leaf, float32, in a shape that multiplies it."""
   factor = np.asarray(factors(path_name(path)), np.float32)
+  if factor.ndim:
+    factor = factor[-len(x) :]  # the first layer may lack a parameter that the others have
   return factor.reshape(factor.shape + (1,) * (x.ndim - factor.ndim))
 
 

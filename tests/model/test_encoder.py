@@ -82,9 +82,14 @@ def count(config, heads, pooler):
 @pytest.mark.parametrize('field', dataclasses.fields(EncoderConfig), ids=lambda field: field.name)
 def test_every_field_of_a_preset_can_be_changed(preset, field):
   values = {'hidden_size': 320, 'features': '1', 'activation': 'gelu_tanh', 'dtype': 'bfloat16',
-            'attention': 'xla', 'remat': 'full'}  # fmt: skip
-  value = values.get(field.name, {int: 4, float: 0.5, bool: True}.get(type(field.default)))
-  config, plain = config_lib.PRESETS[preset](**{field.name: value}), config_lib.PRESETS[preset]()
+            'attention': 'xla', 'remat': 'full', 'positions': 'rotary', 'norm': 'rms',
+            'norm_position': 'pre', 'num_kv_heads': 1}  # fmt: skip
+  value = values.get(
+    field.name, {int: 4, float: 0.5, bool: not field.default}.get(type(field.default))
+  )
+  needed = {'positions': 'rotary'} if field.name == 'rope_theta' else {}
+  config = config_lib.PRESETS[preset](**{field.name: value}, **needed)
+  plain = config_lib.PRESETS[preset](**needed)
   assert getattr(config, field.name) == value != field.default
   changed = {f.name for f in dataclasses.fields(config)
              if getattr(config, f.name) != getattr(plain, f.name)}  # fmt: skip
@@ -289,10 +294,8 @@ def test_softmax_and_layer_norm_stay_float32_in_bfloat16(params):
 
 
 def test_layer_norm_with_eps_1e_12_survives_a_constant_row():
-  from bertjax.model.encoder import LayerNorm
-
   config = dataclasses.replace(TINY, dtype='bfloat16')
-  norm = LayerNorm(config)
+  norm = encoder.Norm(config)
   x = jnp.full((2, 32), 3.0, jnp.bfloat16)
   out = norm.apply(norm.init(jax.random.key(0), x), x)
   assert np.isfinite(np.asarray(out, np.float32)).all()
@@ -337,7 +340,13 @@ def test_a_wrong_call_says_the_rule(params, batch, options, words):
   [
     ({'hidden_size': 100, 'num_heads': 12}, 'num_heads=1'),
     ({'hidden_dropout': 1.0}, 'hidden_dropout'),
-    ({'activation': 'relu'}, 'gelu_tanh'),
+    ({'activation': 'tanh'}, 'gelu_tanh'),
+    ({'local_window': 7}, 'even number of tokens'),
+    ({'local_window': 8, 'global_every': 1}, 'global_every=3'),
+    ({'rope_theta': 160_000.0}, "needs positions='rotary', got 'learned'"),
+    ({'positions': 'rotary', 'hidden_size': 36}, 'heads of an even size'),
+    ({'num_kv_heads': 5}, 'divide num_heads=12'),
+    ({'norm_position': 'both'}, "'post' or 'pre'"),
     ({'num_layers': 0}, 'num_layers'),
     ({'remat': 'some'}, 'remat'),
     ({'dtype': 'float16'}, 'dtype'),

@@ -18,3 +18,18 @@ from bertjax.model.flops import train_flops
 def test_model_flops_are_the_known_ones(preset, length, predictions, giga):
   flops = train_flops(model_config.PRESETS[preset](), length, predictions)
   assert flops / 1e9 == pytest.approx(giga, abs=0.05)
+
+
+def test_windows_gates_and_grouped_heads_are_counted_pair_by_pair():
+  config = model_config.EncoderConfig(
+    vocab_size=50, hidden_size=32, num_layers=5, num_heads=4, num_kv_heads=2, mlp_size=48,
+    gated_mlp=True, local_window=6, global_every=3,
+  )  # fmt: skip
+  length, predictions = 11, 2
+  layer = 32 * (32 + 16 + 16 + 32) + 3 * 32 * 48  # queries, keys, values, output; gate, in, out
+  near = sum(abs(i - j) <= 3 for i in range(length) for j in range(length))
+  pairs = 2 * length**2 + 3 * near  # layers 0 and 3 are global
+  head = predictions * (32 * 32 + 32 * 50)
+  assert train_flops(config, length, predictions) == 6 * (
+    5 * layer * length + 2 * pairs * 32 + head
+  )
