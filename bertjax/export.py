@@ -42,7 +42,7 @@ from bertjax import io
 from bertjax.inference.predictor import Predictor
 from bertjax.inference.runner import POOLINGS
 from bertjax.interop import sentences
-from bertjax.model.config import HEADS
+from bertjax.model.config import TASK_HEADS
 
 _log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ def run(
     raise ValueError(f'{folder} is there already; delete it or name another.')
   predictor = Predictor.from_dir(model)
   output = (
-    head or pooling or next((head for head in HEADS[2:] if head in predictor.runner.params), '')
+    head or pooling or next((head for head in TASK_HEADS if head in predictor.runner.params), '')
   )
   limit = predictor.config.max_positions
   if not output:

@@ -157,7 +157,7 @@ def set_up(config) -> Setup:
   steps = math.ceil(config.num_train_epochs * examples_per_epoch / config.batch_size)
   factors = encoder.layer_factors(
     model.config.num_layers, config.num_trainable_layers, config.layerwise_lr_decay,
-    config.head_lr_multiplier,
+    config.head_lr_multiplier, model.config.shared_layers,
   )  # fmt: skip
   rate = runs[0][1] if runs else list_runs(config)[0][1]
   transform = build.make_optimizer(
@@ -211,8 +211,17 @@ def make_model(config, task, encoder_config) -> heads.Bert:
         f'{field} must be in {least}..{encoder_config.num_layers}, the layers of '
         f'{config.init_from}, got {config[field]}.'
       )
+  layers = encoder_config.num_layers
+  if encoder_config.shared_layers and config.reinit_top_layers not in (0, layers):
+    raise ValueError(
+      f'the layers of {config.init_from} share their weights, got reinit_top_layers='
+      f'{config.reinit_top_layers}; set 0, or {layers} for all.'
+    )
   return heads.Bert(
-    encoder_config, heads=(task.head,), pooler=task.label.pooled, num_labels=task.num_labels
+    encoder_config,
+    heads=(task.head,),
+    pooler=task.head in encoder_config.pooled_heads,
+    num_labels=task.num_labels,
   )
 
 
@@ -239,7 +248,8 @@ def load(setup: Setup, make) -> dict:
       reinit=((head,) if config.reinit_head else ())
       + (('pooler',) if config.reinit_top_layers else ()),
     )  # fmt: skip
-    loaded.append(loading.reinit_top_layers(params, fresh, config.reinit_top_layers))
+    count, shared = config.reinit_top_layers, setup.model.config.shared_layers
+    loaded.append(loading.reinit_top_layers(params, fresh, count, shared))
   return jax.tree.map(lambda *x: np.stack(x), *loaded) if setup.runs else loaded[0]
 
 

@@ -18,7 +18,6 @@ from bertjax import pages
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.inference import mlm
 from bertjax.inference.predictor import Predictor
-from bertjax.model.config import POOLED_HEADS
 from bertjax.model.heads import Bert, MlmHead
 
 LONGEST = 128  # tokens that a page can show
@@ -278,7 +277,7 @@ def _integrated_gradients(
   Returns:
     values [L]; the log-odds of the text and of the baseline [1], of an answer's start and end [2].
   """
-  bert = Bert(config, heads=(head,), pooler=head in POOLED_HEADS, num_labels=labels)
+  bert = Bert(config, heads=(head,), pooler=head in config.pooled_heads, num_labels=labels)
   table = params['encoder']['embeddings']['word']['embedding']
   text, baseline = table[batch['input_ids']], table[masked_ids]
   rows = {name: batch[name] for name in ('token_type_ids', 'segment_ids')}

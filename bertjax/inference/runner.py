@@ -16,7 +16,7 @@ import numpy as np
 from bertjax.data import instances, loader, packing
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.model import crf
-from bertjax.model.config import LABELLED_HEADS, POOLED_HEADS, describe_heads
+from bertjax.model.config import LABELLED_HEADS, describe_heads
 from bertjax.model.heads import Bert, cls_states
 
 LENGTHS = (32, 64, 128, 256, 512)  # what rows are padded to, and the model's limit
@@ -254,7 +254,7 @@ class Runner:
   def logits(self, params: dict, batch: dict, head: str) -> jax.Array:
     """The logits of one head, as `Bert` has them."""
     model = Bert(
-      self.config, heads=(head,), pooler=head in POOLED_HEADS,
+      self.config, heads=(head,), pooler=head in self.config.pooled_heads,
       num_labels=self.num_labels.get(head, 2),
     )  # fmt: skip
     return model.apply({'params': params}, batch)[f'{head}_logits']

@@ -4,6 +4,7 @@
 wrote in earlier years: pickles, former Flax files, LayerNorms of gamma and beta, no 'bert.' prefix.
 """
 
+import dataclasses
 import json
 import logging
 import re
@@ -14,59 +15,26 @@ import numpy as np
 from safetensors.numpy import save as tensors_to_bytes
 
 from bertjax.data.tokenizer import Tokenizer
-from bertjax.interop import files
+from bertjax.interop import families, files
 from bertjax.interop.hub import find_directory
 from bertjax.interop.mapping import entries, head_entries, shapes
 from bertjax.model.config import (
   HEAD_FIELDS,
   HEADS,
   LABELLED_HEADS,
-  POOLED_HEADS,
+  TASK_HEADS,
   EncoderConfig,
   describe_heads,
 )
 
 _log = logging.getLogger(__name__)
 
-# Our field -> theirs.
-_FIELDS = {
-  'vocab_size': 'vocab_size',
-  'hidden_size': 'hidden_size',
-  'num_layers': 'num_hidden_layers',
-  'num_heads': 'num_attention_heads',
-  'mlp_size': 'intermediate_size',
-  'max_positions': 'max_position_embeddings',
-  'type_vocab_size': 'type_vocab_size',
-  'hidden_dropout': 'hidden_dropout_prob',
-  'attention_dropout': 'attention_probs_dropout_prob',
-  'classifier_dropout': 'classifier_dropout',
-  'layer_norm_eps': 'layer_norm_eps',
-  'initializer_range': 'initializer_range',
-  'causal': 'is_decoder',
-}
 _OWN_FIELDS = {name: f'bertjax_{name}' for name in HEAD_FIELDS}  # of heads that they do not have
 _ACTIVATIONS = {'gelu': 'gelu', 'gelu_tanh': 'gelu_new'}
 _THEIR_ACTIVATIONS = {'gelu': 'gelu', 'gelu_python': 'gelu', 'gelu_new': 'gelu_tanh',
                       'gelu_pytorch_tanh': 'gelu_tanh', 'gelu_fast': 'gelu_tanh'}  # fmt: skip
-# Heads -> their class. The same tensor `classifier.weight` stands for three heads.
-_ARCHITECTURES = {
-  (): 'BertModel',
-  ('mlm', 'nsp'): 'BertForPreTraining',
-  ('mlm',): 'BertForMaskedLM',
-  ('nsp',): 'BertForNextSentencePrediction',
-  ('classification',): 'BertForSequenceClassification',
-  ('tagging',): 'BertForTokenClassification',
-  ('span',): 'BertForQuestionAnswering',
-  ('choice',): 'BertForMultipleChoice',
-}
-CLASSIFIERS = ('classification', 'tagging', 'choice')
-_POOLERLESS = (('mlm',), ('tagging',), ('span',))  # their classes have no place for a pooler
-# Copies of tied tensors that some files hold -> the original.
-_TIED = {
-  'cls.predictions.decoder.weight': 'bert.embeddings.word_embeddings.weight',
-  'cls.predictions.decoder.bias': 'cls.predictions.bias',
-}
-_BUFFERS = ('bert.embeddings.position_ids', 'bert.embeddings.token_type_ids')
+CLASSIFIERS = ('classification', 'tagging', 'choice')  # their module is often called `classifier`
+_BUFFERS = ('.embeddings.position_ids', '.embeddings.token_type_ids')
 _FLOATS = ('float16', 'bfloat16', 'float32', 'float64')
 
 
@@ -88,10 +56,12 @@ def load_hf(path_or_name, *, heads: Sequence[str] | None = None) -> tuple[Encode
   path = files.find_weights(directory)
   _log.info('reading %s', path)
   style = 'flax' if path.suffix == '.msgpack' else 'huggingface'
-  tensors, untied = _canonical(files.read_tensors(path), style)
+  family = families.family_of(config)
+  tensors, untied = _canonical(files.read_tensors(path), style, family)
   found = find_heads(config, tensors, style, content, path, heads)
   if untied and 'mlm' in found:
-    reason = f'{path}: {untied} differs from {_TIED[untied]}, and here the two are one'
+    original = family.expand(family.tied[untied])
+    reason = f'{path}: {untied} differs from {original}, and here the two are one'
     if heads is not None:
       raise ValueError(f'{reason}; take other heads than mlm.')
     _log.warning('%s; the masked-LM head is not read', reason)
@@ -146,8 +116,8 @@ def check_vocabulary(config: EncoderConfig, tokenizer: Tokenizer, source) -> Non
   rows, size = config.vocab_size, tokenizer.vocab_size
   if size > rows:
     raise ValueError(
-      f'{source} has a vocabulary of {size} entries, and the table '
-      f'bert.embeddings.word_embeddings.weight only {rows} rows.'
+      f'{source} has a vocabulary of {size} entries, and the word table (word_embeddings.weight) '
+      f'only {rows} rows.'
     )
   if size < rows:
     _log.info('%s: %d of the %d rows of the word table have no entry', source, rows - size, rows)
@@ -170,12 +140,13 @@ def find_heads(config, tensors, style: str, content: dict, source, asked=None) -
   if asked is not None:
     check_heads(asked, found, source)
     return tuple(asked)
-  if 'classification' in found and config.linear_head:
+  classifiers = [head for head in found if head in CLASSIFIERS]
+  if len(classifiers) > 1 and config.linear_head:
     head = classifier_head(content)
     if not head and style != 'google':  # Google's own code writes classification only
       raise ValueError(
         f'{source} has a classifier, and config.json does not say of which kind; '
-        f'give heads, one of {CLASSIFIERS}.'
+        f'give heads, one of {tuple(classifiers)}.'
       )
     kept = head or 'classification'
     found = [head for head in found if head not in CLASSIFIERS or head == kept]
@@ -205,7 +176,9 @@ def from_tensors(config: EncoderConfig, tensors: Mapping, heads, source, style: 
   Raises:
     ValueError: for a missing tensor, a wrong shape or a tensor of integers, named.
   """
-  pooler = any('pooler' in name for name in tensors) or bool(set(heads) & set(POOLED_HEADS))
+  pooler = bool(set(heads) & set(config.pooled_heads)) or any(
+    entry.name(style) in tensors for entry in head_entries('pooler', config)
+  )
   table = list(entries(config, heads, pooler))
   missing = [entry.name(style) for entry in table if entry.name(style) not in tensors]
   if missing:
@@ -235,25 +208,25 @@ def _tell(tensors, read, source):
   widened = sorted({tensors[name].dtype.name for name in read} - {'float32'})
   if widened:
     _log.info('%s: tensors of %s are read as float32', source, ', '.join(widened))
-  unread = sorted(set(tensors) - read - set(_BUFFERS))
+  unread = sorted(name for name in set(tensors) - read if not name.endswith(_BUFFERS))
   if unread:
     _log.info('%s: not read: %s', source, ', '.join(unread))
 
 
-def _canonical(tensors: dict, style: str) -> tuple[dict, str]:
+def _canonical(tensors: dict, style: str, family: families.Family) -> tuple[dict, str]:
   """The tensors under today's names without copies of tied ones, and such a "copy" that differs."""
   dot = '/' if style == 'flax' else '.'
   result = {}
   for name, tensor in tensors.items():
-    if name.split(dot)[0] in ('embeddings', 'encoder', 'pooler'):  # a bare BertModel
-      name = f'bert{dot}{name}'
+    if name.split(dot)[0] in family.roots:  # of a bare encoder
+      name = f'{family.prefix}{dot}{name}'
     name = re.sub(r'LayerNorm\.gamma$', 'LayerNorm.weight', name)
     result[re.sub(r'LayerNorm\.beta$', 'LayerNorm.bias', name)] = tensor
   untied = ''
-  for copy, original in _TIED.items():
+  for copy, original in family.tied.items():
     if copy in result:
       tensor = result.pop(copy)
-      if not np.array_equal(result.setdefault(original, tensor), tensor):
+      if not np.array_equal(result.setdefault(family.expand(original), tensor), tensor):
         untied = untied or copy
   return result, untied
 
@@ -266,6 +239,7 @@ def config_to_json(
   Raises:
     ValueError: if two heads would get the same name, or labels and head differ in number.
   """
+  family = families.family_of(config)
   heads = tuple(head for head in HEADS if head in params)
   own = own_heads(config, params)
   theirs_too = tuple(head for head in heads if head not in own)
@@ -277,14 +251,19 @@ def config_to_json(
       'transformers cannot load the %s head with %s, only the rest of this model',
       own[0], head_settings(config),
     )  # fmt: skip
-  fields = _FIELDS | _OWN_FIELDS if own else _FIELDS
-  result = {theirs: getattr(config, ours) for ours, theirs in fields.items()}
+  values = dataclasses.asdict(config)
+  values['max_positions'] += config.position_offset
+  values['activation'] = _ACTIVATIONS[config.activation]
+  values['embedding_size'] = config.embedding_width
   if config.classifier_dropout < 0:
-    result['classifier_dropout'] = None
+    theirs = family.fields.get('classifier_dropout')
+    values['classifier_dropout'] = None if theirs == 'classifier_dropout' else config.hidden_dropout
+  check_padding(config, pad_id)
+  fields = family.fields | _OWN_FIELDS if own else family.fields
+  result = {theirs: values[ours] for ours, theirs in fields.items()}
   result |= {
-    'model_type': 'bert',
-    'architectures': [_architecture(theirs_too, 'pooler' in params)],
-    'hidden_act': _ACTIVATIONS[config.activation],
+    'model_type': family.model_type,
+    'architectures': [family.name + _class(family, config, theirs_too, 'pooler' in params)],
     'pad_token_id': pad_id,
     'tie_word_embeddings': True,
   }
@@ -300,8 +279,7 @@ def config_to_json(
 
 def own_heads(config: EncoderConfig, params: Mapping) -> list[str]:
   """The heads that are more than the linear layer which other libraries know."""
-  tasks = set(HEADS) - {'mlm', 'nsp'}
-  return [] if config.linear_head else sorted(tasks & set(params))
+  return [] if config.linear_head else sorted(set(TASK_HEADS) & set(params))
 
 
 def head_settings(config: EncoderConfig) -> str:
@@ -312,38 +290,65 @@ def config_from_json(content: dict, source: str) -> EncoderConfig:
   """Reads `config.json`.
 
   Raises:
-    ValueError: if it describes no BERT, or one with switches that we do not have.
+    ValueError: if it describes a model, or has switches, that we do not have.
   """
-  architectures = content.get('architectures') or ['Bert']
-  kind = content.get('model_type', 'bert' if architectures[0].startswith('Bert') else '')
-  if kind != 'bert':
-    raise ValueError(f'{source} describes a {kind or architectures[0]!r} model, not a BERT.')
-  for name, value in (('position_embedding_type', 'absolute'), ('add_cross_attention', False)):
+  family = families.family_in(content, source)
+  for name, value in family.constants.items():
     if content.get(name, value) != value:
       raise ValueError(f'{source}: {name}={content[name]!r} is not supported.')
-  activation = content.get('hidden_act', 'gelu')
+  known = family.fields | _OWN_FIELDS
+  fields = family.defaults | {
+    ours: content[theirs] for ours, theirs in known.items() if theirs in content
+  }
+  activation = fields.get('activation', 'gelu')
   if activation not in _THEIR_ACTIVATIONS:
     raise ValueError(
       f'{source}: hidden_act={activation!r}; supported are {sorted(_THEIR_ACTIVATIONS)}.'
     )
-  known = _FIELDS | _OWN_FIELDS
-  fields = {ours: content[theirs] for ours, theirs in known.items() if theirs in content}
+  fields['activation'] = _THEIR_ACTIVATIONS[activation]
   if fields.get('classifier_dropout', 0) is None:
     del fields['classifier_dropout']
   for name, value in fields.items():
     wanted = type(getattr(EncoderConfig, name))
     if type(value) is not wanted and (wanted, type(value)) != (float, int):
       raise ValueError(f'{source}: {known[name]}={value!r} must be {wanted.__name__}.')
+  if family.pad_offset:
+    fields['position_offset'] = content.get('pad_token_id', 1) + 1
+  if not family.least.get('embedding_size') and fields.get('embedding_size') == fields.get(
+    'hidden_size'
+  ):
+    fields.pop('embedding_size', None)
+  fields = family.fixed | fields
+  if offset := fields.get('position_offset'):
+    fields['max_positions'] = (
+      fields.get('max_positions', 512) - offset
+    )  # those that tokens can have
   try:
-    return EncoderConfig(**fields, activation=_THEIR_ACTIVATIONS[activation])
+    config = EncoderConfig(**fields)
   except ValueError as error:
     raise ValueError(f'{source}: {error}') from error
+  if wrong := family.differences(config):
+    raise ValueError(
+      f'{source}: a {family.model_type} has {wrong[0]}={family.fixed.get(wrong[0])!r}, got '
+      f'{getattr(config, wrong[0])!r}.'
+    )
+  return config
+
+
+def check_padding(config: EncoderConfig, pad_id: int) -> None:
+  """Raises ValueError if transformers would number positions otherwise: from pad_id + 1 on."""
+  if config.position_offset not in (0, pad_id + 1):
+    raise ValueError(
+      f"position_offset={config.position_offset} and the padding token's id {pad_id} do not fit: "
+      f'transformers numbers positions from that id + 1 on; set position_offset={pad_id + 1}.'
+    )
 
 
 def classifier_head(content: dict) -> str:
   """The head that the tensor `classifier` of the named architecture is; '' if none is named."""
   named = (content.get('architectures') or [''])[0]
-  return next((head for head in CLASSIFIERS if _ARCHITECTURES[(head,)] == named), '')
+  classes = families.family_in(content, '').classes
+  return next((head for head in CLASSIFIERS if named.endswith(classes[(head,)])), '')
 
 
 def labels_in(content: dict, source) -> tuple[list[str], str]:
@@ -355,13 +360,13 @@ def labels_in(content: dict, source) -> tuple[list[str], str]:
     raise ValueError(f'{source}: id2label must name 0..C-1, got {content["id2label"]}.') from error
 
 
-def _architecture(heads, pooler):
+def _class(family, config, heads, pooler):
   """Their class for a model with these heads; says so where none has exactly these parts."""
-  name = _ARCHITECTURES.get(heads)
+  name = family.classes.get(heads)
   if name is None:
-    task = tuple(head for head in heads if head not in ('mlm', 'nsp'))[:1]
-    name = _ARCHITECTURES[task or heads]
+    task = tuple(head for head in heads if head in TASK_HEADS)[:1]
+    name = family.classes.get(task or heads[:1], family.classes[()])
     _log.warning('transformers has no class with the heads %s; saved as %s', heads, name)
-  elif pooler and heads in _POOLERLESS:
+  elif pooler and heads and not set(heads) & set(config.pooled_heads):
     _log.warning("%s has no pooler: transformers will not read this model's", name)
   return name

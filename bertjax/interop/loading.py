@@ -17,14 +17,15 @@ from etils import epath
 
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.interop import files, google, hub, huggingface, sentences
-from bertjax.model.config import HEAD_FIELDS, HEADS, LABELLED_HEADS, EncoderConfig
+from bertjax.model.config import HEAD_FIELDS, HEADS, LABELLED_HEADS, TASK_HEADS, EncoderConfig
 from bertjax.model.heads import Bert
 
 _log = logging.getLogger(__name__)
 
 # What a model's weights depend on.
 _SIZES = ('vocab_size', 'hidden_size', 'num_layers', 'num_heads', 'mlp_size', 'max_positions',
-          'type_vocab_size', 'activation', 'layer_norm_eps')  # fmt: skip
+          'position_offset', 'relative_buckets', 'type_vocab_size', 'embedding_size',
+          'shared_layers', 'activation', 'classifier_hidden', 'layer_norm_eps')  # fmt: skip
 # Tables with a row for each token of the vocabulary, and the one with a row for each position.
 _BY_TOKEN = ('vocab_size', (('encoder', 'embeddings', 'word', 'embedding'), ('mlm', 'bias')))
 _BY_POSITION = ('max_positions', (('encoder', 'embeddings', 'position', 'embedding'),))
@@ -300,7 +301,7 @@ def load_params(
     _log.info('not in %s, re-initialised: %s', source, ', '.join(missing))
   params = {name: initial[name] if name in missing else params[name] for name in wanted}
   tokens = _match_tokens(source, config, bert.config, tokenizer, resize)
-  count = min(config.max_positions, bert.config.max_positions)
+  count = bert.config.position_offset + min(config.max_positions, bert.config.max_positions)
   positions = None if config.max_positions == bert.config.max_positions else [np.arange(count)] * 2
   for rows, (name, paths) in ((tokens, _BY_TOKEN), (positions, _BY_POSITION)):
     if rows is not None:
@@ -311,7 +312,7 @@ def load_params(
 
 def _check_config(config, bert, params, source, resize, reinit):
   """Raises ValueError if a model of `config` and `params` is not one for `bert`."""
-  has_head = set(bert.heads) & set(params) - {'mlm', 'nsp', *reinit}
+  has_head = set(bert.heads) & set(params) & set(TASK_HEADS) - set(reinit)
   for name in (*_SIZES, *(HEAD_FIELDS if has_head else ())):
     ours, theirs = getattr(bert.config, name), getattr(config, name)
     resizable = name in ('vocab_size', 'max_positions')
@@ -369,12 +370,13 @@ def _move_rows(params, initial, paths, theirs, ours):
   return flax.traverse_util.unflatten_dict(flat)
 
 
-def reinit_top_layers(params: dict, drawn: dict, count: int) -> dict:
-  """The parameters with the top `count` layers replaced by those of `drawn`."""
+def reinit_top_layers(params: dict, drawn: dict, count: int, shared: bool = False) -> dict:
+  """The parameters with the top `count` layers replaced by those of `drawn`; shared ones all."""
   if not count:
     return params
   flat, new = (flax.traverse_util.flatten_dict(tree) for tree in (params, drawn))
   for path in flat:
     if path[:2] == ('encoder', 'layers'):
-      flat[path] = np.concatenate([flat[path][:-count], new[path][-count:]])
+      top = new[path][-count:]
+      flat[path] = new[path] if shared else np.concatenate([flat[path][:-count], top])
   return flax.traverse_util.unflatten_dict(flat)

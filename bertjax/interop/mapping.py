@@ -1,7 +1,7 @@
 """One table of parameter names: ours, and those of Hugging Face, Google's TF1 code and former Flax.
 
 Ours stack all layers along a leading axis and keep queries, keys and values in one array; theirs
-hold an array for each layer and projection. The table has Hugging Face's module names; the two
+hold an array for each layer and projection. `families` has Hugging Face's module names; the two
 other formats name the same tensors by rule.
 """
 
@@ -15,7 +15,8 @@ import flax.traverse_util
 import jax
 import numpy as np
 
-from bertjax.model.config import POOLED_HEADS, EncoderConfig
+from bertjax.interop import families
+from bertjax.model.config import HEADS, TASK_HEADS, EncoderConfig
 from bertjax.model.heads import Bert, init_params
 
 # What a tensor is -> how its name ends in Hugging Face's, Google's and the former Flax format.
@@ -33,15 +34,6 @@ _GOOGLE_OUTPUTS = {
   'classifier': 'output',
   'qa_outputs': 'cls/squad/output',
 }
-_MODULES = {'nsp': 'cls.seq_relationship', 'span': 'qa_outputs', 'classification': 'classifier',
-            'tagging': 'classifier', 'choice': 'classifier'}  # fmt: skip
-_LAYER = {
-  'attention/out': 'attention.output.dense',
-  'attention_layer_norm': 'attention.output.LayerNorm',
-  'mlp/in': 'intermediate.dense',
-  'mlp/out': 'output.dense',
-  'mlp_layer_norm': 'output.LayerNorm',
-}
 _OWN = 'bertjax'  # the module of tensors that no other library has
 
 
@@ -56,7 +48,7 @@ class Entry:
   @property
   def kind(self) -> str:
     kind = self.path.rsplit('/', 1)[1]
-    return 'shift' if kind == 'bias' and 'LayerNorm' in self.module else kind
+    return 'shift' if self.path.endswith('layer_norm/bias') else kind
 
   def name(self, style: str) -> str:
     """Their name, or ours where they have none."""
@@ -93,50 +85,54 @@ class Entry:
 
 def entries(config: EncoderConfig, heads: tuple[str, ...], pooler: bool) -> Iterator[Entry]:
   """The tensors of a model with these heads."""
-  e = 'encoder/embeddings/'
-  for table in ('word', 'position', 'token_type'):
-    yield Entry(f'{e}{table}/embedding', f'bert.embeddings.{table}_embeddings')
-  yield from _module(e + 'layer_norm', 'bert.embeddings.LayerNorm')
-  for layer in range(config.num_layers):
-    ours, theirs = 'encoder/layers/', f'bert.encoder.layer.{layer}.'
-    for part, name in enumerate(('query', 'key', 'value')):
-      module = f'{theirs}attention.self.{name}'
-      yield Entry(ours + 'attention/qkv/kernel', module, (layer, slice(None), part))
-      yield Entry(ours + 'attention/qkv/bias', module, (layer, part))
-    for part, name in _LAYER.items():
-      yield from _module(ours + part, theirs + name, (layer,))
-  if pooler:
-    yield from _module('pooler', 'bert.pooler.dense')
-  for head in heads:
-    yield from head_entries(head, config)
+  family, paths = families.family_of(config), shapes(config, heads, pooler)
+  for path in sorted(paths, key=lambda path: '/word/' not in path):  # messages name the first
+    yield from _entries(path, config, family)
 
 
 def head_entries(head: str, config: EncoderConfig) -> Iterator[Entry]:
-  """The tensors of one head."""
-  if head == 'mlm':
-    yield Entry('mlm/bias', 'cls.predictions')
-    yield from _module('mlm/transform', 'cls.predictions.transform.dense')
-    yield from _module('mlm/layer_norm', 'cls.predictions.transform.LayerNorm')
-  elif head == 'nsp' or config.linear_head:
-    yield from _module(head, _MODULES[head])
-  else:  # under their names, another library would take the linear layer for the complete head
-    for path in shapes(config, (head,), head in POOLED_HEADS):
-      if path.startswith(f'{head}/'):
-        yield Entry(path, _OWN)
+  """The tensors of one head, or of the pooler."""
+  family = families.family_of(config)
+  for path in shapes(config, HEADS, True):
+    if path.startswith(f'{head}/'):
+      yield from _entries(path, config, family)
 
 
-@functools.cache
+def _entries(path: str, config: EncoderConfig, family: families.Family) -> Iterator[Entry]:
+  """The tensors of theirs that are one array of ours."""
+  module, kind = path.rsplit('/', 1)
+  part = path.partition('/')[0]
+  names: list[tuple[str | None, tuple]] = [(family.module(module), ())]
+  if part in TASK_HEADS and not config.linear_head:
+    # Under their names, another library would take the linear layer for the complete head.
+    names = [(None, ())]
+  elif module.endswith('/qkv') and module not in family.modules:
+    before = (slice(None),) if kind == 'kernel' else ()
+    names = [(family.module(module.replace('qkv', name)), (*before, i))
+             for i, name in enumerate(('query', 'key', 'value'))]  # fmt: skip
+  for name, index in names:
+    if name is None:
+      yield Entry(path, _OWN)
+    elif '{}' in name:
+      for layer in range(config.num_layers):
+        yield Entry(path, name.format(layer), (layer, *index))
+    else:
+      yield Entry(path, name, index)
+
+
 def shapes(
   config: EncoderConfig, heads: tuple[str, ...], pooler: bool, num_labels: int = 2
 ) -> Mapping[str, tuple[int, ...]]:
   """Shapes of our parameters by path, for a model with these heads; computes nothing."""
-  model = Bert(config, heads, pooler, num_labels)
+  parts = ('encoder', *heads, *(('pooler',) if pooler else ()))
+  found = _shapes(config, num_labels)
+  return {path: shape for path, shape in found.items() if path.partition('/')[0] in parts}
+
+
+@functools.cache
+def _shapes(config, num_labels) -> Mapping[str, tuple[int, ...]]:
+  """Those of a model with all heads, which takes a moment to trace."""
+  model = Bert(config, HEADS, True, num_labels)
   tree = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
   flat = flax.traverse_util.flatten_dict(tree, sep='/')
   return types.MappingProxyType({path: leaf.shape for path, leaf in flat.items()})
-
-
-def _module(ours: str, theirs: str, index=()) -> Iterator[Entry]:
-  """The two tensors of a linear layer or LayerNorm."""
-  yield Entry(f'{ours}/{"scale" if theirs.endswith("LayerNorm") else "kernel"}', theirs, index)
-  yield Entry(f'{ours}/bias', theirs, index)

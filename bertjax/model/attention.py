@@ -32,6 +32,7 @@ def attention(
   v: jax.Array,
   segment_ids: jax.Array,
   *,
+  bias: jax.Array | None = None,
   causal: bool = False,
   window: int = 0,
   dropout_rate: float = 0.0,
@@ -46,6 +47,7 @@ def attention(
     k: keys [B, L, G, K], where G divides H; each is that of H / G consecutive queries.
     v: values [B, L, G, K].
     segment_ids: int32 [B, L]; 0 = padding, 1.. = packed sequence.
+    bias: float32 [H, L, L], added to the scaled scores ('xla' only).
     causal: a token attends only to itself and earlier tokens.
     window: a token attends to itself and window / 2 tokens on each side; 0 = to all. 'xla' computes
       long rows in blocks, in O(L * window) time and memory; 'splash' skips the tiles outside.
@@ -73,7 +75,7 @@ def attention(
   # A program exported for any length is for any platform too: no kernel in it.
   flash = {'gpu': 'cudnn', 'tpu': 'splash'}.get(backend) if isinstance(q.shape[1], int) else None
   if impl == 'auto':
-    reason = flash and _why_unsupported(flash, backend, mesh, q, dropout_rate, return_probs)
+    reason = flash and _why_unsupported(flash, backend, mesh, q, dropout_rate, return_probs, bias)
     if flash == 'cudnn' and window:
       reason = reason or f'a global layer to be the faster one, got a window of {window}'
     impl = flash if flash and not reason and q.shape[1] >= _FLASH_LENGTH else 'xla'
@@ -82,11 +84,11 @@ def attention(
     drop = lambda probs: dropout(probs, dropout_rate, dropout_rng)  # noqa: E731
     if window and isinstance(q.shape[1], int) and q.shape[1] >= 2 * window and not return_probs:
       return _xla_in_blocks(q, k, v, segment_ids, causal, window, drop), None
-    context, probs = _xla(q, k, v, segment_ids, causal, window, drop)
+    context, probs = _xla(q, k, v, segment_ids, causal, window, drop, bias)
     return context, probs if return_probs else None
   if impl not in ('cudnn', 'splash'):
     raise ValueError(f"attention impl must be 'auto', 'xla', 'cudnn' or 'splash', got {impl!r}.")
-  reason = _why_unsupported(impl, backend, mesh, q, dropout_rate, return_probs)
+  reason = _why_unsupported(impl, backend, mesh, q, dropout_rate, return_probs, bias)
   if reason:
     raise ValueError(f"attention impl {impl!r} needs {reason}; use 'xla' or 'auto'.")
   if impl == 'splash':
@@ -155,10 +157,12 @@ def _xla_in_blocks(q, k, v, segment_ids, causal, window, drop):
   return context.reshape(context.shape[0], count * size, *context.shape[3:])[:, :length]
 
 
-def _xla(q, k, v, segment_ids, causal, window, drop):
+def _xla(q, k, v, segment_ids, causal, window, drop, bias=None):
   q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))  # [B, H, L, K], over which CPUs are much faster
   scores = float32_einsum('bhqk,bhsk->bhqs', q, k)
   scores = scores * q.shape[-1] ** -0.5
+  if bias is not None:
+    scores += bias
   scores = jnp.where(visible(segment_ids, causal, window)[:, None], scores, _MASKED)
   probs = jax.nn.softmax(scores, axis=-1)  # float32 [B, H, L, L]
   context = jnp.einsum('bhqs,bhsk->bhqk', drop(probs).astype(v.dtype), v)
@@ -229,7 +233,7 @@ def _compute_capability() -> float:
   return float(getattr(jax.local_devices()[0], 'compute_capability', None) or 'inf')
 
 
-def _why_unsupported(impl, backend, mesh, q, dropout_rate, return_probs) -> str:
+def _why_unsupported(impl, backend, mesh, q, dropout_rate, return_probs, bias=None) -> str:
   """What a flash kernel needs and has not got; '' if nothing is in its way."""
   if backend != {'cudnn': 'gpu', 'splash': 'tpu'}[impl]:
     return f'{"an NVIDIA GPU" if impl == "cudnn" else "a TPU"}, got backend {backend!r}'
@@ -237,6 +241,8 @@ def _why_unsupported(impl, backend, mesh, q, dropout_rate, return_probs) -> str:
     return f'attention_dropout=0.0, got {dropout_rate}'
   if return_probs:
     return 'no capture of probabilities, which it never forms'
+  if bias is not None:
+    return 'relative_buckets=0, got a position bias'
   if impl == 'cudnn' and q.dtype not in (jnp.bfloat16, jnp.float16):
     return f"dtype='bfloat16', got {q.dtype}"
   if impl == 'cudnn' and _compute_capability() < 8:

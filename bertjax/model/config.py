@@ -11,10 +11,11 @@ from typing import Any
 ACTIVATIONS = ('gelu', 'gelu_tanh', 'silu', 'relu')
 POSITIONS = ('learned', 'rotary')
 REMAT_POLICIES = ('none', 'full', 'dots')
+HIDDEN_ACTIVATIONS = ('', 'tanh', 'relu', 'gelu')
 DTYPES = ('float32', 'bfloat16')
 ATTENTION_IMPLS = ('auto', 'xla', 'cudnn', 'splash')
-HEADS = ('mlm', 'nsp', 'classification', 'tagging', 'span', 'choice')
-POOLED_HEADS = ('nsp', 'classification', 'choice')  # they read the pooled state
+HEADS = ('mlm', 'nsp', 'rtd', 'classification', 'tagging', 'span', 'choice')
+TASK_HEADS = ('classification', 'tagging', 'span', 'choice')
 LABELLED_HEADS = ('classification', 'tagging')  # with `num_labels` outputs
 # What a task's head reads -> which of the states, of which the embeddings are the first.
 FEATURES = {
@@ -57,11 +58,17 @@ class EncoderConfig:
   num_layers: int = _field(12, 'Transformer blocks (N)')
   num_heads: int = _field(12, 'attention heads (H); the head size K is hidden_size / num_heads')
   mlp_size: int = _field(3072, 'width of the feed-forward layer (F), 4 * D in every BERT')
+  max_positions: int = _field(
+    512, 'maximum input length in tokens; a learned position table has position_offset rows more'
+  )
   num_kv_heads: int = _field(
     0, 'heads of keys and values, each shared by num_heads / num_kv_heads queries; 0 = num_heads'
   )
-  max_positions: int = _field(
-    512, 'maximum input length in tokens; entries of the position table where positions are learned'
+  position_offset: int = _field(
+    0, "row of the position table for a sequence's first token; RoBERTa 2, its padding's id + 1"
+  )
+  relative_buckets: int = _field(
+    0, 'buckets of a relative position bias, which all layers share; 0 = none, MPNet 32'
   )
   positions: str = _field(
     'learned', "position embedding: 'learned' (a table), or 'rotary' (queries and keys are rotated)"
@@ -78,9 +85,12 @@ class EncoderConfig:
   )
   type_vocab_size: int = _field(
     2,
-    "entries of the token-type table; 2 in every released BERT, 16 by default in Google's code, "
-    '0 = no table',
+    'entries of the token-type table; BERT 2, RoBERTa 1 (every token has type 0), 0 = no table',
   )
+  embedding_size: int = _field(
+    0, 'width of the embeddings (E), projected to hidden_size; 0 = hidden_size, ALBERT 128'
+  )
+  shared_layers: bool = _field(False, 'one set of weights for all layers, as in ALBERT')
   norm: str = _field('layer', "normalisation: 'layer' (LayerNorm) or 'rms' (RMSNorm, without bias)")
   norm_bias: bool = _field(True, 'bias of every LayerNorm')
   norm_position: str = _field(
@@ -106,6 +116,11 @@ class EncoderConfig:
   attention_dropout: float = _field(0.1, 'dropout rate of the attention probabilities')
   classifier_dropout: float = _field(
     -1.0, "dropout rate before a task's output layer; -1.0 = hidden_dropout"
+  )
+  classifier_hidden: str = _field(
+    '',
+    "activation of a classifier's dense layer on [CLS]: 'tanh' (RoBERTa), 'relu' (DistilBERT), "
+    "'gelu' (ELECTRA); '' = it reads the pooled state, as in BERT",
   )
   layer_norm_eps: float = _field(
     1e-12, "epsilon of normalisation, which always runs in float32; 1e-12 in Google's BERT"
@@ -158,6 +173,18 @@ class EncoderConfig:
     return self.local_window > 0 or self.bare_first_layer
 
   @property
+  def embedding_width(self) -> int:
+    """E, the width of the embedding tables."""
+    return self.embedding_size or self.hidden_size
+
+  @property
+  def pooled_heads(self) -> tuple[str, ...]:
+    """The heads that read the pooled state; a classifier with a dense layer reads [CLS]."""
+    dense_heads = {'': (), 'tanh': ('classification',)}  # RoBERTa and MPNet pool for 'choice'
+    own = dense_heads.get(self.classifier_hidden, ('classification', 'choice'))
+    return tuple(head for head in ('nsp', 'classification', 'choice') if head not in own)
+
+  @property
   def linear_head(self) -> bool:
     """Whether a task's head is one linear layer, as in other libraries."""
     return self.features == 'last' and not self.bilstm and not self.crf
@@ -192,6 +219,17 @@ class EncoderConfig:
         f'local_window={self.local_window} needs local layers, and global_every=1 makes all '
         'global; set global_every=3, or local_window=0.'
       )
+    for name in ('position_offset', 'relative_buckets'):
+      if self.positions == 'rotary' and getattr(self, name):
+        raise ValueError(
+          f"{name}={getattr(self, name)} needs positions='learned', got 'rotary'; set {name}=0."
+        )
+    for name in ('shared_layers', 'relative_buckets'):
+      if self.patterned and getattr(self, name):
+        raise ValueError(
+          f'{name}={getattr(self, name)} needs layers that are all the same, got local_window='
+          f'{self.local_window}, norm_position={self.norm_position!r}.'
+        )
     if self.positions != 'rotary' and self.rope_theta != type(self).rope_theta:
       raise ValueError(
         f"rope_theta={self.rope_theta} needs positions='rotary', got {self.positions!r}."
@@ -214,7 +252,11 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
    'in [0, 1), or -1.0 to be hidden_dropout'),
   ('layer_norm_eps initializer_range', lambda x: 0 < x < 1, 'above 0 and below 1'),
   ('bilstm', lambda layers: layers >= 0, '0 (none) or a number of layers'),
-  ('type_vocab_size num_kv_heads', lambda size: size >= 0, 'at least 0'),
+  ('relative_buckets', lambda count: count == 0 or (count >= 8 and count % 4 == 0),
+   '0 (none) or a multiple of 4 from 8 on'),
+  ('classifier_hidden', HIDDEN_ACTIVATIONS.__contains__, f'one of {HIDDEN_ACTIVATIONS}'),
+  ('type_vocab_size position_offset embedding_size num_kv_heads',
+   lambda size: size >= 0, 'at least 0'),
   ('local_window', lambda tokens: tokens >= 0 and tokens % 2 == 0, '0 or an even number of tokens'),
   ('rope_theta local_rope_theta', lambda theta: 0 < theta < float('inf'), 'above 0 and finite'),
   ('positions', POSITIONS.__contains__, f'one of {POSITIONS}'),

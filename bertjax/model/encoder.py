@@ -1,6 +1,16 @@
 """The bidirectional Transformer encoder: one `Block`, whose switches make BERT (Devlin et al. 2018,
 section 3) or a later encoder of it.
 
+| switches | RoBERTa | DistilBERT | ELECTRA | ALBERT | MPNet |
+|---|---|---|---|---|---|
+| position_offset | 2 | | | | 2 |
+| relative_buckets | | | | | 32 |
+| type_vocab_size | 1 | 0 | 2 | 2 | 0 |
+| embedding_size | | | 128 (small) | 128 | |
+| shared_layers | | | | yes | |
+| classifier_hidden | tanh | relu | gelu | | tanh |
+| heads beside mlm and those of tasks | | | rtd | nsp (sentence order) | |
+
 | switches | ModernBERT (Ettin, mmBERT) | NeoBERT | EuroBERT |
 |---|---|---|---|
 | norm, norm_position, embedding_norm | layer, pre, yes | rms, pre, no | rms, pre, no |
@@ -34,6 +44,8 @@ from bertjax.model.dropout import dropout
 PARAM_AXES = (
   (r'embeddings/word/embedding$', ('vocab', None)),
   (r'embeddings/(position|token_type)/embedding$', (None, None)),
+  (r'encoder/relative/embedding$', (None, 'heads')),
+  (r'embeddings/project/kernel$', (None, 'embed')),
   (r'attention/qkv/kernel$', ('embed', 'qkv', 'heads', 'head_size')),
   (r'attention/qkv/bias$', ('qkv', 'heads', 'head_size')),
   (r'attention/query/kernel$', ('embed', 'heads', 'head_size')),
@@ -48,7 +60,7 @@ PARAM_AXES = (
   (r'mlp/out/kernel$', ('mlp', 'embed')),
   (r'(pooler|mlm/transform)/kernel$', ('embed', None)),
   (r'mlm/bias$', ('vocab',)),
-  (r'(nsp|classification|tagging|span|choice)/kernel$', ('embed', None)),
+  (r'(nsp|rtd|classification|tagging|span|choice)(/hidden)?/kernel$', ('embed', None)),
   # Replicated: a sharded kernel would add a collective to each step of the LSTM's scan.
   (r'bilstm_\d+_\w+/\w+/kernel$|tagging/transitions$', (None, None)),
   (r'(layer_norm/(scale|bias)|bias|layer_weights|tagging/(start|end))$', (None,)),
@@ -99,20 +111,37 @@ _REMAT = {
 }
 
 
-def layer_factors(num_layers: int, trained: int = -1, decay: float = 1.0, head: float = 1.0):
+def layer_factors(
+  num_layers: int, trained: int = -1, decay: float = 1.0, head: float = 1.0, shared: bool = False
+):
   """Factors of the learning rate by part, for `training.optimizer.scale_by_part`.
 
   What is outside the encoder has `head`, the top layer `decay`, each layer below one factor more,
   and the embeddings one more than the lowest. Where `trained` is not negative, layers below the top
   `trained` and the embeddings have 0.
 
+  Args:
+    num_layers: layers of the encoder.
+    trained: top layers to train; -1 trains everything.
+    decay: factor between a layer and the one above it.
+    head: factor of what is outside the encoder.
+    shared: the layers share their weights.
+
   Returns:
     Path of a parameter -> factor, or [num_layers] for the stacked layers; None if all are 1.
+
+  Raises:
+    ValueError: for a factor out of range, or layers that are treated apart and share their weights.
   """
   if not 0 < decay <= 1:
     raise ValueError(f'layerwise_lr_decay must be above 0 and at most 1, got {decay}.')
   if head <= 0:
     raise ValueError(f'head_lr_multiplier must be above 0, got {head}.')
+  if shared and (decay != 1 or 0 < trained < num_layers):
+    raise ValueError(
+      f'the {num_layers} layers share their weights (shared_layers=True), got layerwise_lr_decay='
+      f'{decay} and num_trainable_layers={trained}; set 1.0, and -1, 0 or {num_layers}.'
+    )
   if trained < 0 and decay == head == 1:
     return None
   depth = num_layers - np.arange(num_layers)  # 1 for the top
@@ -123,7 +152,12 @@ def layer_factors(num_layers: int, trained: int = -1, decay: float = 1.0, head: 
       return kept * decay ** (num_layers + 1)
     if 'encoder/final_layer_norm/' in name:  # of the top layer's states
       return decay * (kept | (trained > 0))
-    return decay**depth * (kept | (depth <= trained)) if 'encoder/layers/' in name else head
+    if 'encoder/relative/' in name:  # every layer reads it
+      return decay**num_layers * (kept or trained >= num_layers)
+    if 'encoder/layers/' in name:
+      stacked = decay**depth * (kept | (depth <= trained))
+      return float(stacked[0]) if shared else stacked
+    return head
 
   return factors
 
@@ -175,39 +209,66 @@ class Norm(nn.Module):
 
 
 class Embeddings(nn.Module):
-  """Sum of word, position and token-type embeddings, normalisation, dropout."""
+  """Sum of word, position and token-type embeddings, normalisation, dropout, projection to D."""
 
   config: EncoderConfig
 
   @nn.compact
   def __call__(self, batch: dict, train: bool) -> tuple[jax.Array, jax.Array]:
-    """Maps a batch to states [B, L, D]; also returns the word table [V, D] for the tied head.
+    """Maps a batch to states [B, L, D]; also returns the word table [V, E] for the tied head.
 
     Only words, and positions that are given (packed rows), are looked up. The gradient of a look-up
     adds rows one by one, that of a product or a slice is a sum, which costs less for few rows.
     """
     config = self.config
     table = functools.partial(
-      nn.Embed, features=config.hidden_size, embedding_init=kernel_init(config), dtype=config.dtype
-    )
+      nn.Embed, features=config.embedding_width, embedding_init=kernel_init(config),
+      dtype=config.dtype,
+    )  # fmt: skip
     word = table(config.vocab_size, name='word')
     if 'input_embeddings' in batch:
       x = batch['input_embeddings'].astype(config.dtype)
     else:
       x = word(batch['input_ids'])
     if config.positions == 'learned':
-      position = table(config.max_positions, name='position')
+      offset = config.position_offset  # in every packed sequence
+      position = table(offset + config.max_positions, name='position')
       if 'position_ids' in batch:
-        x += position(batch['position_ids'])
+        x += position(batch['position_ids'] + offset)
       else:
-        x += position.embedding[: x.shape[1]].astype(x.dtype)
+        x += position.embedding[offset : offset + x.shape[1]].astype(x.dtype)
     if config.type_vocab_size:
       token_type = table(config.type_vocab_size, name='token_type').embedding.astype(config.dtype)
       types = batch.get('token_type_ids', jnp.zeros(x.shape[:2], jnp.int32))
+      if config.type_vocab_size == 1:  # the second text of a pair has type 1 in a batch
+        types = jnp.zeros_like(types)
       x += jax.nn.one_hot(types, config.type_vocab_size, dtype=x.dtype) @ token_type
     if config.embedding_norm:
       x = Norm(config, name='layer_norm')(x)
-    return drop(self, x, config.hidden_dropout, train), word.embedding
+    x = drop(self, x, config.hidden_dropout, train)
+    if config.embedding_size:
+      x = dense(config, config.hidden_size, 'project')(x)
+    return x, word.embedding
+
+
+# Distances from which on the buckets of a relative position bias stop growing.
+_MAX_DISTANCE = 128
+
+
+def relative_position_buckets(length: int, count: int) -> jax.Array:
+  """Buckets [L, L] of the distance from query (axis 0) to key (axis 1), as T5 and MPNet have them.
+
+  Half of the `count` buckets are for keys after the query. Of each half, the lower half holds a
+  distance each, and the others grow with its logarithm up to 128.
+  """
+  exact, distances = count // 4, np.arange(_MAX_DISTANCE, dtype=np.float32)
+  scale = np.log(np.maximum(distances, 1) / exact) / math.log(_MAX_DISTANCE / exact)
+  buckets = np.where(distances < exact, distances, exact + (scale * exact).astype(np.int32))
+  buckets = np.minimum(buckets, 2 * exact - 1).astype(np.int32)
+  place = jnp.arange(length)
+  distance = place[None] - place[:, None]
+  table = jnp.asarray(np.append(buckets, 2 * exact - 1))
+  return table[jnp.minimum(jnp.abs(distance), _MAX_DISTANCE)] + (distance > 0) * (count // 2)
 
 
 class SelfAttention(nn.Module):
@@ -218,7 +279,9 @@ class SelfAttention(nn.Module):
   window: int = 0  # 0 = global
 
   @nn.compact
-  def __call__(self, x, segment_ids, angles: Angles | None, train: bool, capture: bool):
+  def __call__(
+    self, x, segment_ids, angles: Angles | None, position_bias, train: bool, capture: bool
+  ):
     """Maps x [B, L, D] to ([B, L, D], probabilities [B, H, L, L] or None)."""
     config, bias = self.config, self.config.linear_bias
     heads, groups = config.num_heads, config.num_kv_heads or config.num_heads
@@ -233,8 +296,8 @@ class SelfAttention(nn.Module):
       q, k = rotate(q, angles), rotate(k, angles)
     rate = config.attention_dropout if train else 0.0
     context, probs = attention(
-      q, k, v, segment_ids, causal=config.causal, window=self.window, dropout_rate=rate,
-      dropout_rng=self.make_rng('dropout') if rate else None,
+      q, k, v, segment_ids, bias=position_bias, causal=config.causal, window=self.window,
+      dropout_rate=rate, dropout_rng=self.make_rng('dropout') if rate else None,
       # Initialising runs a few tokens, perhaps on another device.
       impl='xla' if self.is_initializing() else config.attention, return_probs=capture,
     )  # fmt: skip
@@ -273,12 +336,12 @@ class Block(nn.Module):
   attention_norm: bool = True  # False in the first layer where pre-norm embeddings are normalised
 
   @nn.compact
-  def __call__(self, x, segment_ids, angles: Angles | None):
+  def __call__(self, x, segment_ids, angles: Angles | None, position_bias=None):
     config = self.config
     pre = config.norm_position == 'pre'
     y = Norm(config, name='attention_layer_norm')(x) if pre and self.attention_norm else x
     y, probs = SelfAttention(config, self.window, name='attention')(
-      y, segment_ids, angles, self.train, 'attention' in self.capture
+      y, segment_ids, angles, position_bias, self.train, 'attention' in self.capture
     )
     x += drop(self, y, config.hidden_dropout, self.train)
     if not pre:
@@ -304,7 +367,7 @@ class Encoder(nn.Module):
     Returns:
       `out` with 'hidden' [B, L, D]; and for each name in `capture`: 'hidden' adds 'all_hidden'
       [N+1, B, L, D] (the embeddings first), 'attention' adds 'attention' [N, B, H, L, L].
-      The second value is the word table [V, D].
+      The second value is the word table [V, E].
     """
     config = self.config
     embedded, word_table = Embeddings(config, name='embeddings')(batch, train)
@@ -316,8 +379,11 @@ class Encoder(nn.Module):
         rotary_angles(positions, config.head_size, theta)
         for theta in (config.rope_theta, config.local_rope_theta)
       )
-    layers = self._patterned if config.patterned else self._alike
-    x, collected = layers(embedded, segment_ids, angles, train, tuple(capture))
+    inputs = (embedded, segment_ids, angles)
+    if config.patterned:
+      x, collected = self._patterned(*inputs, train, tuple(capture))
+    else:
+      x, collected = self._alike(*inputs, self._position_bias(embedded.shape[1]), train, capture)
     out = {'hidden': x}
     if config.norm_position == 'pre':
       out['hidden'] = x = Norm(config, name='final_layer_norm')(x)
@@ -327,19 +393,34 @@ class Encoder(nn.Module):
       out['all_hidden'] = jnp.concatenate([embedded[None], collected['hidden'][:-1], x[None]])
     return out, word_table
 
-  def _alike(self, x, segment_ids, angles, train, capture):
-    """Runs layers that are all the same: a scan."""
+  def _position_bias(self, length):
+    """The relative position bias [H, L, L] of all layers; None without one."""
+    config = self.config
+    if not config.relative_buckets:
+      return None
+    table = nn.Embed(
+      config.relative_buckets, config.num_heads, embedding_init=kernel_init(config),
+      name='relative',
+    )  # fmt: skip
+    return table(relative_position_buckets(length, config.relative_buckets)).transpose(2, 0, 1)
+
+  def _alike(self, x, segment_ids, angles, position_bias, train, capture):
+    """Runs layers that are all the same: a scan, over one set of weights where they are shared."""
     config, block = self.config, Block
     if config.remat != 'none':
       # A loop keeps XLA from merging the recomputation with the original; unrolled layers need the
       # (costlier) barrier instead.
       unrolled = config.unroll >= config.num_layers
       block = nn.remat(block, prevent_cse=unrolled, policy=_REMAT[config.remat])
+    shared = config.shared_layers
     layers = nn.scan(
-      block, variable_axes={'params': 0}, split_rngs={'params': True, 'dropout': True},
+      block, variable_axes={} if shared else {'params': 0},
+      variable_broadcast='params' if shared else False,
+      split_rngs={'params': not shared, 'dropout': True},
       in_axes=nn.broadcast, length=config.num_layers, unroll=min(config.unroll, config.num_layers),
     )  # fmt: skip
-    return layers(config, train, capture, name='layers')(x, segment_ids, angles[0])
+    layers = layers(config, train, tuple(capture), name='layers')
+    return layers(x, segment_ids, angles[0], position_bias)
 
   def _patterned(self, x, segment_ids, angles, train, capture):
     """Runs layers of several kinds: the first alone; a scan over groups of `global_every` layers,

@@ -12,14 +12,16 @@ import jax.numpy as jnp
 
 from bertjax.model import crf
 from bertjax.model.attention import float32_einsum
-from bertjax.model.config import HEADS, POOLED_HEADS, EncoderConfig, describe_heads
-from bertjax.model.encoder import ACTIVATION, Encoder, Norm, dense
+from bertjax.model.config import HEADS, EncoderConfig, describe_heads
+from bertjax.model.encoder import ACTIVATION, Encoder, Norm, dense, drop
 
 BATCH_KEYS = (
   'input_ids', 'token_type_ids', 'segment_ids', 'position_ids', 'cls_positions',
   'masked_lm_positions', 'masked_lm_ids', 'masked_lm_weights', 'next_sentence_labels',
   'labels', 'example_weights', 'example_ids', 'input_embeddings',
 )  # fmt: skip
+
+_HIDDEN = ACTIVATION | {'tanh': jnp.tanh}
 
 CAPTURES = ('hidden', 'attention')
 
@@ -35,15 +37,16 @@ _ALIASES = {
 
 
 class MlmHead(nn.Module):
-  """Dense, activation, normalisation, then the transposed word table and a separate bias."""
+  """Dense to E, activation, normalisation, then the transposed word table and a separate bias."""
 
   config: EncoderConfig
 
   @nn.compact
   def __call__(self, x: jax.Array, word_table: jax.Array) -> jax.Array:
-    """Maps states [B, P, D] and the table [V, D] to float32 logits [B, P, V]."""
+    """Maps states [B, P, D] and the table [V, E] to float32 logits [B, P, V]."""
     config = self.config
-    x = dense(config, config.hidden_size, 'transform', bias=config.linear_bias, output=True)(x)
+    width, bias = config.embedding_width, config.linear_bias
+    x = dense(config, width, 'transform', bias=bias, output=True)(x)
     x = Norm(config, name='layer_norm')(ACTIVATION[config.activation](x))
     bias = self.param('bias', nn.initializers.zeros, (config.vocab_size,), jnp.float32)
     logits = float32_einsum('bpd,vd->bpv', x, word_table.astype(x.dtype))
@@ -51,15 +54,28 @@ class MlmHead(nn.Module):
 
 
 class OutputLayer(nn.Module):
-  """Dropout, then a linear layer: every head but 'mlm'."""
+  """Dropout, then a linear layer: every head but 'mlm'.
+
+  Attributes:
+    config: of the encoder.
+    features: of the output.
+    dropout: before the linear layer.
+    hidden: activation of a dense layer before that; '' = none.
+    hidden_dropout: before the dense layer.
+  """
 
   config: EncoderConfig
   features: int
   dropout: float = 0.0
+  hidden: str = ''
+  hidden_dropout: float = 0.0
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     """Maps states [..., D] to float32 logits [..., features]."""
+    if self.hidden:
+      x = drop(self, x, self.hidden_dropout, train)
+      x = _HIDDEN[self.hidden](dense(self.config, self.config.hidden_size, 'hidden')(x))
     x = nn.Dropout(self.dropout)(x, deterministic=not train)
     dense_layer = dense(self.config, self.features, 'dense')
     nn.share_scope(self, dense_layer)
@@ -78,17 +94,22 @@ class TaskHead(nn.Module):
     config: of the encoder.
     size: of the output.
     dropout: before the linear layer.
+    sequence: reads one state for each sequence, not every token's.
+    hidden, hidden_dropout: of `OutputLayer`.
     crf: also holds the parameters of `model.crf`, which the loss and predictions use.
   """
 
   config: EncoderConfig
   size: int
   dropout: float
+  sequence: bool = False
+  hidden: str = ''
+  hidden_dropout: float = 0.0
   crf: bool = False
 
   @nn.compact
   def __call__(self, states: jax.Array, pooled: jax.Array | None, batch: dict, train: bool):
-    """Maps states [K, B, L, D] to float32 logits [B, L, size]; [B, size] if `pooled` is given."""
+    """Maps states [K, B, L, D] to float32 logits [B, L, size], or [B, size] if `sequence`."""
     config = self.config
     if pooled is not None and config.features == 'last' and not config.bilstm:
       x = pooled
@@ -103,16 +124,18 @@ class TaskHead(nn.Module):
           for direction in ('forward', 'backward')
         )  # fmt: skip
         x = jnp.asarray(nn.Bidirectional(forward, backward)(x, seq_lengths=lengths))
-      if pooled is not None and config.bilstm:
+      if self.sequence and config.bilstm:
         ends = x[jnp.arange(len(x)), jnp.maximum(lengths - 1, 0)]
         size = config.bilstm_size
         x = jnp.concatenate([ends[:, :size], x[:, 0, size:]], axis=-1)
-      elif pooled is not None:
+      elif self.sequence:
         x = cls_states(x, batch)
     if self.crf:
       for name, shape in crf.shapes(self.size).items():
         self.param(name, nn.initializers.zeros, shape, jnp.float32)
-    output = OutputLayer(config, self.size, self.dropout, name='output')
+    output = OutputLayer(
+      config, self.size, self.dropout, self.hidden, self.hidden_dropout, name='output'
+    )
     nn.share_scope(self, output)
     return output(x, train)
 
@@ -141,7 +164,7 @@ class Bert(nn.Module):
     config: sizes and switches.
     heads: names out of `HEADS`.
     pooler: False leaves the pooler out where nothing reads the pooled state (Hugging Face's
-      BertForMaskedLM); the heads 'nsp', 'classification' and 'choice' need it.
+      BertForMaskedLM); those of `config.pooled_heads` need it.
     num_labels: C, classes of the 'classification' and 'tagging' heads.
   """
 
@@ -155,7 +178,7 @@ class Bert(nn.Module):
     """Runs the model on a batch.
 
     Args:
-      batch: `input_ids` int32 [B, L], or `input_embeddings` [B, L, D], word embeddings in place of
+      batch: `input_ids` int32 [B, L], or `input_embeddings` [B, L, E], word embeddings in place of
         the table's rows (attributions, soft prompts); optional `token_type_ids` (default 0),
         `segment_ids` (default 1; 0 is padding), `position_ids` (default 0..L-1), all [B, L];
         `masked_lm_positions` [B, P]; `cls_positions` [B, S] where rows hold S packed sequences.
@@ -166,7 +189,8 @@ class Bert(nn.Module):
     Returns:
       'hidden' [B, L, D] (with capture 'hidden': 'all_hidden' [N+1, B, L, D]); 'pooled' [B, D] or
       [B, S, D]; 'mlm_logits' float32 [B, P, V], or [B, L, V] without `masked_lm_positions`;
-      'nsp_logits' float32 [B, 2] or [B, S, 2]. Of the tasks' heads, float32:
+      'nsp_logits' float32 [B, 2] or [B, S, 2]; 'rtd_logits' float32 [B, L], how likely a token has
+      been replaced. Of the tasks' heads, float32:
       'classification_logits' [B, C] or [B, S, C]; 'tagging_logits' [B, L, C], from which
       `crf.viterbi` chooses if `config.crf`; 'span_logits' [B, L, 2], start and end; 'choice_logits'
       [B] or [B, S], the rows of one question consecutive, so that the caller reshapes to
@@ -194,6 +218,9 @@ class Bert(nn.Module):
       out['mlm_logits'] = MlmHead(config, name='mlm')(masked, word_table)
     if 'nsp' in self.heads:
       out['nsp_logits'] = OutputLayer(config, 2, name='nsp')(out['pooled'], train)
+    if 'rtd' in self.heads:
+      layer = OutputLayer(config, 1, hidden=config.activation, name='rtd')
+      out['rtd_logits'] = layer(x, train)[..., 0]
     return out | self._task_logits(states, out.get('pooled'), batch, train)
 
   def _task_logits(self, states, pooled, batch, train):
@@ -201,10 +228,17 @@ class Bert(nn.Module):
     rate = config.hidden_dropout if config.classifier_dropout < 0 else config.classifier_dropout
     sizes = {'classification': self.num_labels, 'tagging': self.num_labels, 'span': 2, 'choice': 1}
     for head in [head for head in sizes if head in self.heads]:
+      sequence, hidden = head in ('classification', 'choice'), config.classifier_hidden
       dropout = 0.0 if head == 'span' else rate  # none in Google's code
-      chain = config.crf and head == 'tagging'
-      layer = TaskHead(config, sizes[head], dropout, chain, name=head)
-      read = pooled if head in POOLED_HEADS else None
+      if hidden == 'relu' and not sequence:
+        dropout = config.hidden_dropout  # DistilBERT's heads on tokens
+      layer = TaskHead(
+        config, sizes[head], dropout, sequence,
+        hidden=hidden if sequence and head not in config.pooled_heads else '',
+        hidden_dropout=rate if hidden != 'relu' and head == 'classification' else 0.0,
+        crf=config.crf and head == 'tagging', name=head,
+      )  # fmt: skip
+      read = pooled if head in config.pooled_heads else None
       logits[f'{head}_logits'] = layer(states, read, batch, train)
     if 'choice' in self.heads:
       logits['choice_logits'] = logits['choice_logits'][..., 0]
@@ -217,15 +251,14 @@ class Bert(nn.Module):
         raise ValueError(f'unknown batch key {key!r}{hint}.')
     if ('input_ids' in batch) == ('input_embeddings' in batch):
       raise ValueError(
-        "a batch needs 'input_ids' [B, L] or 'input_embeddings' [B, L, D], and not both; got the "
+        "a batch needs 'input_ids' [B, L] or 'input_embeddings' [B, L, E], and not both; got the "
         f'keys {tuple(batch)}.'
       )
     config = self.config
     shape = batch['input_ids' if 'input_ids' in batch else 'input_embeddings'].shape
-    if 'input_embeddings' in batch and shape[2:] != (config.hidden_size,):
-      raise ValueError(
-        f"'input_embeddings' must be [B, L, hidden_size={config.hidden_size}], got {shape}."
-      )
+    if 'input_embeddings' in batch and shape[2:] != (config.embedding_width,):
+      width = f'{"embedding" if config.embedding_size else "hidden"}_size={config.embedding_width}'
+      raise ValueError(f"'input_embeddings' must be [B, L, {width}], got {shape}.")
     if shape[1] > config.max_positions:
       raise ValueError(
         f'rows may be at most max_positions={config.max_positions} tokens long, got {shape[1]}.'
@@ -235,7 +268,7 @@ class Bert(nn.Module):
     for name, wanted, known in (('head', self.heads, HEADS), ('capture', capture, CAPTURES)):
       if unknown := [item for item in wanted if item not in known]:
         raise ValueError(f'unknown {name} {unknown[0]!r}; choose from {known}.')
-    reading = [head for head in self.heads if head in POOLED_HEADS]
+    reading = [head for head in self.heads if head in config.pooled_heads]
     if reading and not self.pooler:
       raise ValueError(f'the {reading[0]!r} head reads the pooled state; leave pooler=True.')
     if self.num_labels < 1:

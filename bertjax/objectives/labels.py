@@ -18,7 +18,6 @@ import numpy as np
 import optax
 
 from bertjax.model import crf
-from bertjax.model.config import POOLED_HEADS
 from bertjax.objectives.mlm import cross_entropy
 
 _NEVER = -1e9  # the logit of what cannot be chosen
@@ -59,11 +58,6 @@ class Label:
   takes_crf: ClassVar[bool] = False
   fill: ClassVar[Any] = 0.0
   unit: ClassVar[str] = 'nats'
-
-  @property
-  def pooled(self) -> bool:
-    """Whether the head reads the pooled [CLS] state."""
-    return self.head in POOLED_HEADS
 
   @property
   def num_outputs(self) -> int:

@@ -320,7 +320,7 @@ def damage(folder, what):
     ('no index', ['bert_model.ckpt.index']),
     ('no config', ['config.json']),
     ('json', ['bert_config.json', 'corrupt']),
-    ('layers', ['bert_model.ckpt', 'bert/encoder/layer_1/attention/self/query/kernel']),
+    ('layers', ['bert_model.ckpt', 'bert/encoder/layer_1/']),
     ('width', ['bert/embeddings/word_embeddings', '(600, 16)', '(600, 32)']),
     ('objects', ['TensorFlow 2 objects']),
   ],

@@ -83,7 +83,8 @@ def count(config, heads, pooler):
 def test_every_field_of_a_preset_can_be_changed(preset, field):
   values = {'hidden_size': 320, 'features': '1', 'activation': 'gelu_tanh', 'dtype': 'bfloat16',
             'attention': 'xla', 'remat': 'full', 'positions': 'rotary', 'norm': 'rms',
-            'norm_position': 'pre', 'num_kv_heads': 1}  # fmt: skip
+            'norm_position': 'pre', 'num_kv_heads': 1, 'relative_buckets': 32,
+            'classifier_hidden': 'tanh'}  # fmt: skip
   value = values.get(
     field.name, {int: 4, float: 0.5, bool: not field.default}.get(type(field.default))
   )

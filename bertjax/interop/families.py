@@ -1,0 +1,299 @@
+"""The models of transformers that the encoder can be, as data: one `Family` for each.
+
+A family says how `config.json` spells our fields, which fields are always the same, and what its
+modules and classes are called. A new family is one record here; no other module names a model.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from bertjax.model.config import EncoderConfig
+
+_FIELDS = {
+  'vocab_size': 'vocab_size',
+  'hidden_size': 'hidden_size',
+  'num_layers': 'num_hidden_layers',
+  'num_heads': 'num_attention_heads',
+  'mlp_size': 'intermediate_size',
+  'max_positions': 'max_position_embeddings',
+  'type_vocab_size': 'type_vocab_size',
+  'activation': 'hidden_act',
+  'hidden_dropout': 'hidden_dropout_prob',
+  'attention_dropout': 'attention_probs_dropout_prob',
+  'classifier_dropout': 'classifier_dropout',
+  'layer_norm_eps': 'layer_norm_eps',
+  'initializer_range': 'initializer_range',
+  'causal': 'is_decoder',
+}
+# What `is_decoder=True` and other switches would add, and we do not have.
+_CONSTANTS = {'position_embedding_type': 'absolute', 'add_cross_attention': False}
+# The fields of `EncoderConfig` before 'features' are the model.
+_MODEL_FIELDS = tuple(itertools.takewhile(
+  lambda field: field.name != 'features', dataclasses.fields(EncoderConfig)
+))  # fmt: skip
+# Fields that only training reads: a family need not have them in its config.json.
+_FREE = ('hidden_dropout', 'attention_dropout', 'classifier_dropout', 'initializer_range',
+         'scaled_init')  # fmt: skip
+
+_CLASSES = {
+  (): 'Model',
+  ('mlm',): 'ForMaskedLM',
+  ('classification',): 'ForSequenceClassification',
+  ('tagging',): 'ForTokenClassification',
+  ('span',): 'ForQuestionAnswering',
+  ('choice',): 'ForMultipleChoice',
+}
+_EMBEDDINGS = {
+  'encoder/embeddings/word': '.embeddings.word_embeddings',
+  'encoder/embeddings/position': '.embeddings.position_embeddings',
+  'encoder/embeddings/token_type': '.embeddings.token_type_embeddings',
+  'encoder/embeddings/layer_norm': '.embeddings.LayerNorm',
+}
+_LAYERS = {
+  'encoder/layers/attention/query': '.encoder.layer.{}.attention.self.query',
+  'encoder/layers/attention/key': '.encoder.layer.{}.attention.self.key',
+  'encoder/layers/attention/value': '.encoder.layer.{}.attention.self.value',
+  'encoder/layers/attention/out': '.encoder.layer.{}.attention.output.dense',
+  'encoder/layers/attention_layer_norm': '.encoder.layer.{}.attention.output.LayerNorm',
+  'encoder/layers/mlp/in': '.encoder.layer.{}.intermediate.dense',
+  'encoder/layers/mlp/out': '.encoder.layer.{}.output.dense',
+  'encoder/layers/mlp_layer_norm': '.encoder.layer.{}.output.LayerNorm',
+}
+_LINEAR_HEADS = {'classification': 'classifier', 'tagging': 'classifier', 'choice': 'classifier',
+                 'span': 'qa_outputs'}  # fmt: skip
+_DENSE_CLASSIFIER = {'classification/hidden': 'classifier.dense',
+                     'classification': 'classifier.out_proj'}  # fmt: skip
+_WORDS = '.embeddings.word_embeddings.weight'
+
+
+def _without(names: Mapping, *left_out: str) -> dict:
+  return {name: value for name, value in names.items() if name not in left_out}
+
+
+class Family(NamedTuple):
+  """One kind of encoder as transformers names its parts.
+
+  In names of modules a leading '.' stands for `prefix`.
+
+  Attributes:
+    model_type: in `config.json`.
+    name: start of its classes, 'Bert'.
+    prefix: module of the encoder within a model with heads.
+    modules: our module -> theirs; '{}' stands for the number of a layer.
+    aliases: other model types that are this model under another name -> start of their classes.
+    fields: our field -> theirs in `config.json`.
+    fixed: our field -> the value that it has in every model of the family.
+    least: our field -> the least value that it has in the family.
+    defaults: our field -> its value where `config.json` lacks it, other than ours.
+    constants: their field -> the only value of it that we have.
+    classes: heads -> end of the class that has exactly these.
+    tied: copies of tied tensors in some files -> the original.
+    pad_offset: positions begin at `pad_token_id` + 1.
+  """
+
+  model_type: str
+  name: str
+  prefix: str
+  modules: Mapping[str, str]
+  aliases: Mapping[str, str] = {}
+  fields: Mapping[str, str] = _FIELDS
+  fixed: Mapping[str, Any] = {}
+  least: Mapping[str, int] = {}
+  defaults: Mapping[str, Any] = {}
+  constants: Mapping[str, Any] = _CONSTANTS
+  classes: Mapping[tuple[str, ...], str] = _CLASSES
+  tied: Mapping[str, str] = {}
+  pad_offset: bool = False
+
+  def expand(self, name: str) -> str:
+    """A name with the prefix for a leading '.'."""
+    return self.prefix + name if name.startswith('.') else name
+
+  def module(self, ours: str) -> str | None:
+    """Their name of one of our modules; None if the family has no such part."""
+    name = self.modules.get(ours)
+    return name and self.expand(name)
+
+  @property
+  def roots(self) -> set[str]:
+    """First names of modules in a file of the encoder alone, which lacks the prefix."""
+    return {name.split('.')[1] for name in self.modules.values() if name.startswith('.')}
+
+  def differences(self, config: EncoderConfig) -> list[str]:
+    """Fields of a config in which it is no model of this family."""
+    wrong = []
+    for field in _MODEL_FIELDS:
+      name, value = field.name, getattr(config, field.name)
+      if name in self.fixed or (name not in self.fields and name not in (*self.least, *_FREE)):
+        if value != self.fixed.get(name, field.default):
+          wrong.append(name)
+      elif value < self.least.get(name, value):
+        wrong.append(name)
+    return wrong
+
+
+_BERT = Family(
+  'bert', 'Bert', 'bert',
+  modules=_EMBEDDINGS | _LAYERS | _LINEAR_HEADS | {
+    'pooler': '.pooler.dense',
+    'mlm': 'cls.predictions',
+    'mlm/transform': 'cls.predictions.transform.dense',
+    'mlm/layer_norm': 'cls.predictions.transform.LayerNorm',
+    'nsp': 'cls.seq_relationship',
+  },
+  classes=_CLASSES | {('mlm', 'nsp'): 'ForPreTraining', ('nsp',): 'ForNextSentencePrediction'},
+  tied={'cls.predictions.decoder.weight': _WORDS,
+        'cls.predictions.decoder.bias': 'cls.predictions.bias'},
+)  # fmt: skip
+_LM_HEAD = {'mlm': 'lm_head', 'mlm/transform': 'lm_head.dense',
+            'mlm/layer_norm': 'lm_head.layer_norm'}  # fmt: skip
+_ROBERTA = Family(
+  'roberta', 'Roberta', 'roberta',
+  modules=_EMBEDDINGS | _LAYERS | _LINEAR_HEADS | _LM_HEAD | _DENSE_CLASSIFIER | {
+    'pooler': '.pooler.dense',
+  },
+  aliases={'xlm-roberta': 'XLMRoberta', 'camembert': 'Camembert'},
+  fixed={'classifier_hidden': 'tanh', 'activation': 'gelu'},
+  least={'position_offset': 1},
+  tied={'lm_head.decoder.weight': _WORDS, 'lm_head.decoder.bias': 'lm_head.bias'},
+  pad_offset=True,
+)  # fmt: skip
+
+_MPNET = Family(
+  'mpnet', 'MPNet', 'mpnet',
+  modules=_EMBEDDINGS | _LAYERS | _LINEAR_HEADS | _LM_HEAD | _DENSE_CLASSIFIER | {
+    'encoder/layers/attention/query': '.encoder.layer.{}.attention.attn.q',
+    'encoder/layers/attention/key': '.encoder.layer.{}.attention.attn.k',
+    'encoder/layers/attention/value': '.encoder.layer.{}.attention.attn.v',
+    'encoder/layers/attention/out': '.encoder.layer.{}.attention.attn.o',
+    'encoder/layers/attention_layer_norm': '.encoder.layer.{}.attention.LayerNorm',
+    'encoder/relative': '.encoder.relative_attention_bias',
+    'pooler': '.pooler.dense',
+  },
+  fields=_without(_FIELDS, 'type_vocab_size', 'classifier_dropout', 'causal')
+  | {'relative_buckets': 'relative_attention_num_buckets'},
+  fixed={'classifier_hidden': 'tanh', 'activation': 'gelu', 'position_offset': 2,
+         'type_vocab_size': 0},
+  least={'relative_buckets': 1},
+  defaults={'vocab_size': 30527, 'relative_buckets': 32},
+  constants={'pad_token_id': 1},
+  tied={'lm_head.decoder.weight': _WORDS, 'lm_head.decoder.bias': 'lm_head.bias'},
+)  # fmt: skip
+_DISTILBERT = Family(
+  'distilbert', 'DistilBert', 'distilbert',
+  modules=_without(_EMBEDDINGS, 'encoder/embeddings/token_type') | _LINEAR_HEADS | {
+    'encoder/layers/attention/query': '.transformer.layer.{}.attention.q_lin',
+    'encoder/layers/attention/key': '.transformer.layer.{}.attention.k_lin',
+    'encoder/layers/attention/value': '.transformer.layer.{}.attention.v_lin',
+    'encoder/layers/attention/out': '.transformer.layer.{}.attention.out_lin',
+    'encoder/layers/attention_layer_norm': '.transformer.layer.{}.sa_layer_norm',
+    'encoder/layers/mlp/in': '.transformer.layer.{}.ffn.lin1',
+    'encoder/layers/mlp/out': '.transformer.layer.{}.ffn.lin2',
+    'encoder/layers/mlp_layer_norm': '.transformer.layer.{}.output_layer_norm',
+    'mlm': 'vocab_projector',
+    'mlm/transform': 'vocab_transform',
+    'mlm/layer_norm': 'vocab_layer_norm',
+    'classification/hidden': 'pre_classifier',
+    'choice/hidden': 'pre_classifier',
+  },
+  fields={
+    'vocab_size': 'vocab_size', 'hidden_size': 'dim', 'num_layers': 'n_layers',
+    'num_heads': 'n_heads', 'mlp_size': 'hidden_dim', 'max_positions': 'max_position_embeddings',
+    'activation': 'activation', 'hidden_dropout': 'dropout',
+    'attention_dropout': 'attention_dropout', 'classifier_dropout': 'seq_classif_dropout',
+    'initializer_range': 'initializer_range',
+  },
+  fixed={'classifier_hidden': 'relu', 'type_vocab_size': 0},
+  defaults={'num_layers': 6, 'classifier_dropout': 0.2},
+  constants={},
+  tied={'vocab_projector.weight': _WORDS},
+)  # fmt: skip
+_ELECTRA = Family(
+  'electra', 'Electra', 'electra',
+  modules=_EMBEDDINGS | _LAYERS | _LINEAR_HEADS | _DENSE_CLASSIFIER | {
+    'encoder/embeddings/project': '.embeddings_project',
+    'mlm': 'generator_lm_head',
+    'mlm/transform': 'generator_predictions.dense',
+    'mlm/layer_norm': 'generator_predictions.LayerNorm',
+    'rtd': 'discriminator_predictions.dense_prediction',
+    'rtd/hidden': 'discriminator_predictions.dense',
+    'choice/hidden': 'sequence_summary.summary',
+  },
+  fields=_FIELDS | {'embedding_size': 'embedding_size'},
+  fixed={'classifier_hidden': 'gelu', 'activation': 'gelu'},
+  defaults={'embedding_size': 128, 'hidden_size': 256, 'num_heads': 4, 'mlp_size': 1024},
+  constants=_CONSTANTS | {'summary_type': 'first', 'summary_use_proj': True,
+                          'summary_activation': 'gelu'},
+  classes=_CLASSES | {('rtd',): 'ForPreTraining'},
+  tied={'generator_lm_head.weight': _WORDS},
+)  # fmt: skip
+_ALBERT_LAYER = '.encoder.albert_layer_groups.0.albert_layers.0.'
+_ALBERT = Family(
+  'albert', 'Albert', 'albert',
+  modules=_EMBEDDINGS | _LINEAR_HEADS | {
+    'encoder/embeddings/project': '.encoder.embedding_hidden_mapping_in',
+    'encoder/layers/attention/query': f'{_ALBERT_LAYER}attention.query',
+    'encoder/layers/attention/key': f'{_ALBERT_LAYER}attention.key',
+    'encoder/layers/attention/value': f'{_ALBERT_LAYER}attention.value',
+    'encoder/layers/attention/out': f'{_ALBERT_LAYER}attention.dense',
+    'encoder/layers/attention_layer_norm': f'{_ALBERT_LAYER}attention.LayerNorm',
+    'encoder/layers/mlp/in': f'{_ALBERT_LAYER}ffn',
+    'encoder/layers/mlp/out': f'{_ALBERT_LAYER}ffn_output',
+    'encoder/layers/mlp_layer_norm': f'{_ALBERT_LAYER}full_layer_layer_norm',
+    'pooler': '.pooler',
+    'mlm': 'predictions',
+    'mlm/transform': 'predictions.dense',
+    'mlm/layer_norm': 'predictions.LayerNorm',
+    'nsp': 'sop_classifier.classifier',
+  },
+  fields=_without(_FIELDS, 'causal')
+  | {'embedding_size': 'embedding_size', 'classifier_dropout': 'classifier_dropout_prob'},
+  fixed={'shared_layers': True},
+  least={'embedding_size': 1},  # it projects even where the two widths are the same
+  defaults={'vocab_size': 30000, 'embedding_size': 128, 'hidden_size': 4096, 'num_heads': 64,
+            'mlp_size': 16384, 'activation': 'gelu_new', 'hidden_dropout': 0.0,
+            'attention_dropout': 0.0, 'classifier_dropout': 0.1},
+  constants={'position_embedding_type': 'absolute', 'num_hidden_groups': 1, 'inner_group_num': 1},
+  classes=_CLASSES | {('mlm', 'nsp'): 'ForPreTraining'},
+  tied={'predictions.decoder.weight': _WORDS, 'predictions.decoder.bias': 'predictions.bias'},
+)  # fmt: skip
+
+FAMILIES = (_BERT, _ROBERTA, _ALBERT, _DISTILBERT, _ELECTRA, _MPNET)
+
+
+def family_of(config: EncoderConfig) -> Family:
+  """The family that a config is a model of.
+
+  Raises:
+    ValueError: if there is none; names the fields in which the nearest one differs.
+  """
+  nearest = min(FAMILIES, key=lambda family: len(family.differences(config)))
+  if wrong := nearest.differences(config):
+    given = ', '.join(f'{name}={getattr(config, name)!r}' for name in wrong)
+    raise ValueError(
+      f'transformers has no model with {given}; a {nearest.model_type} is the nearest. Take the '
+      'switches of one row of the table in bertjax/model/encoder.py.'
+    )
+  return nearest
+
+
+def family_in(content: Mapping, source) -> Family:
+  """The family that `config.json` names.
+
+  Raises:
+    ValueError: if that is none of ours; lists those that are.
+  """
+  known = {}
+  for family in FAMILIES:
+    for kind, name in {family.model_type: family.name, **family.aliases}.items():
+      known[kind] = family, name
+  architecture = (content.get('architectures') or ['BertModel'])[0]
+  kind = content.get('model_type')
+  if kind is None:
+    start = architecture.partition('For')[0].removesuffix('Model')
+    kind = next((kind for kind, (_, name) in known.items() if name == start), architecture)
+  if kind not in known:
+    raise ValueError(f'{source} describes a {kind!r} model; known are {", ".join(sorted(known))}.')
+  return known[kind][0]

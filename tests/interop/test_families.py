@@ -1,0 +1,332 @@
+"""RoBERTa, ALBERT, DistilBERT, ELECTRA and MPNet equal transformers' models, and the way back.
+
+All heads of a family share one encoder here, so one program has the outputs and gradients of all.
+"""
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from bertjax.data.tokenizer import Tokenizer
+from bertjax.interop import families, huggingface
+from bertjax.interop.huggingface import config_from_json, load_hf, save_hf
+from bertjax.interop.loading import load_model
+from bertjax.model.heads import Bert, init_params
+from bertjax.objectives import mlm
+from tests.interop.models import check_same
+
+transformers = pytest.importorskip('transformers')
+torch = pytest.importorskip('torch')
+
+V, LABELS, LENGTH = 60, 3, 17
+BERT_LIKE = {'hidden_size': 48, 'num_hidden_layers': 3, 'num_attention_heads': 4,
+             'intermediate_size': 80, 'max_position_embeddings': 40}  # fmt: skip
+ROBERTA_LIKE = BERT_LIKE | {'max_position_embeddings': 42, 'pad_token_id': 1,
+                            'layer_norm_eps': 1e-5}  # fmt: skip
+DISTILBERT = {'dim': 48, 'n_layers': 3, 'n_heads': 4, 'hidden_dim': 80,
+              'max_position_embeddings': 40}  # fmt: skip
+TASKS = ('classification', 'tagging', 'span', 'choice')
+# Start of their classes -> (sizes, heads of the classes for pre-training).
+TINY = {
+  'Roberta': (ROBERTA_LIKE | {'type_vocab_size': 1}, (('mlm',),)),
+  'Albert': (BERT_LIKE | {'embedding_size': 24, 'hidden_act': 'gelu_new'},
+             (('mlm', 'nsp'), ('mlm',))),
+  'DistilBert': (DISTILBERT, (('mlm',),)),
+  'Electra': (BERT_LIKE | {'embedding_size': 24}, (('mlm',), ('rtd',))),
+  'MPNet': (ROBERTA_LIKE, (('mlm',),)),
+}  # fmt: skip
+# (model, sizes of a released model where they are not the defaults, parameters of the encoder with
+# its pooler as published).
+RELEASED = {
+  'roberta-base': ('Roberta', {'vocab_size': 50265, 'max_position_embeddings': 514,
+                               'type_vocab_size': 1}, 124_645_632),
+  'xlm-roberta-base': ('XLMRoberta', {'vocab_size': 250002, 'max_position_embeddings': 514,
+                                      'type_vocab_size': 1}, 278_043_648),
+  'camembert-base': ('Camembert', {'vocab_size': 32005, 'max_position_embeddings': 514,
+                                   'type_vocab_size': 1}, 110_621_952),
+  'albert-base-v2': ('Albert', {'hidden_size': 768, 'num_attention_heads': 12,
+                                'intermediate_size': 3072}, 11_683_584),
+  'albert-xxlarge-v2': ('Albert', {}, 222_595_584),
+  'distilbert-base-uncased': ('DistilBert', {}, 66_362_880),
+  'electra-small-discriminator': ('Electra', {}, 13_483_008),
+  'electra-base-discriminator': ('Electra', {'embedding_size': 768, 'hidden_size': 768,
+                                             'num_attention_heads': 12, 'intermediate_size': 3072},
+                                 108_891_648),
+  'mpnet-base': ('MPNet', {'max_position_embeddings': 514}, 109_486_464),
+}  # fmt: skip
+
+
+def class_of(name, heads):
+  family = next(family for family in families.FAMILIES if family.name == name)
+  return getattr(transformers, name + family.classes[heads])
+
+
+def theirs(name, heads, encoder=None):
+  """A random model in all tensors, LayerNorms and biases too, with the encoder's if given."""
+  sizes, _ = TINY[name]
+  config = getattr(transformers, f'{name}Config')(vocab_size=V, num_labels=LABELS, **sizes)
+  if heads in (('span',), ('mlm', 'nsp')):
+    config.num_labels = 2
+  config._attn_implementation = 'eager'  # the others return no probabilities
+  torch.manual_seed(len(str(heads)))
+  model = class_of(name, heads)(config).eval()
+  for path, parameter in model.named_parameters():
+    norm = 'norm.weight' in path.lower()
+    torch.nn.init.normal_(parameter, mean=float(norm), std=0.1)
+  if encoder:
+    model.base_model.load_state_dict(encoder.state_dict(), strict=False)
+  return model
+
+
+def batch_of(pad_id=-1):
+  """Pairs of an odd length, of which one row ends in padding, and labels of pre-training.
+
+  Without `pad_id` any token is padding, so that transformers numbers its positions as ours: its
+  loss of answers reads the states of padding.
+  """
+  rng = np.random.default_rng(0)
+  ids = rng.integers(5, V, (4, LENGTH), dtype=np.int32)
+  segments, types = np.ones((2, 4, LENGTH), np.int32)
+  segments[1, 11:] = 0
+  if pad_id >= 0:
+    ids[1, 11:] = pad_id
+  types[:, :7] = 0
+  return {
+    'input_ids': ids, 'token_type_ids': types, 'segment_ids': segments,
+    'masked_lm_positions': np.stack([rng.permutation(11)[:4] for _ in range(4)]).astype(np.int32),
+    'masked_lm_ids': rng.integers(0, V, (4, 4), dtype=np.int32),
+    'masked_lm_weights': np.array([[1, 1, 1, 0]] * 4, np.float32),
+    'next_sentence_labels': np.arange(4, dtype=np.int32) % 2,
+  }  # fmt: skip
+
+
+def labels_of(batch):
+  """head -> labels."""
+  real = batch['segment_ids'] > 0
+  masked = np.full(real.shape, -100)
+  for row, (places, ids) in enumerate(
+    zip(batch['masked_lm_positions'], batch['masked_lm_ids'], strict=True)
+  ):
+    masked[row, places[:3]] = ids[:3]  # the fourth has no weight
+  return {
+    'classification': np.array([0, 2, 1, 1]), 'choice': np.array([1, 0]),
+    'tagging': np.where(real, batch['input_ids'] % LABELS, -100),
+    'span': np.array([[1, 4], [0, 10], [2, 2], [9, 16]]), 'rtd': batch['input_ids'] % 2,
+    'mlm': masked, 'nsp': batch['next_sentence_labels'],
+  }  # fmt: skip
+
+
+def their_outputs(model, batch, heads):
+  """Their outputs with the loss; types only where the model has two."""
+  shape = (2, 2, LENGTH) if heads == ('choice',) else (4, LENGTH)
+  inputs = {'input_ids': batch['input_ids'], 'attention_mask': batch['segment_ids']}
+  if getattr(model.config, 'type_vocab_size', 0) == 2 and 'mpnet' not in model.config.model_type:
+    inputs['token_type_ids'] = batch['token_type_ids']
+  inputs = {name: torch.tensor(array.reshape(shape)).long() for name, array in inputs.items()}
+  labels = {head: torch.tensor(array).long() for head, array in labels_of(batch).items()}
+  if heads == ('span',):
+    given = dict(zip(('start_positions', 'end_positions'), labels['span'].T, strict=True))
+  else:
+    given = {'labels': labels[heads[0]]}
+  if 'nsp' in heads:
+    given['sentence_order_label'] = labels['nsp']
+  return model(**inputs, **given, output_hidden_states=True, output_attentions=True)
+
+
+def our_losses(out, batch):
+  """head -> the loss as their classes compute it."""
+  labels, losses = labels_of(batch), {}
+  sums, _ = mlm.pretraining_sums(out, batch, [h for h in ('mlm', 'nsp') if f'{h}_logits' in out])
+  weights = mlm.pretraining_weights(batch)
+  losses = {head: sums[head] / weights[head] for head in sums}
+  for head in {'rtd', *TASKS} & {key.removesuffix('_logits') for key in out}:
+    logits, gold = out[f'{head}_logits'], labels[head]
+    if head == 'rtd':
+      real = batch['segment_ids'] > 0
+      nats = optax.sigmoid_binary_cross_entropy(logits, gold)
+      losses[head] = (nats * real).sum() / real.sum()
+      continue
+    logits = logits.reshape(2, 2) if head == 'choice' else logits
+    logits = logits.swapaxes(1, 2) if head == 'span' else logits
+    nats = optax.softmax_cross_entropy_with_integer_labels(logits, np.maximum(gold, 0))
+    losses[head] = (nats * (gold >= 0)).sum() / (gold >= 0).sum()
+  return losses
+
+
+def check_close(ours, expected, what=''):
+  expected = expected.detach().numpy() if isinstance(expected, torch.Tensor) else expected
+  assert np.shape(ours) == expected.shape, what
+  worst = np.abs(ours - expected).max()
+  assert worst <= 1e-5 * max(1, np.abs(expected).max()), (what, worst)
+
+
+def check_states(out, expected, batch):
+  """Hidden states and probabilities of every layer at real tokens."""
+  real = batch['segment_ids'] > 0
+  for ours, states in zip(out['all_hidden'], expected.hidden_states, strict=True):
+    check_close(ours[real], states.detach().numpy()[real], 'hidden')
+  for ours, probs in zip(out['attention'], expected.attentions, strict=True):
+    check_close(ours.swapaxes(1, 2)[real], probs.detach().numpy().swapaxes(1, 2)[real], 'attention')
+
+
+def check_logits(out, expected, batch, heads):
+  real, rows = batch['segment_ids'] > 0, np.arange(4)[:, None]
+  for head in heads:
+    ours = out[f'{head}_logits']
+    if head == 'span':
+      for i, logits in enumerate((expected.start_logits, expected.end_logits)):
+        check_close(ours[..., i][real], logits.detach().numpy()[real], head)
+      continue
+    if head == 'nsp':
+      logits = expected.sop_logits
+    else:
+      logits = expected.logits if hasattr(expected, 'logits') else expected.prediction_logits
+    logits = logits.detach().numpy()
+    if head == 'mlm':
+      logits = logits[rows, batch['masked_lm_positions']]
+    elif head in ('tagging', 'rtd'):
+      ours, logits = ours[real], logits[real]
+    check_close(ours.reshape(logits.shape), logits, head)
+
+
+def check_return(folder, config, params, tokenizer, model):
+  """Saved by us and loaded by transformers: no key too many or too few, and the same bits."""
+  save_hf(folder, config, params, tokenizer)
+  again, info = type(model).from_pretrained(folder, output_loading_info=True)
+  assert not any(info[kind] for kind in ('missing_keys', 'unexpected_keys', 'mismatched_keys'))
+  assert again.config.architectures == [type(model).__name__]
+  before, after = dict(model.named_parameters()), dict(again.named_parameters())
+  assert before.keys() == after.keys()
+  for name, parameter in after.items():
+    assert torch.equal(parameter, before[name]), name
+  for name in TINY[model.config.__class__.__name__.removesuffix('Config')][0]:
+    assert getattr(again.config, name) == getattr(model.config, name), name
+  ours, again_params, _ = load_model(folder)
+  assert ours.config == config
+  check_same(params, again_params)
+
+
+def vocabulary(pad_id):
+  """A WordPiece vocabulary whose padding has the id that the model wants."""
+  special = ['[UNK]', '[CLS]', '[SEP]', '[MASK]']
+  special.insert(pad_id, '[PAD]')
+  return Tokenizer([*special, *(f'w{i}' for i in range(V - 5))])
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize('name', TINY)
+def test_all_outputs_losses_and_gradients_of_every_head_equal_transformers(name, tmp_path):
+  encoder = theirs(name, ()).base_model
+  cases = [*TINY[name][1], *((head,) for head in TASKS), ()]
+  models, params = {}, {}
+  tokenizer = vocabulary(getattr(encoder.config, 'pad_token_id', 0))
+  for heads in cases:
+    models[heads] = model = theirs(name, heads, encoder)
+    folder = tmp_path / '_'.join(('their', *heads))
+    model.save_pretrained(folder)
+    config, one = load_hf(folder)
+    assert set(one) - {'encoder', 'pooler'} == set(heads)
+    check_return(tmp_path / '_'.join(('our', *heads)), config, one, tokenizer, model)
+    params = one | params
+  heads = tuple(sorted(set(params) - {'encoder', 'pooler'}))
+  params['pooler'] = one.get('pooler')  # of the bare encoder
+  if params['pooler'] is None:
+    del params['pooler']
+  batch = batch_of()
+  bert = Bert(config, heads, 'pooler' in params, LABELS)
+
+  def total(params):
+    out = bert.apply({'params': params}, batch, capture=('hidden', 'attention'))
+    losses = our_losses(out, batch)
+    return sum(losses.values()), (out, losses)
+
+  grads, (out, losses) = jax.device_get(jax.jit(jax.grad(total, has_aux=True))(params))
+  sums = {}
+  for case, model in models.items():
+    if case and not (case == ('mlm',) and ('mlm', 'nsp') in models):
+      expected = their_outputs(model, batch, case)
+      if case == ('mlm',) or 'nsp' in case:
+        check_states(out, expected, batch)
+      check_logits(out, expected, batch, case)
+      loss = sum(float(losses[head]) for head in case)
+      assert loss == pytest.approx(expected.loss.item(), rel=1e-5), case
+      expected.loss.backward()
+      for path, parameter in model.named_parameters():
+        if parameter.grad is not None:
+          sums[case, path] = parameter.grad.numpy()
+  check_gradients(config, grads, sums, models)
+  check_packed(bert, params, batch)
+
+
+def check_gradients(config, grads, sums, models):
+  """The sum over their models, which share the encoder, is ours; all that we have is checked."""
+  family, checked = families.family_of(config), set()
+  shared = {}
+  for (_, path), grad in sums.items():
+    if path.startswith(f'{family.prefix}.'):
+      shared[path] = shared.get(path, 0) + grad
+  for case in {case for case, _ in sums}:
+    kept = {part: grads[part] for part in ('encoder', 'pooler', *case) if part in grads}
+    ours = huggingface.to_tensors(config, kept)
+    own = {path: grad for (owner, path), grad in sums.items() if owner == case}
+    for path, grad in (own | {path: shared[path] for path in own if path in shared}).items():
+      check_close(ours[path], grad, (case, path))
+      largest = np.abs(grad).max()  # most are far below 1
+      assert np.abs(ours[path] - grad).max() <= 2e-4 * largest + 2e-7, (case, path)
+      checked.add(path if path in shared else (case, path))
+    unused = [path for path in ours.keys() - own.keys() - shared.keys() if ours[path].any()]
+    assert not unused, unused
+  assert set(shared) <= checked
+
+
+def check_packed(bert, params, batch):
+  """Two sequences in one row are the two alone, positions included."""
+  bert = bert.clone(heads=tuple(h for h in bert.heads if h in ('classification', 'tagging')))
+  params = {part: params[part] for part in ('encoder', 'pooler', *bert.heads) if part in params}
+  lengths = (LENGTH, 11)
+  names = ('input_ids', 'token_type_ids')
+  rows = {name: np.concatenate([batch[name][i][:n] for i, n in enumerate(lengths)])[None]
+          for name in names}  # fmt: skip
+  rows['segment_ids'] = np.repeat([1, 2], lengths)[None].astype(np.int32)
+  rows['position_ids'] = np.concatenate([np.arange(n, dtype=np.int32) for n in lengths])[None]
+  rows['cls_positions'] = np.array([[0, LENGTH]], np.int32)
+  alone = {name: batch[name][:2] for name in (*names, 'segment_ids')}
+  apply = jax.jit(bert.apply)
+  packed, single = apply({'params': params}, rows), apply({'params': params}, alone)
+  real = alone['segment_ids'] > 0
+  for key in ('hidden', 'tagging_logits'):
+    check_close(packed[key][0], np.asarray(single[key])[real], key)
+  check_close(packed['classification_logits'][0], np.asarray(single['classification_logits']))
+
+
+@pytest.mark.parametrize('name', RELEASED)
+def test_parameter_counts_are_the_published_ones(name):
+  start, sizes, count = RELEASED[name]
+  content = getattr(transformers, f'{start}Config')(**sizes).to_dict()
+  config = config_from_json(content, name)
+  family = families.family_in(content, name)
+  bert = Bert(config, heads=(), pooler='pooler' in family.modules)
+  tree = jax.eval_shape(lambda: init_params(bert, jax.random.key(0)))
+  assert sum(leaf.size for leaf in jax.tree.leaves(tree)) == count
+  with torch.device('meta'):  # no memory, nothing computed
+    model = getattr(transformers, f'{start}Model')(transformers.AutoConfig.for_model(**content))
+  assert sum(parameter.numel() for parameter in model.parameters()) == count
+
+
+@pytest.mark.parametrize('start', ['XLMRoberta', 'Camembert'])
+def test_models_that_are_a_roberta_under_another_name_are_read_as_one(start, tmp_path):
+  config = getattr(transformers, f'{start}Config')(vocab_size=V, **TINY['Roberta'][0])
+  model = getattr(transformers, f'{start}ForSequenceClassification')(config).eval()
+  model.save_pretrained(tmp_path)
+  ours, params = load_hf(tmp_path)
+  assert ours.position_offset == 2 and ours.max_positions == 40 and set(params) == {
+    'encoder', 'classification',
+  }  # fmt: skip
+  batch = batch_of(1)
+  out = Bert(ours, ('classification',), False).apply({'params': params}, batch)
+  expected = model(
+    input_ids=torch.tensor(batch['input_ids']).long(),
+    attention_mask=torch.tensor(batch['segment_ids']).long(),
+  )  # fmt: skip
+  check_close(np.asarray(out['classification_logits']), expected.logits)
