@@ -278,7 +278,7 @@ def _pace(r: dict, prefix: str = '') -> str:
 
 @contextlib.contextmanager
 def _without_cache():
-  """Compiles anew: a program from the disk comes without its warnings and its time."""
+  """Compiles again: a program from the disk comes without its warnings and its time."""
   before = jax.config.jax_enable_compilation_cache
   try:
     jax.config.update('jax_enable_compilation_cache', False)
