@@ -19,6 +19,8 @@ if TYPE_CHECKING:  # for editors and type checkers; `_NAMES` is the same list at
   from bertjax.model.config import bert_mini as bert_mini
   from bertjax.model.config import bert_small as bert_small
   from bertjax.model.config import bert_tiny as bert_tiny
+  from bertjax.model.config import modernbert_base as modernbert_base
+  from bertjax.model.config import modernbert_large as modernbert_large
   from bertjax.model.heads import Bert as Bert
   from bertjax.tasks import TASKS as TASKS
   from bertjax.training.loop import TrainState as TrainState
@@ -35,7 +37,7 @@ _NAMES = {
   'bertjax.inference.predictor': ['Predictor'],
   'bertjax.interop.loading': ['load_model', 'save_model'],
   'bertjax.model.config': ['EncoderConfig', 'bert_tiny', 'bert_mini', 'bert_small', 'bert_medium',
-                           'bert_base', 'bert_large'],
+                           'bert_base', 'bert_large', 'modernbert_base', 'modernbert_large'],
   'bertjax.model.heads': ['Bert'],
   'bertjax.tasks': ['TASKS'],
   'bertjax.training.loop': ['TrainState', 'init_state', 'make_train_step', 'make_eval_step', 'fit'],

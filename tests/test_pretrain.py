@@ -421,7 +421,9 @@ def test_every_ablation_trains(words, corpus, vocab, tmp_path, monkeypatch):
   )
 
 
-@pytest.mark.parametrize('recipe', ['bert_base', 'bert_large', 'bert_mini', 'quickstart'])
+@pytest.mark.parametrize(
+  'recipe', ['bert_base', 'bert_large', 'bert_mini', 'modernbert_base', 'quickstart']
+)
 def test_every_recipe_has_a_smoke_form_and_a_runbook(recipe):
   path = pathlib.Path(__file__).parent.parent / 'configs' / 'pretrain' / f'{recipe}.py'
   assert 'bertjax ' in path.read_text().split('"""')[1]

@@ -366,6 +366,46 @@ def bert_large(**changes) -> EncoderConfig:
   return _bert(24, 1024, changes)
 
 
+# What the released sizes of ModernBERT share; Ettin and mmBERT have other sizes and vocabularies.
+_MODERNBERT = {
+  'vocab_size': 50368, 'max_positions': 8192, 'positions': 'rotary', 'rope_theta': 160_000.0,
+  'local_window': 128, 'type_vocab_size': 0, 'norm_bias': False, 'norm_position': 'pre',
+  'linear_bias': False, 'gated_mlp': True, 'hidden_dropout': 0.0, 'attention_dropout': 0.0,
+  'layer_norm_eps': 1e-5, 'scaled_init': True,
+}  # fmt: skip
+
+
+def _modernbert(layers: int, width: int, mlp: int, changes: dict) -> EncoderConfig:
+  sizes: dict[str, Any] = {'num_layers': layers, 'hidden_size': width, 'mlp_size': mlp} | changes
+  return EncoderConfig(**{'num_heads': _heads(sizes['hidden_size'])} | _MODERNBERT | sizes)
+
+
+def modernbert_base(**changes) -> EncoderConfig:
+  """22 layers, 768 wide, 149 M parameters, 8,192 positions (Warner et al. 2024).
+
+  >>> import bertjax
+  >>> bertjax.modernbert_base(num_layers=4, hidden_size=256).num_heads
+  4
+
+  Args:
+    **changes: fields of `EncoderConfig` that differ; heads follow `hidden_size`.
+  """
+  return _modernbert(22, 768, 1152, changes)
+
+
+def modernbert_large(**changes) -> EncoderConfig:
+  """28 layers, 1024 wide, 395 M parameters, 8,192 positions (Warner et al. 2024).
+
+  >>> import bertjax
+  >>> bertjax.modernbert_large().local_window
+  128
+
+  Args:
+    **changes: fields of `EncoderConfig` that differ; heads follow `hidden_size`.
+  """
+  return _modernbert(28, 1024, 2624, changes)
+
+
 PRESETS = {
   'tiny': bert_tiny,
   'mini': bert_mini,
@@ -373,4 +413,6 @@ PRESETS = {
   'medium': bert_medium,
   'base': bert_base,
   'large': bert_large,
+  'modernbert_base': modernbert_base,
+  'modernbert_large': modernbert_large,
 }

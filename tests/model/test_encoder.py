@@ -24,6 +24,19 @@ TINY = EncoderConfig(
   vocab_size=97, hidden_size=32, num_layers=3, num_heads=4, mlp_size=64, max_positions=24
 )
 
+# Layer 0, two groups of (local, local, global), layer 7; and layers that are all alike.
+PRE_NORM = {
+  'modernbert': config_lib.modernbert_base(
+    vocab_size=97, hidden_size=32, num_layers=8, num_heads=4, mlp_size=48, max_positions=40,
+    local_window=8, hidden_dropout=0.1, attention_dropout=0.1,
+  ),
+  'eurobert': EncoderConfig(
+    vocab_size=97, hidden_size=32, num_layers=3, num_heads=4, num_kv_heads=2, mlp_size=48,
+    max_positions=40, positions='rotary', type_vocab_size=0, norm='rms', norm_position='pre',
+    embedding_norm=False, linear_bias=False, gated_mlp=True, activation='silu',
+  ),
+}  # fmt: skip
+
 
 @pytest.fixture(scope='module')
 def params():
@@ -208,6 +221,84 @@ def test_a_bidirectional_encoder_attends_to_later_tokens(params):
 def test_unrolling_and_rematerialising_change_no_gradient(gradient, changes):
   other = gradient(dataclasses.replace(TINY, **changes))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), gradient(TINY), other)
+
+
+@pytest.fixture(scope='module')
+def pre_norm_params():
+  @functools.cache
+  def params(name):
+    bert = Bert(PRE_NORM[name], ('mlm', 'nsp'))
+    params = jax.jit(lambda key: init_params(bert, key))(jax.random.key(0))
+    return jax.tree.map(lambda x: x * 3, params)  # far from uniform attention
+
+  return params
+
+
+@pytest.mark.parametrize('name', PRE_NORM)
+def test_packed_rows_of_pre_norm_encoders_equal_the_sequences_alone(pre_norm_params, name):
+  config, rng = PRE_NORM[name], np.random.default_rng(1)
+  one, two = (rng.integers(0, 97, (2, length), dtype=np.int32) for length in (21, 13))
+  packed = {
+    'input_ids': np.concatenate([one, two, np.zeros((2, 3), np.int32)], 1),
+    'segment_ids': np.array([[1] * 21 + [2] * 13 + [0] * 3] * 2, np.int32),
+    'position_ids': np.array([[*range(21), *range(13), 0, 0, 0]] * 2, np.int32),
+  }
+  params = pre_norm_params(name)
+  out = run(config, params, packed)['mlm_logits']
+  for ids, got in ((one, out[:, :21]), (two, out[:, 21:34])):
+    want = run(config, params, {'input_ids': ids})['mlm_logits']
+    np.testing.assert_allclose(got, want, atol=1e-5 * max(1, np.abs(want).max()))
+
+
+@pytest.mark.parametrize(
+  'changes', [{'unroll': 8}, {'unroll': 4, 'remat': 'full'}, {'remat': 'dots'}]
+)
+@pytest.mark.e2e
+def test_groups_of_layers_unrolled_or_rematerialised_change_no_gradient(pre_norm_params, changes):
+  ids = np.random.default_rng(1).integers(0, 97, (2, 29), dtype=np.int32)
+
+  def gradient(config):
+    def loss(params):
+      out = run(config, params, {'input_ids': ids}, train=True, rngs={'dropout': jax.random.key(7)})
+      return (out['mlm_logits'] ** 2).mean()
+
+    return jax.jit(jax.grad(loss))(pre_norm_params('modernbert'))
+
+  one, other = (
+    gradient(PRE_NORM['modernbert']),
+    gradient(dataclasses.replace(PRE_NORM['modernbert'], **changes)),
+  )
+  scale = max(jnp.abs(leaf).max() for leaf in jax.tree.leaves(one))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * scale), one, other)
+
+
+def test_captured_layers_of_groups_are_in_order(pre_norm_params):
+  config, params = PRE_NORM['modernbert'], pre_norm_params('modernbert')
+  ids = np.random.default_rng(1).integers(0, 97, (2, 29), dtype=np.int32)
+  out = run(config, params, {'input_ids': ids}, capture=('hidden', 'attention'))
+  assert out['all_hidden'].shape == (9, 2, 29, 32) and out['attention'].shape == (8, 2, 4, 29, 29)
+  np.testing.assert_array_equal(out['all_hidden'][-1], out['hidden'])
+  far = np.asarray(out['attention'][..., 0, 5:]).max((1, 2, 3)) > 0  # beyond half a window
+  np.testing.assert_array_equal(far, np.arange(8) % 3 == 0)
+  np.testing.assert_allclose(
+    out['hidden'], run(config, params, {'input_ids': ids})['hidden'], atol=1e-4
+  )
+
+
+def test_scaled_initialisation_starts_output_projections_smaller():
+  config = dataclasses.replace(PRE_NORM['modernbert'], hidden_size=128, mlp_size=256)
+  layers = init_params(Bert(config, ('mlm',), pooler=False), jax.random.key(1))['encoder']['layers']
+  for name, part, std in (('attention', 'qkv', 0.02), ('attention', 'out', 0.02 / 4),
+                          ('mlp', 'gated_in', 0.02), ('mlp', 'out', 0.02 / 4)):  # fmt: skip
+    assert np.std(layers[name][part]['kernel']) == pytest.approx(0.8796 * std, rel=0.02), part
+  assert layers['attention_layer_norm']['scale'].shape == (7, 128)  # none in the first layer
+
+
+@pytest.mark.parametrize(
+  ('preset', 'parameters'), [('modernbert_base', 149_655_232), ('modernbert_large', 395_881_664)]
+)
+def test_parameter_counts_of_modernbert_are_those_of_the_releases(preset, parameters):
+  assert count(config_lib.PRESETS[preset](), ('mlm',), False) == parameters
 
 
 def test_logits_at_masked_positions_are_those_of_all_positions(params):

@@ -18,9 +18,10 @@ from bertjax.training import layout as layout_lib
 from bertjax.training import loop, stopping
 from bertjax.training import mesh as mesh_lib
 from bertjax.training.optimizer import make_optimizer, make_schedule
-from tests.model.test_encoder import TINY, dataclasses
+from tests.model.test_encoder import PRE_NORM, TINY, dataclasses
 
 STILL = dataclasses.replace(TINY, hidden_dropout=0.0, attention_dropout=0.0, vocab_size=96)
+MODERN = dataclasses.replace(PRE_NORM['modernbert'], vocab_size=96)
 SHAKY = dataclasses.replace(STILL, hidden_dropout=0.1, attention_dropout=0.1)
 
 
@@ -74,11 +75,15 @@ def train(config, sizes, devices, steps=20, **options):
   return np.array(jax.device_get(values)), jax.device_get(state.params)
 
 
-@pytest.mark.parametrize('sizes', [(8, 1, 1), (4, 2, 1), (2, 2, 2), (1, 4, 2)])
+@pytest.mark.parametrize(
+  ('config', 'sizes'),
+  [(SHAKY, (8, 1, 1)), (SHAKY, (4, 2, 1)), (SHAKY, (2, 2, 2)), (SHAKY, (1, 4, 2)),
+   (MODERN, (2, 2, 2))],
+)  # fmt: skip
 @pytest.mark.e2e
-def test_any_mesh_gives_the_losses_of_one_device_with_dropout(sizes):
-  one, params = train(SHAKY, (1, 1, 1), 1)
-  many, other = train(SHAKY, sizes, 8)
+def test_any_mesh_gives_the_losses_of_one_device_with_dropout(config, sizes):
+  one, params = train(config, (1, 1, 1), 1)
+  many, other = train(config, sizes, 8)
   np.testing.assert_allclose(many, one, rtol=2e-4)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=5e-3), params, other)
 

@@ -146,6 +146,18 @@ def test_wrong_settings_name_the_rule_and_the_value(call, words):
     call()
 
 
+def test_a_parameter_that_the_first_layer_lacks_takes_the_factors_of_the_others():
+  factors = layer_factors(3, trained=2, decay=0.5)
+  layers = {'norm': np.ones((2, 4), np.float32), 'kernel': np.ones((3, 4), np.float32)}
+  params = {'encoder': {'layers': layers, 'final_layer_norm': {'scale': np.ones(4, np.float32)}}}
+  transform = optimizer.make_optimizer('sgd', 1.0, b1=0.0, weight_decay=0.0, factors=factors)
+  updates = transform.update(params, transform.init(params), params)[0]['encoder']
+  np.testing.assert_allclose(updates['layers']['kernel'][:, 0] / updates['layers']['kernel'][2, 0],
+                             [0, 0.5, 1])  # fmt: skip
+  np.testing.assert_array_equal(updates['layers']['norm'], updates['layers']['kernel'][1:])
+  np.testing.assert_array_equal(updates['final_layer_norm']['scale'], updates['layers']['norm'][1])
+
+
 def test_layers_learn_by_their_factors():
   factors = layer_factors(3, trained=-1, decay=0.5)
   np.testing.assert_allclose(factors('params/encoder/layers/mlp/in/kernel'), [0.125, 0.25, 0.5])
