@@ -1,4 +1,4 @@
-"""ModernBERT-base as released (Warner et al. 2024, arXiv 2412.13663): the first of its three phases.
+"""ModernBERT-base (Warner et al. 2024, arXiv 2412.13663): the first of its three phases.
 
   bertjax prepare  --config=modernbert_base --out=ROWS \\
       --config.data.input=TEXTS --config.data.vocab=VOCAB
