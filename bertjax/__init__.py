@@ -13,14 +13,17 @@ if TYPE_CHECKING:  # for editors and type checkers; `_NAMES` is the same list at
   from bertjax.interop.loading import load_model as load_model
   from bertjax.interop.loading import save_model as save_model
   from bertjax.model.config import EncoderConfig as EncoderConfig
+  from bertjax.model.config import albert_base as albert_base
   from bertjax.model.config import bert_base as bert_base
   from bertjax.model.config import bert_large as bert_large
   from bertjax.model.config import bert_medium as bert_medium
   from bertjax.model.config import bert_mini as bert_mini
   from bertjax.model.config import bert_small as bert_small
   from bertjax.model.config import bert_tiny as bert_tiny
+  from bertjax.model.config import electra_small as electra_small
   from bertjax.model.config import modernbert_base as modernbert_base
   from bertjax.model.config import modernbert_large as modernbert_large
+  from bertjax.model.config import roberta_base as roberta_base
   from bertjax.model.heads import Bert as Bert
   from bertjax.tasks import TASKS as TASKS
   from bertjax.training.loop import TrainState as TrainState
@@ -37,7 +40,8 @@ _NAMES = {
   'bertjax.inference.predictor': ['Predictor'],
   'bertjax.interop.loading': ['load_model', 'save_model'],
   'bertjax.model.config': ['EncoderConfig', 'bert_tiny', 'bert_mini', 'bert_small', 'bert_medium',
-                           'bert_base', 'bert_large', 'modernbert_base', 'modernbert_large'],
+                           'bert_base', 'bert_large', 'modernbert_base', 'modernbert_large',
+                           'roberta_base', 'albert_base', 'electra_small'],
   'bertjax.model.heads': ['Bert'],
   'bertjax.tasks': ['TASKS'],
   'bertjax.training.loop': ['TrainState', 'init_state', 'make_train_step', 'make_eval_step', 'fit'],

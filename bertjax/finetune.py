@@ -28,7 +28,7 @@ from bertjax import build, io
 from bertjax.config import flat
 from bertjax.data import loader as loader_lib
 from bertjax.data.tokenizer import Tokenizer
-from bertjax.interop import loading
+from bertjax.interop import huggingface, loading
 from bertjax.model import encoder, heads
 from bertjax.objectives import Objective
 from bertjax.scoring import check_labels, decode_and_score, make_predict, score
@@ -136,6 +136,7 @@ def set_up(config) -> Setup:
   task, layout = build.make_task(config), make_layout(config)
   tokenizer = loading.load_tokenizer(config.init_from)
   weights = loading.load_weights(config.init_from)
+  huggingface.check_padding(weights[0], tokenizer.pad_id)
   model = make_model(config, task, weights[0])
   if not config.reinit_head and task.head in weights[1]:
     check_labels(config.init_from, weights[1], task)

@@ -24,7 +24,7 @@ from bertjax.data import dataset, streaming, unigram
 from bertjax.data import loader as loader_lib
 from bertjax.data.masking import Masking
 from bertjax.data.tokenizer import Tokenizer
-from bertjax.interop import loading
+from bertjax.interop import families, huggingface, loading
 from bertjax.model import flops, heads
 from bertjax.objectives import mlm
 from bertjax.training import checkpoint, distributed
@@ -96,7 +96,7 @@ def set_up(config) -> Setup:
   planned = build.stages(config)
   for stage in planned:  # raises now what it would raise after a long preparation
     mesh_lib.check_batch_size(layout.mesh, stage.config.batch_size, layout.accumulation)
-    build.make_model(stage.config, vocab_size=1)
+    families.family_of(build.make_model(stage.config, vocab_size=1).config)
     Masking(**stage.config.masking)
   optimizer = build.make_optimizer(config, config.num_train_steps, config.warmup_steps)
   loader = loader_lib.choose_loader(config.data.loader)
@@ -110,6 +110,7 @@ def set_up(config) -> Setup:
     ]
     tokenizer = Tokenizer.from_dir(stages[0].folder)
   model = build.make_model(config, tokenizer.vocab_size)
+  huggingface.check_padding(model.config, tokenizer.pad_id)
   identity = build.pretraining_identity(config, model.config, stages)
   objective = mlm.pretraining(model)
   return Setup(config, stages, tokenizer, model, objective, optimizer, layout, loader, identity)

@@ -19,7 +19,7 @@ import pytest
 
 from bertjax import prepare, pretrain
 from bertjax.__main__ import main, parse
-from bertjax.config import load_recipe
+from bertjax.config import load_recipe, recipe_names
 from bertjax.data import dataset
 from bertjax.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from bertjax.inference.predictor import Predictor
@@ -421,9 +421,7 @@ def test_every_ablation_trains(words, corpus, vocab, tmp_path, monkeypatch):
   )
 
 
-@pytest.mark.parametrize(
-  'recipe', ['bert_base', 'bert_large', 'bert_mini', 'modernbert_base', 'quickstart']
-)
+@pytest.mark.parametrize('recipe', recipe_names('pretrain'))
 def test_every_recipe_has_a_smoke_form_and_a_runbook(recipe):
   path = pathlib.Path(__file__).parent.parent / 'configs' / 'pretrain' / f'{recipe}.py'
   assert 'bertjax ' in path.read_text().split('"""')[1]

@@ -118,7 +118,7 @@ class Family(NamedTuple):
 
   @property
   def roots(self) -> set[str]:
-    """First names of modules in a file of the encoder alone, which lacks the prefix."""
+    """First names of modules in a file of a bare encoder, which lacks the prefix."""
     return {name.split('.')[1] for name in self.modules.values() if name.startswith('.')}
 
   def differences(self, config: EncoderConfig) -> list[str]:

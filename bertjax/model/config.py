@@ -406,6 +406,51 @@ def modernbert_large(**changes) -> EncoderConfig:
   return _modernbert(28, 1024, 2624, changes)
 
 
+def roberta_base(**changes) -> EncoderConfig:
+  """RoBERTa: BERT-base without next-sentence prediction, 125 M parameters (Liu et al. 2019).
+
+  >>> import bertjax
+  >>> bertjax.roberta_base().vocab_size
+  50265
+
+  Args:
+    **changes: fields of `EncoderConfig` that differ; `position_offset` is the id of the tokenizer's
+      padding token + 1.
+  """
+  switches = {'vocab_size': 50265, 'position_offset': 2, 'type_vocab_size': 1,
+              'layer_norm_eps': 1e-5, 'classifier_hidden': 'tanh'}  # fmt: skip
+  return _bert(12, 768, switches | changes)
+
+
+def albert_base(**changes) -> EncoderConfig:
+  """ALBERT v2: 12 layers that share their weights, 12 M parameters (Lan et al. 2020).
+
+  >>> import bertjax
+  >>> bertjax.albert_base().shared_layers
+  True
+
+  Args:
+    **changes: fields of `EncoderConfig` that differ; heads and MLP follow `hidden_size`.
+  """
+  switches = {'vocab_size': 30000, 'embedding_size': 128, 'shared_layers': True,
+              'activation': 'gelu_tanh', 'hidden_dropout': 0.0, 'attention_dropout': 0.0,
+              'classifier_dropout': 0.1}  # fmt: skip
+  return _bert(12, 768, switches | changes)
+
+
+def electra_small(**changes) -> EncoderConfig:
+  """ELECTRA-small: 12 layers, 256 wide, 14 M parameters (Clark et al. 2020).
+
+  >>> import bertjax
+  >>> bertjax.electra_small().embedding_size
+  128
+
+  Args:
+    **changes: fields of `EncoderConfig` that differ; heads and MLP follow `hidden_size`.
+  """
+  return _bert(12, 256, {'embedding_size': 128, 'classifier_hidden': 'gelu'} | changes)
+
+
 PRESETS = {
   'tiny': bert_tiny,
   'mini': bert_mini,
@@ -415,4 +460,7 @@ PRESETS = {
   'large': bert_large,
   'modernbert_base': modernbert_base,
   'modernbert_large': modernbert_large,
+  'roberta_base': roberta_base,
+  'albert_base': albert_base,
+  'electra_small': electra_small,
 }

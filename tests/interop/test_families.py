@@ -3,17 +3,23 @@
 All heads of a family share one encoder here, so one program has the outputs and gradients of all.
 """
 
+import json
+
 import jax
 import numpy as np
 import optax
 import pytest
 
 from bertjax.data.tokenizer import Tokenizer
-from bertjax.interop import families, huggingface
+from bertjax.interop import families, huggingface, mapping
 from bertjax.interop.huggingface import config_from_json, load_hf, save_hf
-from bertjax.interop.loading import load_model
+from bertjax.interop.loading import load_model, reinit_top_layers
+from bertjax.model.config import EncoderConfig, albert_base
+from bertjax.model.encoder import PARAM_AXES, layer_factors, relative_position_buckets
+from bertjax.model.flops import train_flops
 from bertjax.model.heads import Bert, init_params
 from bertjax.objectives import mlm
+from bertjax.training import mesh as mesh_lib
 from tests.interop.models import check_same
 
 transformers = pytest.importorskip('transformers')
@@ -281,7 +287,7 @@ def check_gradients(config, grads, sums, models):
 
 
 def check_packed(bert, params, batch):
-  """Two sequences in one row are the two alone, positions included."""
+  """Two sequences in one row are as in rows of their own, positions included."""
   bert = bert.clone(heads=tuple(h for h in bert.heads if h in ('classification', 'tagging')))
   params = {part: params[part] for part in ('encoder', 'pooler', *bert.heads) if part in params}
   lengths = (LENGTH, 11)
@@ -330,3 +336,114 @@ def test_models_that_are_a_roberta_under_another_name_are_read_as_one(start, tmp
     attention_mask=torch.tensor(batch['segment_ids']).long(),
   )  # fmt: skip
   check_close(np.asarray(out['classification_logits']), expected.logits)
+
+
+@pytest.mark.parametrize('name', TINY)
+def test_every_parameter_has_a_sharding_rule_and_a_name(name):
+  content = getattr(transformers, f'{name}Config')(vocab_size=V, **TINY[name][0]).to_dict()
+  config = config_from_json(content, name)
+  family = families.family_of(config)
+  assert family.name == name
+  heads = tuple(sorted({head for heads in family.classes for head in heads}))
+  tree = jax.eval_shape(lambda: init_params(Bert(config, heads), jax.random.key(0)))
+  shardings = mesh_lib.tree_shardings(mesh_lib.make_mesh(2, 2, 2), PARAM_AXES, tree)
+  layer = shardings['encoder']['layers']['mlp']['in']['kernel'].spec
+  assert layer[-2:] == ('fsdp', 'tensor')
+  unnamed = {entry.path for entry in mapping.entries(config, heads, False) if
+             entry.name('huggingface').startswith('bertjax')}  # fmt: skip
+  assert not unnamed
+
+
+def test_buckets_of_relative_positions_are_those_of_mpnet():
+  from transformers.models.mpnet.modeling_mpnet import MPNetEncoder
+
+  distance = torch.arange(600)[None] - torch.arange(600)[:, None]
+  for count in (8, 32):
+    expected = MPNetEncoder.relative_position_bucket(distance, num_buckets=count)
+    np.testing.assert_array_equal(relative_position_buckets(600, count), expected.numpy())
+
+
+@pytest.mark.parametrize(
+  ('changes', 'words'),
+  [
+    ({'embedding_size': 64}, ['embedding_size=64', 'a bert is the nearest']),
+    ({'position_offset': 2}, ['position_offset=2']),
+    ({'shared_layers': True, 'causal': True, 'embedding_size': 8}, ['causal=True', 'albert']),
+  ],
+)
+def test_switches_that_no_model_of_transformers_has_are_refused_before_a_file_is_written(
+  changes, words, tmp_path
+):
+  config = EncoderConfig(V, 16, 2, 2, 24, 20, **changes)
+  with pytest.raises(ValueError) as raised:
+    save_hf(tmp_path / 'model', config, {}, vocabulary(0))
+  assert all(word in str(raised.value) for word in words)
+  assert not list(tmp_path.iterdir())
+
+
+def test_padding_that_would_shift_positions_is_refused(tmp_path):
+  config = EncoderConfig(
+    V, 16, 2, 2, 24, 20, position_offset=2, type_vocab_size=1, classifier_hidden='tanh'
+  )
+  with pytest.raises(ValueError, match='set position_offset=1'):
+    save_hf(tmp_path / 'model', config, {}, vocabulary(0))
+
+
+@pytest.mark.parametrize(
+  ('name', 'changes', 'words'),
+  [
+    ('Albert', {'num_hidden_groups': 2}, 'num_hidden_groups=2 is not supported'),
+    ('Electra', {'summary_type': 'mean'}, "summary_type='mean' is not supported"),
+    ('Roberta', {'hidden_act': 'gelu_new'}, "a roberta has activation='gelu', got 'gelu_tanh'"),
+    ('Roberta', {'model_type': 'longformer'}, "describes a 'longformer' model; known are albert"),
+    ('MPNet', {'pad_token_id': 3}, 'pad_token_id=3 is not supported'),
+  ],
+)
+def test_a_config_with_other_parts_is_refused_in_one_sentence(name, changes, words):
+  content = getattr(transformers, f'{name}Config')(**TINY[name][0]).to_dict()
+  with pytest.raises(ValueError, match=words):
+    config_from_json(content | changes, 'config.json')
+
+
+def test_a_classifier_of_roberta_needs_no_named_class(tmp_path):
+  """Its tensors have names of their own, which a tagger's do not."""
+  model = theirs('Roberta', ('classification',))
+  model.save_pretrained(tmp_path)
+  content = json.loads((tmp_path / 'config.json').read_text()) | {'architectures': None}
+  (tmp_path / 'config.json').write_text(json.dumps(content))
+  assert set(load_hf(tmp_path)[1]) == {'encoder', 'classification'}
+
+
+def test_layers_that_share_their_weights_are_not_treated_apart():
+  with pytest.raises(ValueError, match=r'layerwise_lr_decay=0\.9'):
+    layer_factors(3, decay=0.9, shared=True)
+  with pytest.raises(ValueError, match='num_trainable_layers=1'):
+    layer_factors(3, trained=1, shared=True)
+  frozen = layer_factors(3, trained=0, shared=True)
+  assert frozen('encoder/layers/mlp/in/kernel') == 0 and frozen('classification/kernel') == 1
+  layers = {'encoder': {'layers': {'bias': np.zeros(2)}, 'embeddings': {'bias': np.zeros(2)}}}
+  fresh = {'encoder': {'layers': {'bias': np.ones(2)}, 'embeddings': {'bias': np.ones(2)}}}
+  result = reinit_top_layers(layers, fresh, 3, shared=True)['encoder']
+  assert result['layers']['bias'].all() and not result['embeddings']['bias'].any()
+
+
+@pytest.mark.parametrize(
+  ('changes', 'words'),
+  [
+    ({'relative_buckets': 6}, 'relative_buckets must be 0'),
+    ({'classifier_hidden': 'selu'}, 'classifier_hidden must be one of'),
+    ({'position_offset': -1}, 'position_offset must be at least 0'),
+    ({'positions': 'rotary', 'position_offset': 2}, "position_offset=2 needs positions='learned'"),
+    ({'shared_layers': True, 'norm_position': 'pre'}, 'shared_layers=True needs layers'),
+  ],
+)
+def test_switches_that_contradict_are_refused(changes, words):
+  with pytest.raises(ValueError, match=words):
+    EncoderConfig(**changes)
+
+
+def test_flops_of_a_shared_model_are_those_of_its_layers():
+  """Counted by hand: 12 layers of 12 D^2, the projection, attention, the head at width E."""
+  layers = 12 * 12 * 768**2 * 512 + 2 * 12 * 512**2 * 768
+  head = 77 * (768 * 128 + 128 * 30000)
+  assert train_flops(albert_base(), 512, 77) == 6 * (layers + 128 * 768 * 512 + head)

@@ -1,0 +1,104 @@
+"""Programs on models of every family: pre-training recipes, and fine-tuning from transformers'."""
+
+import json
+
+import numpy as np
+import pytest
+
+from bertjax import explain, finetune, predict
+from bertjax.__main__ import main
+from bertjax.config import load_recipe
+from bertjax.data.tokenizer import Tokenizer
+from bertjax.inference.predictor import Predictor
+from bertjax.interop.loading import load_model
+from tests.interop.test_families import TINY, class_of
+from tests.test_finetune import write_sst2
+
+transformers = pytest.importorskip('transformers')
+torch = pytest.importorskip('torch')
+
+
+def check_loads(folder, model_type, architecture):
+  """transformers reads a model directory of ours without a missing or unexpected key."""
+  content = json.loads((folder / 'config.json').read_text())
+  assert (content['model_type'], content['architectures']) == (model_type, [architecture])
+  model, info = getattr(transformers, architecture).from_pretrained(
+    folder, output_loading_info=True
+  )
+  assert not any(info[kind] for kind in ('missing_keys', 'unexpected_keys', 'mismatched_keys'))
+  return model.eval()
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+  ('recipe', 'architecture', 'flags'),
+  [
+    ('roberta_base', 'RobertaForMaskedLM', ['--config.model.position_offset=1']),
+    ('albert_base', 'AlbertForPreTraining', []),
+    pytest.param('electra_small', 'ElectraForMaskedLM', [], marks=pytest.mark.slow),
+  ],
+)
+def test_a_recipe_trains_a_model_that_transformers_reads(
+  recipe, architecture, flags, corpus, vocab, tmp_path, monkeypatch, capsys
+):
+  monkeypatch.setenv('BERTJAX_CACHE', str(tmp_path / 'cache'))
+  args = ['pretrain', f'--config={recipe}:smoke', f'--workdir={tmp_path}/run',
+          f'--config.data.input={corpus}', f'--config.data.vocab={vocab}',
+          '--config.num_train_steps=6', '--config.batch_size=8']  # fmt: skip
+  if flags:  # the vocabulary's padding has the id 0, RoBERTa's 1
+    assert main(args) == 2
+    assert 'position_offset=2' in capsys.readouterr().err
+  assert main([*args, *flags]) == 0
+  model = check_loads(tmp_path / 'run' / 'model', recipe.partition('_')[0], architecture)
+  predictor = Predictor.from_dir(tmp_path / 'run' / 'model')
+  batch = predictor.tokenizer(['the name of a [MASK]', 'or'])
+  out = predictor.runner.logits(predictor.runner.params, batch, 'mlm')
+  with torch.no_grad():
+    expected = model(
+      input_ids=torch.tensor(batch['input_ids']).long(),
+      attention_mask=torch.tensor(batch['segment_ids']).long(),
+    )
+  logits = expected[0].numpy()
+  real = batch['segment_ids'] > 0
+  assert np.abs(np.asarray(out)[real] - logits[real]).max() <= 1e-5 * max(1, np.abs(logits).max())
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+  'name', [name if name in ('Roberta', 'Albert') else pytest.param(name, marks=pytest.mark.slow)
+           for name in TINY]
+)  # fmt: skip
+def test_a_folder_of_transformers_is_fine_tuned_and_predicts(name, vocab, tmp_path):
+  tokenizer = Tokenizer.from_file(vocab)
+  sizes, _ = TINY[name]
+  if 'pad_token_id' in sizes:  # RoBERTa's and MPNet's padding has the id 1
+    pieces = list(tokenizer.vocab)
+    pieces[:2] = pieces[1::-1]
+    tokenizer = Tokenizer(pieces)
+  config = getattr(transformers, f'{name}Config')(vocab_size=tokenizer.vocab_size, **sizes)
+  torch.manual_seed(0)
+  class_of(name, ('mlm',))(config).save_pretrained(tmp_path / 'theirs')
+  tokenizer.save(tmp_path / 'theirs')
+  (tmp_path / 'sst2').mkdir()
+  write_sst2(tmp_path / 'sst2')
+  recipe = load_recipe('glue:sst2')
+  recipe.init_from, recipe.data.source = str(tmp_path / 'theirs'), str(tmp_path / 'sst2')
+  recipe.data.length, recipe.data.loader = 32, 'threads'
+  recipe.batch_size, recipe.num_train_epochs, recipe.learning_rate = 8, 1.0, 2e-3
+  finetune.run(recipe, workdir=str(tmp_path / 'run'))
+  folder = tmp_path / 'run' / 'model'
+  model = check_loads(folder, config.model_type, f'{name}ForSequenceClassification')
+  (tmp_path / 'in.txt').write_text('the value returns\nan error raises\n')
+  predict.run(model=str(folder), input=str(tmp_path / 'in.txt'), out=str(tmp_path / 'out.jsonl'))
+  lines = [json.loads(line) for line in (tmp_path / 'out.jsonl').read_text().splitlines()]
+  batch = load_model(folder)[2](['the value returns', 'an error raises'])
+  with torch.no_grad():
+    logits = model(
+      input_ids=torch.tensor(batch['input_ids']).long(),
+      attention_mask=torch.tensor(batch['segment_ids']).long(),
+    ).logits
+  probs = torch.softmax(logits, -1).numpy()
+  scores = [[line['result']['scores'][label] for label in ('0', '1')] for line in lines]
+  np.testing.assert_allclose(scores, probs, atol=1e-5)
+  explain.run(model=str(folder), text='the value returns', out=str(tmp_path / 'page.html'))
+  assert 'returns' in (tmp_path / 'page.html').read_text()
