@@ -313,7 +313,7 @@ class Mlp(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     config, bias = self.config, self.config.linear_bias
-    if config.gated_mlp:  # apart, so that each half of a tensor axis holds both of its own
+    if config.gated_mlp:  # apart, so that each half of a tensor axis has both parts
       x = dense(config, (2, config.mlp_size), 'gated_in', bias=bias)(x)
       x = ACTIVATION[config.activation](x[..., 0, :]) * x[..., 1, :]
     else:
@@ -423,7 +423,7 @@ class Encoder(nn.Module):
     return layers(x, segment_ids, angles[0], position_bias)
 
   def _patterned(self, x, segment_ids, angles, train, capture):
-    """Runs layers of several kinds: the first alone; a scan over groups of `global_every` layers,
+    """Runs layers of several kinds: the first one; a scan over groups of `global_every` layers,
     so that each of a group has a static window; then the rest."""
     config, total = self.config, self.config.num_layers
     every = config.global_every if config.local_window else 1

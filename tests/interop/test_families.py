@@ -287,7 +287,7 @@ def check_gradients(config, grads, sums, models):
 
 
 def check_packed(bert, params, batch):
-  """Two sequences in one row are as in rows of their own, positions included."""
+  """Two sequences in one row are as in two rows, positions included."""
   bert = bert.clone(heads=tuple(h for h in bert.heads if h in ('classification', 'tagging')))
   params = {part: params[part] for part in ('encoder', 'pooler', *bert.heads) if part in params}
   lengths = (LENGTH, 11)
@@ -406,7 +406,7 @@ def test_a_config_with_other_parts_is_refused_in_one_sentence(name, changes, wor
 
 
 def test_a_classifier_of_roberta_needs_no_named_class(tmp_path):
-  """Its tensors have names of their own, which a tagger's do not."""
+  """Its tensors have other names, which a tagger's do not."""
   model = theirs('Roberta', ('classification',))
   model.save_pretrained(tmp_path)
   content = json.loads((tmp_path / 'config.json').read_text()) | {'architectures': None}

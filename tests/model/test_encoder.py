@@ -235,7 +235,7 @@ def pre_norm_params():
 
 
 @pytest.mark.parametrize('name', PRE_NORM)
-def test_packed_rows_of_pre_norm_encoders_equal_the_sequences_alone(pre_norm_params, name):
+def test_packed_rows_of_pre_norm_encoders_equal_the_unpacked_ones(pre_norm_params, name):
   config, rng = PRE_NORM[name], np.random.default_rng(1)
   one, two = (rng.integers(0, 97, (2, length), dtype=np.int32) for length in (21, 13))
   packed = {
