@@ -260,6 +260,29 @@ _ALBERT = Family(
   tied={'predictions.decoder.weight': _WORDS, 'predictions.decoder.bias': 'predictions.bias'},
 )  # fmt: skip
 
+# Modules of Google's ALBERT -> the names of its TF1 code, where BERT's rule does not give them.
+_GOOGLE_LAYER = 'bert.encoder.transformer.group_0.inner_group_0.'
+GOOGLE_ALBERT = {
+  _ALBERT.expand(theirs): google
+  for theirs, google in {
+    f'{_ALBERT_LAYER}attention.query': f'{_GOOGLE_LAYER}attention_1.self.query',
+    f'{_ALBERT_LAYER}attention.key': f'{_GOOGLE_LAYER}attention_1.self.key',
+    f'{_ALBERT_LAYER}attention.value': f'{_GOOGLE_LAYER}attention_1.self.value',
+    f'{_ALBERT_LAYER}attention.dense': f'{_GOOGLE_LAYER}attention_1.output.dense',
+    f'{_ALBERT_LAYER}attention.LayerNorm': f'{_GOOGLE_LAYER}LayerNorm',
+    f'{_ALBERT_LAYER}ffn': f'{_GOOGLE_LAYER}ffn_1.intermediate.dense',
+    f'{_ALBERT_LAYER}ffn_output': f'{_GOOGLE_LAYER}ffn_1.intermediate.output.dense',
+    f'{_ALBERT_LAYER}full_layer_layer_norm': f'{_GOOGLE_LAYER}LayerNorm_1',
+    '.encoder.embedding_hidden_mapping_in': 'bert.encoder.embedding_hidden_mapping_in',
+    '.pooler': 'bert.pooler.dense',
+    'predictions': 'cls.predictions',
+    'predictions.dense': 'cls.predictions.transform.dense',
+    'predictions.LayerNorm': 'cls.predictions.transform.LayerNorm',
+    'sop_classifier.classifier': 'cls.seq_relationship',
+    **{theirs: f'bert{theirs}' for theirs in _EMBEDDINGS.values()},
+  }.items()
+}  # fmt: skip
+
 FAMILIES = (_BERT, _ROBERTA, _ALBERT, _DISTILBERT, _ELECTRA, _MPNET)
 
 

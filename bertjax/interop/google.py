@@ -1,9 +1,10 @@
-"""Google's TF1 checkpoints (google-research/bert): bert_config.json, bert_model.ckpt.*, vocab.txt.
+"""Google's TF1 checkpoints of BERT and ALBERT: bert_config.json or albert_config.json,
+bert_model.ckpt.* or another checkpoint, vocab.txt or a SentencePiece model.
 
 Which GELU: the checkpoints released in October and November 2018 were trained with the exact (erf)
 form; Google's code has computed the tanh form since February 2019 (commit bee6030). The file says
 'gelu' for both. The rule here: erf, unless `gelu='tanh'` is given; use that for models which the
-later code trained.
+later code trained. ALBERT's code has known the tanh form only.
 """
 
 import json
@@ -15,12 +16,13 @@ from etils import epath
 
 from bertjax import io
 from bertjax.data.tokenizer import Tokenizer
-from bertjax.interop import files, huggingface
+from bertjax.interop import families, files, huggingface
 from bertjax.model.config import EncoderConfig
 
 _log = logging.getLogger(__name__)
 
 _NAME = 'bert_model.ckpt'
+_CONFIGS = {'bert': 'bert_config.json', 'albert': 'albert_config.json'}
 _GELU = {'erf': 'gelu', 'tanh': 'gelu_new'}
 # Endings of a checkpoint's files, which people take for the checkpoint.
 _FILES = re.compile(r'\.(index|meta|data-\d{5}-of-\d{5})$')
@@ -32,17 +34,24 @@ def is_google(path) -> bool:
   """Is this a folder with Google's files, or the prefix of a checkpoint ('DIR/model.ckpt-343') or
   one of its files ('DIR/model.ckpt-343.index')?"""
   path = epath.Path(_FILES.sub('', str(path)))
-  own = (path / 'bert_config.json').is_file() and not (path / 'config.json').is_file()
-  return own or _is_checkpoint(path)
+  own = any((path / name).is_file() for name in _CONFIGS.values())
+  return (own and not (path / 'config.json').is_file()) or _is_checkpoint(path)
+
+
+def config_file(folder) -> epath.Path:
+  """The config of a folder of Google's, `bert_config.json` or `albert_config.json`."""
+  folder = epath.Path(folder)
+  found = [folder / name for name in _CONFIGS.values() if (folder / name).is_file()]
+  return found[0] if found else folder / _CONFIGS['bert']
 
 
 def load_google(path, *, heads=None, gelu: str = 'erf') -> tuple[EncoderConfig, dict]:
-  """Loads a BERT of Google's: (config, params as NumPy float32).
+  """Loads a BERT or ALBERT of Google's: (config, params as NumPy float32).
 
   Args:
-    path: a folder with `bert_config.json` and `bert_model.ckpt.*` (or the newest checkpoint of its
+    path: a folder with its config and `bert_model.ckpt.*` (or the newest checkpoint of its
       `checkpoint` file, or a single one), or a checkpoint's prefix or one of its files, with
-      `bert_config.json` beside it.
+      the config beside it.
     heads: heads to load; None takes all there are, and `output_weights` for 'classification'.
     gelu: 'erf' or 'tanh', what 'gelu' in `bert_config.json` stands for; see the module.
 
@@ -52,7 +61,7 @@ def load_google(path, *, heads=None, gelu: str = 'erf') -> tuple[EncoderConfig, 
   """
   folder, prefix = locate(path)
   _log.info("reading Google's %s", prefix)
-  source = folder / 'bert_config.json'
+  source = config_file(folder)
   content = files.read_json(source)
   config = _config(content, str(source), gelu)
   tensors = _read_checkpoint(prefix)
@@ -66,7 +75,7 @@ def save_google(
 ) -> None:  # fmt: skip
   """Writes a folder with Google's files; an older one is replaced when this is complete.
 
-  `bert_config.json` says 'gelu' for both forms, since Google's code knows no other name.
+  The config says 'gelu' for both forms, since Google's code knows no other name.
 
   Args:
     directory: where to.
@@ -85,6 +94,12 @@ def save_google(
       "Google's code is bidirectional and has a layer_norm_eps of 1e-12, got causal="
       f'{config.causal}, layer_norm_eps={config.layer_norm_eps}; save it for Hugging Face.'
     )
+  kind = families.family_of(config).model_type
+  if kind not in _CONFIGS or (kind == 'albert' and config.activation != 'gelu_tanh'):
+    raise ValueError(
+      f"Google's code has BERT, and ALBERT with activation='gelu_tanh', got model_type {kind!r} "
+      f'with activation={config.activation!r}; save it for Hugging Face.'
+    )
   if huggingface.own_heads(config, params):
     raise ValueError(
       f"Google's code has no head with {huggingface.head_settings(config)}; save this model as a "
@@ -93,12 +108,12 @@ def save_google(
   huggingface.check_vocabulary(config, tokenizer, 'the tokenizer')
   content = huggingface.config_to_json(config, params, tokenizer.pad_id, labels, problem_type)
   tensors = huggingface.to_tensors(config, params, 'google')
-  if config.activation == 'gelu_tanh':
+  if config.activation == 'gelu_tanh' and kind == 'bert':
     _log.warning("bert_config.json will say 'gelu'; read this model with gelu='tanh'.")
   tf = _tensorflow()
   with files.new_directory(directory, f'{_NAME}.index') as folder:
     text = json.dumps(content | {'hidden_act': 'gelu'}, indent=2)
-    (folder / 'bert_config.json').write_text(text + '\n')
+    (folder / _CONFIGS[kind]).write_text(text + '\n')
     tf.raw_ops.SaveV2(
       prefix=os.fspath(folder / _NAME), tensor_names=list(tensors),
       shape_and_slices=[''] * len(tensors), tensors=list(tensors.values()),
@@ -117,6 +132,9 @@ def load_tokenizer(path, lowercase: bool | None = None) -> Tokenizer:
   folder, _ = locate(path)
   if (folder / 'tokenizer_config.json').exists():
     return Tokenizer.from_dir(folder, lowercase=lowercase)
+  models = sorted(folder.glob('*.model'))
+  if models and not (folder / 'vocab.txt').is_file():  # ALBERT's English models are lower-cased
+    return Tokenizer.from_file(models[0], lowercase=lowercase is not False)
   tokenizer = Tokenizer.from_file(folder / 'vocab.txt', lowercase=lowercase is not False)
   if lowercase is None:
     cased = any(re.search('[A-Z]', piece) for piece in tokenizer.vocab if piece[:1] != '[')
@@ -131,6 +149,8 @@ def _config(content, source, gelu):
     raise ValueError(f"gelu must be 'erf' or 'tanh', got {gelu!r}.")
   if 'hidden_size' not in content or 'vocab_size' not in content:
     raise ValueError(f'{source} is no BERT config: it has no hidden_size or no vocab_size.')
+  if source.endswith(_CONFIGS['albert']):
+    content, gelu = content | {'model_type': 'albert'}, 'tanh'
   content = {'type_vocab_size': 16} | content  # the default of Google's code
   if content.get('hidden_act', 'gelu') == 'gelu':
     content = content | {'hidden_act': _GELU[gelu]}

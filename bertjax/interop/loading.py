@@ -166,7 +166,7 @@ def read_labels(source) -> tuple[list[str], str]:
     model = _read_model(source)
     return model['labels'], model['problem_type']
   if google.is_google(source):
-    path = google.locate(source)[0] / 'bert_config.json'
+    path = google.config_file(google.locate(source)[0])
   else:
     path = hub.find_directory(source) / 'config.json'
   return huggingface.labels_in(files.read_json(path), path)

@@ -54,9 +54,9 @@ class Entry:
     """Their name, or ours where they have none."""
     if self.module == _OWN:
       return f'{_OWN}.{self.path.replace("/", ".")}'
-    if style == 'google' and self.module in _GOOGLE_OUTPUTS:
-      return _GOOGLE_OUTPUTS[self.module] + ('_bias' if self.kind == 'bias' else '_weights')
-    module = self.module
+    module = self._google_module if style == 'google' else self.module
+    if style == 'google' and module in _GOOGLE_OUTPUTS:
+      return _GOOGLE_OUTPUTS[module] + ('_bias' if self.kind == 'bias' else '_weights')
     if style != 'huggingface':
       module = module.replace('.', '/')
     if style == 'google':
@@ -79,8 +79,12 @@ class Entry:
 
   def _transposed(self, style):
     """Theirs is (out, in), ours (in..., out...)."""
-    outputs_first = style == 'huggingface' or (style == 'google' and self.module in _GOOGLE_OUTPUTS)
-    return self.kind == 'kernel' and outputs_first
+    google_output = style == 'google' and self._google_module in _GOOGLE_OUTPUTS
+    return self.kind == 'kernel' and (style == 'huggingface' or google_output)
+
+  @property
+  def _google_module(self):
+    return families.GOOGLE_ALBERT.get(self.module, self.module)
 
 
 def entries(config: EncoderConfig, heads: tuple[str, ...], pooler: bool) -> Iterator[Entry]:

@@ -3,6 +3,7 @@
 All heads of a family share one encoder here, so one program has the outputs and gradients of all.
 """
 
+import dataclasses
 import json
 
 import jax
@@ -10,10 +11,12 @@ import numpy as np
 import optax
 import pytest
 
+from bertjax.data.sentencepiece import train_sentencepiece
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.interop import families, huggingface, mapping
+from bertjax.interop.google import save_google
 from bertjax.interop.huggingface import config_from_json, load_hf, save_hf
-from bertjax.interop.loading import load_model, reinit_top_layers
+from bertjax.interop.loading import load_model, reinit_top_layers, save_model
 from bertjax.model.config import EncoderConfig, albert_base
 from bertjax.model.encoder import PARAM_AXES, layer_factors, relative_position_buckets
 from bertjax.model.flops import train_flops
@@ -447,3 +450,79 @@ def test_flops_of_a_shared_model_are_those_of_its_layers():
   layers = 12 * 12 * 768**2 * 512 + 2 * 12 * 512**2 * 768
   head = 77 * (768 * 128 + 128 * 30000)
   assert train_flops(albert_base(), 512, 77) == 6 * (layers + 128 * 768 * 512 + head)
+
+
+LAYER = 'bert/encoder/transformer/group_0/inner_group_0'
+GOOGLE_ALBERT = {  # Google's variables -> transformers', as its released conversion had them
+  'bert/embeddings/word_embeddings': 'albert.embeddings.word_embeddings.weight',
+  'bert/embeddings/position_embeddings': 'albert.embeddings.position_embeddings.weight',
+  'bert/embeddings/token_type_embeddings': 'albert.embeddings.token_type_embeddings.weight',
+  'bert/embeddings/LayerNorm': 'albert.embeddings.LayerNorm',
+  'bert/encoder/embedding_hidden_mapping_in': 'albert.encoder.embedding_hidden_mapping_in',
+  **{f'{LAYER}/{google}': f'albert.encoder.albert_layer_groups.0.albert_layers.0.{theirs}'
+     for google, theirs in {
+       'attention_1/self/query': 'attention.query', 'attention_1/self/key': 'attention.key',
+       'attention_1/self/value': 'attention.value', 'LayerNorm': 'attention.LayerNorm',
+       'attention_1/output/dense': 'attention.dense', 'ffn_1/intermediate/dense': 'ffn',
+       'ffn_1/intermediate/output/dense': 'ffn_output', 'LayerNorm_1': 'full_layer_layer_norm',
+     }.items()},
+  'bert/pooler/dense': 'albert.pooler',
+  'cls/predictions/output_bias': 'predictions.bias',
+  'cls/predictions/transform/dense': 'predictions.dense',
+  'cls/predictions/transform/LayerNorm': 'predictions.LayerNorm',
+  'cls/seq_relationship/output_weights': 'sop_classifier.classifier.weight',
+  'cls/seq_relationship/output_bias': 'sop_classifier.classifier.bias',
+}  # fmt: skip
+
+
+def google_variables(model):
+  """Google's variables of a model of transformers."""
+  state, result = model.state_dict(), {}
+  for google, theirs in GOOGLE_ALBERT.items():
+    if theirs in state:
+      result[google] = state[theirs].numpy()
+      continue
+    norm = 'norm' in theirs.lower()
+    weight = state[f'{theirs}.weight'].numpy()
+    result[f'{google}/{"gamma" if norm else "kernel"}'] = weight.T.copy()
+    result[f'{google}/{"beta" if norm else "bias"}'] = state[f'{theirs}.bias'].numpy()
+  return result
+
+
+def test_albert_comes_from_google_s_files_and_returns_bit_for_bit(tmp_path):
+  tf = pytest.importorskip('tensorflow')
+  sizes, _ = TINY['Albert']
+  model = theirs('Albert', ('mlm', 'nsp'))
+  model.save_pretrained(tmp_path / 'theirs')
+  variables = google_variables(model)
+  (tmp_path / 'google').mkdir()
+  tf.raw_ops.SaveV2(
+    prefix=str(tmp_path / 'google' / 'model.ckpt-best'), tensor_names=list(variables),
+    shape_and_slices=[''] * len(variables), tensors=list(variables.values()),
+  )  # fmt: skip
+  content = sizes | {'vocab_size': V, 'hidden_act': 'gelu', 'hidden_dropout_prob': 0,
+                     'type_vocab_size': 2, 'net_structure_type': 0}  # fmt: skip
+  (tmp_path / 'google' / 'albert_config.json').write_text(json.dumps(content))
+  text = ' '.join(['banana', 'mango', 'papaya', 'guava'] * 50)
+  pieces = train_sentencepiece([text], 20)
+  (tmp_path / 'google' / '30k-clean.model').write_bytes(pieces)
+  found, params, tokenizer = load_model(tmp_path / 'google')
+  config, expected = load_hf(tmp_path / 'theirs')
+  assert tokenizer.kind == 'sentencepiece' and tokenizer.model == pieces
+  assert found.config.activation == 'gelu_tanh' and found.heads == ('mlm', 'nsp')
+  assert dataclasses.replace(found.config, hidden_dropout=0.0, attention_dropout=0.0) == config
+  check_same(params, expected)
+  save_model(tmp_path / 'ours', found, params, tokenizer, format='google')
+  again = tf.train.load_checkpoint(str(tmp_path / 'ours' / 'bert_model.ckpt'))
+  assert set(again.get_variable_to_shape_map()) == set(variables)
+  for name, value in variables.items():
+    np.testing.assert_array_equal(again.get_tensor(name), value, err_msg=name)
+  assert load_model(tmp_path / 'ours')[0] == found
+
+
+def test_google_s_format_refuses_a_family_that_its_code_has_not(tmp_path):
+  model = theirs('Electra', ('mlm',))
+  model.save_pretrained(tmp_path / 'theirs')
+  config, params = load_hf(tmp_path / 'theirs')
+  with pytest.raises(ValueError, match="got model_type 'electra'"):
+    save_google(tmp_path / 'ours', config, params, vocabulary(0))
