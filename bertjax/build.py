@@ -192,12 +192,14 @@ def make_layout(config, devices=None) -> layout_lib.Layout:
 
 def make_batches(config, rows, tokenizer, mesh) -> loader_lib.Batches:
   """The batches of the rows of a split, this process's rows of them."""
-  sharding = mesh_lib.batch_sharding(mesh)
+  sharding, masks = mesh_lib.batch_sharding(mesh), masking.Masking(**config.masking)
+  if config.objective == 'mlm':
+    tokenizer.id_of('mask')  # raises if there is none
   return loader_lib.Batches(
-    rows, config.batch_size, config.seed,
-    masking.Masking(**config.masking),
+    rows, config.batch_size, config.seed, masks,
     vocab_size=tokenizer.vocab_size, special=tokenizer.special, objective=config.objective,
-    word_flags=tokenizer.word_flags, local=mesh_lib.local_rows(sharding, config.batch_size),
+    word_flags=None if masks.unit == 'subword' else tokenizer.word_flags,
+    local=mesh_lib.local_rows(sharding, config.batch_size),
   )  # fmt: skip
 
 

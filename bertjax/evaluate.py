@@ -187,7 +187,9 @@ def count_text(source: str, tokenizer: Tokenizer, data) -> np.ndarray:
     on_bad_row=data.on_bad_row,
   )  # fmt: skip
   for text in texts:
-    ids, _ = tokenizer.encode_flat(text_lib.split_document(text, data.format))
+    ids, _ = tokenizer.encode_flat(
+      tokenizer.as_running_text(text_lib.split_document(text, data.format))
+    )
     counts += np.bincount(ids, minlength=len(counts))
   return counts
 

@@ -206,10 +206,10 @@ def save_savedmodel(folder, predictor: Predictor, output: str, limit: int) -> No
   """Writes a SavedModel from texts to outputs; see `check`."""
   from bertjax.data.tokenizer_tf import GraphTokenizer, tf
 
+  graph = GraphTokenizer(predictor.tokenizer)
   params = jax.device_get(predictor.runner.params)
   shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), params)
   program = _as_tensorflow(tf, _export(make_program(predictor, output), limit, shapes))
-  graph = GraphTokenizer(predictor.tokenizer)
   module = tf.Module()
   variables = jax.tree.map(tf.Variable, params)
   module.params = jax.tree.map(lambda x: x, variables)  # a copy: TensorFlow wraps the dicts it gets
@@ -282,7 +282,10 @@ def _as_tensorflow(tf, exported: jax_export.Exported):
 
 
 def _rows(tf, tokenizer, parts, limit: int) -> list:
-  """[CLS] A [SEP], or [CLS] A [SEP] B [SEP], as tensors [B, L]: _INPUTS."""
+  """[CLS] A [SEP], or [CLS] A [SEP] B [SEP], as tensors [B, L]: _INPUTS.
+
+  A tokenizer that can be a graph has BERT's template.
+  """
   count = parts[0].nrows()
 
   def special(token):

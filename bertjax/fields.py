@@ -72,8 +72,8 @@ PRETRAINING = SHARED | {
                              'latin-1 or another'),
   'data.on_bad_row': ('stop', "JSONL and Parquet records without text: 'stop', or 'skip' and count "
                               'them'),
-  'data.vocab': ('', 'vocabulary: vocab.txt or a SentencePiece *.model; a prepared dataset '
-                     'contains its own'),
+  'data.vocab': ('', 'vocabulary: vocab.txt, a SentencePiece *.model, a tokenizer.json or a model '
+                     'directory; a prepared dataset contains its own'),
   'data.lowercase': (True, 'lower-casing, which also strips accents, for "uncased" vocabularies'),
   'data.rules': ('huggingface', 'tokenization rules where the reference implementations differ: '
                                 "'huggingface' or 'google'"),

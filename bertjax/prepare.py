@@ -62,7 +62,7 @@ def run(
     part = _check(workers, format, shard)
     masking = _static_masking(config) if format == 'google' else None
     manifest = _prepare_text(
-      config.data.input, load_vocab(config.data), settings_of(config), out, workers=workers,
+      config.data.input, load_vocab(config), settings_of(config), out, workers=workers,
       part=part, masking=masking, cache_dir=config.data.cache_dir,
     )  # fmt: skip
   print(f'prepared {out}: {manifest["counts"]}' if manifest else f'{out}: part {shard} is done.')
@@ -150,7 +150,7 @@ def _write_tfrecords(folder, out, masking: Masking, seed: int) -> None:
     for split, entries in shards.items():
       batches = Batches(
         dataset.Dataset(folder, split), 1024, seed, masking, tokenizer.vocab_size,
-        tokenizer.special, tokenizer.word_flags,
+        tokenizer.special, None if masking.unit == 'subword' else tokenizer.word_flags,
       )  # fmt: skip
       # Held-out records keep their order, with the masks of epoch 0.
       make = batches.shuffled if split == 'train' else batches.evaluation
@@ -159,14 +159,22 @@ def _write_tfrecords(folder, out, masking: Masking, seed: int) -> None:
       tfrecords.write_tfrecords(paths, map(make, range(batches.evaluation_steps)))
 
 
-def load_vocab(data) -> Tokenizer:
-  """The tokenizer that a config's data section names by `vocab`, `lowercase` and `rules`."""
+def load_vocab(config) -> Tokenizer:
+  """The tokenizer that a config's data section names by `vocab`, `lowercase` and `rules`.
+
+  Raises:
+    ValueError: if there is none, or it has no mask token and the objective needs one.
+  """
+  data = config.data
   if not data.vocab:
     raise ValueError(
       'data.vocab is empty: name a vocab.txt (--config.data.vocab=PATH); '
       '`bertjax vocab --input=TEXTS --out=vocab.txt` trains one.'
     )
-  return Tokenizer.from_file(data.vocab, lowercase=data.lowercase, rules=data.rules)
+  tokenizer = Tokenizer.from_file(data.vocab, lowercase=data.lowercase, rules=data.rules)
+  if config.objective == 'mlm':
+    tokenizer.id_of('mask')
+  return tokenizer
 
 
 def warn_of_case(tokenizer: Tokenizer) -> None:
@@ -209,7 +217,7 @@ def cached(config, cache_dir: str = '') -> epath.Path:
 
   The cache is `data.cache_dir`, `$BERTJAX_CACHE` or ~/.cache/bertjax.
   """
-  source, tokenizer = config.data.input, load_vocab(config.data)
+  source, tokenizer = config.data.input, load_vocab(config)
   settings = settings_of(config)
   folder = cache_folder(cache_dir) / _key(source, tokenizer, settings)
   if (folder / 'manifest.json').exists():
@@ -226,7 +234,7 @@ def cached(config, cache_dir: str = '') -> epath.Path:
 
 def streamed_text(config) -> streaming.Text:
   """The text of a config with data.streaming=True."""
-  tokenizer = load_vocab(config.data)
+  tokenizer = load_vocab(config)
   warn_of_case(tokenizer)
   return streaming.Text(config.data.input, tokenizer, settings_of(config))
 
@@ -271,7 +279,7 @@ def prepared_rows(config, processes: int = 1) -> epath.Path:
         f'{folder} was prepared with data.{name}={before}, this run wants {now}; pass '
         f'--config.data.{name}={before}{pairs}, or prepare again.'
       )
-  if data.vocab and load_vocab(data).fingerprint != manifest['tokenizer']:
+  if data.vocab and load_vocab(config).fingerprint != manifest['tokenizer']:
     raise ValueError(
       f'{folder} was prepared with another vocabulary than data.vocab={data.vocab}; prepare again, '
       'or leave data.vocab empty to use the one in the folder.'

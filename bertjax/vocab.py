@@ -2,11 +2,12 @@
 
   bertjax vocab --input=TEXTS --size=30522 --out=vocab.txt
   bertjax vocab --input=TEXTS --size=30000 --kind=sentencepiece --out=spiece.model
+  bertjax vocab --input=TEXTS --size=50265 --kind=bpe --out=tokenizer.json
   bertjax vocab --input=TEXTS --vocab=vocab.txt --report_file=report.json   trains nothing
 
 In a WordPiece vocabulary the special tokens have Google's ids ([PAD] 0, [UNK] 100, [CLS]
-101, [SEP] 102, [MASK] 103). Two trainings on the same text write the same file, whatever the number
-of workers.
+101, [SEP] 102, [MASK] 103). Byte-level BPE has RoBERTa's special tokens and keeps the case. Two
+trainings on the same text write the same file, whatever the number of workers.
 """
 
 import collections
@@ -22,7 +23,7 @@ from bertjax.data import text as text_lib
 from bertjax.data import workers as worker_lib
 from bertjax.data.tokenizer import Tokenizer
 
-KINDS = ('wordpiece', 'sentencepiece')
+KINDS = ('wordpiece', 'sentencepiece', 'bpe')
 
 _log = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ def run(
     ValueError: if the input cannot be read, the size does not fit the text, or `out` exists.
   """
   _check(out, vocab, kind, report, report_file, max_words, size, workers)
+  lowercase = lowercase and not (out or vocab).endswith('.json')  # that decides its case
   workers = worker_lib.cores() if workers == -1 else workers
   bytes_of_text = sum(file_size for _, file_size, _ in text_lib.list_source(input))
   readings = []  # what each reading of the text met, the same each time
@@ -54,10 +56,10 @@ def run(
         yield text
 
   error = 0
-  if out and kind == 'wordpiece':
-    error = _train_wordpiece(read, out, size, lowercase, max_words, workers)
-  elif out:
+  if out and kind == 'sentencepiece':
     _train_sentencepiece(read, out, size, format, lowercase, workers)
+  elif out:
+    error = _train_merges(read, out, size, kind, lowercase, max_words, workers)
   if report:
     facts = vocabulary.describe(
       read('measuring the text'), out or vocab, format=format, lowercase=lowercase, workers=workers
@@ -71,12 +73,17 @@ def run(
       io.write_text(report_file, json.dumps(facts, indent=1) + '\n')
 
 
-def _train_wordpiece(read, out: str, size: int, lowercase: bool, max_words: int, workers) -> int:
-  """Trains and writes a vocab.txt; returns how many occurrences of a word were lost at most."""
+def _train_merges(read, out, size: int, kind: str, lowercase: bool, max_words: int, workers) -> int:
+  """Trains and writes a vocab.txt or tokenizer.json; returns how many occurrences of a word were
+  lost at most."""
   counts = vocabulary.count_words(
-    read('counting words'), lowercase=lowercase, max_words=max_words, workers=workers
-  )
-  io.write_text(out, '\n'.join([*vocabulary.train_wordpiece(counts, size), '']))
+    read('counting words'), lowercase=lowercase, max_words=max_words, workers=workers,
+    byte_level=kind == 'bpe',
+  )  # fmt: skip
+  if kind == 'bpe':
+    io.write_text(out, vocabulary.train_bpe(counts, size).to_str(pretty=True) + '\n')
+  else:
+    io.write_text(out, '\n'.join([*vocabulary.train_wordpiece(counts, size), '']))
   _log.info('%s: %d entries from %d distinct words', out, size, len(counts))
   return counts.error
 
@@ -115,6 +122,8 @@ def _check(out, vocab, kind, report, report_file, max_words, size, workers) -> N
     (kind not in KINDS, f'--kind must be one of {KINDS}, got {kind!r}.'),
     (out and out.endswith('.model') != (kind == 'sentencepiece'),
      f'a SentencePiece model, and nothing else, is named *.model; got --kind={kind} --out={out}.'),
+    (out and out.endswith('.json') != (kind == 'bpe'),
+     f'a BPE tokenizer, and nothing else, is named *.json; got --kind={kind} --out={out}.'),
     (not report and vocab, '--noreport leaves nothing to do with --vocab; drop one of them.'),
     (not report and report_file,
      '--noreport leaves nothing to do with --report_file; drop one of them.'),
@@ -168,6 +177,7 @@ def _misfits(unknown: float, tokenizer: Tokenizer) -> list[str]:
       'is this a cased vocabulary (--nolowercase)?'
     )
   if unknown > dataset.MOST_UNKNOWN:
-    hint = '' if tokenizer.lowercase or cased else '; it has no capitals: --lowercase?'
+    fits = tokenizer.lowercase or cased or not tokenizer.standard
+    hint = '' if fits else '; it has no capitals: --lowercase?'
     lines.append(f'[UNK]       {unknown:.1%} of the tokens: the vocabulary does not fit{hint}')
   return lines

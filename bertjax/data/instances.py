@@ -1,12 +1,12 @@
 """Tokenised documents to training rows of fixed length.
 
 A `Corpus` holds documents end to end in flat arrays. A builder yields sequences: spans of its
-tokens, each closed by [SEP]. `packing.first_fit` puts several into a row, and `to_columns` lays
-rows out in the dataset's columns, S sequences a row (1 unless packed), `ends` 0 for absent
-sequences:
+tokens. `packing.first_fit` puts several into a row, and `to_columns` lays rows out in the dataset's
+columns, with the special tokens of a `Template`, S sequences a row (1 unless packed), `ends` 0 for
+absent sequences:
 
   input_ids             [L]     [CLS] A [SEP] B [SEP], the next sequence, ..., padding
-  ends                  [S, 2]  where A with its [SEP] ends, and where the sequence ends
+  ends                  [S, 2]  where token type 0 ends (after A's [SEP]), and the sequence
   next_sentence_labels  [S]     'nsp': 0 = B follows A, 1 = B is random; 'sop': 1 = swapped
 """
 
@@ -43,16 +43,39 @@ class Corpus:
 
 
 class Instance(NamedTuple):
-  """One sequence: spans (start, stop) of the corpus' tokens, each to be closed by [SEP]."""
+  """One sequence: spans (start, stop) of the corpus' tokens."""
 
   spans: tuple[tuple[int, int], ...]
   label: int = 0
   pair: bool = False  # the second span is B; otherwise all spans are A
 
-  @property
-  def size(self) -> int:
-    """Tokens with [CLS] and [SEP]."""
-    return 1 + sum(stop - start + 1 for start, stop in self.spans)
+
+class Template(NamedTuple):
+  """The special tokens of a sequence: `first` A `last`, or `first` A `between` B `last`.
+
+  Several spans without a pair have a `last` after each.
+
+  Attributes:
+    first: id of [CLS].
+    last: id of [SEP].
+    between: ids, one or more: [SEP] in BERT, </s></s> in RoBERTa.
+    shared: how many of `between` have token type 0, as A has; the rest, B and its `last` have type
+      1. None: every token has type 0.
+  """
+
+  first: int
+  last: int
+  between: tuple[int, ...]
+  shared: int | None = 1
+
+  def count(self, texts: int) -> int:
+    """Special tokens of a sequence of one or two texts."""
+    return 2 + (texts - 1) * len(self.between)
+
+  def size(self, item: Instance) -> int:
+    """Tokens of a sequence with its special ones."""
+    special = self.count(2) if item.pair else 1 + len(item.spans)
+    return special + sum(stop - start for start, stop in item.spans)
 
 
 def columns(kind: str, length: int, vocab_size: int, sequences: int = 1) -> dict:
@@ -66,7 +89,7 @@ def columns(kind: str, length: int, vocab_size: int, sequences: int = 1) -> dict
 
 def build(
   corpus: Corpus, kind: str, *, length: int, short_seq_prob: float = 0.1,
-  dupe_factor: int = 1, seed: int = 0,
+  dupe_factor: int = 1, seed: int = 0, separators: int = 1,
 ) -> Iterator[Instance]:  # fmt: skip
   """Yields the sequences of all documents, `dupe_factor` times with other pairs each time.
 
@@ -77,6 +100,7 @@ def build(
     short_seq_prob: probability that a document ('full_sentences': a row) gets a random length.
     dupe_factor: times that each document is used.
     seed: every document of every pass has a separate random stream.
+    separators: special tokens between the texts of a pair.
 
   Raises:
     ValueError: if 'nsp' is asked of fewer than two documents.
@@ -87,7 +111,8 @@ def build(
       'document(s); add text, use fewer shards (--config.data.num_shards), or train without it '
       '(--config.nsp=False).'
     )
-  special = {'nsp': 3, 'sop': 3, 'doc_sentences': 2, 'full_sentences': 1}[kind]
+  pair = 2 + separators
+  special = {'nsp': pair, 'sop': pair, 'doc_sentences': 2, 'full_sentences': 1}[kind]
   for number in range(dupe_factor):
     if kind == 'full_sentences':
       rng = random.Random(int(hash_u64(seed, EXAMPLES, number)))
@@ -248,9 +273,10 @@ def _randint(rng: random.Random, low: int, high: int) -> int:
 
 def to_columns(
   rows: Iterable[list[Instance]], tokens: np.ndarray, length: int, sequences: int = 1,
-  *, cls_id: int, sep_id: int, pad_id: int, size: int = 4096,
+  *, template: Template, pad_id: int, size: int = 4096,
 ) -> Iterator[dict[str, np.ndarray]]:  # fmt: skip
   """Lays rows out in the dataset's columns, `size` rows at a time."""
+  first, last, between, shared = template
   rows, tokens = iter(rows), np.asarray(tokens)  # slices of a memory map itself are slow
   while batch := list(itertools.islice(rows, size)):
     ids = np.full((len(batch), length), pad_id, tokens.dtype)
@@ -259,20 +285,24 @@ def to_columns(
     for i, row in enumerate(batch):
       end = 0
       for j, item in enumerate(row):
-        ids[i, end] = cls_id
+        ids[i, end] = first
         end += 1
+        type_1 = None
         for number, (start, stop) in enumerate(item.spans):
           ids[i, end : end + stop - start] = tokens[start:stop]
-          end += stop - start + 1
-          ids[i, end - 1] = sep_id
-          if number == 0 or not item.pair:
-            ends[i, j, 0] = end
-        ends[i, j, 1], labels[i, j] = end, item.label
+          end += stop - start
+          closing = between if item.pair and number == 0 else (last,)
+          ids[i, end : end + len(closing)] = closing
+          if closing is between and shared is not None:
+            type_1 = end + shared
+          end += len(closing)
+        ends[i, j] = end if type_1 is None else type_1, end
+        labels[i, j] = item.label
     yield {'input_ids': ids, 'ends': ends, 'next_sentence_labels': labels}
 
 
 def lay_out(rows: Sequence[Sequence[list[int]]], tokenizer, length: int) -> dict[str, np.ndarray]:
-  """Columns for [CLS] A [SEP] or [CLS] A [SEP] B [SEP], from one or two lists of ids per row."""
+  """Columns of the tokenizer's template, from one or two lists of ids per row."""
   spec = columns('doc_sentences', length, tokenizer.vocab_size)
   parts = [part for row in rows for part in row]
   ends = itertools.accumulate(map(len, parts), initial=0)
@@ -280,9 +310,8 @@ def lay_out(rows: Sequence[Sequence[list[int]]], tokenizer, length: int) -> dict
   items = [[Instance(tuple(next(spans) for _ in row), pair=len(row) == 2)] for row in rows]
   tokens = np.fromiter(itertools.chain.from_iterable(parts), spec['input_ids'][0])
   laid = to_columns(
-    items, tokens, length, cls_id=tokenizer.cls_id, sep_id=tokenizer.sep_id,
-    pad_id=tokenizer.pad_id, size=len(items),
-  )  # fmt: skip
+    items, tokens, length, template=tokenizer.template, pad_id=tokenizer.pad_id, size=len(items)
+  )
   empty = {name: np.empty((0, *shape), dtype) for name, (dtype, shape) in spec.items()}
   batch = next(laid, empty)
   return {name: batch[name] for name in spec}

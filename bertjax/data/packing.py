@@ -6,9 +6,8 @@ gives every sequence the output of an unpacked row.
 """
 
 import itertools
-import operator
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,7 +25,7 @@ class Places(NamedTuple):
 
 
 def first_fit(
-  items: Iterable, length: int, max_items: int, size: Callable = operator.attrgetter('size')
+  items: Iterable, length: int, max_items: int, size: Callable[[Any], int]
 ) -> Iterator[list]:
   """Puts up to `max_items` items into a row of `length` tokens, each into the oldest row with room.
 
@@ -34,7 +33,7 @@ def first_fit(
     items: anything.
     length: tokens of a row.
     max_items: of a row.
-    size: tokens of an item, at most `length`.
+    size: tokens of an item (`instances.Template.size`), at most `length`.
   """
   rows: list[tuple[int, list]] = []  # (tokens left, items), oldest first
   for item in items:

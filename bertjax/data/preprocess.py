@@ -136,7 +136,7 @@ def prepare(
       todo = [shard for shard in mine if writer.shard(*shard) is None]
       if todo == mine:  # before the first shard
         _check(token_shards, source, settings, complete=mine == shards)
-      _build_shards(todo, size, settings, writer, tokenizer.special, token_shards, workers)
+      _build_shards(todo, size, settings, writer, tokenizer, token_shards, workers)
       token_shards.clear()
       if not writer.finish(shard_counts, source=source, counts=token_shards.facts):
         return None
@@ -198,13 +198,13 @@ def tokenize(
     shards: of this machine; documents of others are skipped.
     documents: a batch of `read_documents`.
   """
-  kept, sentences = [], []
+  (tokenizer, encode), kept, sentences = _encoder(directory), [], []
   for text, shard in zip(documents, _shards(documents, heldout_fraction, num_shards), strict=True):
     if shard in shards:
-      document = text_lib.split_document(text, format)
+      document = tokenizer.as_running_text(text_lib.split_document(text, format))
       kept.append((shard, len(document)))
       sentences += document
-  tokens, lengths = _encode(_encoder(directory), sentences)
+  tokens, lengths = _encode(encode, sentences)
   ends, first = np.concatenate([[0], np.cumsum(lengths)]), 0
   result = collections.defaultdict(lambda: ([], [], []))
   for shard, count in kept:
@@ -229,15 +229,16 @@ def _shards(documents: list[str], heldout_fraction: float, num_shards: int) -> l
 
 
 @functools.lru_cache(1)
-def _encoder(directory: str) -> Callable:
-  """Strings to (ids end to end, tokens per string): TensorFlow's where it can, which is faster."""
+def _encoder(directory: str) -> tuple[Tokenizer, Callable]:
+  """The tokenizer, and a function of strings to (ids end to end, tokens per string): TensorFlow's
+  where it can, which is faster."""
   tokenizer = Tokenizer.from_dir(directory)
   if importlib.util.find_spec('tensorflow_text'):
     from bertjax.data import tokenizer_tf
 
     if not tokenizer_tf.unsupported(tokenizer):
-      return tokenizer_tf.make_flat_encoder(tokenizer)
-  return tokenizer.encode_flat
+      return tokenizer, tokenizer_tf.make_flat_encoder(tokenizer)
+  return tokenizer, tokenizer.encode_flat
 
 
 def _encode(encode: Callable, sentences: list[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -333,13 +334,15 @@ def read_tokens(folder: pathlib.Path, shard: Shard, dtype: str) -> instances.Cor
 
 
 def _build_shards(
-  shards: list[Shard], size: int, settings: Settings, writer: dataset.Writer, special: dict,
-  token_shards: TokenShards, workers: int,
+  shards: list[Shard], size: int, settings: Settings, writer: dataset.Writer,
+  tokenizer: Tokenizer, token_shards: TokenShards, workers: int,
 ) -> None:  # fmt: skip
   """Builds the shards that are not written yet, each in one process."""
+  unknown = tokenizer.special.get('unk', -1)
   build = functools.partial(
-    _build_shard, writer, settings, special, token_shards.folder, token_shards.dtype
-  )
+    _build_shard, writer, settings, tokenizer.template, tokenizer.pad_id, unknown,
+    token_shards.folder, token_shards.dtype,
+  )  # fmt: skip
   workers = _num_workers(workers, size, 2 * _WORKER_BYTES / settings.dupe_factor)
   gc.freeze()  # else each collection walks all of TensorFlow: a third of the time in one process
   try:
@@ -353,24 +356,28 @@ def _build_shards(
     gc.unfreeze()
 
 
-def _build_shard(writer, settings: Settings, special: dict, folder, dtype, shard: Shard) -> None:
+def _build_shard(
+  writer, settings: Settings, template: instances.Template, pad_id: int, unknown: int, folder,
+  dtype, shard: Shard,
+) -> None:  # fmt: skip
   """Makes the instances of a shard, packs them into rows and writes these."""
   split, number = shard
   corpus = read_tokens(folder, shard, dtype)
   sequences = instances.build(
     corpus, settings.kind, length=settings.length, seed=int(prng.hash_u64(settings.seed, number)),
     short_seq_prob=settings.short_seq_prob,
-    dupe_factor=settings.dupe_factor if split == 'train' else 1,
+    dupe_factor=settings.dupe_factor if split == 'train' else 1, separators=len(template.between),
   )  # fmt: skip
   counts = {
     'documents': len(corpus), 'sentences': len(corpus.sentences) - 1, 'tokens': len(corpus.tokens),
-    'unknown': int((np.asarray(corpus.tokens) == special['unk']).sum()),
+    'unknown': int((np.asarray(corpus.tokens) == unknown).sum()),
   }  # fmt: skip
   sequences = instances.tally(sequences, corpus, counts)
   length, most = settings.length, settings.max_sequences_per_row
-  rows = packing.first_fit(sequences, length, most)
-  ids = {f'{name}_id': special[name] for name in ('cls', 'sep', 'pad')}
-  columns = instances.to_columns(rows, corpus.tokens, length, most, **ids)
+  rows = packing.first_fit(sequences, length, most, template.size)
+  columns = instances.to_columns(
+    rows, corpus.tokens, length, most, template=template, pad_id=pad_id
+  )
   writer.add_shard(split, number, columns, counts)  # its reading of the rows completes the counts
 
 

@@ -16,8 +16,10 @@ import sentencepiece
 import tokenizers
 from tokenizers import models, pre_tokenizers
 
-from bertjax.data import normalization
-from bertjax.data.wordpiece import extra_tokens, read_json, special_tokens
+from bertjax.data import normalization, words
+from bertjax.data.instances import Template
+from bertjax.data.tokenizer_json import extra_tokens, read_json, special_tokens
+from bertjax.data.wordpiece import NAMES
 
 SPECIAL_PIECES = ('<pad>', '<unk>', '[CLS]', '[SEP]', '[MASK]')  # ALBERT's names and ids
 _MAX_LINE = 1000  # characters; SentencePiece's trainer leaves lines of over 4,192 bytes out
@@ -103,10 +105,11 @@ class SentencePiece:
     ValueError: if the content is no model or lacks ALBERT's special tokens.
   """
 
-  kind, special = 'sentencepiece', SPECIAL_PIECES
+  kind, standard, spaced = 'sentencepiece', True, False
 
   def __init__(self, model: bytes, lowercase: bool, source: str):
     self.model, self._lowercase = model, lowercase
+    self.special = dict(zip(NAMES, SPECIAL_PIECES, strict=True))
     try:
       self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     except RuntimeError as error:
@@ -119,6 +122,8 @@ class SentencePiece:
         'train with `bertjax vocab --kind=sentencepiece`, which adds them.'
       )
     self._ids = {piece: self.vocab.index(piece) for piece in SPECIAL_PIECES}
+    sep = self._ids['[SEP]']
+    self.template = Template(self._ids['[CLS]'], sep, (sep,))
     self._split = re.compile('(' + '|'.join(map(re.escape, SPECIAL_PIECES)) + ')').split
     self._normalizer = normalization.albert_normalizer(lowercase)
 
@@ -167,6 +172,9 @@ class SentencePiece:
   def word_of(self, token):
     text = token.removeprefix('\u2581')
     return text, text == token and token not in self._ids
+
+  def flags(self, token):
+    return words.flags(*self.word_of(token))
 
   def save(self, directory) -> dict:
     (directory / 'spiece.model').write_bytes(self.model)

@@ -185,7 +185,8 @@ class Text:
   def split(self, documents: list[str]) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Texts for the tokenizer, their number in each sentence and that of sentences in each
     document."""
-    sentences = [text_lib.split_document(text, self.settings.format) for text in documents]
+    documents = (text_lib.split_document(text, self.settings.format) for text in documents)
+    sentences = [self.tokenizer.as_running_text(document) for document in documents]
     texts = [split_huge(sentence) for document in sentences for sentence in document]
     counts = np.array(list(map(len, texts)), np.int64)
     texts = self.tokenizer.replace_surrogates(list(itertools.chain.from_iterable(texts)))
@@ -204,7 +205,7 @@ class Text:
     Returns:
       The columns of `data.instances`, and 'key', a number for the mask of each record, int64 [N].
     """
-    settings, special = self.settings, self.tokenizer.special
+    settings, template = self.settings, self.tokenizer.template
     ends = _ends(lengths)[_ends(texts)]  # of sentences
     full = np.diff(ends) > 0
     corpus = instances.Corpus(
@@ -216,14 +217,14 @@ class Text:
     if len(corpus) >= self.least:
       made = instances.build(
         corpus, settings.kind, length=settings.length, short_seq_prob=settings.short_seq_prob,
-        seed=int(key),
+        seed=int(key), separators=len(template.between),
       )  # fmt: skip
     elif len(corpus):
       _log.warning('a block of text has only one document with tokens, so no pairs are made of it.')
-    rows = packing.first_fit(made, settings.length, settings.max_sequences_per_row)
+    rows = packing.first_fit(made, settings.length, settings.max_sequences_per_row, template.size)
     parts = list(instances.to_columns(
       rows, corpus.tokens, settings.length, settings.max_sequences_per_row,
-      **{f'{name}_id': special[name] for name in ('cls', 'sep', 'pad')},
+      template=template, pad_id=self.tokenizer.pad_id,
     ))  # fmt: skip
     count = sum(len(part['ends']) for part in parts)
     order = prng.permute(np.arange(count), count, prng.hash_u64(key, prng.ORDER))

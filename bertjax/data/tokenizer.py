@@ -1,4 +1,5 @@
-"""`Tokenizer`: WordPiece as in BERT and SentencePiece as in ALBERT, to the letter; no TensorFlow.
+"""`Tokenizer`: WordPiece as in BERT, SentencePiece as in ALBERT, and any `tokenizer.json`, to the
+letter; no TensorFlow.
 
 WordPiece cleans the text, isolates CJK, strips accents and lowers (if `lowercase`), splits on white
 space and punctuation and takes the longest matching tokens. Two references disagree in details
@@ -13,15 +14,17 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import tokenizers
 from etils import epath
 
-from bertjax.data import instances, normalization, sentencepiece, wordpiece, words
+from bertjax.data import instances, normalization, sentencepiece, tokenizer_json, wordpiece, words
 from bertjax.data.loader import model_inputs
 from bertjax.data.wordpiece import SPECIAL_TOKENS
+
+__all__ = ['SPECIAL_TOKENS', 'Tokenizer']
 
 # Entries of tokenizer_config.json that name files or paths of the machine that wrote it, and the
 # one that the engine writes again.
@@ -42,66 +45,72 @@ class Tokenizer:
 
   Args:
     vocab: WordPiece: the tokens, by id, continuations with '##'. SentencePiece: the bytes of the
-      model file.
+      model file. Others: a tokenizer of Hugging Face's library, as `from_dir` makes it of a
+      tokenizer.json; its rules then replace `lowercase` and `rules`.
     lowercase: lower and strip accents, for "uncased" vocabularies.
     rules: 'huggingface' or 'google'; SentencePiece has only the former.
     source: name of the vocabulary in messages.
-    backend: a WordPiece `tokenizers.Tokenizer` whose normaliser, pre-tokenizer and added tokens
-      replace BERT's; `from_dir` makes it of a tokenizer.json that has its own.
-    special: names of the padding, unknown, [CLS], [SEP] and mask tokens of `backend`.
+    special: of a tokenizer of Hugging Face's library, its 'pad', 'unk' and 'mask' tokens by these
+      names, those that it has.
 
   Attributes:
     vocab: the tokens, by id; '' where an id has none.
-    kind: 'wordpiece' or 'sentencepiece'.
-    model: the bytes of the SentencePiece model; empty for WordPiece.
+    kind: 'wordpiece', 'sentencepiece', or the model of a tokenizer.json: 'bpe', 'unigram', ...
+    template: the special tokens around a text and a pair.
+    model: the bytes of the SentencePiece model; empty for others.
     settings: entries of the source's tokenizer_config.json, which `save` keeps.
     surrogates: how many lone surrogates (half characters, which no UTF-8 can hold) were replaced
       by U+FFFD in the texts seen so far.
 
   Raises:
-    ValueError: if the vocabulary lacks a special token, the model is none, or there are no such
-      rules.
+    ValueError: if a vocabulary lacks a special token, the model is none, there are no such rules,
+      or a tokenizer puts other special tokens around texts than an `instances.Template` has.
   """
 
   def __init__(
     self,
-    vocab: Sequence[str] | bytes,
+    vocab: Sequence[str] | bytes | tokenizers.Tokenizer,
     *,
     lowercase: bool = True,
     rules: str = 'huggingface',
     source: str = 'vocabulary',
-    backend: tokenizers.Tokenizer | None = None,
-    special: Sequence[str] = SPECIAL_TOKENS,
+    special: Mapping[str, str] | None = None,
   ):
     if rules not in normalization.RULES or (rules == 'google' and isinstance(vocab, bytes)):
       raise ValueError(
         f"rules must be 'huggingface' or, for WordPiece, 'google'; got {rules!r} for {source}."
       )
     self.lowercase, self.rules, self.surrogates, self.settings = lowercase, rules, 0, {}
+    self.model, self._source = vocab if isinstance(vocab, bytes) else b'', source
     if isinstance(vocab, bytes):
       self._engine = sentencepiece.SentencePiece(vocab, lowercase, source)
+    elif isinstance(vocab, tokenizers.Tokenizer):
+      self._engine = tokenizer_json.TokenizerJson(vocab, dict(special or {}), source)
     else:
-      special = tuple(special)
-      self._engine = wordpiece.WordPiece(list(vocab), lowercase, rules, source, backend, special)
-    self.vocab, self.kind = self._engine.vocab, self._engine.kind
-    self.model = vocab if isinstance(vocab, bytes) else b''
+      self._engine = wordpiece.WordPiece(list(vocab), lowercase, rules, source)
+    self.vocab, self.kind, self.template = (
+      self._engine.vocab, self._engine.kind, self._engine.template
+    )  # fmt: skip
     ids = {token: i for i, token in enumerate(self.vocab)}
-    self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (
-      ids[token] for token in self._engine.special
-    )
+    self.special = {name: ids[token] for name, token in self._engine.special.items()}
 
   @classmethod
   def from_file(cls, path, *, lowercase: bool = True, rules: str = 'huggingface') -> 'Tokenizer':
-    """Reads a `vocab.txt`, one token per line, a SentencePiece model, `*.model`, or a model
-    directory.
+    """Reads a `vocab.txt`, one token per line, a SentencePiece model, `*.model`, a
+    `tokenizer.json`, or a model directory.
 
     Raises:
-      ValueError: if there is no such file, its content is no vocabulary, or the model directory has
-        another case or other rules than were asked for.
+      ValueError: if there is no such file, its content is no vocabulary, or the tokenizer.json or
+        model directory has another case or other rules than were asked for.
     """
     path = epath.Path(path)
-    if path.is_dir():
-      tokenizer = cls.from_dir(path)
+    if path.is_dir() or (path.suffix == '.json' and path.is_file()):
+      if path.is_dir() or (path.parent / 'tokenizer_config.json').exists():
+        tokenizer = cls.from_dir(path if path.is_dir() else path.parent)
+      else:
+        fast, special = tokenizer_json.read_file(path)
+        lowered = tokenizer_json.lowers(fast)
+        tokenizer = cls(fast, lowercase=lowered, source=str(path), special=special)
       for name, asked in (('lowercase', lowercase), ('rules', rules)):
         if getattr(tokenizer, name) != asked:
           raise ValueError(
@@ -120,8 +129,8 @@ class Tokenizer:
   def from_dir(cls, directory, *, lowercase: bool | None = None) -> 'Tokenizer':
     """Reads what `save` or transformers wrote, and gives the ids that transformers would give.
 
-    Rules come from `tokenizer_config.json` or, if its tokenizer_class is a generic one, from
-    `tokenizer.json`; added tokens from either, or from `added_tokens.json`.
+    BERT's rules come from `tokenizer_config.json`, those of other classes from `tokenizer.json` (or
+    `vocab.json` and `merges.txt`); added tokens from either, or from `added_tokens.json`.
 
     Args:
       directory: the folder.
@@ -131,7 +140,7 @@ class Tokenizer:
       ValueError: if a file is missing or corrupt, or asks for what this class cannot do; names it.
     """
     directory = epath.Path(directory)
-    settings = wordpiece.read_settings(directory)
+    settings = tokenizer_json.read_settings(directory)
     if lowercase not in (None, settings.get('do_lower_case', True)):
       settings |= {'do_lower_case': lowercase, 'strip_accents': None}
       settings.pop('keep_accents', None)
@@ -140,7 +149,7 @@ class Tokenizer:
       lowered = settings.get('do_lower_case', True)
       tokenizer = cls.from_file(directory / 'spiece.model', lowercase=lowered)
     else:
-      vocab, options = wordpiece.read(directory, settings)
+      vocab, options = tokenizer_json.read(directory, settings)
       if lowercase not in (None, options['lowercase']):
         raise ValueError(
           f'{directory / "tokenizer.json"} has its own normaliser, which lowers: '
@@ -153,8 +162,8 @@ class Tokenizer:
   def save(self, directory, *, max_length: int = 0) -> None:
     """Writes the vocabulary and its settings so that `from_dir` and Hugging Face can read them.
 
-    `vocab.txt` and `tokenizer.json`, or `spiece.model`; and `tokenizer_config.json`. Hugging Face
-    knows its own rules only, whatever `rules` says.
+    `tokenizer.json` (WordPiece: `vocab.txt` too), or `spiece.model`; and `tokenizer_config.json`.
+    Hugging Face knows its own rules only, whatever `rules` says.
 
     Args:
       directory: the folder.
@@ -164,12 +173,12 @@ class Tokenizer:
     directory = epath.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     settings = self.settings | {'do_lower_case': self.lowercase}
-    settings |= self._engine.save(directory)
+    kept = {name: value for name, value in settings.items() if name == 'model_input_names'}
+    settings |= self._engine.save(directory) | kept
     settings.pop('rules', None)
     if self.rules != 'huggingface':
       settings['rules'] = self.rules
-    names = zip(self.special, self._engine.special, strict=True)
-    settings |= {f'{name}_token': token for name, token in names}
+    settings |= {f'{name}_token': token for name, token in self._engine.special.items()}
     if max_length:  # transformers' pipelines truncate to it, and without it to nothing
       settings['model_max_length'] = min(settings.get('model_max_length') or max_length, max_length)
     text = json.dumps(settings, indent=2, ensure_ascii=False) + '\n'
@@ -179,20 +188,43 @@ class Tokenizer:
   def vocab_size(self) -> int:
     return len(self.vocab)
 
-  @property
-  def special(self) -> dict[str, int]:
-    """Ids by name: 'pad', 'unk', 'cls', 'sep', 'mask'."""
-    return {name: getattr(self, f'{name}_id') for name in wordpiece.NAMES}
+  def id_of(self, role: str) -> int:
+    """The id of the 'pad', 'unk', 'cls', 'sep' or 'mask' token.
+
+    Raises:
+      ValueError: if the tokenizer has none.
+    """
+    if role not in self.special:
+      raise ValueError(
+        f'{self._source} has no {role} token, which this needs; name one in tokenizer_config.json '
+        f'("{role}_token": "...") that is in the vocabulary.'
+      )
+    return self.special[role]
+
+  pad_id = property(lambda self: self.id_of('pad'))
+  unk_id = property(lambda self: self.id_of('unk'))
+  cls_id = property(lambda self: self.id_of('cls'))
+  sep_id = property(lambda self: self.id_of('sep'))
+  mask_id = property(lambda self: self.id_of('mask'))
 
   @property
   def standard(self) -> bool:
-    """Whether vocabulary, case and `rules` say everything: no added tokens or special rules."""
-    return self.kind == 'sentencepiece' or self._engine.own is None
+    """Whether vocabulary, case and `rules` say everything: no rules of a tokenizer.json."""
+    return self._engine.standard
+
+  @property
+  def spaced(self) -> bool:
+    """Whether a word gets the ids of running text only with a space before it (byte-level BPE)."""
+    return self._engine.spaced
 
   @functools.cached_property
   def word_flags(self) -> np.ndarray:
-    """Where words begin and end among tokens: flags of `data.words` by id, uint8 [V]."""
-    return np.array([words.flags(*self.word_of(piece)) for piece in self.vocab], np.uint8)
+    """Where words begin and end among tokens: flags of `data.words` by id, uint8 [V].
+
+    Raises:
+      ValueError: if tokens do not show it.
+    """
+    return np.array([self._engine.flags(piece) for piece in self.vocab], np.uint8)
 
   def word_of(self, token: str) -> tuple[str, bool]:
     """The text of an entry of the vocabulary, and whether it continues the word before it."""
@@ -214,9 +246,33 @@ class Tokenizer:
     lengths = np.fromiter(map(len, ids), np.int64, len(ids))
     return np.fromiter(itertools.chain.from_iterable(ids), np.int32, lengths.sum()), lengths
 
-  def encode_offsets(self, texts: Sequence[str] | str):
-    """Maps texts to (ids, offsets): for each token its (start, end) in the text's characters."""
-    return self._engine.encode_offsets(self.replace_surrogates(texts))
+  def encode_words(self, words: Sequence[str]) -> list[list[int]]:
+    """Maps words to their ids within a text that was split into words (each with a space before it
+    where a tokenizer is `spaced`: `is_split_into_words` and `add_prefix_space` of transformers)."""
+    return self.encode([f' {word}' if self.spaced else word for word in words])
+
+  def as_running_text(self, sentences: list[str]) -> list[str]:
+    """Sentences of a document with the spaces before them that a `spaced` tokenizer needs."""
+    if not self.spaced:
+      return sentences
+    pairs = itertools.pairwise(['', *sentences])
+    return [' ' * (bool(a) and words.needs_blank(a, b)) + b for a, b in pairs]
+
+  def encode_offsets(self, texts: Sequence[str] | str, *, trim: bool = False):
+    """Maps texts to (ids, offsets): for each token its (start, end) in the text's characters.
+
+    Args:
+      texts: texts, or one as a string.
+      trim: leaves out the white space at the start of a token, which byte-level BPE may include.
+    """
+    texts = self.replace_surrogates(texts)
+    ids, offsets = self._engine.encode_offsets(texts)
+    if trim and not self.standard:
+      offsets = [
+        [(end - len(text[start:end].lstrip()), end) for start, end in row]
+        for text, row in zip(texts, offsets, strict=True)
+      ]
+    return ids, offsets
 
   def decode(self, ids: Sequence[int]) -> str:
     """Joins tokens to text; special tokens are kept."""
@@ -238,7 +294,8 @@ class Tokenizer:
     pairs: Sequence[str] | str | None = None,
     length: int | None = None,
   ) -> dict[str, np.ndarray]:
-    """Makes a batch: [CLS] text [SEP], or [CLS] text [SEP] pair [SEP], padded with [PAD].
+    """Makes a batch: [CLS] text [SEP], or [CLS] text [SEP] pair [SEP], padded with [PAD]; with the
+    special tokens and token types of `template`.
 
     Args:
       texts: B texts, or one as a string.
@@ -246,8 +303,8 @@ class Tokenizer:
       length: L; default: the longest row's.
 
     Returns:
-      'input_ids', 'token_type_ids' (1 on the pair and its [SEP]) and 'segment_ids' (0 = padding),
-      int32 [B, L].
+      'input_ids', 'token_type_ids' (1 on BERT's pair and its [SEP]) and 'segment_ids' (0 =
+      padding), int32 [B, L].
 
     Raises:
       ValueError: if the numbers differ, or a row does not fit: nothing is truncated silently.
@@ -256,7 +313,7 @@ class Tokenizer:
     if pairs is not None and len(pairs) != len(texts):
       raise ValueError(f'texts and pairs must be as many, got {len(texts)} and {len(pairs)}.')
     rows = list(zip(*map(self.encode, [texts] if pairs is None else [texts, pairs]), strict=True))
-    sizes = [1 + sum(len(part) + 1 for part in row) for row in rows]
+    sizes = [sum(map(len, row)) + self.template.count(len(row)) for row in rows]
     longest = max(sizes, default=0)
     length = longest if length is None else length
     if longest > length:

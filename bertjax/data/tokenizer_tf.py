@@ -42,7 +42,7 @@ _CUT = chr(normalization.MARKERS + normalization.MARKER_COUNT)
 def unsupported(tokenizer: Tokenizer) -> str:
   """What the tokenizer has that a graph cannot have; '' if there is nothing."""
   if not tokenizer.standard:
-    return 'added tokens or special rules (see its tokenizer.json)'
+    return f'the rules of a tokenizer.json ({tokenizer.kind})'
   longest = max(tokenizer.vocab, key=lambda piece: len(piece.removeprefix('##').encode()))
   if tokenizer.kind == 'wordpiece' and len(longest.removeprefix('##').encode()) > _MOST_BYTES:
     return f'an entry of more than {_MOST_BYTES} bytes, {longest[:20]!r}...'
@@ -63,7 +63,7 @@ class GraphTokenizer:
     if reason := unsupported(tokenizer):
       raise ValueError(
         f'the tokenizer has {reason}, which a TensorFlow graph cannot have; tokenise outside of '
-        'the graph.'
+        'the graph (`export --format=stablehlo` takes ids).'
       )
     make = _sentencepiece if tokenizer.kind == 'sentencepiece' else _wordpiece
     self._pattern, self._quick, self._exact = make(tokenizer)

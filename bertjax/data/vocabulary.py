@@ -1,6 +1,6 @@
-"""WordPiece training, and statistics of a corpus under a vocabulary.
+"""WordPiece and byte-level BPE training, and statistics of a corpus under a vocabulary.
 
-The trainer counts words, then merges the most frequent pair of tokens. Equal counts are decided by
+The trainers count words, then merge the most frequent pair of tokens. Equal counts are decided by
 spelling, so two trainings on the same text give the same file (Hugging Face's trainer iterates over
 hash maps and does not). `describe` measures lengths, [UNK] rate and duplicates.
 """
@@ -15,8 +15,10 @@ import re
 from collections.abc import Iterable
 
 import numpy as np
+import tokenizers
+from tokenizers import models, pre_tokenizers
 
-from bertjax.data import instances, words
+from bertjax.data import instances, tokenizer_json, words
 from bertjax.data import text as text_lib
 from bertjax.data import workers as worker_lib
 from bertjax.data.normalization import word_splitter
@@ -55,19 +57,23 @@ class WordCounts(collections.Counter):
 
 
 def count_words(
-  texts: Iterable[str], *, lowercase: bool = True, max_words: int = 1_000_000, workers: int = 1
-) -> WordCounts:
+  texts: Iterable[str], *, lowercase: bool = True, max_words: int = 1_000_000, workers: int = 1,
+  byte_level: bool = False,
+) -> WordCounts:  # fmt: skip
   """Counts words as BERT's normaliser and pre-tokenizer see them.
 
   Args:
     texts: documents.
     lowercase: lower and strip accents.
+    byte_level: counts words as RoBERTa's pre-tokenizer sees them: bytes, with the space before
+      all but the first word of a line; the case is kept.
     max_words: when more distinct words than this are held, the rare half is dropped, which bounds
       the memory (lossy counting, Manku and Motwani 2002).
     workers: spawned processes; the result does not depend on it.
   """
   counts = WordCounts()
-  for part in worker_lib.map_units(functools.partial(_count, lowercase=lowercase), texts, workers):
+  count = _count_bytes if byte_level else functools.partial(_count, lowercase=lowercase)
+  for part in worker_lib.map_units(count, texts, workers):
     counts.update(part)
     counts.prune(max_words)
   return counts
@@ -90,6 +96,53 @@ def _count(texts: list[str], lowercase: bool) -> collections.Counter:
       for word, _ in splitter.pre_tokenize_str(piece):
         counts[word] += count
   return counts
+
+
+def _count_bytes(texts: list[str]) -> collections.Counter:
+  """Counts the words of one unit for byte-level BPE, each as the letters of its bytes."""
+  seen = collections.Counter()
+  for text in texts:
+    for line in text.splitlines():
+      first, *others = line.split() or ['']
+      seen[first] += 1
+      seen.update(' ' + word for word in others)
+  counts, splitter = collections.Counter(), pre_tokenizers.ByteLevel(add_prefix_space=False)
+  for chunk, count in seen.items():
+    for start in range(0, len(chunk), _LONG):
+      for word, _ in splitter.pre_tokenize_str(chunk[start : start + _LONG]):
+        counts[word] += count
+  return counts
+
+
+def train_bpe(counts: dict[str, int], size: int, *, min_count: int = 2) -> tokenizers.Tokenizer:
+  """Trains byte-level BPE of exactly `size` entries, with RoBERTa's special tokens and template.
+
+  Args:
+    counts: words and how often each occurs, by `count_words(byte_level=True)`.
+    size: entries: five special tokens, 256 bytes, then merges in order of frequency.
+    min_count: pairs must occur this often to be merged.
+
+  Raises:
+    ValueError: if the text does not yield that many entries, or size is below 261.
+  """
+  header, alphabet = tokenizer_json.ROBERTA, sorted(pre_tokenizers.ByteLevel.alphabet())
+  vocab, merges = dict.fromkeys([*header.values(), *alphabet]), []
+  if size < len(vocab):
+    raise ValueError(f'byte-level BPE needs a size of at least {len(vocab)}, got {size}.')
+  words = [(w, n) for w, n in sorted(counts.items()) if len(w) <= 100]
+  for pair, piece in _merges([list(w) for w, _ in words], [n for _, n in words], min_count, ''):
+    if len(vocab) == size:
+      break
+    vocab.setdefault(piece)
+    merges.append(pair)
+  if len(vocab) < size:
+    raise ValueError(
+      f'this text yields only {len(vocab)} entries, {size} were asked for; choose a size of at '
+      f'most {len(vocab)} or bring more text.'
+    )
+  fast = tokenizers.Tokenizer(models.BPE({token: i for i, token in enumerate(vocab)}, merges))
+  tokenizer_json.make_byte_level(fast, header)
+  return fast
 
 
 def train_wordpiece(
@@ -123,8 +176,8 @@ def train_wordpiece(
       f'a vocabulary of {size} cannot hold {len(_HEADER)} special entries and {len(initial)} '
       f'single characters; choose a size of at least {len(vocab)}.'
     )
-  merges = _merges(pieces, [n for _, n in words], min_count)
-  for piece in merges:
+  merges = _merges(pieces, [n for _, n in words], min_count, '##')
+  for _, piece in merges:
     if len(vocab) == size:
       break
     vocab.setdefault(piece)
@@ -179,8 +232,11 @@ def choose_alphabet(
   return kept, len(order) - len(kept)
 
 
-def _merges(words: list[list[str]], counts: list[int], min_count: int) -> Iterable[str]:
-  """Yields merged tokens, most frequent pair first, and applies each merge to all words."""
+def _merges(
+  words: list[list[str]], counts: list[int], min_count: int, prefix: str
+) -> Iterable[tuple[tuple[str, str], str]]:
+  """Yields pairs and the tokens that they become, the most frequent pair first, and applies each
+  merge to all words; `prefix` marks tokens that continue a word."""
   pair_counts, where = collections.Counter(), collections.defaultdict(set)
   for i, word in enumerate(words):
     for pair in itertools.pairwise(word):
@@ -194,7 +250,7 @@ def _merges(words: list[list[str]], counts: list[int], min_count: int) -> Iterab
       continue  # out of date: the pair was pushed again with its present count
     if -negative < min_count:
       return
-    merged = pair[0] + pair[1].removeprefix('##')
+    merged = pair[0] + pair[1].removeprefix(prefix)
     changed = set()
     for i in where.pop(pair):
       changed |= _merge_word(words[i], pair, merged, counts[i], pair_counts, where, i)
@@ -202,7 +258,7 @@ def _merges(words: list[list[str]], counts: list[int], min_count: int) -> Iterab
     for other in changed - {pair}:
       if pair_counts[other] >= min_count:
         heapq.heappush(heap, (-pair_counts[other], other))
-    yield merged
+    yield pair, merged
 
 
 def _merge_word(word, pair, merged, count, pair_counts, where, index) -> set:
@@ -238,7 +294,7 @@ def describe(
 
   Args:
     texts: documents of `text.read_documents`.
-    vocab: a `vocab.txt` or `spiece.model`.
+    vocab: a `vocab.txt`, `spiece.model` or `tokenizer.json`.
     format: how documents are split into sentences, see `data.text`.
     lowercase: as for `Tokenizer.from_file`.
     workers: spawned processes; the result does not depend on it.
@@ -319,15 +375,18 @@ def _token_counts(seen: Iterable[str], vocab: str, lowercase: bool) -> tuple[dic
     tokens.clear(), unknown.clear()
   new = (chunk for chunk in seen if chunk not in tokens)
   while batch := list(itertools.islice(new, 10_000)):
-    for chunk, ids in zip(batch, tokenizer.encode(batch), strict=True):
+    for chunk, ids in zip(batch, tokenizer.encode_words(batch), strict=True):
       tokens[chunk] = len(ids)
-      if tokenizer.unk_id in ids:
-        unknown[chunk] = ids.count(tokenizer.unk_id)
+      if count := ids.count(tokenizer.special.get('unk')):
+        unknown[chunk] = count
   return tokens, unknown
 
 
 def count_cased(tokenizer: Tokenizer) -> tuple[int, int]:
-  """How many entries of a vocabulary have capitals, and how many have letters with a case."""
+  """How many entries of a vocabulary have capitals, and how many have letters with a case; of a
+  tokenizer.json, which decides its case, none."""
+  if not tokenizer.standard:
+    return 0, 0
   own = [entry for entry in tokenizer.vocab if not entry.startswith(('[', '<'))]
   cased = sum(entry != entry.lower() for entry in own)
   return cased, cased + sum(entry != entry.upper() for entry in own if entry == entry.lower())

@@ -89,10 +89,15 @@ def join(words: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
   """
   text, spans = '', []
   for word in words:
-    text += ' ' * (bool(spans) and not _tight(text[-1:] + word[:1]))
+    text += ' ' * (bool(spans) and needs_blank(text, word))
     spans.append((len(text), len(text) + len(word)))
     text += word
   return text, spans
+
+
+def needs_blank(before: str, after: str) -> bool:
+  """Whether a blank separates two words or sentences, by the script of the characters there."""
+  return not _tight(before[-1:] + after[:1])
 
 
 def chunks(text: str) -> Iterator[str]:

@@ -123,13 +123,15 @@ def explain(predictor: Predictor, text: str, pair: str = '') -> Explanation:
 def _words(predictor: Predictor, texts) -> list[tuple[str, int, int]]:
   """(text, first token, end) of the words and special tokens of a row."""
   tokenizer = predictor.tokenizer
-  words = [(tokenizer.vocab[tokenizer.cls_id], 0, 1)]
-  for text in texts:
+  words, (_, last, between, _) = [(tokenizer.vocab[tokenizer.cls_id], 0, 1)], tokenizer.template
+  for number, text in enumerate(texts, 1):
     start = words[-1][2]
-    [ids], [offsets] = tokenizer.encode_offsets([text])
+    [ids], [offsets] = tokenizer.encode_offsets([text], trim=True)
     for first, end in mlm.words_of(tokenizer, ids) if ids else ():
       words.append((text[offsets[first][0] : offsets[end - 1][1]], start + first, start + end))
-    words.append((tokenizer.vocab[tokenizer.sep_id], start + len(ids), start + len(ids) + 1))
+    for token in (last,) if number == len(texts) else between:
+      at = max(words[-1][2], start + len(ids))
+      words.append((tokenizer.vocab[token], at, at + 1))
   return words
 
 
@@ -228,7 +230,7 @@ def _tagged(predictor: Predictor, batch: dict, words) -> list[_Target]:
 
 def _answer(logits: np.ndarray, tokenizer: Tokenizer, context: str) -> _Target:
   """The best answer in the context, the second text, by start and end logits [l, 2]."""
-  _, [offsets] = tokenizer.encode_offsets([context])
+  _, [offsets] = tokenizer.encode_offsets([context], trim=True)
   size, before = len(offsets), len(logits) - 1 - len(offsets)  # [SEP] follows
   scores = logits[before:-1, 0, None] + logits[None, before:-1, 1]
   inside = np.tri(size, k=_MAX_ANSWER - 1, dtype=bool) & ~np.tri(size, k=-1, dtype=bool)

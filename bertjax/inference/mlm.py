@@ -169,7 +169,7 @@ def correct(
     raise ValueError(f'ratio must be above 0, got {ratio}.')
   tokenizer = runner.tokenizer
   plans = []
-  for text, ids, offsets in zip(texts, *tokenizer.encode_offsets(texts), strict=True):
+  for text, ids, offsets in zip(texts, *tokenizer.encode_offsets(texts, trim=True), strict=True):
     if not window:
       runner.check_length(len(ids) + 2)
     bounds = [
@@ -255,6 +255,9 @@ def _check_top_k(runner: Runner, top_k: int) -> None:
 
 def _encode(tokenizer: Tokenizer, split: list[list[str]]) -> list[list[int]]:
   """Ids of texts, with [MASK] between the parts of each."""
+  if not tokenizer.standard:  # its mask may take the space before it, which only the text shows
+    mask = tokenizer.vocab[tokenizer.mask_id]
+    return tokenizer.encode([mask.join(parts) for parts in split])
   ids = iter(tokenizer.encode(list(itertools.chain.from_iterable(split))))
   joined = ([[tokenizer.mask_id, *next(ids)] for _ in parts] for parts in split)
   return [list(itertools.chain.from_iterable(text))[1:] for text in joined]

@@ -74,13 +74,17 @@ class Runner:
         f'the text has {tokens} tokens with its special ones, the model takes at most {limit}.'
       )
 
+  def size(self, item: Sequence[list[int]]) -> int:
+    """Tokens of a row of (A,) or (A, B), lists of ids, with its special tokens."""
+    return sum(map(len, item)) + self.tokenizer.template.count(len(item))
+
   def make_batch(self, items: Sequence[Sequence[list[int]]]) -> dict[str, np.ndarray]:
-    """Rows [CLS] A [SEP] or [CLS] A [SEP] B [SEP] of items (A,) or (A, B), lists of ids.
+    """Rows of the tokenizer's template of items (A,) or (A, B), lists of ids.
 
     Raises:
       TextError: if one has more tokens than the model takes.
     """
-    length = max((sum(map(len, item)) + len(item) + 1 for item in items), default=3)
+    length = max(map(self.size, items), default=3)
     self.check_length(length)  # before memory is allocated for it
     return loader.model_inputs(instances.lay_out(items, self.tokenizer, length))
 
@@ -121,7 +125,7 @@ class Runner:
     if pairs is None and window:
       parts = [[(ids,) for ids in self.split(*item, limit)] for item in items]
     rows = list(itertools.chain.from_iterable(parts))
-    sizes = np.array([sum(map(len, row)) + len(row) + 1 for row in rows], np.int32)
+    sizes = np.array([self.size(row) for row in rows], np.int32)
     self.check_length(sizes.max(initial=0), limit)
     values = activation(np.array(self.run(self.make_batch(rows), output), np.float32))
     if len(rows) == len(items):

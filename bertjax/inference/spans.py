@@ -66,7 +66,7 @@ def _split_words(tokenizer: Tokenizer, text, rule: str) -> tuple[str, list[tuple
     return words_lib.join(text)
   if rule != 'tokens':
     return text, words_lib.split(text, rule)
-  [ids], [offsets] = tokenizer.encode_offsets([text])
+  [ids], [offsets] = tokenizer.encode_offsets([text], trim=True)
   bounds = [(offsets[first][0], offsets[end - 1][1]) for first, end in words_of(tokenizer, ids)]
   return text, [(start, end) for start, end in bounds if start < end]
 

@@ -223,7 +223,7 @@ def encode(items: Sequence[Example], tokenizer, length: int, *, label: Label) ->
   """Encodes texts or pairs, truncated by Google's rule; `counts` says how many were."""
   parts = [tokenizer.encode(texts) for texts in zip(*(item.texts for item in items), strict=True)]
   rows = list(zip(*parts, strict=True))
-  truncated = sum(truncate(row, length) for row in rows)
+  truncated = sum(truncate(row, length, tokenizer.template) for row in rows)
   columns = instances.lay_out(rows, tokenizer, length)
   columns['labels'] = label.column([item.label for item in items])
   columns['example_ids'] = np.arange(len(items), dtype=np.int32)

@@ -213,19 +213,21 @@ def with_places(items: Sequence[Example]) -> list[Example]:
 def encode(
   items: Sequence[Example], tokenizer, length: int, *, stride: int = 128, max_query: int = 64
 ) -> Encoded:
-  """Windows [CLS] question [SEP] context [SEP]; the label is the first answer's.
+  """Windows [CLS] question [SEP] context [SEP], or the tokenizer's template; the label is the first
+  answer's.
 
   If a window does not contain the complete answer, its label is [CLS], as in run_squad.py.
   `alignment` has a `Window` for each row.
   """
-  if length < max_query + 4 or stride < 1:
+  special = tokenizer.template.count(2)
+  if length <= max_query + special or stride < 1:
     raise ValueError(
-      f'windows need length > max_query + 3 and stride >= 1, got length={length}, '
+      f'windows need length > max_query + {special} and stride >= 1, got length={length}, '
       f'max_query={max_query}, stride={stride}.'
     )
   queries = tokenizer.encode([item.texts[0] for item in items])
   contexts = list(dict.fromkeys(item.texts[1] for item in items))
-  ids, offsets = tokenizer.encode_offsets(contexts)
+  ids, offsets = tokenizer.encode_offsets(contexts, trim=True)
   arrays = [np.array(pairs, np.int32).reshape(-1, 2) for pairs in offsets]
   known = dict(zip(contexts, zip(ids, arrays, strict=True), strict=True))
   counts = {'features': 0, 'truncated_questions': sum(len(query) > max_query for query in queries),
@@ -234,8 +236,8 @@ def encode(
   for number, (item, query) in enumerate(zip(items, queries, strict=True)):
     query, (tokens, places) = query[:max_query], known[item.texts[1]]
     span, inside = _token_span(item.label, places), False
-    for first, count in _windows(len(tokens), length - len(query) - 3, stride):
-      window = Window(places, first, count, len(query) + 2)
+    for first, count in _windows(len(tokens), length - len(query) - special, stride):
+      window = Window(places, first, count, len(query) + special - 1)
       rows.append((query, tokens[first : first + count]))
       windows.append(window)
       labels.append(_label(span, window))

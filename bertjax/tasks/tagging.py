@@ -238,7 +238,7 @@ def encode(
 
 def _pieces(items, tokenizer, room: int) -> tuple[list[list[list[int]]], int]:
   """Token ids of each word of each item ([UNK] if none), and how many words were truncated."""
-  ids = iter(tokenizer.encode([word for item in items for word in item.texts]))
+  ids = iter(tokenizer.encode_words([word for item in items for word in item.texts]))
   pieces = [[next(ids) or [tokenizer.unk_id] for _ in item.texts] for item in items]
   truncated = sum(len(word) > room for words in pieces for word in words)
   return [[word[:room] for word in words] for words in pieces], truncated

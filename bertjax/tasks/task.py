@@ -203,9 +203,9 @@ def text_room(length: int, special: int) -> int:
   return length - special
 
 
-def truncate(row: Sequence[list[int]], length: int) -> bool:
+def truncate(row: Sequence[list[int]], length: int, template: instances.Template) -> bool:
   """Drops last tokens of the longer text until a row fits (run_classifier.py); True if any."""
-  excess = sum(map(len, row)) - text_room(length, 1 + len(row))
+  excess = sum(map(len, row)) - text_room(length, template.count(len(row)))
   for _ in range(excess):
     longest = row[0] if len(row[0]) > len(row[-1]) else row[-1]
     longest.pop()

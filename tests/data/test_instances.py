@@ -13,6 +13,8 @@ from bertjax.data.instances import Instance
 from bertjax.data.prng import EXAMPLES, hash_u64
 from tests.conftest import make_corpus
 
+BERT = instances.Template(101, 102, (102,))
+
 
 def make_documents(seed, *, count=6, sentences=8, tokens=12):
   """Random documents; every token is a different number, counting up, so it can be traced."""
@@ -94,7 +96,7 @@ def test_rows_are_those_of_google_s_rule(seed, length, short, count):
 def test_no_row_is_longer_than_its_length_and_none_is_empty(seed, length, kind):
   pair = kind in instances.PAIR_KINDS
   for item in instances.build(make_corpus(make_documents(seed, tokens=60)), kind, length=length):
-    assert item.size == 1 + sum(stop - start + 1 for start, stop in item.spans) <= length
+    assert BERT.size(item) == 1 + sum(stop - start + 1 for start, stop in item.spans) <= length
     assert all(start < stop for start, stop in item.spans)
     assert item.pair == pair and (len(item.spans) == 2 if pair else item.label == 0)
     assert len(item.spans) == 1 or kind != 'doc_sentences'
@@ -258,30 +260,31 @@ def sequences_of(sizes):
 @settings(deadline=None, max_examples=100)
 def test_packed_rows_hold_every_sequence_once_and_never_too_many(sizes, sequences):
   items = sequences_of(sizes)
-  rows = list(packing.first_fit(items, 32, sequences))
+  rows = list(packing.first_fit(items, 32, sequences, BERT.size))
   assert sorted(item for row in rows for item in row) == items
   for row in rows:
-    assert 1 <= len(row) <= sequences and sum(item.size for item in row) <= 32
+    assert 1 <= len(row) <= sequences and sum(map(BERT.size, row)) <= 32
     assert row == sorted(row)
 
 
 def test_packing_fills_rows_and_the_more_sequences_the_better():
   rng = random.Random(0)
   items = sequences_of([rng.randint(5, 64) for _ in range(5000)])
-  tokens = sum(item.size for item in items)
-  filled = {s: tokens / 128 / sum(1 for _ in packing.first_fit(items, 128, s)) for s in (1, 2, 8)}
-  assert [len(row) for row in packing.first_fit(sequences_of([20, 12]), 32, 2)] == [2]
+  tokens = sum(map(BERT.size, items))
+  rows = {s: list(packing.first_fit(items, 128, s, BERT.size)) for s in (1, 2, 8)}
+  filled = {s: tokens / 128 / len(rows[s]) for s in rows}
+  assert [len(row) for row in packing.first_fit(sequences_of([20, 12]), 32, 2, BERT.size)] == [2]
   assert filled[1] < 0.3 and filled[2] > 1.8 * filled[1] and filled[8] > 0.97
 
 
 def test_rows_of_an_endless_stream_are_not_kept_open_for_ever():
   item = Instance(((0, 15),))  # of 17 tokens: no two of them fit
-  assert next(packing.first_fit(itertools.repeat(item), 32, 4)) == [item]
+  assert next(packing.first_fit(itertools.repeat(item), 32, 4, BERT.size)) == [item]
 
 
 def to_columns(rows, tokens, length, sequences, **options):
-  ids = {'cls_id': 101, 'sep_id': 102, 'pad_id': 1}
-  return list(instances.to_columns(rows, tokens, length, sequences, **ids, **options))
+  options = {'template': BERT, 'pad_id': 1} | options
+  return list(instances.to_columns(rows, tokens, length, sequences, **options))
 
 
 def test_rows_are_laid_out_with_special_tokens_ends_and_labels():

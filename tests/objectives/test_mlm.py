@@ -28,12 +28,12 @@ def packed(documents, vocab):
   tokenizer = Tokenizer.from_file(vocab)
   corpus = make_corpus([tokenizer.encode(sentences.split_prose(text)) for text in documents])
   items = list(instances.build(corpus, 'nsp', length=32, short_seq_prob=0.8))
-  rows = list(packing.first_fit(items, LENGTH, 4))[:40]
-  ids = {f'{name}_id': tokenizer.special[name] for name in ('cls', 'sep', 'pad')}
-  (columns,) = instances.to_columns(rows, corpus.tokens, LENGTH, 4, **ids)
+  rows = list(packing.first_fit(items, LENGTH, 4, tokenizer.template.size))[:40]
+  pad, template = tokenizer.pad_id, tokenizer.template
+  (columns,) = instances.to_columns(rows, corpus.tokens, LENGTH, 4, template=template, pad_id=pad)
   batch = mask_tokens(
     loader.expand(columns), np.ones(40), np.arange(40), 0, Masking(max_predictions=30),
-    vocab_size=600, mask_id=tokenizer.mask_id, never=tuple(ids.values()),
+    vocab_size=600, mask_id=tokenizer.mask_id, never=(pad, template.first, template.last),
   )  # fmt: skip
   assert {1, 2, 3, 4} <= set(batch['segment_ids'].ravel())
   return batch
