@@ -263,14 +263,14 @@ class Tokenizer:
 
     Args:
       texts: texts, or one as a string.
-      trim: leaves out the white space at the start of a token, which byte-level BPE may include.
+      trim: leaves out the white space at the start of a token, which byte-level BPE may include; a
+        token of white space is where the next word begins.
     """
     texts = self.replace_surrogates(texts)
     ids, offsets = self._engine.encode_offsets(texts)
     if trim and not self.standard:
       offsets = [
-        [(end - len(text[start:end].lstrip()), end) for start, end in row]
-        for text, row in zip(texts, offsets, strict=True)
+        [_trim(text, *span) for span in row] for text, row in zip(texts, offsets, strict=True)
       ]
     return ids, offsets
 
@@ -322,3 +322,9 @@ class Tokenizer:
         f'length={length}; shorten it or raise length.'
       )
     return model_inputs(instances.lay_out(rows, self, length))
+
+
+def _trim(text: str, start: int, end: int) -> tuple[int, int]:
+  while start < len(text) and text[start].isspace():
+    start += 1
+  return start, max(start, end)

@@ -98,11 +98,11 @@ class TokenizerJson:
     )
 
   def flags(self, token):
-    """As `words.flags`; letters that byte-level BPE splits into several tokens are looked up."""
+    """As `words.flags`; no word ends within a character that byte-level BPE splits."""
     text, continues = self.word_of(token)
     kind, mark = self._mark
-    if token not in self._added and kind == 'bytes':
-      text = _complete(_to_bytes(token)).lstrip()
+    if kind == 'bytes' and text.endswith('\ufffd') and token not in self._added:
+      return words.flags(_complete(_to_bytes(token)).lstrip(), continues) & ~words.ENDS
     ends = kind == 'end' and token.endswith(mark)
     return words.flags(text, continues) | words.ENDS * ends
 
@@ -181,7 +181,8 @@ def _to_bytes(token: str) -> bytes:
 
 
 def _complete(raw: bytes) -> str:
-  """Decodes a token that may end within a letter, which is then another one of the same script."""
+  """Decodes a token that may end within a character, which is then another one of the same kind: a
+  letter of a script without spaces, punctuation, or U+FFFD."""
   try:
     return raw.decode()
   except UnicodeDecodeError as error:
@@ -190,8 +191,8 @@ def _complete(raw: bytes) -> str:
     tail = raw[error.start :]
     missing = 2 + (tail[0] >= 0xE0) + (tail[0] >= 0xF0) - len(tail)
     low, high = ((tail + fill * missing).decode(errors='replace') for fill in (b'\xa0', b'\xbf'))
-    letter = high if words.is_unspaced(low) and words.is_unspaced(high) else '\ufffd'
-    return raw[: error.start].decode() + letter
+    alone = words.flags(low, True) and words.flags(high, True)
+    return raw[: error.start].decode() + (high if alone else '\ufffd')
 
 
 def rules_of(fast: tokenizers.Tokenizer) -> dict:

@@ -343,7 +343,7 @@ def _answer(context, found, null, size, version_2: bool, threshold: float) -> An
   for start, end, begin, stop in found:
     if len(kept) == size:
       break
-    kept.setdefault(context[begin:stop], (start, end))
+    kept.setdefault(context[begin:stop].rstrip(), (start, end))  # a last token may be a space
   best, scores = next((entry for entry in kept.items() if entry[0]), ('', null))
   if version_2 or not kept:
     kept.setdefault('', null)  # beyond the list's size, as in run_squad.py
