@@ -8,6 +8,7 @@ log-odds of an output. Attention weights show where a layer looked, not what the
 import base64
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -106,7 +107,7 @@ def explain(predictor: Predictor, text: str, pair: str = '') -> Explanation:
   batch = {name: array[chosen : chosen + 1] for name, array in batch.items()}
   count = int(batch['segment_ids'].sum())
   words = _words(predictor, texts[chosen])
-  targets = _targets(predictor, batch, words, texts[chosen][-1])
+  targets = _targets(predictor, batch, words, texts[chosen])
   if len(scores) > 1:
     others = float(jax.nn.logsumexp(np.delete(scores, chosen)))
     targets.append(_Target('choice', f'ending: {endings[chosen]}', (0, 0), others))
@@ -114,7 +115,7 @@ def explain(predictor: Predictor, text: str, pair: str = '') -> Explanation:
   attention = out['attention'][:, 0, :, :count, :count]
   return Explanation(
     [tokenizer.vocab[i] for i in batch['input_ids'][0, :count]],
-    batch['token_type_ids'][0, :count].tolist(), words, attention,
+    _segments(tokenizer, texts[chosen], count), words, attention,
     rollout(attention), [layer[:count] for layer in _lens(predictor, out['all_hidden'][:, 0])],
     [_attribute(predictor, batch, target) for target in targets],
   )  # fmt: skip
@@ -176,11 +177,18 @@ class _Target(NamedTuple):
   predicted: bool = True
 
 
-def _targets(predictor: Predictor, batch: dict, words, last: str) -> list[_Target]:
+def _segments(tokenizer: Tokenizer, texts: Sequence[str], count: int) -> list[int]:
+  """0 for each of a row's `count` tokens, and 1 from the second text on."""
+  first, *second = tokenizer.encode(texts)
+  start = 1 + len(first) + len(tokenizer.template.between) if second else count
+  return [int(place >= start) for place in range(count)]
+
+
+def _targets(predictor: Predictor, batch: dict, words, texts: Sequence[str]) -> list[_Target]:
   """The predicted outputs of every head but 'choice' that the row [1, L] has the inputs for."""
   runner, tokenizer, found = predictor.runner, predictor.tokenizer, []
   heads, ids = runner.params, batch['input_ids'][0]
-  paired = batch['token_type_ids'].sum() > 1  # a second text, and not only its [SEP]
+  paired = len(texts) > 1 and bool(tokenizer.encode(texts[1])[0])
   if 'classification' in heads:
     [logits] = runner.run(batch, 'classification')
     many = predictor.problem_type == 'regression' or predictor.multi_label
@@ -196,7 +204,7 @@ def _targets(predictor: Predictor, batch: dict, words, last: str) -> list[_Targe
     found += _tagged(predictor, batch, words)
   if 'span' in heads and paired:
     [logits] = runner.run(batch, 'span')
-    found.append(_answer(logits, tokenizer, last))
+    found.append(_answer(logits, tokenizer, texts[-1]))
   if 'mlm' in heads and not predictor.config.causal:
     places = np.flatnonzero(ids == tokenizer.mask_id)[:_TARGETS]
     if len(places):
