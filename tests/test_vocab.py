@@ -33,7 +33,11 @@ def command(*flags, seed='1'):
 
 @pytest.mark.parametrize(
   'kind, name, flags',
-  [('wordpiece', 'vocab.txt', ['--max_words=1000']), ('sentencepiece', 'spiece.model', [])],
+  [
+    ('wordpiece', 'vocab.txt', ['--max_words=1000']),
+    ('sentencepiece', 'spiece.model', []),
+    ('bpe', 'tokenizer.json', []),
+  ],
 )
 def test_two_processes_write_the_same_file_of_the_size_asked_for(
   corpus, tmp_path, kind, name, flags
@@ -43,7 +47,8 @@ def test_two_processes_write_the_same_file_of_the_size_asked_for(
     command(f'--out={tmp_path}/{seed}/{name}', *flags, seed=seed)
   one, two = (tmp_path / seed / name for seed in ('1', '2'))
   assert one.read_bytes() == two.read_bytes()
-  assert (Tokenizer.from_file(one).vocab_size, Tokenizer.from_file(one).kind) == (700, kind)
+  tokenizer = Tokenizer.from_file(one, lowercase=kind != 'bpe')
+  assert (tokenizer.vocab_size, tokenizer.kind) == (700, kind)
   assert sorted(path.name for path in tmp_path.rglob('*')) == ['1', '2', name, name]
 
 
@@ -154,7 +159,10 @@ def test_documents_of_one_sentence_are_no_food_for_next_sentence_prediction(
   [
     ([], 'vocab needs either --out=FILE to train one, or --vocab=FILE'),
     (['--out=/tmp/v', '--vocab=/tmp/v'], 'vocab needs either'),
-    (['--out=/tmp/v', '--kind=bpe'], "--kind must be one of .*'sentencepiece'.*got 'bpe'"),
+    (['--out=/tmp/v', '--kind=word'], "--kind must be one of .*'sentencepiece'.*got 'word'"),
+    (['--out=/tmp/v', '--kind=bpe'], r'BPE tokenizer, .* is named \*.json; got .* --out=/tmp/v'),
+    (['--out=/tmp/v.json'], r'is named \*.json; got --kind=wordpiece --out=/tmp/v.json'),
+    (['--out=/tmp/v.json', '--kind=bpe', '--size=9'], 'needs a size of at least 261, got 9'),
     (['--out=/tmp/v', '--kind=sentencepiece'], r'is named \*.model; got .* --out=/tmp/v'),
     (['--out=/tmp/v.model'], r'is named \*.model; got --kind=wordpiece --out=/tmp/v.model'),
     (['--out=/tmp/v', '--lowercase=upper'], "--lowercase takes bool, such as True; got 'upper'"),

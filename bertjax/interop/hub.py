@@ -11,8 +11,8 @@ from bertjax.model.heads import Bert
 
 _TEXT_FILES = (
   'config.json', 'vocab.txt', 'spiece.model', 'tokenizer.json', 'tokenizer_config.json',
-  'special_tokens_map.json', 'added_tokens.json', 'modules.json', 'sentence_*_config.json',
-  '[0-9]_*/*',
+  'vocab.json', 'merges.txt', 'special_tokens_map.json', 'added_tokens.json', 'modules.json',
+  'sentence_*_config.json', '[0-9]_*/*',
 )  # fmt: skip
 _HUB_WEIGHTS = (  # the first kind that a repository has is downloaded
   ('model.safetensors', 'model.safetensors.index.json', 'model-*-of-*.safetensors'),
