@@ -263,7 +263,7 @@ class Tokenizer:
 
     Args:
       texts: texts, or one as a string.
-      trim: leaves out the white space at the start of a token, which byte-level BPE may include; a
+      trim: moves the start of a token past its white space, which byte-level BPE may include; a
         token of white space is where the next word begins.
     """
     texts = self.replace_surrogates(texts)

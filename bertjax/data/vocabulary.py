@@ -65,7 +65,7 @@ def count_words(
   Args:
     texts: documents.
     lowercase: lower and strip accents.
-    byte_level: counts words as RoBERTa's pre-tokenizer sees them: bytes, with the space before
+    byte_level: counts words as RoBERTa's pre-tokenizer splits them: bytes, with the space before
       all but the first word of a line; the case is kept.
     max_words: when more distinct words than this are held, the rare half is dropped, which bounds
       the memory (lossy counting, Manku and Motwani 2002).

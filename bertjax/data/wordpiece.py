@@ -1,4 +1,4 @@
-"""WordPiece as BERT uses it, with a `vocab.txt` alone: an engine behind `Tokenizer`."""
+"""WordPiece as BERT uses it, with just a `vocab.txt`: an engine behind `Tokenizer`."""
 
 import logging
 import unicodedata
