@@ -1,7 +1,8 @@
 """RoBERTa-base (Liu et al. 2019): BERT-base on full sentences, without next-sentence prediction.
 
+  bertjax vocab    --input=TEXTS --size=50265 --kind=bpe --out=tokenizer.json
   bertjax prepare  --config=roberta_base --out=ROWS \\
-      --config.data.input=TEXTS --config.data.vocab=TOKENIZER
+      --config.data.input=TEXTS --config.data.vocab=tokenizer.json
   bertjax pretrain --config=roberta_base --workdir=DIR --config.data.prepared=ROWS
 
 8,192 rows of 512 tokens for 500,000 steps, learning rate 6e-4 after 24,000 steps of warm-up, Adam
@@ -24,7 +25,7 @@ def get_config(arg=''):
   config.model.dtype = 'bfloat16'
   config.nsp = False
   config.data.kind, config.data.length = 'full_sentences', 512
-  config.data.short_seq_prob = 0.0
+  config.data.short_seq_prob, config.data.lowercase = 0.0, False
   config.masking.max_predictions = 77
   config.batch_size, config.num_train_steps, config.warmup_steps = 8192, 500_000, 24_000
   config.learning_rate, config.schedule = 6e-4, 'linear'
