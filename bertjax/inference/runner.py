@@ -17,7 +17,7 @@ from bertjax.data import instances, loader, packing
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.model import crf
 from bertjax.model.config import LABELLED_HEADS, describe_heads
-from bertjax.model.heads import Bert, cls_states
+from bertjax.model.heads import Bert, cls_states, mean_states
 
 LENGTHS = (32, 64, 128, 256, 512)  # what rows are padded to, and the model's limit
 POOLINGS = ('mean', 'cls', 'last_four')
@@ -278,10 +278,4 @@ def pool(out: dict, batch: dict, pooling: str) -> jax.Array:
         f"'last_four' needs four layers, the model has {len(out['all_hidden']) - 1}."
       )
     states = jnp.concatenate(list(out['all_hidden'][-4:]), -1)
-  slots = batch['cls_positions'].shape[1] if 'cls_positions' in batch else 1
-  own = batch['segment_ids'][:, None] == jnp.arange(1, slots + 1)[:, None]  # [B, S, L]
-  sums = jnp.einsum(
-    'bsl,bld->bsd', own.astype(jnp.float32), states.astype(jnp.float32), precision='highest'
-  )
-  means = sums / jnp.maximum(own.sum(-1), 1)[..., None]
-  return means if 'cls_positions' in batch else means[:, 0]
+  return mean_states(states, batch)

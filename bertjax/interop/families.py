@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from bertjax.model.config import EncoderConfig
+from bertjax.model.config import TASK_HEADS, EncoderConfig
 
 _FIELDS = {
   'vocab_size': 'vocab_size',
@@ -90,6 +90,8 @@ class Family(NamedTuple):
     constants: their field -> the only value of it that we have.
     classes: heads -> end of the class that has exactly these.
     tied: copies of tied tensors in some files -> the original.
+    values: our field -> {their value: ours} where the two differ.
+    tokens: their field -> role of the token whose id it holds, beside `pad_token_id`.
     pad_offset: positions begin at `pad_token_id` + 1.
   """
 
@@ -105,6 +107,8 @@ class Family(NamedTuple):
   constants: Mapping[str, Any] = _CONSTANTS
   classes: Mapping[tuple[str, ...], str] = _CLASSES
   tied: Mapping[str, str] = {}
+  values: Mapping[str, Mapping[str, Any]] = {}
+  tokens: Mapping[str, str] = {}
   pad_offset: bool = False
 
   def expand(self, name: str) -> str:
@@ -283,7 +287,124 @@ GOOGLE_ALBERT = {
   }.items()
 }  # fmt: skip
 
-FAMILIES = (_BERT, _ROBERTA, _ALBERT, _DISTILBERT, _ELECTRA, _MPNET)
+# Sizes and rates of the pre-norm families.
+_PRE_NORM_FIELDS = {
+  'vocab_size': 'vocab_size', 'hidden_size': 'hidden_size', 'num_layers': 'num_hidden_layers',
+  'num_heads': 'num_attention_heads', 'mlp_size': 'intermediate_size',
+  'max_positions': 'max_position_embeddings', 'initializer_range': 'initializer_range',
+  'attention_dropout': 'attention_dropout', 'classifier_pooling': 'classifier_pooling',
+  'tied_embeddings': 'tie_word_embeddings',
+}  # fmt: skip
+_PRE_NORM = {'positions': 'rotary', 'norm_position': 'pre', 'type_vocab_size': 0,
+             'linear_bias': False, 'gated_mlp': True}  # fmt: skip
+_NO_DROPOUT = {'hidden_dropout': 0.0, 'attention_dropout': 0.0}
+_MODERNBERT = Family(
+  'modernbert', 'ModernBert', 'model',
+  modules={
+    'encoder/embeddings/word': '.embeddings.tok_embeddings',
+    'encoder/embeddings/layer_norm': '.embeddings.norm',
+    'encoder/layers/attention_layer_norm': '.layers.{}.attn_norm',
+    'encoder/layers/attention/qkv': '.layers.{}.attn.Wqkv',
+    'encoder/layers/attention/out': '.layers.{}.attn.Wo',
+    'encoder/layers/mlp_layer_norm': '.layers.{}.mlp_norm',
+    'encoder/layers/mlp/gated_in': '.layers.{}.mlp.Wi',
+    'encoder/layers/mlp/out': '.layers.{}.mlp.Wo',
+    'encoder/final_layer_norm': '.final_norm',
+    'mlm': 'decoder',
+    'mlm/output': 'decoder',
+    'mlm/transform': 'head.dense',
+    'mlm/layer_norm': 'head.norm',
+  } | dict.fromkeys(TASK_HEADS, 'classifier')
+  | {f'{head}/hidden': 'head.dense' for head in TASK_HEADS}
+  | {f'{head}/hidden_layer_norm': 'head.norm' for head in TASK_HEADS},
+  fields=_PRE_NORM_FIELDS | {
+    'layer_norm_eps': 'norm_eps', 'norm_bias': 'norm_bias', 'activation': 'hidden_activation',
+    'hidden_dropout': 'embedding_dropout', 'classifier_dropout': 'classifier_dropout',
+    'rope_theta': 'global_rope_theta', 'local_rope_theta': 'local_rope_theta',
+    'local_window': 'local_attention', 'global_every': 'global_attn_every_n_layers',
+    'mlm_bias': 'decoder_bias',
+  },
+  fixed=_PRE_NORM | {'classifier_hidden': 'gelu', 'classifier_norm': True},
+  defaults=_NO_DROPOUT | {
+    'vocab_size': 50368, 'num_layers': 22, 'mlp_size': 1152, 'max_positions': 8192,
+    'layer_norm_eps': 1e-5, 'norm_bias': False, 'classifier_dropout': 0.0,
+    'rope_theta': 160_000.0, 'local_window': 128, 'scaled_init': True,
+  },
+  constants={'attention_bias': False, 'mlp_bias': False, 'classifier_bias': False,
+             'classifier_activation': 'gelu'},
+  tied={'decoder.weight': '.embeddings.tok_embeddings.weight'},
+  tokens={'bos_token_id': 'cls', 'cls_token_id': 'cls', 'eos_token_id': 'sep',
+          'sep_token_id': 'sep'},
+)  # fmt: skip
+_EUROBERT = Family(
+  'eurobert', 'EuroBert', 'model',
+  modules={
+    'encoder/embeddings/word': '.embed_tokens',
+    'encoder/layers/attention_layer_norm': '.layers.{}.input_layernorm',
+    'encoder/layers/attention/query': '.layers.{}.self_attn.q_proj',
+    'encoder/layers/attention/key': '.layers.{}.self_attn.k_proj',
+    'encoder/layers/attention/value': '.layers.{}.self_attn.v_proj',
+    'encoder/layers/attention/out': '.layers.{}.self_attn.o_proj',
+    'encoder/layers/mlp_layer_norm': '.layers.{}.post_attention_layernorm',
+    'encoder/layers/mlp/gate': '.layers.{}.mlp.gate_proj',
+    'encoder/layers/mlp/up': '.layers.{}.mlp.up_proj',
+    'encoder/layers/mlp/out': '.layers.{}.mlp.down_proj',
+    'encoder/final_layer_norm': '.norm',
+    'mlm/output': 'lm_head',
+    'classification': 'classifier',
+    'classification/hidden': 'dense',
+    'tagging': 'classifier',
+  },
+  fields=_PRE_NORM_FIELDS | {
+    'num_kv_heads': 'num_key_value_heads', 'activation': 'hidden_act',
+    'layer_norm_eps': 'rms_norm_eps', 'rope_theta': 'rope_theta',
+  },
+  fixed=_PRE_NORM | {'norm': 'rms', 'embedding_norm': False, 'classifier_hidden': 'gelu',
+                     'mlm_transform': False, 'mlm_bias': False, 'tied_embeddings': False},
+  defaults=_NO_DROPOUT | {
+    'vocab_size': 128256, 'max_positions': 8192, 'activation': 'silu', 'layer_norm_eps': 1e-5,
+    'classifier_pooling': 'late',
+  },
+  constants={'attention_bias': False, 'mlp_bias': False},
+  classes={heads: end for heads, end in _CLASSES.items() if heads not in (('span',), ('choice',))},
+  values={'classifier_pooling': {'bos': 'cls'}},
+  tokens={'bos_token_id': 'cls', 'eos_token_id': 'sep', 'mask_token_id': 'mask'},
+)  # fmt: skip
+
+FAMILIES = (_BERT, _ROBERTA, _ALBERT, _DISTILBERT, _ELECTRA, _MPNET, _MODERNBERT, _EUROBERT)
+
+
+def flatten(content: Mapping, source) -> dict:
+  """`config.json` with rotary settings and the pattern of layers as single numbers, as the first
+  releases of ModernBERT and EuroBERT had them.
+
+  Raises:
+    ValueError: for scaled rotary positions, or a pattern other than every n-th layer global.
+  """
+  result = dict(content)
+  rope = result.pop('rope_parameters', None) or {}
+  for kind, name in (('full_attention', 'global_rope_theta'),
+                     ('sliding_attention', 'local_rope_theta'), ('', 'rope_theta')):  # fmt: skip
+    settings = rope if not kind else rope.get(kind) or {}
+    if 'rope_theta' in settings:
+      result[name] = settings['rope_theta']
+  scaled = [result.get('rope_scaling')] + [
+    settings for settings in (rope, *rope.values())
+    if isinstance(settings, Mapping) and settings.get('rope_type', 'default') != 'default'
+  ]  # fmt: skip
+  for settings in filter(None, scaled):
+    raise ValueError(f'{source}: scaled rotary positions are not supported, got {settings}.')
+  if kinds := result.pop('layer_types', None):
+    every = next((n for n in (3, 2, *range(4, len(kinds) + 1), 1) if kinds == [
+      'sliding_attention' if i % n else 'full_attention' for i in range(len(kinds))
+    ]), 0)  # fmt: skip
+    if not every:
+      raise ValueError(
+        f'{source}: layer_types must make every n-th layer full_attention, from the first on, and '
+        f'the others sliding_attention; got {kinds}.'
+      )
+    result['global_attn_every_n_layers'] = every
+  return result
 
 
 def family_of(config: EncoderConfig) -> Family:

@@ -30,10 +30,12 @@ from bertjax.model.config import (
 _log = logging.getLogger(__name__)
 
 _OWN_FIELDS = {name: f'bertjax_{name}' for name in HEAD_FIELDS}  # of heads that they do not have
-_ACTIVATIONS = {'gelu': 'gelu', 'gelu_tanh': 'gelu_new'}
+_ACTIVATIONS = {'gelu': 'gelu', 'gelu_tanh': 'gelu_new', 'silu': 'silu', 'relu': 'relu'}
 _THEIR_ACTIVATIONS = {'gelu': 'gelu', 'gelu_python': 'gelu', 'gelu_new': 'gelu_tanh',
-                      'gelu_pytorch_tanh': 'gelu_tanh', 'gelu_fast': 'gelu_tanh'}  # fmt: skip
-CLASSIFIERS = ('classification', 'tagging', 'choice')  # their module is often called `classifier`
+                      'gelu_pytorch_tanh': 'gelu_tanh', 'gelu_fast': 'gelu_tanh', 'silu': 'silu',
+                      'swish': 'silu', 'relu': 'relu'}  # fmt: skip
+# Heads whose module is often called `classifier`; that of 'span' is in some families.
+CLASSIFIERS = ('classification', 'tagging', 'choice', 'span')
 _BUFFERS = ('.embeddings.position_ids', '.embeddings.token_type_ids')
 _FLOATS = ('float16', 'bfloat16', 'float32', 'float64')
 
@@ -57,7 +59,8 @@ def load_hf(path_or_name, *, heads: Sequence[str] | None = None) -> tuple[Encode
   _log.info('reading %s', path)
   style = 'flax' if path.suffix == '.msgpack' else 'huggingface'
   family = families.family_of(config)
-  tensors, untied = _canonical(files.read_tensors(path), style, family)
+  tied = family.tied if config.tied_embeddings else {}
+  tensors, untied = _canonical(files.read_tensors(path), style, family, tied)
   found = find_heads(config, tensors, style, content, path, heads)
   if untied and 'mlm' in found:
     original = family.expand(family.tied[untied])
@@ -103,6 +106,8 @@ def save_hf(
       each other.
   """
   content = config_to_json(config, params, tokenizer.pad_id, labels, problem_type)
+  tokens = families.family_of(config).tokens
+  content |= {theirs: tokenizer.special[role] for theirs, role in tokens.items()}
   check_vocabulary(config, tokenizer, 'the tokenizer')
   with files.new_directory(directory, 'model.safetensors') as folder:
     (folder / 'config.json').write_text(json.dumps(content, indent=2) + '\n')
@@ -133,24 +138,34 @@ def find_heads(config, tensors, style: str, content: dict, source, asked=None) -
     unknown = [head for head in asked if head not in HEADS]
     if unknown:
       raise ValueError(f'unknown head {unknown[0]!r}; choose from {HEADS}.')
-  found = [
-    head for head in HEADS
-    if any(entry.name(style) in tensors for entry in head_entries(head, config))
-  ]  # fmt: skip
+  found = [head for head in HEADS if _has_head(head, config, tensors, style)]
   if asked is not None:
     check_heads(asked, found, source)
     return tuple(asked)
-  classifiers = [head for head in found if head in CLASSIFIERS]
+  family, by_module = families.family_of(config), {}
+  for head in set(found) & set(CLASSIFIERS):
+    by_module.setdefault(family.module(head), []).append(head)
+  classifiers = max(by_module.values(), key=len, default=[])
   if len(classifiers) > 1 and config.linear_head:
     head = classifier_head(content)
     if not head and style != 'google':  # Google's own code writes classification only
       raise ValueError(
         f'{source} has a classifier, and config.json does not say of which kind; '
-        f'give heads, one of {tuple(classifiers)}.'
+        f'give heads, one of {tuple(sorted(classifiers))}.'
       )
     kept = head or 'classification'
-    found = [head for head in found if head not in CLASSIFIERS or head == kept]
+    found = [head for head in found if head not in classifiers or head == kept]
   return tuple(found)
+
+
+def _has_head(head: str, config, tensors, style: str) -> bool:
+  """Whether a head's output layer is there; what is below may belong to another head too."""
+  layers = (head, f'{head}/output') if head == 'mlm' else (head,)
+  outputs = [
+    entry.name(style) for entry in head_entries(head, config)
+    if entry.path.rpartition('/')[0] in layers or not config.linear_head
+  ]  # fmt: skip
+  return any(name in tensors for name in outputs)
 
 
 def check_heads(asked: Sequence[str], found, source) -> None:
@@ -213,7 +228,9 @@ def _tell(tensors, read, source):
     _log.info('%s: not read: %s', source, ', '.join(unread))
 
 
-def _canonical(tensors: dict, style: str, family: families.Family) -> tuple[dict, str]:
+def _canonical(
+  tensors: dict, style: str, family: families.Family, tied: Mapping[str, str]
+) -> tuple[dict, str]:
   """The tensors under today's names without copies of tied ones, and such a "copy" that differs."""
   dot = '/' if style == 'flax' else '.'
   result = {}
@@ -223,7 +240,7 @@ def _canonical(tensors: dict, style: str, family: families.Family) -> tuple[dict
     name = re.sub(r'LayerNorm\.gamma$', 'LayerNorm.weight', name)
     result[re.sub(r'LayerNorm\.beta$', 'LayerNorm.bias', name)] = tensor
   untied = ''
-  for copy, original in family.tied.items():
+  for copy, original in tied.items():
     if copy in result:
       tensor = result.pop(copy)
       if not np.array_equal(result.setdefault(family.expand(original), tensor), tensor):
@@ -243,9 +260,15 @@ def config_to_json(
   heads = tuple(head for head in HEADS if head in params)
   own = own_heads(config, params)
   theirs_too = tuple(head for head in heads if head not in own)
-  clashing = [head for head in theirs_too if head in CLASSIFIERS]
-  if len(clashing) > 1:
-    raise ValueError(f'the heads {clashing} would both be called classifier; save one of them.')
+  owners = {}
+  for head in heads:
+    for entry in head_entries(head, config):
+      other = owners.setdefault(entry.name('huggingface'), head)
+      if other != head:
+        raise ValueError(
+          f'the heads {[other, head]} would both have the tensor {entry.name("huggingface")}; save '
+          'one of them.'
+        )
   if own:
     _log.warning(
       'transformers cannot load the %s head with %s, only the rest of this model',
@@ -259,13 +282,20 @@ def config_to_json(
     theirs = family.fields.get('classifier_dropout')
     values['classifier_dropout'] = None if theirs == 'classifier_dropout' else config.hidden_dropout
   check_padding(config, pad_id)
+  values['num_kv_heads'] = config.num_kv_heads or config.num_heads
+  if not config.local_window:
+    values['global_every'] = 1
   fields = family.fields | _OWN_FIELDS if own else family.fields
-  result = {theirs: values[ours] for ours, theirs in fields.items()}
+  renamed = {ours: {value: theirs for theirs, value in names.items()}
+             for ours, names in family.values.items()}  # fmt: skip
+  result = {
+    theirs: renamed.get(ours, {}).get(values[ours], values[ours]) for ours, theirs in fields.items()
+  }
   result |= {
     'model_type': family.model_type,
     'architectures': [family.name + _class(family, config, theirs_too, 'pooler' in params)],
     'pad_token_id': pad_id,
-    'tie_word_embeddings': True,
+    'tie_word_embeddings': config.tied_embeddings,
   }
   for head in set(LABELLED_HEADS) & set(heads):
     count = np.shape(params[head]['bias'])[0]
@@ -293,13 +323,22 @@ def config_from_json(content: dict, source: str) -> EncoderConfig:
     ValueError: if it describes a model, or has switches, that we do not have.
   """
   family = families.family_in(content, source)
+  content = families.flatten(content, source)
   for name, value in family.constants.items():
-    if content.get(name, value) != value:
+    if content.get(name, value) not in (value, None):
       raise ValueError(f'{source}: {name}={content[name]!r} is not supported.')
   known = family.fields | _OWN_FIELDS
   fields = family.defaults | {
     ours: content[theirs] for ours, theirs in known.items() if theirs in content
   }
+  for name, names in family.values.items():
+    if name in fields:
+      fields[name] = names.get(fields[name], fields[name])
+  if fields.get('num_kv_heads', 0) in (None, fields.get('num_heads')):
+    fields.pop('num_kv_heads', None)  # as many as queries
+  if fields.get('global_every') == 1:
+    del fields['global_every']
+    fields['local_window'] = 0
   activation = fields.get('activation', 'gelu')
   if activation not in _THEIR_ACTIVATIONS:
     raise ValueError(

@@ -25,9 +25,13 @@ _log = logging.getLogger(__name__)
 # What a model's weights depend on.
 _SIZES = ('vocab_size', 'hidden_size', 'num_layers', 'num_heads', 'mlp_size', 'max_positions',
           'position_offset', 'relative_buckets', 'type_vocab_size', 'embedding_size',
-          'shared_layers', 'activation', 'classifier_hidden', 'layer_norm_eps')  # fmt: skip
+          'shared_layers', 'activation', 'classifier_hidden', 'classifier_norm',
+          'classifier_pooling', 'tied_embeddings', 'mlm_transform', 'mlm_bias', 'layer_norm_eps',
+          'num_kv_heads', 'positions', 'local_window', 'global_every', 'norm', 'norm_bias',
+          'norm_position', 'embedding_norm', 'linear_bias', 'gated_mlp')  # fmt: skip
 # Tables with a row for each token of the vocabulary, and the one with a row for each position.
-_BY_TOKEN = ('vocab_size', (('encoder', 'embeddings', 'word', 'embedding'), ('mlm', 'bias')))
+_BY_TOKEN = ('vocab_size', (('encoder', 'embeddings', 'word', 'embedding'), ('mlm', 'bias'),
+                            ('mlm', 'output', 'embedding')))  # fmt: skip
 _BY_POSITION = ('max_positions', (('encoder', 'embeddings', 'position', 'embedding'),))
 
 

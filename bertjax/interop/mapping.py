@@ -34,6 +34,8 @@ _GOOGLE_OUTPUTS = {
   'classifier': 'output',
   'qa_outputs': 'cls/squad/output',
 }
+# Ours that hold several matrices of theirs -> these, in order.
+_FUSED = {'qkv': ('query', 'key', 'value'), 'kv': ('key', 'value'), 'gated_in': ('gate', 'up')}
 _OWN = 'bertjax'  # the module of tensors that no other library has
 
 
@@ -91,18 +93,18 @@ def entries(config: EncoderConfig, heads: tuple[str, ...], pooler: bool) -> Iter
   """The tensors of a model with these heads."""
   family, paths = families.family_of(config), shapes(config, heads, pooler)
   for path in sorted(paths, key=lambda path: '/word/' not in path):  # messages name the first
-    yield from _entries(path, config, family)
+    yield from _entries(path, paths[path], config, family)
 
 
 def head_entries(head: str, config: EncoderConfig) -> Iterator[Entry]:
   """The tensors of one head, or of the pooler."""
   family = families.family_of(config)
-  for path in shapes(config, HEADS, True):
+  for path, shape in shapes(config, HEADS, True).items():
     if path.startswith(f'{head}/'):
-      yield from _entries(path, config, family)
+      yield from _entries(path, shape, config, family)
 
 
-def _entries(path: str, config: EncoderConfig, family: families.Family) -> Iterator[Entry]:
+def _entries(path: str, shape, config: EncoderConfig, family: families.Family) -> Iterator[Entry]:
   """The tensors of theirs that are one array of ours."""
   module, kind = path.rsplit('/', 1)
   part = path.partition('/')[0]
@@ -110,16 +112,17 @@ def _entries(path: str, config: EncoderConfig, family: families.Family) -> Itera
   if part in TASK_HEADS and not config.linear_head:
     # Under their names, another library would take the linear layer for the complete head.
     names = [(None, ())]
-  elif module.endswith('/qkv') and module not in family.modules:
+  elif parts := module not in family.modules and _FUSED.get(module.rpartition('/')[2]):
     before = (slice(None),) if kind == 'kernel' else ()
-    names = [(family.module(module.replace('qkv', name)), (*before, i))
-             for i, name in enumerate(('query', 'key', 'value'))]  # fmt: skip
+    parent = module.rpartition('/')[0]
+    names = [(family.module(f'{parent}/{name}'), (*before, i)) for i, name in enumerate(parts)]
   for name, index in names:
     if name is None:
       yield Entry(path, _OWN)
     elif '{}' in name:
-      for layer in range(config.num_layers):
-        yield Entry(path, name.format(layer), (layer, *index))
+      first = config.num_layers - shape[0]  # 1 where the first layer has no such tensor
+      for layer in range(first, config.num_layers):
+        yield Entry(path, name.format(layer), (layer - first, *index))
     else:
       yield Entry(path, name, index)
 

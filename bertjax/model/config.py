@@ -11,6 +11,7 @@ from typing import Any
 ACTIVATIONS = ('gelu', 'gelu_tanh', 'silu', 'relu')
 POSITIONS = ('learned', 'rotary')
 REMAT_POLICIES = ('none', 'full', 'dots')
+POOLINGS = ('cls', 'mean', 'late')
 HIDDEN_ACTIVATIONS = ('', 'tanh', 'relu', 'gelu')
 DTYPES = ('float32', 'bfloat16')
 ATTENTION_IMPLS = ('auto', 'xla', 'cudnn', 'splash')
@@ -122,6 +123,23 @@ class EncoderConfig:
     "activation of a classifier's dense layer on [CLS]: 'tanh' (RoBERTa), 'relu' (DistilBERT), "
     "'gelu' (ELECTRA); '' = it reads the pooled state, as in BERT",
   )
+  classifier_norm: bool = _field(
+    False,
+    'normalisation after the dense layer of a classifier; heads on tokens have both then, as in '
+    'ModernBERT',
+  )
+  classifier_pooling: str = _field(
+    'cls',
+    "state that a classifier's dense layer reads: 'cls', 'mean' (of the tokens), or 'late' = every "
+    "token's, and the logits are averaged (EuroBERT)",
+  )
+  tied_embeddings: bool = _field(
+    True, 'word table as the output layer of masked LM; False = a separate matrix'
+  )
+  mlm_transform: bool = _field(
+    True, 'dense layer, activation and norm before the output layer of masked LM'
+  )
+  mlm_bias: bool = _field(True, 'bias of the output layer of masked LM')
   layer_norm_eps: float = _field(
     1e-12, "epsilon of normalisation, which always runs in float32; 1e-12 in Google's BERT"
   )
@@ -234,6 +252,17 @@ class EncoderConfig:
       raise ValueError(
         f"rope_theta={self.rope_theta} needs positions='rotary', got {self.positions!r}."
       )
+    if not self.classifier_hidden and (self.classifier_norm or self.classifier_pooling != 'cls'):
+      raise ValueError(
+        f'classifier_norm={self.classifier_norm} and classifier_pooling='
+        f"{self.classifier_pooling!r} need a dense layer; set classifier_hidden='gelu', or False "
+        "and 'cls' for the pooled state."
+      )
+    if self.tied_embeddings and not self.mlm_transform and not self.mlm_bias:
+      raise ValueError(
+        'tied_embeddings=True leaves a masked-LM head without parameters where mlm_transform and '
+        'mlm_bias are False; set one of the three otherwise.'
+      )
     if self.features not in FEATURES and not (self.features.isdecimal() and self.feature_layers):
       raise ValueError(
         f'features must be one of {tuple(FEATURES)} or a layer from 0 (the embeddings) to '
@@ -254,6 +283,7 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
   ('bilstm', lambda layers: layers >= 0, '0 (none) or a number of layers'),
   ('relative_buckets', lambda count: count == 0 or (count >= 8 and count % 4 == 0),
    '0 (none) or a multiple of 4 from 8 on'),
+  ('classifier_pooling', POOLINGS.__contains__, f'one of {POOLINGS}'),
   ('classifier_hidden', HIDDEN_ACTIVATIONS.__contains__, f'one of {HIDDEN_ACTIVATIONS}'),
   ('type_vocab_size position_offset embedding_size num_kv_heads',
    lambda size: size >= 0, 'at least 0'),
@@ -371,7 +401,7 @@ _MODERNBERT = {
   'vocab_size': 50368, 'max_positions': 8192, 'positions': 'rotary', 'rope_theta': 160_000.0,
   'local_window': 128, 'type_vocab_size': 0, 'norm_bias': False, 'norm_position': 'pre',
   'linear_bias': False, 'gated_mlp': True, 'hidden_dropout': 0.0, 'attention_dropout': 0.0,
-  'layer_norm_eps': 1e-5, 'scaled_init': True,
+  'layer_norm_eps': 1e-5, 'scaled_init': True, 'classifier_hidden': 'gelu', 'classifier_norm': True,
 }  # fmt: skip
 
 

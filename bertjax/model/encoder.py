@@ -18,6 +18,8 @@ section 3) or a later encoder of it.
 | MLP | gelu, gated | silu, gated | silu, gated |
 | biases of norms, linear layers | none | none | none |
 | num_kv_heads | | | fewer than num_heads |
+| tied_embeddings, mlm_transform, mlm_bias | yes, yes, yes | no, no, yes | no, no, no |
+| classifier_hidden, _norm, _pooling | gelu, yes, cls or mean | tanh, no, cls | gelu, no, late |
 
 All layers live in one parameter tree stacked along a leading axis, which a scan walks over, so
 compile time does not grow with depth; `config.unroll` unrolls the same tree. Parameters carry no
@@ -59,6 +61,7 @@ PARAM_AXES = (
   (r'mlp/gated_in/bias$', (None, 'mlp')),
   (r'mlp/out/kernel$', ('mlp', 'embed')),
   (r'(pooler|mlm/transform)/kernel$', ('embed', None)),
+  (r'mlm/output/embedding$', ('vocab', None)),
   (r'mlm/bias$', ('vocab',)),
   (r'(nsp|rtd|classification|tagging|span|choice)(/hidden)?/kernel$', ('embed', None)),
   # Replicated: a sharded kernel would add a collective to each step of the LSTM's scan.

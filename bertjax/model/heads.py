@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from bertjax.model import crf
 from bertjax.model.attention import float32_einsum
 from bertjax.model.config import HEADS, EncoderConfig, describe_heads
-from bertjax.model.encoder import ACTIVATION, Encoder, Norm, dense, drop
+from bertjax.model.encoder import ACTIVATION, Encoder, Norm, dense, drop, kernel_init
 
 BATCH_KEYS = (
   'input_ids', 'token_type_ids', 'segment_ids', 'position_ids', 'cls_positions',
@@ -37,7 +37,8 @@ _ALIASES = {
 
 
 class MlmHead(nn.Module):
-  """Dense to E, activation, normalisation, then the transposed word table and a separate bias."""
+  """Dense to E, activation, normalisation, then the transposed word table and a separate bias; or
+  less of it, as the config has it."""
 
   config: EncoderConfig
 
@@ -45,11 +46,17 @@ class MlmHead(nn.Module):
   def __call__(self, x: jax.Array, word_table: jax.Array) -> jax.Array:
     """Maps states [B, P, D] and the table [V, E] to float32 logits [B, P, V]."""
     config = self.config
-    width, bias = config.embedding_width, config.linear_bias
-    x = dense(config, width, 'transform', bias=bias, output=True)(x)
-    x = Norm(config, name='layer_norm')(ACTIVATION[config.activation](x))
-    bias = self.param('bias', nn.initializers.zeros, (config.vocab_size,), jnp.float32)
+    width, size = config.embedding_width, config.vocab_size
+    if config.mlm_transform:
+      x = dense(config, width, 'transform', bias=config.linear_bias, output=True)(x)
+      x = Norm(config, name='layer_norm')(ACTIVATION[config.activation](x))
+    if not config.tied_embeddings:
+      own = nn.Embed(size, x.shape[-1], embedding_init=kernel_init(config), name='output')
+      word_table = own.embedding
     logits = float32_einsum('bpd,vd->bpv', x, word_table.astype(x.dtype))
+    if not config.mlm_bias:
+      return logits
+    bias = self.param('bias', nn.initializers.zeros, (size,), jnp.float32)
     return logits + bias.astype(jnp.float32)
 
 
@@ -60,7 +67,8 @@ class OutputLayer(nn.Module):
     config: of the encoder.
     features: of the output.
     dropout: before the linear layer.
-    hidden: activation of a dense layer before that; '' = none.
+    hidden: activation of a dense layer before that, normalised with `config.classifier_norm`;
+      '' = none.
     hidden_dropout: before the dense layer.
   """
 
@@ -75,7 +83,11 @@ class OutputLayer(nn.Module):
     """Maps states [..., D] to float32 logits [..., features]."""
     if self.hidden:
       x = drop(self, x, self.hidden_dropout, train)
-      x = _HIDDEN[self.hidden](dense(self.config, self.config.hidden_size, 'hidden')(x))
+      bias = self.config.linear_bias or not self.config.classifier_norm  # EuroBERT's has one
+      hidden = dense(self.config, self.config.hidden_size, 'hidden', bias=bias, output=True)
+      x = _HIDDEN[self.hidden](hidden(x))
+      if self.config.classifier_norm:
+        x = Norm(self.config, name='hidden_layer_norm')(x)
     x = nn.Dropout(self.dropout)(x, deterministic=not train)
     dense_layer = dense(self.config, self.features, 'dense')
     nn.share_scope(self, dense_layer)
@@ -128,8 +140,10 @@ class TaskHead(nn.Module):
         ends = x[jnp.arange(len(x)), jnp.maximum(lengths - 1, 0)]
         size = config.bilstm_size
         x = jnp.concatenate([ends[:, :size], x[:, 0, size:]], axis=-1)
-      elif self.sequence:
+      elif self.sequence and config.classifier_pooling == 'cls':
         x = cls_states(x, batch)
+      elif self.sequence and config.classifier_pooling == 'mean':
+        x = mean_states(x, batch).astype(x.dtype)
     if self.crf:
       for name, shape in crf.shapes(self.size).items():
         self.param(name, nn.initializers.zeros, shape, jnp.float32)
@@ -137,7 +151,9 @@ class TaskHead(nn.Module):
       config, self.size, self.dropout, self.hidden, self.hidden_dropout, name='output'
     )
     nn.share_scope(self, output)
-    return output(x, train)
+    logits = output(x, train)
+    late = self.sequence and config.classifier_pooling == 'late' and not config.bilstm
+    return mean_states(logits, batch) if late else logits
 
   def _mix(self, states):
     how = self.config.features.partition('_')[0]
@@ -229,13 +245,15 @@ class Bert(nn.Module):
     sizes = {'classification': self.num_labels, 'tagging': self.num_labels, 'span': 2, 'choice': 1}
     for head in [head for head in sizes if head in self.heads]:
       sequence, hidden = head in ('classification', 'choice'), config.classifier_hidden
-      dropout = 0.0 if head == 'span' else rate  # none in Google's code
+      # No dropout in Google's head on spans; DistilBERT's heads on tokens have another one.
+      dropout = 0.0 if head == 'span' and not config.classifier_norm else rate
       if hidden == 'relu' and not sequence:
-        dropout = config.hidden_dropout  # DistilBERT's heads on tokens
+        dropout = config.hidden_dropout
+      # RoBERTa and ELECTRA drop [CLS] before the dense layer too.
+      before = hidden != 'relu' and head == 'classification' and config.norm_position == 'post'
       layer = TaskHead(
         config, sizes[head], dropout, sequence,
-        hidden=hidden if sequence and head not in config.pooled_heads else '',
-        hidden_dropout=rate if hidden != 'relu' and head == 'classification' else 0.0,
+        hidden=hidden if _has_dense(head, config) else '', hidden_dropout=rate if before else 0.0,
         crf=config.crf and head == 'tagging', name=head,
       )  # fmt: skip
       read = pooled if head in config.pooled_heads else None
@@ -279,6 +297,25 @@ class Bert(nn.Module):
         have = describe_heads(self.variables['params'])
         kind = 'pooler' if missing[0] == 'pooler' else f'{missing[0]} head'
         raise ValueError(f'the parameters have no {kind}; they have {have}.')
+
+
+def _has_dense(head: str, config: EncoderConfig) -> bool:
+  """Whether a task's head has the dense layer that `classifier_hidden` names."""
+  of_sequence = head in ('classification', 'choice') and head not in config.pooled_heads
+  return of_sequence or config.classifier_norm
+
+
+def mean_states(x: jax.Array, batch: dict) -> jax.Array:
+  """Means of x [B, L, C] over a sequence's tokens, float32: [B, C], or [B, S, C] where S sequences
+  are packed."""
+  segments = batch.get('segment_ids', jnp.ones(x.shape[:2], jnp.int32))
+  slots = batch['cls_positions'].shape[1] if 'cls_positions' in batch else 1
+  own = segments[:, None] == jnp.arange(1, slots + 1)[:, None]  # [B, S, L]
+  sums = jnp.einsum(
+    'bsl,blc->bsc', own.astype(jnp.float32), x.astype(jnp.float32), precision='highest'
+  )
+  means = sums / jnp.maximum(own.sum(-1), 1)[..., None]
+  return means if 'cls_positions' in batch else means[:, 0]
 
 
 def cls_states(x: jax.Array, batch: dict) -> jax.Array:

@@ -1,4 +1,4 @@
-"""RoBERTa, ALBERT, DistilBERT, ELECTRA and MPNet equal transformers' models, and the way back.
+"""Each family equals transformers' models, in all outputs and gradients, and the way back.
 
 All heads of a family share one encoder here, so one program has the outputs and gradients of all.
 """
@@ -17,6 +17,7 @@ from bertjax.interop import families, huggingface, mapping
 from bertjax.interop.google import save_google
 from bertjax.interop.huggingface import config_from_json, load_hf, save_hf
 from bertjax.interop.loading import load_model, reinit_top_layers, save_model
+from bertjax.model import config as model_config
 from bertjax.model.config import EncoderConfig, albert_base
 from bertjax.model.encoder import PARAM_AXES, layer_factors, relative_position_buckets
 from bertjax.model.flops import train_flops
@@ -33,6 +34,17 @@ BERT_LIKE = {'hidden_size': 48, 'num_hidden_layers': 3, 'num_attention_heads': 4
              'intermediate_size': 80, 'max_position_embeddings': 40}  # fmt: skip
 ROBERTA_LIKE = BERT_LIKE | {'max_position_embeddings': 42, 'pad_token_id': 1,
                             'layer_norm_eps': 1e-5}  # fmt: skip
+PRE_NORM_LIKE = BERT_LIKE | {'pad_token_id': 0, 'bos_token_id': 2, 'eos_token_id': 3}
+# Global layers 0, 3 and 6; a window that reaches from the last padding to a token.
+MODERNBERT = PRE_NORM_LIKE | {
+  'cls_token_id': 2, 'sep_token_id': 3, 'num_hidden_layers': 7, 'local_attention': 12,
+  'rope_parameters': {'full_attention': {'rope_type': 'default', 'rope_theta': 80_000.0},
+                      'sliding_attention': {'rope_type': 'default', 'rope_theta': 9_000.0}},
+}  # fmt: skip
+EUROBERT = PRE_NORM_LIKE | {
+  'num_key_value_heads': 2, 'mask_token_id': 4,
+  'rope_parameters': {'rope_type': 'default', 'rope_theta': 250_000.0},
+}  # fmt: skip
 DISTILBERT = {'dim': 48, 'n_layers': 3, 'n_heads': 4, 'hidden_dim': 80,
               'max_position_embeddings': 40}  # fmt: skip
 TASKS = ('classification', 'tagging', 'span', 'choice')
@@ -44,6 +56,8 @@ TINY = {
   'DistilBert': (DISTILBERT, (('mlm',),)),
   'Electra': (BERT_LIKE | {'embedding_size': 24}, (('mlm',), ('rtd',))),
   'MPNet': (ROBERTA_LIKE, (('mlm',),)),
+  'ModernBert': (MODERNBERT, (('mlm',),)),
+  'EuroBert': (EUROBERT, (('mlm',),)),
 }  # fmt: skip
 # (model, sizes of a released model where they are not the defaults, parameters of the encoder with
 # its pooler as published).
@@ -63,6 +77,11 @@ RELEASED = {
                                              'num_attention_heads': 12, 'intermediate_size': 3072},
                                  108_891_648),
   'mpnet-base': ('MPNet', {'max_position_embeddings': 514}, 109_486_464),
+  'ModernBERT-base': ('ModernBert', {}, 149_014_272),
+  'ModernBERT-large': ('ModernBert', {'num_hidden_layers': 28, 'hidden_size': 1024,
+                                      'num_attention_heads': 16, 'intermediate_size': 2624},
+                       394_781_696),
+  'EuroBERT-210m': ('EuroBert', {}, 211_766_016),
 }  # fmt: skip
 
 
@@ -209,6 +228,7 @@ def check_return(folder, config, params, tokenizer, model):
   assert before.keys() == after.keys()
   for name, parameter in after.items():
     assert torch.equal(parameter, before[name]), name
+  assert getattr(again.config, 'layer_types', 0) == getattr(model.config, 'layer_types', 0)
   for name in TINY[model.config.__class__.__name__.removesuffix('Config')][0]:
     assert getattr(again.config, name) == getattr(model.config, name), name
   ours, again_params, _ = load_model(folder)
@@ -227,7 +247,8 @@ def vocabulary(pad_id):
 @pytest.mark.parametrize('name', TINY)
 def test_all_outputs_losses_and_gradients_of_every_head_equal_transformers(name, tmp_path):
   encoder = theirs(name, ()).base_model
-  cases = [*TINY[name][1], *((head,) for head in TASKS), ()]
+  known = next(family for family in families.FAMILIES if family.name == name).classes
+  cases = [*TINY[name][1], *((head,) for head in TASKS if (head,) in known), ()]
   models, params = {}, {}
   tokenizer = vocabulary(getattr(encoder.config, 'pad_token_id', 0))
   for heads in cases:
@@ -350,8 +371,9 @@ def test_every_parameter_has_a_sharding_rule_and_a_name(name):
   heads = tuple(sorted({head for heads in family.classes for head in heads}))
   tree = jax.eval_shape(lambda: init_params(Bert(config, heads), jax.random.key(0)))
   shardings = mesh_lib.tree_shardings(mesh_lib.make_mesh(2, 2, 2), PARAM_AXES, tree)
-  layer = shardings['encoder']['layers']['mlp']['in']['kernel'].spec
-  assert layer[-2:] == ('fsdp', 'tensor')
+  mlp = shardings['encoder']['layers']['mlp']
+  layer = mlp['gated_in' if config.gated_mlp else 'in']['kernel'].spec
+  assert [axis for axis in layer if axis] == ['fsdp', 'tensor']
   unnamed = {entry.path for entry in mapping.entries(config, heads, False) if
              entry.name('huggingface').startswith('bertjax')}  # fmt: skip
   assert not unnamed
@@ -526,3 +548,68 @@ def test_google_s_format_refuses_a_family_that_its_code_has_not(tmp_path):
   config, params = load_hf(tmp_path / 'theirs')
   with pytest.raises(ValueError, match="got model_type 'electra'"):
     save_google(tmp_path / 'ours', config, params, vocabulary(0))
+
+
+@pytest.mark.parametrize(
+  ('start', 'pooling'), [('ModernBert', 'mean'), ('EuroBert', 'mean'), ('EuroBert', 'bos')]
+)
+def test_classifiers_of_other_poolings_equal_transformers(start, pooling, tmp_path):
+  config = getattr(transformers, f'{start}Config')(
+    vocab_size=V, num_labels=LABELS, classifier_pooling=pooling, **TINY[start][0]
+  )
+  model = class_of(start, ('classification',))(config).eval()
+  model.save_pretrained(tmp_path / 'theirs')
+  ours, params = load_hf(tmp_path / 'theirs')
+  batch = batch_of(0)
+  out = Bert(ours, ('classification',), False, LABELS).apply({'params': params}, batch)
+  expected = model(
+    input_ids=torch.tensor(batch['input_ids']).long(),
+    attention_mask=torch.tensor(batch['segment_ids']).long(),
+  )  # fmt: skip
+  check_close(np.asarray(out['classification_logits']), expected.logits)
+  save_hf(tmp_path / 'ours', ours, params, vocabulary(0))
+  assert type(config).from_pretrained(tmp_path / 'ours').classifier_pooling == pooling
+
+
+OLD_MODERNBERT = {
+  'model_type': 'modernbert', 'num_hidden_layers': 8, 'global_attn_every_n_layers': 2,
+  'global_rope_theta': 50_000.0, 'local_rope_theta': 5_000.0, 'local_attention': 64,
+}  # fmt: skip
+
+
+def test_both_layouts_of_rotary_settings_and_layers_are_one_config():
+  new = transformers.ModernBertConfig(**OLD_MODERNBERT).to_dict()
+  assert 'rope_parameters' in new and 'layer_types' in new and 'local_rope_theta' not in new
+  old = config_from_json(OLD_MODERNBERT, 'config.json')
+  assert config_from_json(new, 'config.json') == old
+  assert (old.rope_theta, old.local_rope_theta) == (50_000.0, 5_000.0)
+  assert (old.local_window, old.global_every) == (64, 2)
+  released = config_from_json(transformers.ModernBertConfig().to_dict(), 'config.json')
+  assert released == model_config.modernbert_base(classifier_dropout=0.0)
+  all_global = {'model_type': 'modernbert', 'layer_types': ['full_attention'] * 22}
+  assert config_from_json(all_global, 'config.json').local_window == 0
+  rope = {'model_type': 'eurobert', 'rope_theta': 250_000.0}  # as EuroBERT's first files have it
+  assert config_from_json(rope, 'config.json').rope_theta == 250_000.0
+
+
+@pytest.mark.parametrize(
+  ('content', 'words'),
+  [
+    ({'layer_types': ['sliding_attention', 'full_attention']}, 'layer_types must make every n-th'),
+    ({'layer_types': ['full_attention', 'chunked_attention']}, "got .*'chunked_attention'"),
+    ({'rope_parameters': {'full_attention': {'rope_type': 'yarn', 'rope_theta': 1e4}}}, 'yarn'),
+    ({'rope_scaling': {'type': 'linear', 'factor': 2.0}}, 'scaled rotary positions'),
+    ({'mlp_bias': True}, 'mlp_bias=True is not supported'),
+  ],
+)
+def test_switches_of_modernbert_that_we_do_not_have_are_refused(content, words):
+  with pytest.raises(ValueError, match=words):
+    config_from_json({'model_type': 'modernbert'} | content, 'config.json')
+
+
+def test_heads_that_share_a_tensor_are_not_saved_together(tmp_path):
+  config = config_from_json(transformers.ModernBertConfig(vocab_size=V, **MODERNBERT).to_dict(), '')
+  bert = Bert(config, ('mlm', 'tagging'), pooler=False)
+  params = jax.eval_shape(lambda: init_params(bert, jax.random.key(0)))
+  with pytest.raises(ValueError, match=r"'mlm', 'tagging'.* would both have the tensor head.dense"):
+    save_hf(tmp_path, config, params, vocabulary(0))

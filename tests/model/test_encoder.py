@@ -96,12 +96,16 @@ def count(config, heads, pooler):
 def test_every_field_of_a_preset_can_be_changed(preset, field):
   values = {'hidden_size': 320, 'features': '1', 'activation': 'gelu_tanh', 'dtype': 'bfloat16',
             'attention': 'xla', 'remat': 'full', 'positions': 'rotary', 'norm': 'rms',
-            'norm_position': 'pre', 'num_kv_heads': 1, 'relative_buckets': 32,
+            'norm_position': 'pre', 'classifier_pooling': 'mean', 'num_kv_heads': 1,
+            'relative_buckets': 32,
             'classifier_hidden': 'tanh'}  # fmt: skip
   value = values.get(
     field.name, {int: 4, float: 0.5, bool: not field.default}.get(type(field.default))
   )
-  needed = {'positions': 'rotary'} if field.name == 'rope_theta' else {}
+  needed = {
+    'rope_theta': {'positions': 'rotary'}, 'classifier_norm': {'classifier_hidden': 'gelu'},
+    'classifier_pooling': {'classifier_hidden': 'gelu'},
+  }.get(field.name, {})  # fmt: skip
   config = config_lib.PRESETS[preset](**{field.name: value}, **needed)
   plain = config_lib.PRESETS[preset](**needed)
   assert getattr(config, field.name) == value != field.default
@@ -436,6 +440,8 @@ def test_a_wrong_call_says_the_rule(params, batch, options, words):
     ({'rope_theta': 160_000.0}, "needs positions='rotary', got 'learned'"),
     ({'positions': 'rotary', 'hidden_size': 36}, 'heads of an even size'),
     ({'num_kv_heads': 5}, 'divide num_heads=12'),
+    ({'classifier_norm': True}, "set classifier_hidden='gelu'"),
+    ({'mlm_transform': False, 'mlm_bias': False}, 'without parameters'),
     ({'norm_position': 'both'}, "'post' or 'pre'"),
     ({'num_layers': 0}, 'num_layers'),
     ({'remat': 'some'}, 'remat'),
