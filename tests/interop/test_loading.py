@@ -32,7 +32,7 @@ from tests.interop.models import (
     ({'model_type': 'roberta'}, ['no tensor roberta.embeddings']),
     ({'position_embedding_type': 'relative_key'}, ['relative_key']),
     ({'add_cross_attention': True}, ['add_cross_attention']),
-    ({'hidden_act': 'relu'}, ['relu', 'gelu_new']),
+    ({'hidden_act': 'mish'}, ['mish', 'gelu_new']),
     ({'hidden_size': '16'}, ['hidden_size', "'16'", 'int']),
     ({'num_attention_heads': 3}, ['num_heads=3']),
     ({'vocab_size': 601}, ['model.safetensors', 'word_embeddings', '(600, 16)', '(601, 16)']),
