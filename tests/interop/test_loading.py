@@ -131,7 +131,7 @@ def test_the_layout_of_a_classifier_must_be_stated(vocab, tmp_path):
   change_config(tmp_path / 'a', architectures=None)
   check_refused(tmp_path / 'a', 'classifier', 'heads')
   check_same(load_hf(tmp_path / 'a', heads=('tagging',))[1], params)
-  with pytest.raises(ValueError, match='both be called classifier'):
+  with pytest.raises(ValueError, match='both have the tensor classifier'):
     save_hf(tmp_path / 'b', config, random_params(config, ('tagging', 'choice')), tokenizer)
 
 
