@@ -16,8 +16,8 @@ import tempfile
 import time
 
 from benchmarks import machine
+from bertjax.data import blocks, streaming
 from bertjax.data import loader as loader_lib
-from bertjax.data import streaming
 from bertjax.data import text as text_lib
 from bertjax.data.masking import Masking
 from bertjax.data.preprocess import Settings
@@ -87,12 +87,12 @@ def measured(loader, kind, folder, vocab, count) -> dict:
   process, begun = psutil.Process(), time.perf_counter()
   tokenizer = Tokenizer.from_file(vocab)
   settings = Settings(kind=kind, length=128, format='jsonl', heldout_fraction=0.2)
-  text = streaming.Text(folder, tokenizer, settings)
+  text = blocks.Text(folder, tokenizer, settings)
   masks = loader_lib.Batches(
     text.heldout(1000), 256, 0, Masking(), tokenizer.vocab_size, tokenizer.special,
     tokenizer.word_flags,
   )  # fmt: skip
-  stream = streaming.Stream(text, 256, masks.targets, loader=loader).batches()
+  stream = streaming.Stream({'': text}, 256, masks.targets, loader=loader).batches()
   next(stream)
   first, tokens, most = time.perf_counter() - begun, 0, 0
   begun = time.perf_counter()

@@ -16,7 +16,7 @@ from etils import epath
 
 from bertjax import tasks
 from bertjax.config import flat
-from bertjax.data import dataset, masking, streaming
+from bertjax.data import blocks, dataset, masking
 from bertjax.data import loader as loader_lib
 from bertjax.fields import OF_TASKS
 from bertjax.model import config as model_config
@@ -79,7 +79,7 @@ class Stage(NamedTuple):
   stop: int
   config: ml_collections.ConfigDict  # the run's, with the stage's values
   folder: epath.Path | None = None  # of the prepared rows
-  text: streaming.Text | None = None  # instead of a folder, where text is streamed
+  text: blocks.Text | None = None  # instead of a folder, where text is streamed
 
 
 def stages(config) -> list[Stage]:

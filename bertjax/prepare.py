@@ -22,7 +22,7 @@ import re
 from etils import epath
 
 from bertjax import io
-from bertjax.data import dataset, instances, streaming
+from bertjax.data import blocks, dataset, instances
 from bertjax.data import text as text_lib
 from bertjax.data.loader import Batches
 from bertjax.data.masking import Masking, predictions
@@ -232,11 +232,11 @@ def cached(config, cache_dir: str = '') -> epath.Path:
   return folder
 
 
-def streamed_text(config) -> streaming.Text:
+def streamed_text(config) -> blocks.Text:
   """The text of a config with data.streaming=True."""
   tokenizer = load_vocab(config)
   warn_of_case(tokenizer)
-  return streaming.Text(config.data.input, tokenizer, settings_of(config))
+  return blocks.Text(config.data.input, tokenizer, settings_of(config))
 
 
 def prepared_rows(config, processes: int = 1) -> epath.Path:

@@ -157,7 +157,7 @@ def heldout_batches(setup: Setup, stage: build.Stage) -> loader_lib.Batches:
 def streamed_batches(setup: Setup, stage: build.Stage, heldout: loader_lib.Batches):
   """The training batches of streamed text, masked as the held-out ones, and their positions."""
   made = streaming.Stream(
-    stage.text, stage.config.batch_size, heldout.targets, groups=jax.process_count(),
+    {'': stage.text}, stage.config.batch_size, heldout.targets, groups=jax.process_count(),
     stage=stage.start, local=heldout.local, loader=setup.loader,
   )  # fmt: skip
   return made.batches, lambda n: streaming.merge(distributed.gather(made.position(n)))

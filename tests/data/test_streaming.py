@@ -9,7 +9,7 @@ import json
 import numpy as np
 import pytest
 
-from bertjax.data import loader, streaming
+from bertjax.data import blocks, loader, streaming
 from bertjax.data import text as text_lib
 from bertjax.data.masking import Masking
 from bertjax.data.preprocess import Settings
@@ -22,7 +22,7 @@ LOADERS = ['threads'] + ['tfdata'] * bool(importlib.util.find_spec('tensorflow_t
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-  monkeypatch.setattr(streaming, '_BLOCK_CHARS', 3000)
+  monkeypatch.setattr(blocks, '_BLOCK_CHARS', 3000)
 
 
 @pytest.fixture
@@ -58,11 +58,11 @@ def source(tmp_path):
 def stream(source, tokenizer, *, batch_size=BATCH, options=(),
            **settings):  # fmt: skip
   settings = {'kind': 'doc_sentences', 'length': 32, 'format': 'jsonl', 'seed': 3} | settings
-  text = streaming.Text(str(source), tokenizer, Settings(**settings))
+  text = blocks.Text(str(source), tokenizer, Settings(**settings))
   heldout = loader.Batches(
     text.heldout(16), batch_size, 3, Masking(), tokenizer.vocab_size, tokenizer.special,
   )  # fmt: skip
-  return streaming.Stream(text, batch_size, heldout.targets, **dict(options))
+  return streaming.Stream({'': text}, batch_size, heldout.targets, **dict(options))
 
 
 def take(batches, count: int) -> list[dict]:
@@ -160,12 +160,11 @@ def test_batches_do_not_depend_on_hosts(source, tokenizer, groups, hosts):
 
 @pytest.mark.parametrize('groups', [1, 3, 8])
 def test_a_group_reads_every_document_once_an_epoch(source, tokenizer, groups):
-  reader = stream(source, tokenizer, options={'groups': groups})
-  text = reader._text
+  text = stream(source, tokenizer)._text
   read = []
   for group in range(groups):
-    reader._begins = {group: {}}
-    for block in reader._read(group, groups, streaming._FRONT):
+    reader = streaming.Reader(text, None, group, groups, 0, blocks.FRONT, BATCH)
+    for block in reader.blocks():
       if block.epoch > 1:
         break
       read += block.documents
@@ -297,10 +296,10 @@ def test_a_text_that_is_smaller_than_a_batch_is_refused(source, tokenizer):
 def test_a_text_without_any_record_is_refused(tmp_path, tokenizer):
   """Sentence order has nothing to learn from documents of one sentence."""
   made = stream(_pairs(tmp_path), tokenizer, kind='doc_sentences')
-  text = streaming.Text(
+  text = blocks.Text(
     str(tmp_path / 'one.jsonl'), tokenizer, Settings(kind='sop', length=32, format='jsonl')
   )
-  made = streaming.Stream(text, BATCH, made._targets)
+  made = streaming.Stream({'': text}, BATCH, made._targets)
   with pytest.raises(ValueError, match='fewer training records than a batch has'):
     take(made.batches(), 1)
 
