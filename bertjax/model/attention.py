@@ -180,6 +180,7 @@ def _splash(q, k, v, segment_ids, causal, window, mesh, interpret=False):
   names = ('q', 'kv', 'kv_compute', 'q_dkv', 'kv_dkv', 'kv_dkv_compute', 'q_dq', 'kv_dq')
   tiles: dict[str, Any] = {f'block_{name}': tile for name in names}
   shape, half = (length, length), window // 2
+  mask: Any
   if window:
     mask = masks.LocalMask(shape, (half, 0 if causal else half), offset=0)
   else:

@@ -397,7 +397,7 @@ def bert_large(**changes) -> EncoderConfig:
 
 
 # What the released sizes of ModernBERT share; Ettin and mmBERT have other sizes and vocabularies.
-_MODERNBERT = {
+_MODERNBERT: dict[str, Any] = {
   'vocab_size': 50368, 'max_positions': 8192, 'positions': 'rotary', 'rope_theta': 160_000.0,
   'local_window': 128, 'type_vocab_size': 0, 'norm_bias': False, 'norm_position': 'pre',
   'linear_bias': False, 'gated_mlp': True, 'hidden_dropout': 0.0, 'attention_dropout': 0.0,

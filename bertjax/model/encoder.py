@@ -29,6 +29,7 @@ sharding annotations: `PARAM_AXES` names the axes of each parameter by its path,
 
 import functools
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -200,7 +201,8 @@ class Norm(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """Normalises the last axis of x [..., D]; keeps x's dtype."""
     config = self.config
-    kind, options = nn.RMSNorm, {}
+    kind: Any = nn.RMSNorm
+    options: dict[str, Any] = {}
     if config.norm == 'layer':
       kind, options = nn.LayerNorm, {'use_bias': config.norm_bias}
     norm = nn.checkpoint(kind, prevent_cse=False)(
@@ -375,7 +377,7 @@ class Encoder(nn.Module):
     config = self.config
     embedded, word_table = Embeddings(config, name='embeddings')(batch, train)
     segment_ids = batch.get('segment_ids', jnp.ones(embedded.shape[:2], jnp.int32))
-    angles = (None, None)  # of global and of local layers
+    angles: tuple = (None, None)  # of global and of local layers
     if config.positions == 'rotary':  # positions restart in every packed sequence
       positions = batch.get('position_ids', jnp.arange(embedded.shape[1])[None])
       angles = tuple(
@@ -422,8 +424,8 @@ class Encoder(nn.Module):
       split_rngs={'params': not shared, 'dropout': True},
       in_axes=nn.broadcast, length=config.num_layers, unroll=min(config.unroll, config.num_layers),
     )  # fmt: skip
-    layers = layers(config, train, tuple(capture), name='layers')
-    return layers(x, segment_ids, angles[0], position_bias)
+    stack = layers(config, train, tuple(capture), name='layers')
+    return stack(x, segment_ids, angles[0], position_bias)
 
   def _patterned(self, x, segment_ids, angles, train, capture):
     """Runs layers of several kinds: the first one; a scan over groups of `global_every` layers,

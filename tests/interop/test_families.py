@@ -24,6 +24,8 @@ from bertjax.model.flops import train_flops
 from bertjax.model.heads import Bert, init_params
 from bertjax.objectives import mlm
 from bertjax.training import mesh as mesh_lib
+from tests.data.test_tokenizer_json import CONFIG as TOKENIZERS
+from tests.data.test_tokenizer_json import train as train_tokenizer
 from tests.interop.models import check_same
 
 transformers = pytest.importorskip('transformers')
@@ -613,3 +615,32 @@ def test_heads_that_share_a_tensor_are_not_saved_together(tmp_path):
   params = jax.eval_shape(lambda: init_params(bert, jax.random.key(0)))
   with pytest.raises(ValueError, match=r"'mlm', 'tagging'.* would both have the tensor head.dense"):
     save_hf(tmp_path, config, params, vocabulary(0))
+
+
+@pytest.mark.parametrize('kind', ['roberta', 'xlm'])
+def test_texts_and_pairs_have_the_logits_of_transformers(kind, documents, tmp_path):
+  """From text to logits with byte-level BPE and Unigram: template of pairs, padding, positions."""
+  lines = [line for text in documents for line in text.split('\n')][:200]
+  train_tokenizer(kind, lines).save(str(tmp_path / 'tokenizer.json'))
+  (tmp_path / 'tokenizer_config.json').write_text(json.dumps(TOKENIZERS[kind]))
+  fast = transformers.AutoTokenizer.from_pretrained(tmp_path)
+  start = {'roberta': 'Roberta', 'xlm': 'XLMRoberta'}[kind]
+  config = getattr(transformers, f'{start}Config')(vocab_size=len(fast), **TINY['Roberta'][0])
+  torch.manual_seed(0)
+  model = getattr(transformers, f'{start}ForSequenceClassification')(config).eval()
+  for parameter in model.parameters():
+    torch.nn.init.normal_(parameter, std=0.1)
+  model.save_pretrained(tmp_path)
+  ours, params, tokenizer = load_model(tmp_path)
+  texts, pairs = ['Raises an error.', 'the value of a name'], ['The object returns', 'or not']
+  for second in (None, pairs):
+    given = fast(texts, second, padding=True, return_tensors='pt')
+    batch = tokenizer(texts, second)
+    np.testing.assert_array_equal(batch['input_ids'], given['input_ids'].numpy())
+    with torch.no_grad():
+      expected = model(given['input_ids'], attention_mask=given['attention_mask']).logits
+    out = ours.apply({'params': params}, batch)
+    check_close(np.asarray(out['classification_logits']), expected)
+  save_model(tmp_path / 'ours', ours, params, tokenizer)
+  again = transformers.AutoTokenizer.from_pretrained(tmp_path / 'ours')
+  assert again(texts, pairs)['input_ids'] == fast(texts, pairs)['input_ids']
