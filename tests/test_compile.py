@@ -71,6 +71,22 @@ def test_the_rules_rematerialize_nothing_and_a_bad_one_is_counted(slice_of_8, mo
 
 
 @pytest.mark.full
+def test_local_windows_cost_their_blocks_and_rematerialize_nothing(slice_of_8):
+  config = config_lib.pretraining('modernbert_base')
+  config.update_from_flattened_dict({
+    'model.num_layers': 4, 'model.hidden_size': 256, 'model.num_heads': 4, 'model.mlp_size': 384,
+    'model.vocab_size': 2048, 'model.dtype': 'bfloat16', 'model.attention': 'xla', 'nsp': False,
+    'batch_size': 16, 'data.length': 512, 'data.max_sequences_per_row': 4, 'masking.rate': 0.3,
+    'masking.max_predictions': -1, **MESH,
+  })  # fmt: skip
+  (stage,) = build.stages(config)
+  report = compile_lib.report_of(stage, slice_of_8)
+  assert report['rematerialized'] == 0
+  # A block of 64 computes the scores of 192 keys, of which a token attends to 129 at most.
+  assert 1 <= report['product_flops'] / report['model_flops'] < 1.06
+
+
+@pytest.mark.full
 def test_several_slices_share_the_data_axis(slice_of_8):
   mesh = mesh_lib.make_mesh(-1, 2, 1, devices=compile_lib.slice_devices('2*v5e:2x4'))
   where = [{device.slice_index for device in row.flat} for row in mesh.devices]

@@ -92,6 +92,9 @@ class Family(NamedTuple):
     tied: copies of tied tensors in some files -> the original.
     values: our field -> {their value: ours} where the two differ.
     tokens: their field -> role of the token whose id it holds, beside `pad_token_id`.
+    mlp_scale: `intermediate_size` by our `mlp_size`, which is a multiple of 8 where this is not 1.
+    interleaved: a matrix of queries, keys and values has the three of each head side by side, and
+      each rotary pair too.
     pad_offset: positions begin at `pad_token_id` + 1.
   """
 
@@ -109,7 +112,13 @@ class Family(NamedTuple):
   tied: Mapping[str, str] = {}
   values: Mapping[str, Mapping[str, Any]] = {}
   tokens: Mapping[str, str] = {}
+  mlp_scale: float = 1.0
+  interleaved: bool = False
   pad_offset: bool = False
+
+  def mlp_size(self, theirs: int) -> int:
+    """Our `mlp_size` of an `intermediate_size`."""
+    return theirs if self.mlp_scale == 1 else 8 * -(-int(theirs / self.mlp_scale) // 8)
 
   def expand(self, name: str) -> str:
     """A name with the prefix for a leading '.'."""
@@ -371,7 +380,43 @@ _EUROBERT = Family(
   tokens={'bos_token_id': 'cls', 'eos_token_id': 'sep', 'mask_token_id': 'mask'},
 )  # fmt: skip
 
-FAMILIES = (_BERT, _ROBERTA, _ALBERT, _DISTILBERT, _ELECTRA, _MPNET, _MODERNBERT, _EUROBERT)
+# Not in transformers: as its authors' files are (Le Breton et al. 2025, chandar-lab/NeoBERT).
+_NEOBERT = Family(
+  'neobert', 'NeoBERT', 'model',
+  modules={
+    'encoder/embeddings/word': '.encoder',
+    'encoder/layers/attention_layer_norm': '.transformer_encoder.{}.attention_norm',
+    'encoder/layers/attention/qkv': '.transformer_encoder.{}.qkv',
+    'encoder/layers/attention/out': '.transformer_encoder.{}.wo',
+    'encoder/layers/mlp_layer_norm': '.transformer_encoder.{}.ffn_norm',
+    'encoder/layers/mlp/gated_in': '.transformer_encoder.{}.ffn.w12',
+    'encoder/layers/mlp/out': '.transformer_encoder.{}.ffn.w3',
+    'encoder/final_layer_norm': '.layer_norm',
+    'mlm': 'decoder',
+    'mlm/output': 'decoder',
+    'classification': 'classifier',
+    'classification/hidden': 'dense',
+  },
+  fields={
+    'vocab_size': 'vocab_size', 'hidden_size': 'hidden_size', 'num_layers': 'num_hidden_layers',
+    'num_heads': 'num_attention_heads', 'mlp_size': 'intermediate_size',
+    'max_positions': 'max_length', 'layer_norm_eps': 'norm_eps',
+    'initializer_range': 'embedding_init_range', 'classifier_dropout': 'classifier_dropout',
+  },
+  fixed=_PRE_NORM | {
+    'norm': 'rms', 'embedding_norm': False, 'activation': 'silu', 'classifier_hidden': 'tanh',
+    'mlm_transform': False, 'tied_embeddings': False,
+  },
+  defaults=_NO_DROPOUT | {'num_layers': 28, 'mlp_size': 3072, 'max_positions': 1024,
+                          'layer_norm_eps': 1e-6, 'classifier_dropout': 0.1},
+  constants={'rope': True, 'rms_norm': True, 'swiglu_packed': True},
+  classes={(): '', ('mlm',): 'LMHead', ('classification',): 'ForSequenceClassification'},
+  mlp_scale=1.5,
+  interleaved=True,
+)  # fmt: skip
+
+FAMILIES = (_BERT, _ROBERTA, _ALBERT, _DISTILBERT, _ELECTRA, _MPNET, _MODERNBERT, _EUROBERT,
+            _NEOBERT)  # fmt: skip
 
 
 def flatten(content: Mapping, source) -> dict:

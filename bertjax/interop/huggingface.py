@@ -282,6 +282,11 @@ def config_to_json(
     theirs = family.fields.get('classifier_dropout')
     values['classifier_dropout'] = None if theirs == 'classifier_dropout' else config.hidden_dropout
   check_padding(config, pad_id)
+  values['mlp_size'] = int(config.mlp_size * family.mlp_scale)
+  if family.mlp_size(values['mlp_size']) != config.mlp_size:
+    raise ValueError(
+      f'mlp_size must be a multiple of 8 in a {family.model_type}, got {config.mlp_size}.'
+    )
   values['num_kv_heads'] = config.num_kv_heads or config.num_heads
   if not config.local_window:
     values['global_every'] = 1
@@ -339,7 +344,9 @@ def config_from_json(content: dict, source: str) -> EncoderConfig:
   if fields.get('global_every') == 1:
     del fields['global_every']
     fields['local_window'] = 0
-  activation = fields.get('activation', 'gelu')
+  if 'mlp_size' in fields:
+    fields['mlp_size'] = family.mlp_size(fields['mlp_size'])
+  activation = fields.get('activation', family.fixed.get('activation', 'gelu'))
   if activation not in _THEIR_ACTIVATIONS:
     raise ValueError(
       f'{source}: hidden_act={activation!r}; supported are {sorted(_THEIR_ACTIVATIONS)}.'

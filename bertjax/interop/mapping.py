@@ -46,6 +46,7 @@ class Entry:
   path: str  # our path, 'encoder/layers/mlp/in/kernel'
   module: str  # Hugging Face's module that holds it, 'bert.encoder.layer.0.intermediate.dense'
   index: tuple = ()  # index into our array: () for all of it, (layer,), or (layer, ..., part)
+  interleaved: bool = False  # see `families.Family`
 
   @property
   def kind(self) -> str:
@@ -67,11 +68,17 @@ class Entry:
 
   def read(self, tensor: np.ndarray, shape: tuple[int, ...], style: str) -> np.ndarray:
     """Their tensor in our slice's shape."""
-    return (tensor.T if self._transposed(style) else tensor).reshape(shape)
+    tensor = tensor.T if self._transposed(style) else tensor
+    if self.interleaved:
+      inputs, _, heads, size = shape
+      tensor = _pairs_to_halves(tensor.reshape(inputs, heads, 3, size)).swapaxes(1, 2)
+    return tensor.reshape(shape)
 
   def write(self, array: np.ndarray, style: str) -> np.ndarray:
     """Our array's slice in their shape: a vector, or a matrix as their style has it."""
     part = array[self.index]
+    if self.interleaved:
+      part = _pairs_to_halves(part.swapaxes(1, 2), back=True)
     if self.kind == 'kernel':
       inputs = 2 if self.path.endswith('attention/out/kernel') else 1
       part = part.reshape(int(np.prod(part.shape[:inputs])), -1)
@@ -87,6 +94,15 @@ class Entry:
   @property
   def _google_module(self):
     return families.GOOGLE_ALBERT.get(self.module, self.module)
+
+
+def _pairs_to_halves(x: np.ndarray, back: bool = False) -> np.ndarray:
+  """Reorders the queries and keys of x [D, H, 3, K]: the two elements that a rotary position turns
+  together are neighbours in theirs, and half a head apart in ours."""
+  x, (*rows, _, size) = x.copy(), x.shape
+  split = (2, size // 2) if back else (size // 2, 2)
+  x[..., :2, :] = x[..., :2, :].reshape(*rows, 2, *split).swapaxes(-1, -2).reshape(*rows, 2, size)
+  return x
 
 
 def entries(config: EncoderConfig, heads: tuple[str, ...], pooler: bool) -> Iterator[Entry]:
@@ -122,7 +138,8 @@ def _entries(path: str, shape, config: EncoderConfig, family: families.Family) -
     elif '{}' in name:
       first = config.num_layers - shape[0]  # 1 where the first layer has no such tensor
       for layer in range(first, config.num_layers):
-        yield Entry(path, name.format(layer), (layer - first, *index))
+        mixed = family.interleaved and module.endswith('/qkv')
+        yield Entry(path, name.format(layer), (layer - first, *index), mixed)
     else:
       yield Entry(path, name, index)
 

@@ -249,8 +249,9 @@ class Bert(nn.Module):
       dropout = 0.0 if head == 'span' and not config.classifier_norm else rate
       if hidden == 'relu' and not sequence:
         dropout = config.hidden_dropout
-      # RoBERTa and ELECTRA drop [CLS] before the dense layer too.
-      before = hidden != 'relu' and head == 'classification' and config.norm_position == 'post'
+      # RoBERTa, ELECTRA and NeoBERT drop [CLS] before the dense layer too.
+      drops_cls = hidden == 'tanh' or (hidden == 'gelu' and config.norm_position == 'post')
+      before = drops_cls and head == 'classification'
       layer = TaskHead(
         config, sizes[head], dropout, sequence,
         hidden=hidden if _has_dense(head, config) else '', hidden_dropout=rate if before else 0.0,
