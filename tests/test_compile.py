@@ -82,8 +82,9 @@ def test_local_windows_cost_their_blocks_and_rematerialize_nothing(slice_of_8):
   (stage,) = build.stages(config)
   report = compile_lib.report_of(stage, slice_of_8)
   assert report['rematerialized'] == 0
-  # A block of 64 computes the scores of 192 keys, of which a token attends to 129 at most.
-  assert 1 <= report['product_flops'] / report['model_flops'] < 1.06
+  # Blocks of 64 tokens with 192 keys, of which a token attends to 129, cost 1.02, and XLA computes
+  # one of attention's matmuls again; complete matrices in local layers would cost 1.2.
+  assert 1 <= report['product_flops'] / report['model_flops'] < 1.1
 
 
 @pytest.mark.full
