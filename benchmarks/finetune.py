@@ -81,12 +81,13 @@ def losses_side_by_side(config, steps: int) -> dict:
   config.log_every, config.data.packed_length = 1, 0
   config.schedule, config.warmup_ratio = 'linear', 0.1
   setup = finetune.set_up(config)
-  optimizer = build.make_optimizer(config, steps, steps // 10)
+  schedule = optimizer.make_schedule('linear', steps, steps // 10)
+  transform = build.make_optimizer(config, schedule)
   load = functools.partial(finetune.load, setup)
   state, shardings, _ = layout_lib.restore_or_init(
-    setup.objective, optimizer, setup.layout, load=load
+    setup.objective, transform, setup.layout, load=load
   )
-  step = setup.layout.train_step(setup.objective, optimizer, shardings)
+  step = setup.layout.train_step(setup.objective, transform, shardings)
   peer = transformers_twin(setup, train_padding=True)
   ours, theirs = [], []
   for number in range(steps):

@@ -96,6 +96,9 @@ def parse(verb: str, arguments: list[str]) -> dict:
 
     spec, arguments = _take_recipe(program.flags['config'][0], arguments)
     config = config_lib.recipe_for(verb, spec) if spec else None
+    if config and 'stages' in config:
+      typed = (argument.lstrip('-').removeprefix('config.') for argument in arguments)
+      config_lib.add_stages(config, typed)
     fields = {f'config.{n}': v for n, v in config_lib.flat(config or {}).items()}
   values = {n: default for n, (default, _) in program.flags.items() if n != 'config'} | fields
   items = iter(arguments)
@@ -124,7 +127,7 @@ def parse(verb: str, arguments: list[str]) -> dict:
   if 'config' not in program.flags:
     return values
   if config:
-    config.update_from_flattened_dict({n.removeprefix('config.'): values.pop(n) for n in fields})
+    config_lib.update(config, {n.removeprefix('config.'): values.pop(n) for n in fields})
   return values | {'config': config}
 
 
@@ -221,13 +224,17 @@ def _help(verb: str, arguments: list[str]) -> str:
 
     spec, _ = _take_recipe(known['config'][0] or 'bert_mini', arguments)
     config = config_lib.recipe_for(verb, spec)
-    kind = config_lib.kind(config)
-    table = config_lib.FINETUNING if kind == 'finetune' else config_lib.PRETRAINING
+    kind, table = config_lib.kind(config), config_lib.table_of(config)
     parts += ['', f'Fields of the config {spec}, with its values:']
     for name, value in sorted(config_lib.flat(config).items()):
       parts.append(_field(f'--config.{name}', value, table[name][1]))
     parts += ['', f'Recipes: {", ".join(config_lib.recipe_names(kind))}']
     if kind == 'pretrain':
+      parts += [
+        '',
+        'Fields of a stage, as --config.stages[0].steps; the next number adds a stage:',
+      ]
+      parts += [_field(f'  {name}', *entry) for name, entry in config_lib.STAGE.items()]
       parts += ['', 'Words after the colon of a recipe, separated by commas:']
       parts += [f'  {word:<24} {text}' for word, text in config_lib.WORDS.items()]
   return '\n'.join(parts)

@@ -4,6 +4,7 @@ Programs read a config here or themselves; libraries get plain arguments.
 """
 
 import dataclasses
+import json
 import logging
 import math
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from bertjax import tasks
 from bertjax.config import flat
 from bertjax.data import blocks, dataset, masking
 from bertjax.data import loader as loader_lib
-from bertjax.fields import OF_TASKS
+from bertjax.fields import OF_TASKS, REPLACED
 from bertjax.model import config as model_config
 from bertjax.model import encoder, heads
 from bertjax.objectives import mlm
@@ -30,12 +31,10 @@ from bertjax.training import run as run_lib
 
 _log = logging.getLogger(__name__)
 
-_LATER = ('stage2', 'stage3')
 _LEAST = {
-  1: ('num_train_steps', 'batch_size', 'log_every', 'max_eval_examples', 'max_to_keep'),
+  1: ('batch_size', 'log_every', 'max_eval_examples', 'max_to_keep'),
   0: ('patience', 'eval_every', 'save_every', 'stall_seconds', 'loss_spike_threshold',
-      'data.max_train_examples',
-      *(f'{stage}.{name}' for stage in _LATER for name in ('length', 'batch_size', 'mask_rate'))),
+      'data.max_train_examples', 'num_train_steps'),
 }  # fmt: skip
 _CHOICES = {
   'save_model': ('last', 'best'), 'on_divergence': ('stop', 'skip'),
@@ -57,6 +56,10 @@ def check(config) -> None:
     for name in filter(fields.__contains__, names):
       if not least <= fields[name] < math.inf:
         raise ValueError(f'{name} must be at least {least}, got {fields[name]}.')
+  for name, value in fields.items():
+    least = -1 if name.endswith('.max_predictions') else 0
+    if name.startswith('stages[') and not isinstance(value, str) and not least <= value < math.inf:
+      raise ValueError(f'{name} must be at least {least}, got {value}.')
   if not 0 <= config.seed < 2**63:
     raise ValueError(f'seed must be at least 0 and below 2**63, got {config.seed}.')
   if config.seed >= 2**32:
@@ -71,61 +74,123 @@ def check(config) -> None:
     )
 
 
-class Stage(NamedTuple):
-  """Steps start..stop-1 of a pre-training run, on rows of one kind."""
+class StagePlan(NamedTuple):
+  """Steps start..stop-1 of a pre-training run, on batches of one shape.
 
-  name: str  # of its section in the config, '' for the first
+  A stage whose batch size warms up has four, all with its label.
+  """
+
+  name: str  # of its section in the config, 'stages[1]'; '' in a run without stages
   start: int
   stop: int
   config: ml_collections.ConfigDict  # the run's, with the stage's values
+  label: str = ''  # '2 of 3'
+  section: ml_collections.ConfigDict | None = None  # the stage's own
   folder: epath.Path | None = None  # of the prepared rows
   text: blocks.Text | None = None  # instead of a folder, where text is streamed
 
+  @property
+  def examples(self) -> int:
+    return (self.stop - self.start) * self.config.batch_size
 
-def stages(config) -> list[Stage]:
-  """The stages of a run; completes `max_predictions` in the config.
+
+def stages(config) -> list[StagePlan]:
+  """The stages of a run; sets `num_train_steps` to their sum, and `max_predictions` of a run
+  without stages.
 
   Raises:
-    ValueError: for fractions out of range, or rows that are not prepared alike or also streamed.
+    ValueError: for numbers of steps that do not add up, or rows that are not prepared alike or also
+      streamed.
   """
-  prepared = [section.prepared for section in (config.data, *(config[name] for name in _LATER))]
+  prepared = [section.prepared for section in (config.data, *config.stages)]
   if config.data.streaming and any(prepared):
     raise ValueError(
       f'data.streaming=True reads raw text, got prepared rows ({max(prepared)}); give one of them.'
     )
-  fractions = [config[name].fraction for name in _LATER]
-  if not all(fraction >= 0 for fraction in fractions) or not sum(fractions) < 1:
-    raise ValueError(
-      'stage2.fraction and stage3.fraction must be at least 0 and together below 1, got '
-      f'{fractions[0]} and {fractions[1]}.'
-    )
-  derive_predictions(config)
-  total, result = config.num_train_steps, [Stage('', 0, config.num_train_steps, config)]
-  for number, name in enumerate(_LATER):
-    start = total - round(sum(fractions[number:]) * total)
-    if round(fractions[number] * total):
-      before = result[-1]
-      result[-1] = before._replace(stop=start)
-      result.append(Stage(name, start, total, _stage_config(before.config, name)))
+  steps, result, stop = stage_steps(config), [], 0
+  config.num_train_steps = sum(steps)
+  if not config.stages:
+    derive_predictions(config)
+    return [StagePlan('', 0, steps[0], config)]
+  for number, section in enumerate(config.stages):
+    name, label = f'stages[{number}]', f'{number + 1} of {len(steps)}'
+    staged = _stage_config(config, section, name)
+    for size, count in _batch_sizes(staged.batch_size, section, steps[number], name):
+      own = staged.copy_and_resolve_references()
+      own.batch_size, start, stop = size, stop, stop + count
+      result.append(StagePlan(name, start, stop, own, label, section))
   return result
 
 
-def _stage_config(before, name: str) -> ml_collections.ConfigDict:
-  """The config of a stage after that of the stage before."""
-  config = ml_collections.ConfigDict(before.to_dict())
-  stage, data = config[name], config.data
-  prepared = stage.prepared or (data.prepared if stage.length in (0, data.length) else '')
-  if bool(data.prepared) != bool(prepared):
+def stage_steps(config) -> list[int]:
+  """The number of steps of each stage, or of the run without stages."""
+  steps, total = [stage.steps for stage in config.stages] or [0], config.num_train_steps
+  rest = total - sum(steps)
+  if steps.count(0) > 1:
+    raise ValueError(
+      f'{steps.count(0)} of {len(steps)} stages have steps=0; only one of them can take the steps '
+      'that the others leave.'
+    )
+  if 0 in steps and rest < 1:
+    raise ValueError(
+      f'num_train_steps={total} leaves no steps for stages[{steps.index(0)}], the others have '
+      f'{sum(steps)}; set num_train_steps to more, or the steps of each stage.'
+      if config.stages else f'num_train_steps must be at least 1, got {total}.'
+    )  # fmt: skip
+  if 0 not in steps and total not in (0, sum(steps)):
+    raise ValueError(
+      f'num_train_steps={total}, but the stages have {sum(steps)} steps; set num_train_steps=0, or '
+      'steps=0 in one stage, which then has what the others leave.'
+    )
+  return [count or rest for count in steps]
+
+
+def _stage_config(config, section, name: str) -> ml_collections.ConfigDict:
+  """The config of a run with the values of a stage."""
+  result = config.copy_and_resolve_references()
+  changes = {field: section[name] for name, field in REPLACED.items() if section[name]}
+  result.update_from_flattened_dict(changes)
+  data = result.data
+  if section.prepared:
+    data.input = ''
+  elif section.input:
+    data.prepared = ''
+  elif data.prepared and data.length != config.data.length:
     raise ValueError(
       f'every stage needs prepared rows of its length, or raw text: got data.prepared='
-      f'{data.prepared!r} and {name}.prepared={stage.prepared!r}.'
+      f"{data.prepared!r}, {name}.length={data.length} and {name}.prepared=''."
     )
-  data.update(length=stage.length or data.length, prepared=prepared)
-  config.batch_size = stage.batch_size or config.batch_size
-  config.masking.rate = stage.mask_rate or config.masking.rate
-  config.masking.max_predictions = stage.max_predictions or config.masking.max_predictions
-  derive_predictions(config)
-  return config
+  derive_predictions(result)
+  return result
+
+
+def _batch_sizes(size: int, section, steps: int, name: str) -> list[tuple[int, int]]:
+  """[(batch size, steps)] of a stage: one, or an eighth, a quarter and a half of it before."""
+  warmup = section.batch_size_warmup_steps
+  if not warmup:
+    return [(size, steps)]
+  if size % 8 or not 3 <= warmup < steps:
+    raise ValueError(
+      f'{name}.batch_size_warmup_steps={warmup} grows the batch from an eighth: it must be from 3 '
+      f'to {steps - 1}, below the steps of the stage, and batch_size={size} a multiple of 8.'
+    )
+  bounds = [round(warmup * part / 3) for part in range(4)]
+  counts = [*np.diff(bounds).tolist(), steps - warmup]
+  return [(size // 2**power, count) for power, count in zip((3, 2, 1, 0), counts, strict=True)]
+
+
+def describe_stage(stage: StagePlan, before: StagePlan | None) -> dict:
+  """The fields of a stage that differ from those of the stage before; all of the first one."""
+
+  def fields(plan):
+    run, names = flat(plan.config), ('schedule', 'start_factor', 'end_factor')
+    own = {name: plan.section[name] for name in names}
+    return {name: run[field] for name, field in REPLACED.items()} | own
+
+  if not stage.section:
+    return {}
+  earlier = fields(before) if before else {}
+  return {name: v for name, v in fields(stage).items() if v and v != earlier.get(name)}
 
 
 def derive_predictions(config) -> None:
@@ -173,12 +238,28 @@ def loss_terms(config) -> tuple[str, ...]:
   return ('mlm', 'nsp') if config.nsp else ('mlm',)
 
 
-def make_optimizer(
-  config, num_train_steps: int, warmup_steps: int, **options
-) -> optax.GradientTransformation:
-  """The optimizer and schedule of a config."""
+def make_schedule(config) -> Callable:
+  """The schedule of a pre-training run: one over all steps, or a segment for each stage."""
+  named = [stage.schedule for stage in config.stages]
+  if not any(named) and not any(s.start_factor or s.end_factor for s in config.stages):
+    return optimizer.make_schedule(
+      config.schedule, config.num_train_steps, config.warmup_steps, config.decay_ratio
+    )
+  if '' in named:
+    raise ValueError(
+      f'stages[{named.index("")}] has no schedule, but another stage has a schedule, start_factor '
+      'or end_factor; give every stage a schedule, such as constant, or none.'
+    )
+  segments = [
+    optimizer.Segment(stage.schedule, steps, stage.start_factor, stage.end_factor)
+    for stage, steps in zip(config.stages, stage_steps(config), strict=True)
+  ]
+  return optimizer.join_schedules(segments, config.warmup_steps, config.decay_ratio)
+
+
+def make_optimizer(config, schedule: Callable, **options) -> optax.GradientTransformation:
+  """The optimizer of a config."""
   options = {'learning_rate': config.learning_rate, **config.optimizer.to_dict(), **options}
-  schedule = optimizer.make_schedule(config.schedule, num_train_steps, warmup_steps)
   return optimizer.make_optimizer(schedule=schedule, param_axes=encoder.PARAM_AXES, **options)
 
 
@@ -190,8 +271,8 @@ def make_layout(config, devices=None) -> layout_lib.Layout:
   )  # fmt: skip
 
 
-def make_batches(config, rows, tokenizer, mesh) -> loader_lib.Batches:
-  """The batches of the rows of a split, this process's rows of them."""
+def make_batches(config, rows, tokenizer, mesh, first: int = 0) -> loader_lib.Batches:
+  """The batches of the rows of a split from an example on, this process's rows of them."""
   sharding, masks = mesh_lib.batch_sharding(mesh), masking.Masking(**config.masking)
   if config.objective == 'mlm':
     tokenizer.id_of('mask')  # raises if there is none
@@ -199,8 +280,14 @@ def make_batches(config, rows, tokenizer, mesh) -> loader_lib.Batches:
     rows, config.batch_size, config.seed, masks,
     vocab_size=tokenizer.vocab_size, special=tokenizer.special, objective=config.objective,
     word_flags=None if masks.unit == 'subword' else tokenizer.word_flags,
-    local=mesh_lib.local_rows(sharding, config.batch_size),
+    local=mesh_lib.local_rows(sharding, config.batch_size), first=first,
   )  # fmt: skip
+
+
+def first_example(stages: list[StagePlan], number: int) -> int:
+  """How many examples of its rows the stages before a stage have trained on."""
+  folder = stages[number].folder
+  return sum(stage.examples for stage in stages[:number] if folder and stage.folder == folder)
 
 
 def make_evaluate(objective, mesh, loader: str) -> Callable:
@@ -256,13 +343,15 @@ _SAME = ('init_from', 'init_resize', 'nsp', 'objective', 'seed', 'prng_impl', 'b
          'masking')  # fmt: skip
 
 
-def pretraining_identity(config, encoder_config, stages: list[Stage]) -> dict:
+def pretraining_identity(config, encoder_config, stages: list[StagePlan]) -> dict:
   """Flat {field: value} of everything that may not change when a run is resumed."""
   fields = flat({name: config.to_dict()[name] for name in _SAME})
   model = dataclasses.asdict(encoder_config)
   free = ('attention', 'classifier_dropout', 'remat', 'unroll', *OF_TASKS)  # change no result
   fields |= {f'model.{k}': v for k, v in model.items() if k not in free}
-  for stage in stages:
+  for number, stage in enumerate(stages):
+    if f'{stage.name}.start' in fields:  # the same stage with a larger batch
+      continue
     if stage.text:
       facts, tokenizer = stage.text.identity, stage.text.tokenizer.fingerprint
     else:
@@ -272,11 +361,28 @@ def pretraining_identity(config, encoder_config, stages: list[Stage]) -> dict:
       folders = f'{stages[0].folder} and {stage.folder}'
       raise ValueError(f'{folders} were prepared with different tokenizers.')
     if stage.name:
-      section = stage.config.masking
-      facts |= {'start': stage.start, 'batch_size': stage.config.batch_size, 'rate': section.rate,
-                'max_predictions': section.max_predictions}  # fmt: skip
+      facts |= {'start': stage.start, 'first_example': first_example(stages, number)}
+      facts |= _stage_identity(stage.config, stage.section)
     fields |= {f'{stage.name}.{k}'.lstrip('.'): v for k, v in facts.items()}
   return fields
+
+
+def _stage_identity(config, section) -> dict:
+  """What a stage of a resumed run must share with its start, apart from its rows."""
+  fields, free = flat(config), ('length', 'prepared', 'input', 'remat')  # rows, or no result
+  values = {name: fields[field] for name, field in REPLACED.items() if name not in free}
+  return values | {name: section[name] for name in section if name not in (*REPLACED, 'steps')}
+
+
+def check_run(workdir) -> None:
+  """Raises ValueError for a run of an earlier version with stages as fractions of its steps."""
+  path = epath.Path(workdir) / 'run.json'
+  config = json.loads(path.read_text())['config'] if path.exists() else {}
+  if any(config.get(name, {}).get('fraction') for name in ('stage2', 'stage3')):
+    raise ValueError(
+      f'{workdir} is a run of an earlier version, with stage2.fraction; start it again with '
+      '--config.stages[1].steps, or continue from its weights with --config.init_from.'
+    )
 
 
 def make_task(config):

@@ -20,13 +20,12 @@ import tempfile
 import time
 
 import jax
-import ml_collections
 import numpy as np
-from flax.traverse_util import flatten_dict
 from jax.experimental import topologies
 from jax.experimental.compilation_cache import compilation_cache
 
 from bertjax import build, io
+from bertjax import config as config_lib
 from bertjax.data.dataset import Arrays
 from bertjax.data.loader import Batches
 from bertjax.data.masking import Masking
@@ -97,7 +96,7 @@ def vary(config, sweep: str):
   Raises:
     ValueError: for a field that the config lacks or a value of another type.
   """
-  fields = flatten_dict(config.to_dict(), sep='.')
+  fields = config_lib.flat(config)
   names, choices = [], []
   for item in filter(None, sweep.split(';')):
     name, _, values = item.strip().partition('=')
@@ -111,8 +110,8 @@ def vary(config, sweep: str):
         f"--sweep takes fields of the config, as 'batch_size=256,512;mesh.fsdp=1,8', got {item!r}."
       ) from error
   for values in itertools.product(*choices):
-    variant = ml_collections.ConfigDict(config.to_dict())
-    variant.update_from_flattened_dict(dict(zip(names, values, strict=True)))
+    variant = config.copy_and_resolve_references()
+    config_lib.update(variant, dict(zip(names, values, strict=True)))
     yield variant, ' '.join(f'{n}={v}' for n, v in zip(names, values, strict=True))
 
 
@@ -122,7 +121,7 @@ def report_of(stage, devices, *, measure: bool = False) -> dict:
   mesh = layout.mesh
   mesh_lib.check_batch_size(mesh, config.batch_size, layout.accumulation)
   bert = build.make_model(config, config.model.vocab_size or VOCAB_SIZE)
-  optimizer = build.make_optimizer(config, config.num_train_steps, config.warmup_steps)
+  optimizer = build.make_optimizer(config, build.make_schedule(config))
   objective = mlm.pretraining(bert)
   abstract, shardings = layout_lib.abstract_state(objective, optimizer, layout)
   step = layout.train_step(objective, optimizer, shardings)
@@ -133,7 +132,8 @@ def report_of(stage, devices, *, measure: bool = False) -> dict:
     for name, x in rows.items()
   }
   model_flops = train_flops(bert.config, config.data.length, rows['masked_lm_ids'].shape[1]) * size
-  report = {
+  report = {'stage': stage.label} if stage.label else {}
+  report |= {
     'device': devices[0].device_kind, 'devices': len(devices), 'mesh': dict(mesh.shape),
     'batch_size': size, 'length': config.data.length, 'steps': stage.stop - stage.start,
     'model': bert.config.__dict__ | {'heads': bert.heads},
@@ -240,9 +240,11 @@ def describe(report: dict) -> str:
   """The report as text."""
   r, gb = report, 1e9
   mesh = ' x '.join(f'{name} {size}' for name, size in r['mesh'].items())
+  stage = f', stage {r["stage"]}' if 'stage' in r else ''
   title = (
-    f'{r["topology"] or "here"}: {r["devices"]} x {r["device"]}, {mesh}; {r["batch_size"]:,} rows '
-    f'of {r["length"]} tokens, {r["model"]["num_layers"]} layers, remat {r["model"]["remat"]}'
+    f'{r["topology"] or "here"}{stage}: {r["devices"]} x {r["device"]}, {mesh}; '
+    f'{r["batch_size"]:,} rows of {r["length"]} tokens, '
+    f'{r["model"]["num_layers"]} layers, remat {r["model"]["remat"]}'
   )
   rows = {'parameters': f'{r["parameters"]:,}'}
   if 'does_not_fit' in r:

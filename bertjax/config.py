@@ -9,17 +9,19 @@ import importlib.util
 import pathlib
 import re
 import traceback
+from collections.abc import Iterable
 
 from ml_collections import ConfigDict
 
-from bertjax.fields import FINETUNING, PRETRAINING
+from bertjax.fields import FINETUNING, PRETRAINING, STAGE
 from bertjax.flags import VERBS, expand_home, suggest, suggestion
 from bertjax.model import config as model_config
 
 # What may follow the colon of a recipe for pre-training.
 WORDS = {
   'smoke': 'the recipe end to end in seconds',
-  'two_lengths': 'rows of 512 tokens for the last tenth of the steps, as in the paper',
+  'two_lengths': 'four times as long rows in the last tenth of the steps: 512 tokens in the paper',
+  'three_stages': 'warm-up and constant rate, eight times as long rows, decay with half the masks',
   'length_512': 'rows of 512 tokens, as a second run that starts from a model',
   'continued': 'continued pre-training of --config.init_from on your own domain',
   'no_nsp': 'no next-sentence prediction (Table 5)',
@@ -32,14 +34,42 @@ SMOKE = {
   'model.num_layers': 2, 'model.hidden_size': 32, 'model.num_heads': 2, 'model.mlp_size': 64,
   'model.max_positions': 64, 'model.dtype': 'float32', 'data.length': 64, 'data.dupe_factor': 1,
   'masking.max_predictions': 10, 'batch_size': 8, 'gradient_accumulation_steps': 1,
-  'num_train_steps': 20, 'stage2.length': 64, 'warmup_steps': 5, 'log_every': 5,
-  'eval_every': 10, 'max_eval_examples': 64, 'save_every': 10,
+  'num_train_steps': 20, 'warmup_steps': 5, 'log_every': 5, 'eval_every': 10,
+  'max_eval_examples': 64, 'save_every': 10,
 }  # fmt: skip
 
-# The fields that each word sets.
+
+def _two_lengths(config) -> dict:
+  """BERT's two stages: 90% of the steps on rows of 128 tokens, 10% on 512 (appendix A.2)."""
+  length, most = 4 * config.data.length, config.masking.max_predictions
+  most = most if most == -1 else most * 76 // 20
+  return {
+    'stages[0].steps': 0, 'stages[1].steps': max(1, config.num_train_steps // 10),
+    'stages[1].length': length, 'stages[1].max_predictions': most,
+    'model.max_positions': max(length, config.model.max_positions),
+  }  # fmt: skip
+
+
+def _three_stages(config) -> dict:
+  """The stages of ModernBERT (Warner et al. 2024), each with about the same tokens per batch."""
+  steps, length = max(1, config.num_train_steps // 10), 8 * config.data.length
+  changes = {
+    'nsp': False, 'data.kind': 'full_sentences', 'data.dupe_factor': 1, 'masking.rate': 0.3,
+    'masking.max_predictions': -1, 'model.max_positions': max(length, config.model.max_positions),
+    'stages[0].schedule': 'constant', 'stages[1].schedule': 'constant',
+    'stages[2].schedule': 'one_minus_sqrt', 'stages[2].mask_rate': 0.15,
+  }  # fmt: skip
+  longer = {'steps': steps, 'length': length, 'batch_size': max(1, config.batch_size // 8)}
+  if config.model.positions == 'rotary':
+    longer['rope_theta'] = 160_000.0
+  return changes | {f'stages[{n}].{name}': v for n in (1, 2) for name, v in longer.items()}
+
+
+# The fields that each word sets; stages depend on those that the other words set.
 _CHANGES = {
   'smoke': SMOKE,
-  'two_lengths': {'stage2.fraction': 0.1},
+  'two_lengths': _two_lengths,
+  'three_stages': _three_stages,
   'length_512': {'data.length': 512, 'masking.max_predictions': 76, 'num_train_steps': 100_000,
                  'warmup_steps': 1_000, 'learning_rate': 1e-5},
   # Google's README: a smaller learning rate, such as 2e-5.
@@ -57,7 +87,8 @@ for _mask, _random in ((80, 10), (100, 0), (80, 20), (80, 0), (0, 80), (0, 100))
 
 def pretraining(preset: str = 'base') -> ConfigDict:
   """All fields of a pre-training run; recipes change some and flags change any."""
-  config, encoder = _build(PRETRAINING), model_config.PRESETS[preset]()
+  config = _build(PRETRAINING | {'stages': ((), '')})
+  encoder = model_config.PRESETS[preset]()
   config.model.update({name: getattr(encoder, name) for name in config.model})
   config.model.vocab_size = 0  # the vocabulary's size
   return config
@@ -79,13 +110,70 @@ def _build(fields: dict) -> ConfigDict:
   return ConfigDict(tree).lock()
 
 
+def stage(**fields) -> ConfigDict:
+  """A stage for `config.stages`, with some of the fields of `fields.STAGE`."""
+  section = _build(STAGE)
+  section.update(fields)
+  return section
+
+
 def flat(tree) -> dict:
-  """The fields of a config, or of its dict, by dotted names."""
+  """The fields of a config, or of its dict, by dotted names, such as 'stages[0].length'."""
   result = {}
   for name, value in tree.items():
-    section = isinstance(value, dict | ConfigDict)
-    result |= {f'{name}.{leaf}': v for leaf, v in flat(value).items()} if section else {name: value}
+    sections = {name: value} if isinstance(value, dict | ConfigDict) else {}
+    if name == 'stages':
+      sections = {f'stages[{number}]': section for number, section in enumerate(value)}
+    elif not sections:
+      result[name] = value
+    for path, section in sections.items():
+      result |= {f'{path}.{leaf}': v for leaf, v in flat(section).items()}
   return result
+
+
+def update(config: ConfigDict, fields: dict) -> None:
+  """Sets fields by their dotted names; adds the stages that are missing."""
+  add_stages(config, fields)
+  in_stages = {name: _STAGE_FIELD.match(name) for name in fields}
+  config.update_from_flattened_dict({n: v for n, v in fields.items() if not in_stages[n]})
+  for name, match in in_stages.items():
+    if match:
+      config.stages[int(match['number'])][match['leaf']] = fields[name]
+
+
+def add_stages(config: ConfigDict, names: Iterable[str]) -> None:
+  """Adds a stage for each of the names in order that is of the next one, stages[0] first.
+
+  Raises:
+    ValueError: for a name of a stage behind the next one.
+  """
+  for match in filter(None, map(_STAGE_FIELD.match, names)):
+    number, count = int(match['number']), len(config.stages)
+    if number > count:
+      raise ValueError(
+        f'{match[0]} is a field of stage {number + 1}, but the config has {count} stages; number '
+        f'them from 0 without a gap, the next one is stages[{count}].'
+      )
+    if number == count:
+      config.stages = (*config.stages, stage())
+
+
+_STAGE_FIELD = re.compile(r'stages\[(?P<number>\d+)\]\.(?P<leaf>\w+)')
+
+
+def to_dict(config: ConfigDict) -> dict:
+  """The config of a pre-training run as JSON holds it."""
+  return config.to_dict() | {'stages': [section.to_dict() for section in config.stages]}
+
+
+def table_of(config: ConfigDict) -> dict:
+  """Field -> (default, help) of a config with its stages."""
+  if kind(config) == 'finetune':
+    return FINETUNING
+  table = dict(PRETRAINING)
+  for number in range(len(config.get('stages', ()))):
+    table |= {f'stages[{number}].{name}': entry for name, entry in STAGE.items()}
+  return table
 
 
 def vary(config: ConfigDict, words: str) -> ConfigDict:
@@ -94,7 +182,8 @@ def vary(config: ConfigDict, words: str) -> ConfigDict:
   Raises:
     ValueError: for an unknown word.
   """
-  for word in filter(None, words.split(',')):
+  names = filter(None, words.split(','))
+  for word in sorted(names, key=lambda word: callable(_CHANGES.get(word))):  # stages come last
     changes = _CHANGES.get(word)
     if size := re.fullmatch(r'size_(\d+)_(\d+)_(\d+)', word):
       layers, width, num_heads = map(int, size.groups())
@@ -102,7 +191,7 @@ def vary(config: ConfigDict, words: str) -> ConfigDict:
                  'model.num_heads': num_heads, 'model.mlp_size': 4 * width}  # fmt: skip
     if not changes:
       raise ValueError(f'unknown word {word!r} after the recipe; known are {", ".join(WORDS)}.')
-    config.update_from_flattened_dict(changes)
+    update(config, changes(config) if callable(changes) else changes)
   return config
 
 
@@ -135,8 +224,7 @@ def load_recipe(spec: str) -> ConfigDict:
                       'finetuning()')  # fmt: skip
   except (AttributeError, KeyError, NameError, SyntaxError, TypeError) as error:
     raise ValueError(f'{path}{_line(error, path)}: {_reason(error)}.') from error
-  known = flat(finetuning() if kind(config) == 'finetune' else pretraining())
-  given = flat(config)
+  known, given = {n: default for n, (default, _) in table_of(config).items()}, flat(config)
   for name in [*given, *known]:
     if name not in known:
       raise ValueError(f'{path}: the config has no field {name!r}{suggest(name, fields=known)}.')

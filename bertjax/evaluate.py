@@ -201,10 +201,13 @@ def run_config(workdir: str):
     raise ValueError(f'{workdir} holds no run: it has no run.json.')
   before = json.loads(path.read_text())['config']
   config = config_lib.finetuning() if 'task' in before else config_lib.pretraining()
-  fields, known = config_lib.flat(before), config_lib.flat(config)
+  build.check_run(path.parent)
+  fields = config_lib.flat(before)
+  config_lib.add_stages(config, fields)
+  known = config_lib.flat(config)
   if unknown := sorted(fields.keys() - known.keys()):
     _log.warning('%s: fields of another version are ignored: %s', path, ', '.join(unknown))
-  config.update_from_flattened_dict({k: v for k, v in fields.items() if k in known})
+  config_lib.update(config, {k: v for k, v in fields.items() if k in known})
   return config
 
 
@@ -235,7 +238,7 @@ def _choose(config, workdir, which: str):
 
 def _checkpoint_params(config, bert, mesh, checkpoints, step: int):
   layout = layout_lib.Layout(mesh, encoder.PARAM_AXES, config.seed, config.prng_impl)
-  optimizer = build.make_optimizer(config, config.num_train_steps, config.warmup_steps)
+  optimizer = build.make_optimizer(config, build.make_schedule(config))
   abstract, _ = layout_lib.abstract_state(mlm.pretraining(bert), optimizer, layout)
   state, _ = checkpoints.restore(step, abstract)
   return state.params

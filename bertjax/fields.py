@@ -14,8 +14,10 @@ SHARED = {
                                 'but its bits depend on the mesh)'),
   'batch_size': (256, 'examples in a global batch, over all devices and microbatches'),
   'learning_rate': (1e-4, 'peak learning rate'),
-  'schedule': ('google', "learning-rate decay: 'google' (linear, counted from step 0), 'linear' "
-                         "(from the end of the warm-up) or 'constant'"),
+  'schedule': ('google', "learning rate after the warm-up: 'google' (linear decay, counted from "
+                         "step 0), 'linear', 'cosine', 'one_minus_sqrt', 'constant', or 'wsd', "
+                         "'wsd_linear', 'wsd_cosine' (constant, then 1 - sqrt or another decay)"),
+  'decay_ratio': (0.1, "fraction of the steps in the decay of the schedules 'wsd'"),
   'optimizer.name': ('bert', "optimizer: 'bert' (AdamW without bias correction), 'adamw', 'lamb' "
                              "or 'sgd'"),
   'optimizer.b1': (0.9, 'decay rate of the first moment; momentum of sgd'),
@@ -35,29 +37,13 @@ SHARED = {
 }  # fmt: skip
 
 
-def _stage(name: str, role: str, length: int = 0, max_predictions: int = 0) -> dict:
-  """The fields of a later stage of a run."""
-  stage = f'stage {name.removeprefix("stage")}'
-  return {
-    f'{name}.fraction': (0.0, f'fraction of the steps that belongs to {stage}, {role}; 0.0 = no '
-                              'such stage'),
-    f'{name}.length': (length, f'sequence length in {stage}, in tokens; 0 = as before'),
-    f'{name}.batch_size': (0, f'rows in a global batch in {stage}; 0 = as before'),
-    f'{name}.max_predictions': (max_predictions, f'maximum number of predictions per row in '
-                                                 f'{stage}; -1 = from the rate, 0 = as before'),
-    f'{name}.mask_rate': (0.0, f'masking.rate in {stage}; 0.0 = as before'),
-    f'{name}.prepared': ('', f'prepared dataset directory of {stage}; empty = as before, for rows '
-                             'of the same length'),
-  }  # fmt: skip
-
-
 PRETRAINING = SHARED | {
   'nsp': (True, 'next-sentence prediction beside the masked LM; False = full sentences in one '
                 'segment'),
   'objective': ('mlm', "training objective: 'mlm', or 'next_token' (left-to-right ablation, needs "
                        'model.causal=True)'),
   'init_resize': (False, 'permission for init_from to have another vocabulary or maximum length'),
-  'num_train_steps': (1_000_000, 'total number of training steps'),
+  'num_train_steps': (1_000_000, 'total number of training steps; 0 = the sum of the stages'),
   'gradient_accumulation_steps': (1, 'microbatches per step; without dropout the result equals '
                                      'that of one large batch'),
   'warmup_steps': (10_000, 'steps of linear warm-up from 0 to the peak learning rate'),
@@ -97,8 +83,6 @@ PRETRAINING = SHARED | {
                                'is unchanged'),
   'masking.unit': ('subword', "masking unit: 'subword', 'whole_word' or 'span' (n-grams of words)"),
   'masking.max_span': (3, 'maximum words per span; n words have a probability proportional to 1/n'),
-  **_stage('stage2', 'which follows the first part of the run (0.1 in the paper)', 512, 76),
-  **_stage('stage3', 'which ends the run'),
   'eval_every': (10_000, 'steps between evaluations on held-out examples; 0 = at the end only'),
   'max_eval_examples': (10_000, 'maximum number of held-out examples per evaluation'),
   'save_every': (1_000, 'steps between checkpoints'),
@@ -111,6 +95,14 @@ PRETRAINING = SHARED | {
   'stall_seconds': (3600.0, 'seconds without progress after which the process exits with code 75; '
                             '0.0 = never'),
   'save_model': ('last', "step saved as model/: 'last', or 'best' (lowest held-out loss)"),
+}  # fmt: skip
+
+# Fields of a stage that replace one of the run: name -> that field. Those of the model change no
+# shape of a parameter.
+REPLACED = {
+  'length': 'data.length', 'batch_size': 'batch_size', 'mask_rate': 'masking.rate',
+  'max_predictions': 'masking.max_predictions', 'prepared': 'data.prepared',
+  'input': 'data.input', 'rope_theta': 'model.rope_theta', 'remat': 'model.remat',
 }  # fmt: skip
 
 FINETUNING = SHARED | {
@@ -190,8 +182,24 @@ FINETUNING |= {
 
 _ENCODER = {f'model.{f.name}': (f.default, f.metadata['help'])
             for f in dataclasses.fields(model_config.EncoderConfig)}  # fmt: skip
+# A stage of a pre-training run: field -> (default, help), as above.
+STAGE = {
+  'steps': (0, 'number of steps; 0 = those that the other stages leave of num_train_steps'),
+  'batch_size_warmup_steps': (0, 'steps in which the batch grows to its size in three doublings, '
+                                 'from an eighth of it; 0 = none'),
+  'schedule': ('', "learning rate of the stage: a name as in schedule; empty in all stages = the "
+                   "run's schedule over all steps"),
+  'start_factor': (0.0, 'learning rate at the start of the stage as a fraction of the peak; 0.0 = '
+                        'that at the end of the stage before'),
+  'end_factor': (0.0, 'learning rate at the end of a decay as a fraction of the peak'),
+}  # fmt: skip
 OF_TASKS = (*model_config.HEAD_FIELDS, 'frozen')  # fields of EncoderConfig for fine-tuning only
 PRETRAINING |= {n: f for n, f in _ENCODER.items() if n.partition('.')[2] not in OF_TASKS}
+for _name, _field in REPLACED.items():
+  _default, _help = PRETRAINING[_field]
+  _empty = type(_default)()
+  STAGE[_name] = (_empty, f"the stage's {_field}: {_help}; {_empty if _empty != '' else 'empty'} = "
+                          'as the run')  # fmt: skip
 for _name in (*model_config.HEAD_FIELDS, 'dtype', 'attention', 'remat', 'unroll'):
   FINETUNING[f'model.{_name}'] = _ENCODER[f'model.{_name}']
 for _name in ('hidden_dropout', 'attention_dropout', 'classifier_dropout'):

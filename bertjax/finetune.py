@@ -115,13 +115,13 @@ def run(config, *, workdir: str, **processes) -> dict[str, float]:
   stream = functools.partial(
     loader_lib.iterate, setup.batches.training, loader=loader_lib.choose_loader(config.data.loader)
   )
+  model = run_lib.model_facts(
+    setup.model.config, labels=task.labels, problem_type=task.label.problem_type,
+    trials=len(setup.runs) or 1,
+  )  # fmt: skip
   return run_lib.train(
-    setup.objective, [run_lib.Stage(setup.steps, stream, evaluate)], setup.optimizer,
+    [run_lib.Stage(setup.steps, setup.objective, stream, evaluate, model)], setup.optimizer,
     layout=setup.layout, workdir=workdir, identity=identity_of(setup), config=config.to_dict(),
-    model=run_lib.model_facts(
-      setup.model.config, labels=task.labels, problem_type=task.label.problem_type,
-      trials=len(setup.runs) or 1,
-    ),
     finish=finish, options=setup.options, load=functools.partial(load, setup),
     about={'losses': {'task_loss': {'unit': task.label.unit}}},
     begin=lambda: setup.tokenizer.save(
@@ -161,9 +161,10 @@ def set_up(config) -> Setup:
     config.head_lr_multiplier, model.config.shared_layers,
   )  # fmt: skip
   rate = runs[0][1] if runs else list_runs(config)[0][1]
-  transform = build.make_optimizer(
-    config, steps, round(config.warmup_ratio * steps), learning_rate=rate, factors=factors
+  schedule = optimizer.make_schedule(
+    config.schedule, steps, round(config.warmup_ratio * steps), decay_ratio=config.decay_ratio
   )
+  transform = build.make_optimizer(config, schedule, learning_rate=rate, factors=factors)
   return Setup(
     config, task, tokenizer, model, weights, layout,
     make_objective(config, model, task, columns, factors), transform, columns, training, examples,

@@ -317,6 +317,10 @@ def suggest(name: str, flags=(), fields=()) -> str:
     flags: of the verb.
     fields: of the config, as 'config.data.length', or as 'data.length' in a recipe.
   """
+  if old := re.fullmatch(r'(config\.)?stage([23])\.(\w+)', name):  # of earlier versions
+    leaf = 'steps (a number of steps)' if old[3] == 'fraction' else old[3]
+    prefix = '--config.' if next(iter(fields), '').startswith('config.') else ''
+    return f', did you mean {prefix}stages[{int(old[2]) - 1}].{leaf}'
   known = {flag: f'--{flag}' for flag in flags}
   for field in fields:
     ours = f'--{field}' if field.startswith('config.') else field

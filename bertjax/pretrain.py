@@ -19,7 +19,8 @@ import jax
 import ml_collections
 import optax
 
-from bertjax import build, io, objectives, prepare
+from bertjax import build, io, prepare
+from bertjax import config as config_lib
 from bertjax.data import dataset, streaming, unigram
 from bertjax.data import loader as loader_lib
 from bertjax.data.masking import Masking
@@ -39,10 +40,9 @@ class Setup(NamedTuple):
   """All of a run that does not change while it trains."""
 
   config: ml_collections.ConfigDict  # with the values that the prepared rows decide
-  stages: list[build.Stage]
+  stages: list[build.StagePlan]
   tokenizer: Tokenizer
-  model: heads.Bert
-  objective: objectives.Objective
+  models: list[heads.Bert]  # of each stage; they differ in no shape of a parameter
   optimizer: optax.GradientTransformation
   layout: layout_lib.Layout
   loader: str  # 'threads' or 'tfdata'
@@ -63,6 +63,7 @@ def run(config, *, workdir: str, **processes) -> dict[str, float]:
   if not workdir:
     raise ValueError('pretrain needs --workdir=DIR, the folder of the run.')
   workdir = checkpoint.check_path(workdir)
+  build.check_run(workdir)
   distributed.start(**processes)
   if config.compilation_cache_dir:
     jax.config.update('jax_compilation_cache_dir', config.compilation_cache_dir)
@@ -77,13 +78,12 @@ def run(config, *, workdir: str, **processes) -> dict[str, float]:
     return scores
 
   return run_lib.train(
-    setup.objective, stages, setup.optimizer, layout=setup.layout, workdir=workdir,
-    identity=setup.identity, config=setup.config.to_dict(), finish=finish,
-    about={'losses': describe_losses(setup)},
-    model=run_lib.model_facts(setup.model.config), options=build.run_options(setup.config),
+    stages, setup.optimizer, layout=setup.layout, workdir=workdir, identity=setup.identity,
+    config=config_lib.to_dict(setup.config), finish=finish,
+    about={'losses': describe_losses(setup)}, options=build.run_options(setup.config),
     load=functools.partial(load, setup) if setup.config.init_from else None,
     begin=lambda: setup.tokenizer.save(
-      workdir / 'tokenizer', max_length=setup.model.config.max_positions
+      workdir / 'tokenizer', max_length=setup.models[-1].config.max_positions
     ),
   )  # fmt: skip
 
@@ -98,7 +98,7 @@ def set_up(config) -> Setup:
     mesh_lib.check_batch_size(layout.mesh, stage.config.batch_size, layout.accumulation)
     families.family_of(build.make_model(stage.config, vocab_size=1).config)
     Masking(**stage.config.masking)
-  optimizer = build.make_optimizer(config, config.num_train_steps, config.warmup_steps)
+  optimizer = build.make_optimizer(config, build.make_schedule(config))
   loader = loader_lib.choose_loader(config.data.loader)
   if config.data.streaming:
     stages = [stage._replace(text=prepare.streamed_text(stage.config)) for stage in planned]
@@ -109,43 +109,49 @@ def set_up(config) -> Setup:
       for stage in planned
     ]
     tokenizer = Tokenizer.from_dir(stages[0].folder)
-  model = build.make_model(config, tokenizer.vocab_size)
-  huggingface.check_padding(model.config, tokenizer.pad_id)
-  identity = build.pretraining_identity(config, model.config, stages)
-  objective = mlm.pretraining(model)
-  return Setup(config, stages, tokenizer, model, objective, optimizer, layout, loader, identity)
+  models = [build.make_model(stage.config, tokenizer.vocab_size) for stage in stages]
+  huggingface.check_padding(models[0].config, tokenizer.pad_id)
+  identity = build.pretraining_identity(config, models[0].config, stages)
+  return Setup(config, stages, tokenizer, models, optimizer, layout, loader, identity)
 
 
 def make_stages(setup: Setup) -> list[run_lib.Stage]:
   """The engine's stages: those of `setup` as iterators over batches and functions that evaluate."""
   mesh = setup.layout.mesh
   iterate = functools.partial(loader_lib.iterate, loader=setup.loader)
-  score = build.make_evaluate(setup.objective, mesh, setup.loader)
   stages = []
 
-  def evaluate(params, heldout):
+  @functools.cache  # stages with the same model share its programs
+  def programs(model):
+    objective = mlm.pretraining(model)
+    return objective, build.make_evaluate(objective, mesh, setup.loader)
+
+  def evaluate(params, score, heldout):
     return [score(params, heldout, setup.config.max_eval_examples)]
 
-  for stage in setup.stages:
+  for number, (stage, model) in enumerate(zip(setup.stages, setup.models, strict=True)):
+    objective, score = programs(model)
     size, length = stage.config.batch_size, stage.config.data.length
     heldout = heldout_batches(setup, stage)
     if stage.text:
       batches, position = streamed_batches(setup, stage, heldout)
     else:
       rows = dataset.Dataset(stage.folder, 'train')
-      train = build.make_batches(stage.config, rows, setup.tokenizer, mesh)
+      first = build.first_example(setup.stages, number)
+      train = build.make_batches(stage.config, rows, setup.tokenizer, mesh, first)
       batches, position = functools.partial(iterate, train.training), None
-    flops_per_row = flops.train_flops(
-      setup.model.config, length, stage.config.masking.max_predictions
-    )
+    flops_per_row = flops.train_flops(model.config, length, stage.config.masking.max_predictions)
+    changes = build.describe_stage(stage, setup.stages[number - 1] if number else None)
     stages.append(run_lib.Stage(
-      stage.stop, batches, functools.partial(evaluate, heldout=heldout), size * length,
-      size * flops_per_row, position,
+      stage.stop, objective, batches,
+      functools.partial(evaluate, score=score, heldout=heldout),
+      run_lib.model_facts(model.config), size * length, size * flops_per_row, position,
+      stage.label, changes,
     ))  # fmt: skip
   return stages
 
 
-def heldout_batches(setup: Setup, stage: build.Stage) -> loader_lib.Batches:
+def heldout_batches(setup: Setup, stage: build.StagePlan) -> loader_lib.Batches:
   """The held-out batches of a stage, from memory where text is streamed."""
   if stage.text:
     rows = stage.text.heldout(setup.config.max_eval_examples)
@@ -154,7 +160,7 @@ def heldout_batches(setup: Setup, stage: build.Stage) -> loader_lib.Batches:
   return build.make_batches(stage.config, rows, setup.tokenizer, setup.layout.mesh)
 
 
-def streamed_batches(setup: Setup, stage: build.Stage, heldout: loader_lib.Batches):
+def streamed_batches(setup: Setup, stage: build.StagePlan, heldout: loader_lib.Batches):
   """The training batches of streamed text, masked as the held-out ones, and their positions."""
   made = streaming.Stream(
     {'': stage.text}, stage.config.batch_size, heldout.targets, groups=jax.process_count(),
@@ -187,7 +193,7 @@ def load(setup: Setup, make) -> dict:
   config = setup.config
   _log.info('starting from the weights of %s', config.init_from)
   return loading.load_params(
-    config.init_from, setup.model, tokenizer=setup.tokenizer, resize=config.init_resize,
+    config.init_from, setup.models[0], tokenizer=setup.tokenizer, resize=config.init_resize,
     initial=make() if config.init_resize else None,
   )  # fmt: skip
 
@@ -196,6 +202,6 @@ def save(workdir, setup: Setup, params, scores) -> None:
   """Writes the model directory and the final metrics."""
   params = distributed.host_copy(params)
   if jax.process_index() == 0:
-    loading.save_model(workdir / 'model', setup.model, params, setup.tokenizer)
+    loading.save_model(workdir / 'model', setup.models[-1], params, setup.tokenizer)
     io.write_json(workdir / 'metrics.json', scores)
     _log.info('model written to %s', workdir / 'model')

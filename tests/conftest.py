@@ -43,7 +43,7 @@ LONG = {'test_compile', 'test_finetune', 'test_pretrain', 'test_quickstart', 'e2
 # Files that run with --full only; others mark single tests. What remains has a test of every
 # module, and takes ten minutes at most on two cores.
 FULL = {f'e2e/test_{name}' for name in ('benchmarks', 'doc_code', 'finetune_parity', 'readme',
-                                        'recovery', 'tpu', 'two_lengths', 'ways')}  # fmt: skip
+                                        'recovery', 'stages', 'tpu', 'ways')}  # fmt: skip
 
 # Files whose longer tests the gate also runs on the newest stack.
 STACK = {'test_compile', 'test_export', 'training/test_distributed',

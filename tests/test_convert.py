@@ -127,9 +127,9 @@ def begin(tiny_rows, tmp_path):
     config.update_from_flattened_dict(fields)
     tokenizer = Tokenizer.from_dir(vocab)
     model = build.make_model(config, tokenizer.vocab_size)
-    objective, optimizer = mlm.pretraining(model), build.make_optimizer(config, 10, 0)
+    objective, optimizer = mlm.pretraining(model), build.make_optimizer(config, lambda step: 1.0)
     layout = build.make_layout(config, jax.devices()[:1])
-    setup = pretrain.Setup(config, [], tokenizer, model, objective, optimizer, layout, '', {})
+    setup = pretrain.Setup(config, [], tokenizer, [model], optimizer, layout, '', {})
     load = functools.partial(pretrain.load, setup) if config.init_from else None
     state, _, _ = layout_lib.restore_or_init(objective, optimizer, layout, load=load)
     return jax.device_get(state.params)

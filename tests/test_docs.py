@@ -66,14 +66,14 @@ def test_files_that_a_page_names_exist(page):
     assert (ROOT / 'benchmarks' / f'{name}.py').exists(), name
 
 
-RECIPES = ('bert_mini', 'glue', 'squad', 'tagging:conll', 'choice:choice', 'table')
+RECIPES = ('bert_mini:three_stages', 'glue', 'squad', 'tagging:conll', 'choice:choice', 'table')
 
 
 @pytest.mark.parametrize('page', [ROOT / 'README.md', *PAGES], ids=lambda page: page.stem)
 def test_config_fields_that_a_page_names_exist(page):
   known = set().union(*(flat(load_recipe(name)) for name in RECIPES))
   sections = {name.rpartition('.')[0] for name in known}
-  for name in re.findall(r'--config\.([a-z_0-9.]*[a-z_0-9])', page.read_text()):
+  for name in re.findall(r'--config\.([a-z_0-9.\[\]]*[a-z_0-9])', page.read_text()):
     assert name in known | sections, name
 
 

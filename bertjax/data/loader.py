@@ -40,6 +40,7 @@ class Batches:
     word_flags: `Tokenizer.word_flags`, uint8 [V]; for masks of whole words and spans.
     objective: 'mlm' or 'next_token' (left-to-right).
     local: which rows of the global batch this process makes (`mesh.local_rows`); None = all.
+    first: number of the first training example, in the infinite shuffled stream of the rows.
   """
 
   rows: Dataset | Arrays
@@ -51,6 +52,7 @@ class Batches:
   word_flags: np.ndarray | None = None
   objective: str = 'mlm'
   local: np.ndarray | None = None
+  first: int = 0
 
   def __post_init__(self):
     if self.objective not in OBJECTIVES:
@@ -73,7 +75,9 @@ class Batches:
 
   def training(self, step: int) -> dict[str, np.ndarray]:
     """The batch of a training step, this process's rows of it."""
-    epoch, row = training_slots(step, self.batch_size, len(self.rows), self.seed, self.local)
+    epoch, row = training_slots(
+      step, self.batch_size, len(self.rows), self.seed, self.local, self.first
+    )
     return self._make(epoch, row)
 
   def evaluation(self, step: int) -> dict[str, np.ndarray]:

@@ -64,7 +64,9 @@ def permute(index: np.ndarray, size: int, key) -> np.ndarray:
   return value.astype(np.int64)
 
 
-def training_slots(step: int, batch_size: int, num_rows: int, seed: int, rows=None):
+def training_slots(
+  step: int, batch_size: int, num_rows: int, seed: int, rows=None, first: int = 0
+):  # fmt: skip
   """Epochs and row numbers of the batch of a step.
 
   Args:
@@ -73,12 +75,13 @@ def training_slots(step: int, batch_size: int, num_rows: int, seed: int, rows=No
     num_rows: rows of the data set.
     seed: the run's seed.
     rows: which of the batch's B rows are wanted (this process's); default all.
+    first: examples before step 0.
 
   Returns:
     (epoch, row), int64 arrays of one entry per wanted row; epochs start at 1.
   """
   rows = np.arange(batch_size) if rows is None else rows
-  slot = np.int64(step) * batch_size + np.asarray(rows, np.int64)
+  slot = first + np.int64(step) * batch_size + np.asarray(rows, np.int64)
   epoch = 1 + slot // num_rows
   return epoch, permute(slot % num_rows, num_rows, hash_u64(seed, ORDER, epoch))
 

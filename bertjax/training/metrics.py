@@ -13,7 +13,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import jax
 import numpy as np
@@ -47,6 +47,7 @@ class RunLog:
   def __init__(self, workdir, *, steps: int, start: int, active: bool = True):
     self._active, self._steps, self._workdir = active, steps, epath.Path(workdir)
     self.tokens_per_step, self.flops_per_step = 0, 0.0
+    self._stage: dict[str, int] = {}  # {'stage': number}, {} in a run without stages
     self._begun, self._useful = time.perf_counter(), 0.0
     self._times, self._stalls, self._padding, self._tokens = [], [], [], []
     self._tracing = False
@@ -72,11 +73,20 @@ class RunLog:
       log = SessionLog(status=SessionLog.START)
       self._board.write_event(Event(step=start + 1, session_log=log))
 
+  def stage(self, label: str, first: int, stop: int, changes: Mapping) -> None:
+    """Logs that a stage begins, 'NUMBER of COUNT', and marks the lines of its steps."""
+    text = '  '.join(f'{name}={value}' for name, value in changes.items())
+    _log.info('stage %s, steps %d to %d: %s', label, first + 1, stop, text)
+    self._stage = {'stage': int(label.split()[0])}
+    if self._active:
+      facts = {'kind': 'stage', 'step': first, **self._stage, **changes}
+      self._file.write(json.dumps(facts) + '\n')
+
   def train(self, step: int, metrics: dict, seconds: float, steps: int) -> None:
     """Logs means over the last `steps` steps, which took `seconds`."""
     tokens = np.mean(self._tokens[:steps]) if self._tokens else self.tokens_per_step
     per_second = float(tokens) * steps / max(seconds, 1e-9)
-    facts = {'tokens_per_second': per_second} | self._facts(seconds, steps)
+    facts = {'tokens_per_second': per_second} | self._facts(seconds, steps) | self._stage
     self._write('train', step, metrics | facts)
     self._trace()
     self._bar.update(step - self._bar.n)
@@ -84,7 +94,8 @@ class RunLog:
     if self._bar.disable:
       left = datetime.timedelta(seconds=int((self._steps - step) * seconds / steps))
       speed = f'{per_second:,.0f} tok/s  {left} left'
-      _log.info('step %d/%d  %s  %s', step, self._steps, _brief(metrics), speed)
+      stage = ''.join(f'  stage {number}' for number in self._stage.values())
+      _log.info('step %d/%d%s  %s  %s', step, self._steps, stage, _brief(metrics), speed)
 
   def watched(self, batches: Iterator[dict]) -> Iterator[dict]:
     """Passes host batches on, one for each step; times them and counts their padding."""
@@ -135,7 +146,7 @@ class RunLog:
 
   def evaluation(self, step: int, metrics: dict) -> None:
     """Logs an evaluation."""
-    self._write('eval', step, metrics)
+    self._write('eval', step, metrics | self._stage)
     text = f'step {step}/{self._steps}  held-out  {_brief(metrics)}'
     if self._bar.disable:
       _log.info(text)
@@ -189,7 +200,8 @@ def read_metrics(workdir) -> list[dict]:
 
 
 def plot_curves(workdir) -> None:
-  """Plots training and held-out losses and the learning rate over steps into `loss.png`.
+  """Plots training and held-out losses and the learning rate over steps into `loss.png`, with the
+  starts of the stages.
 
   `run.json` may describe the losses: {'losses': {'mlm_loss': {'unit': 'nats per token', 'baseline':
   7.1, 'baseline_name': 'unigram'}}}.
@@ -203,6 +215,10 @@ def plot_curves(workdir) -> None:
   names = sorted({name for row in rows for name in row if name.endswith('_loss')})
   if len({row['step'] for row in rows}) < 2 or not names:
     return  # no curve
+  starts: dict[int, int] = {}
+  for row in rows:
+    if row['kind'] == 'stage':
+      starts.setdefault(row['stage'], row['step'])
   names += ['learning_rate'] * any('learning_rate' in row for row in rows)
   figure = Figure(figsize=(4.5 * len(names), 3.6), layout='constrained')
   figure.suptitle(workdir.name)
@@ -215,6 +231,10 @@ def plot_curves(workdir) -> None:
     about = losses.get(name, {})
     if 'baseline' in about:
       axes.axhline(about['baseline'], color='gray', ls=':', label=about['baseline_name'])
+    for number, step in starts.items():
+      axes.axvline(step, color='gray', lw=0.8, alpha=0.6)
+      axes.annotate(f'stage {number}', (step, 1), xycoords=('data', 'axes fraction'),
+                    xytext=(2, -8), textcoords='offset points', fontsize=7)  # fmt: skip
     axes.set(xlabel='step', ylabel=about.get('unit', ''), title=name.replace('_', ' '))
     axes.grid(alpha=0.3)
     if name != 'learning_rate':

@@ -6,7 +6,7 @@ state, so that runs with different peaks share one compiled program (`training.s
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -17,7 +17,17 @@ import optax
 from bertjax.training.mesh import AxisTable, logical_axes, path_name
 
 OPTIMIZERS = ('bert', 'adamw', 'lamb', 'sgd')
-SCHEDULES = ('google', 'linear', 'constant')
+
+# Decays from 1 to 0 over progress t in [0, 1]; 'one_minus_sqrt' is Haegele et al. (2024).
+_DECAYS = {
+  'linear': lambda t: 1 - t,
+  'cosine': lambda t: 0.5 * (1 + jnp.cos(jnp.pi * t)),
+  'one_minus_sqrt': lambda t: 1 - jnp.sqrt(t),
+  'constant': jnp.ones_like,
+}
+# Schedule -> its decay; those named wsd (warm-up, stable, decay) decay at their end only.
+SCHEDULES = {'google': 'linear', **{name: name for name in _DECAYS}, 'wsd': 'one_minus_sqrt',
+             'wsd_linear': 'linear', 'wsd_cosine': 'cosine'}  # fmt: skip
 
 # Biases and LayerNorm parameters are not decayed; embeddings and output kernels are. Google's
 # pattern is ('LayerNorm', 'layer_norm', 'bias') on its own variable names.
@@ -229,34 +239,102 @@ def check_rate(name: str, value: float) -> None:
     raise ValueError(f'{name} must be above 0, got {value}.')
 
 
-def make_schedule(name: str, total_steps: int, warmup_steps: int) -> Callable:
-  """Returns step -> fraction in [0, 1] of the peak learning rate.
+class Segment(NamedTuple):
+  """Consecutive steps of a run with one schedule.
 
-  'google': warm-up from 0, then 1 - step / total_steps with step counted from the start, so the
-  rate jumps down by warmup_steps / total_steps when the warm-up ends (optimization.py). 'linear':
-  the decay starts at the full peak (optax's join_schedules, Hugging Face). 'constant': no decay.
+  Attributes:
+    name: as for `make_schedule`.
+    steps: number of steps.
+    start: fraction of the peak at the first step; 0.0 = where the segment before ended, and the
+      peak in the first segment.
+    end: fraction of the peak at the end of a decay.
+  """
+
+  name: str
+  steps: int
+  start: float = 0.0
+  end: float = 0.0
+
+
+def join_schedules(
+  segments: Sequence[Segment], warmup_steps: int, decay_ratio: float = 0.1
+) -> Callable:
+  """Returns step -> fraction of the peak learning rate in segments, each from its first step on.
+
+  The warm-up is part of the first segment; a later one that rises warms up again.
+
+  >>> from bertjax.training import optimizer
+  >>> decay = optimizer.Segment('one_minus_sqrt', 100, end=0.1)
+  >>> rate = optimizer.join_schedules([optimizer.Segment('constant', 900), decay], 10)
+  >>> [round(float(rate(step)), 3) for step in (5, 10, 900, 925, 1000)]
+  [0.5, 1.0, 1.0, 0.55, 0.1]
 
   Raises:
-    ValueError: for an unknown name, or a warm-up longer than the run.
+    ValueError: for an unknown name, a factor out of range, or a warm-up longer than the first
+      segment.
+  """
+  schedules, bounds, end = [], [], 1.0
+  for name, steps, start, last in segments:
+    if not (0 <= start < math.inf and 0 <= last < math.inf):
+      raise ValueError(f'start_factor and end_factor must be at least 0, got {start} and {last}.')
+    if last and name == 'constant':
+      raise ValueError(f'end_factor={last} is for a decay; a constant schedule has start_factor.')
+    start, warmup = start or end, 0 if schedules else warmup_steps
+    schedules.append(make_schedule(name, steps, warmup, decay_ratio, start=start, end=last))
+    bounds.append(steps + (bounds[-1] if bounds else 0))
+    end = start if name == 'constant' else last
+  return optax.schedules.join_schedules(schedules, bounds[:-1])
+
+
+def make_schedule(
+  name: str, total_steps: int, warmup_steps: int, decay_ratio: float = 0.1, *, start: float = 1.0,
+  end: float = 0.0,
+) -> Callable:  # fmt: skip
+  """Returns step -> fraction of the peak learning rate: warm-up from 0 to `start`, then a decay.
+
+  'google': linear decay with step counted from the start, 1 - step / total_steps, so the rate jumps
+  down by warmup_steps / total_steps when the warm-up ends (optimization.py). 'linear', 'cosine',
+  'one_minus_sqrt': the decay starts when the warm-up ends (optax's join_schedules, Hugging Face).
+  'constant': no decay. 'wsd', 'wsd_linear', 'wsd_cosine': constant, then a decay (1 - sqrt, linear,
+  cosine) over the last `decay_ratio` of total_steps.
+
+  Args:
+    name: of the schedule.
+    total_steps: steps of the schedule, warm-up included.
+    warmup_steps: steps of the warm-up.
+    decay_ratio: fraction of total_steps in the decay of 'wsd'.
+    start: fraction of the peak at the end of the warm-up.
+    end: fraction of the peak after total_steps.
+
+  Raises:
+    ValueError: for an unknown name, or a warm-up longer than the schedule.
   """
   if name not in SCHEDULES:
-    raise ValueError(f'schedule must be one of {SCHEDULES}, got {name!r}.')
+    raise ValueError(f'schedule must be one of {tuple(SCHEDULES)}, got {name!r}.')
   if total_steps < 1 or not 0 <= warmup_steps <= total_steps:
     raise ValueError(
-      f'warmup_steps={warmup_steps} is not in 0..{total_steps}, the steps of the run; '
-      'set warmup_steps or num_train_steps.'
+      f'warmup_steps={warmup_steps} is not in 0..{total_steps}, the steps of the run or of its '
+      'first stage; set warmup_steps or num_train_steps.'
     )
+  first = 0 if name == 'google' else warmup_steps
+  if name.startswith('wsd'):
+    if not 0 < decay_ratio <= 1:
+      raise ValueError(f'decay_ratio must be above 0 and at most 1, got {decay_ratio}.')
+    first = total_steps - max(round(decay_ratio * total_steps), 1)
+    if first < warmup_steps:
+      raise ValueError(
+        f'warmup_steps={warmup_steps} and decay_ratio={decay_ratio} of {total_steps} steps overlap;'
+        ' lower one of them.'
+      )
+  decay, length = _DECAYS[SCHEDULES[name]], max(total_steps - first, 1)
 
-  def google(step):
-    warm = step / max(warmup_steps, 1)
-    return jnp.where(step < warmup_steps, warm, jnp.maximum(1 - step / total_steps, 0.0))
+  def after(step):
+    return end + (start - end) * decay(jnp.clip(step - first, 0, length) / length)
 
-  if name == 'google':
-    return google
-  after = optax.schedules.constant_schedule(1.0)
-  if name == 'linear':
-    after = optax.schedules.linear_schedule(1.0, 0.0, max(total_steps - warmup_steps, 1))
-  if not warmup_steps:
-    return after
-  warm_up = optax.schedules.linear_schedule(0.0, 1.0, warmup_steps)
-  return optax.schedules.join_schedules([warm_up, after], [warmup_steps])
+  ramp = optax.schedules.linear_schedule(0.0, start, max(warmup_steps, 1))
+
+  def rate(step):
+    warm = start * (step / warmup_steps) if name == 'google' else ramp(step)
+    return jnp.where(step < warmup_steps, warm, after(step))
+
+  return rate if warmup_steps else after

@@ -10,7 +10,8 @@ import itertools
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -35,21 +36,30 @@ class Stage(NamedTuple):
 
   Attributes:
     stop: the step after the last one, counted from the start of the run.
+    objective: an `objectives.Objective`; all stages have the same parameters. Stages that share an
+      objective share its compiled programs.
     batches: n -> iterator over this process's rows of the stage's batches n, n + 1, ...; where
       there is `position`, also gets the `position` of the checkpoint that the run resumes from.
     evaluate: params -> the scores of each run (one, unless the layout is a sweep), with 'loss'.
+    model: facts about the model for the checkpoints, see `model_facts`.
     tokens: tokens of a global batch including padding; 0 counts those of each batch.
     flops: model FLOPs of a step, for the MFU; 0.0 = unknown.
     position: n -> the position of the input before batch n, one of the newest, as JSON, for the
       checkpoint; None = it is n.
+    label: what the log calls the stage, '2 of 3'; '' = not logged, the run has no stages.
+    changes: {field: value} of the stage for the log.
   """
 
   stop: int
+  objective: Any
   batches: Callable[..., Iterator[dict]]
   evaluate: Callable[[Any], Sequence[Scores]]
+  model: dict
   tokens: int = 0
   flops: float = 0.0
   position: Callable[[int], Any] | None = None
+  label: str = ''
+  changes: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,14 +96,13 @@ class Options:
 
 
 def train(
-  objective, stages: Sequence[Stage], optimizer, *, layout: Layout, workdir, identity: dict,
-  config: dict, model: dict, finish: Callable, options: Options = Options(),
+  stages: Sequence[Stage], optimizer, *, layout: Layout, workdir, identity: dict, config: dict,
+  finish: Callable, options: Options = Options(),
   load: Callable | None = None, begin: Callable[[], None] = lambda: None, about: dict | None = None,
 ):  # fmt: skip
   """Trains from the newest checkpoint in `workdir`, else from step 0.
 
   Args:
-    objective: an `objectives.Objective`.
     stages: what the run consists of, in order; step and optimizer state continue from one to the
       next. A best checkpoint and `patience` only consider evaluations of the last stage.
     optimizer: an optax optimizer.
@@ -101,7 +110,6 @@ def train(
     workdir: folder of the run; `training.checkpoint.check_path` has checked it.
     identity: flat {field: value} that a resumed run must share with its start.
     config: for `run.json` and the checkpoints; not read.
-    model: facts about the model for the checkpoints, see `model_facts`.
     finish: (params, step, evaluations) -> the result; called once the run has ended.
     options: intervals and stopping rules.
     load: (make) -> params to start from; `make()` returns freshly initialised ones on the host.
@@ -124,18 +132,21 @@ def train(
     workdir / 'checkpoints', keep=options.max_to_keep, best=options.metric, highest=options.highest
   )
   state, shardings, meta = restore_or_init(
-    objective, optimizer, layout, checkpoints, load, num_train_steps=stages[-1].stop
+    stages[0].objective, optimizer, layout, checkpoints, load, num_train_steps=stages[-1].stop
   )
   if jax.process_index() == 0:
     metrics.write_run(workdir / 'run.json', config, identity=identity, **(about or {}))
     begin()
-  train_step = layout.train_step(objective, optimizer, shardings)
+  objectives = {id(stage.objective): stage.objective for stage in stages}
+  train_steps = {
+    key: layout.train_step(objective, optimizer, shardings) for key, objective in objectives.items()
+  }
   run_log = metrics.RunLog(
     workdir, steps=stages[-1].stop, start=loop.step_of(state), active=jax.process_index() == 0
   )
-  facts = {'identity': identity, 'config': config, 'model': model}
+  facts = {'identity': identity, 'config': config}
   starts = [0, *(stage.stop for stage in stages[:-1])]
-  run = _Run(starts[-1], layout, options, train_step, checkpoints, run_log, facts, meta)
+  run = _Run(starts[-1], layout, options, train_steps, checkpoints, run_log, facts, meta)
   stopped = 0
   try:
     for first, stage in zip(starts, stages, strict=True):
@@ -160,9 +171,9 @@ class _Run:
     skipped: {'step', 'batches'}, batches skipped before a step, see `Options.skip_divergence`.
   """
 
-  def __init__(self, last_start, layout, options, train_step, checkpoints, run_log, facts, meta):
+  def __init__(self, last_start, layout, options, train_steps, checkpoints, run_log, facts, meta):
     self._last_start, self._layout, self._options = last_start, layout, options
-    self._train_step, self._checkpoints, self._log = train_step, checkpoints, run_log
+    self._train_steps, self._checkpoints, self._log = train_steps, checkpoints, run_log
     self._facts, self._position = facts, meta.get('position')
     self._scores: list[Scores] = []  # of each run, at the last evaluation
     self.evaluations, self.skipped = meta.get('evaluations', []), meta.get('skipped', [])
@@ -174,6 +185,8 @@ class _Run:
     there is one of this stage; `MAX_DIVERGENCES` end the run.
     """
     self._log.tokens_per_step, self._log.flops_per_step = stage.tokens, stage.flops
+    if stage.label:
+      self._log.stage(stage.label, first, stage.stop, stage.changes)
     abstract = abstract_of(state)
     for times in itertools.count(1):
       try:
@@ -193,19 +206,19 @@ class _Run:
 
     def save(state, step, scores):
       position = {'position': stage.position(step + offset)} if stage.position else {}
-      self._save(state, step, scores, position)
+      self._save(state, step, scores, position | {'model': stage.model})
 
     step = max(step, first)  # a corrupt checkpoint may have led back to the stage before
     with (
       contextlib.closing(stage.batches(step + offset, **saved)) as stream,
       distributed.Watch(options.stall_seconds) as watch,
     ):
+      batches = loop.to_device(self._log.watched(stream), self._layout.mesh)
       return loop.fit(
-        state, self._train_step, loop.to_device(self._log.watched(stream), self._layout.mesh),
-        steps=stage.stop, log=self._log, log_every=options.log_every,
-        evaluate_fn=lambda params: self._evaluate(stage, params), eval_every=options.eval_every,
-        save=save, save_every=options.save_every, finished=lambda: not any(self._alive()),
-        watch=watch.at, spike=options.loss_spike_threshold,
+        state, self._train_steps[id(stage.objective)], batches, steps=stage.stop, log=self._log,
+        log_every=options.log_every, evaluate_fn=lambda params: self._evaluate(stage, params),
+        eval_every=options.eval_every, save=save, save_every=options.save_every,
+        finished=lambda: not any(self._alive()), watch=watch.at, spike=options.loss_spike_threshold,
       )  # fmt: skip
 
   def _roll_back(self, abstract, error: DivergedError) -> TrainState:
@@ -228,10 +241,10 @@ class _Run:
     values = np.where(self._alive(), ranking(self._scores, self._options), -np.inf)
     return self._layout.summary(self._scores, values.tolist(), self._options)
 
-  def _save(self, state: TrainState, step: int, scores: Scores | None, position: dict) -> None:
+  def _save(self, state: TrainState, step: int, scores: Scores | None, facts: dict) -> None:
     if scores:
       self.evaluations.append({'step': step, 'scores': self._scores})
-    meta = self._facts | position | {'skipped': self.skipped, 'evaluations': self.evaluations}
+    meta = self._facts | facts | {'skipped': self.skipped, 'evaluations': self.evaluations}
     # Losses of stages with different rows cannot be compared.
     self._checkpoints.save(step, state, meta, scores if step > self._last_start else None)
 

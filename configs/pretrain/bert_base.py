@@ -8,8 +8,8 @@
 decay 0.01, dropout 0.1. The paper took 4 days on 16 TPU chips and gave the last 100,000 of these
 steps rows of 512 tokens, for position embeddings beyond 128: `bert_base:two_lengths`, with two
 prepared folders (the second by `bertjax prepare --config=bert_base:length_512`), named by
-`--config.data.prepared` and `--config.stage2.prepared`. As a separate run with fresh moments it is
-`bert_base:length_512`, started with `--config.init_from=DIR/model`.
+`--config.data.prepared` and `--config.stages[1].prepared`. As a separate run with fresh moments it
+is `bert_base:length_512`, started with `--config.init_from=DIR/model`.
 
 After a colon: `no_nsp`, `ltr` (Table 5), `mask_80_20` etc. (Table 8), `size_6_768_12` etc.
 (Table 6), `smoke` (seconds).

@@ -27,8 +27,8 @@ def arguments(corpus, vocab, workdir, *more):
   ]  # fmt: skip
 
 
-STAGES = ['--config.num_train_steps=90', '--config.stage2.fraction=0.4',
-          '--config.stage2.batch_size=16', *QUIET]  # fmt: skip
+STAGES = ['--config.num_train_steps=90', '--config.stages[0].steps=54',
+          '--config.stages[1].batch_size=16', *QUIET]  # fmt: skip
 
 
 @pytest.fixture(scope='module')

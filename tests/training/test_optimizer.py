@@ -127,8 +127,69 @@ def test_the_constant_schedule_stays():
 
 
 def test_without_warm_up_every_schedule_starts_at_the_peak():
-  for name in ('google', 'linear', 'constant'):
+  for name in optimizer.SCHEDULES:
     assert float(make_schedule(name, 10, 0)(0)) == 1.0
+
+
+def test_a_schedule_for_each_stage_is_exact_at_every_border():
+  segments = [('constant', 40, 0.0, 0.0), ('linear', 20, 0.0, 0.5), ('wsd', 20, 0.0, 0.25),
+              ('constant', 10, 0.8, 0.0), ('cosine', 10, 0.0, 0.2),
+              ('one_minus_sqrt', 30, 0.0, 0.0)]  # fmt: skip
+  rate = optimizer.join_schedules([optimizer.Segment(*s) for s in segments], 10)
+
+  def expected(step):  # in float64, from the definitions
+    if step < 10:
+      return step / 10
+    if step < 40:
+      return 1.0
+    if step < 60:
+      return 1 - 0.5 * (step - 40) / 20
+    if step < 80:
+      return 0.5 - 0.25 * np.sqrt(max(step - 78, 0) / 2)
+    if step < 90:
+      return 0.8
+    if step < 100:
+      return 0.2 + 0.6 * (1 + np.cos(np.pi * (step - 90) / 10)) / 2
+    return 0.2 * (1 - np.sqrt(min(step - 100, 30) / 30))
+
+  steps = np.arange(140)
+  np.testing.assert_allclose(jax.vmap(rate)(steps), [expected(s) for s in steps], atol=2e-7)
+
+
+def test_a_run_without_schedules_of_stages_has_googles_curve_bit_for_bit():
+  ours = jax.jit(jax.vmap(make_schedule('google', 1000, 100)))(np.arange(1100))
+  google = jax.jit(jax.vmap(lambda s: jnp.where(s < 100, s / 100, jnp.maximum(1 - s / 1000, 0.0))))
+  np.testing.assert_array_equal(ours, google(np.arange(1100)))
+  line = optax.schedules.linear_schedule
+  linear = optax.schedules.join_schedules([line(0.0, 1.0, 100), line(1.0, 0.0, 900)], [100])
+  ours = jax.jit(jax.vmap(make_schedule('linear', 1000, 100)))(np.arange(1100))
+  np.testing.assert_array_equal(ours, jax.jit(jax.vmap(linear))(np.arange(1100)))
+
+
+def test_cosine_equals_optax():
+  theirs = optax.schedules.warmup_cosine_decay_schedule(0.0, 1.0, 100, 1000, 0.1)
+  ours = make_schedule('cosine', 1000, 100, end=0.1)
+  steps = np.arange(1100)
+  np.testing.assert_allclose(jax.vmap(ours)(steps), jax.vmap(theirs)(steps), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ('name', 'shape'), [('wsd', '1-sqrt'), ('wsd_linear', 'linear'), ('wsd_cosine', 'cosine')]
+)
+def test_wsd_equals_transformers(name, shape):
+  torch = pytest.importorskip('torch')
+  transformers = pytest.importorskip('transformers')
+  theirs = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+  scheduler = transformers.get_wsd_schedule(
+    theirs, num_warmup_steps=10, num_decay_steps=20, num_training_steps=100, decay_type=shape
+  )
+  expected = []
+  for _ in range(101):
+    expected.append(theirs.param_groups[0]['lr'])
+    theirs.step()
+    scheduler.step()
+  ours = make_schedule(name, 100, 10, decay_ratio=0.2)
+  np.testing.assert_allclose(jax.vmap(ours)(np.arange(101)), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -137,8 +198,10 @@ def test_without_warm_up_every_schedule_starts_at_the_peak():
     (lambda: make_optimizer('adam'), "'adamw', 'lamb'"),
     (lambda: make_optimizer(b1=1.0), 'b1'),
     (lambda: make_optimizer(clip_norm=-1.0), 'clip_norm'),
-    (lambda: make_schedule('cosine', 10, 1), "'google'"),
+    (lambda: make_schedule('cosin', 10, 1), "'google'"),
     (lambda: make_schedule('google', 10, 11), 'warmup_steps=11'),
+    (lambda: make_schedule('wsd', 10, 5, 0.6), 'warmup_steps=5 and decay_ratio=0.6 .* overlap'),
+    (lambda: make_schedule('wsd', 10, 0, 1.5), 'decay_ratio must be above 0'),
   ],
 )
 def test_wrong_settings_name_the_rule_and_the_value(call, words):
