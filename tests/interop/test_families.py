@@ -4,6 +4,7 @@ All heads of a family share one encoder here, so one program has the outputs and
 """
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -644,3 +645,37 @@ def test_texts_and_pairs_have_the_logits_of_transformers(kind, documents, tmp_pa
   save_model(tmp_path / 'ours', ours, params, tokenizer)
   again = transformers.AutoTokenizer.from_pretrained(tmp_path / 'ours')
   assert again(texts, pairs)['input_ids'] == fast(texts, pairs)['input_ids']
+
+
+def dropouts(config, heads):
+  """How often a training step drops out, with `heads` on top of the encoder and its pooler."""
+  bert = Bert(config, heads, num_labels=LABELS)
+  params = jax.eval_shape(lambda: init_params(bert, jax.random.key(0)))
+  batch = {'input_ids': np.zeros((2, 8), np.int32)}
+  run = functools.partial(bert.apply, train=True, rngs={'dropout': jax.random.key(0)})
+  return count_bits(jax.make_jaxpr(lambda params: run({'params': params}, batch))(params).jaxpr)
+
+
+def count_bits(jaxpr) -> int:
+  """Calls of the random generator in a program, those of a loop's body once."""
+  total = 0
+  for equation in jaxpr.eqns:
+    total += equation.primitive.name == 'random_bits'
+    for value in jax.tree.leaves(list(equation.params.values())):
+      value = getattr(value, 'jaxpr', value)
+      total += count_bits(value) if hasattr(value, 'eqns') else 0
+  return total
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize('name', ['Roberta', 'DistilBert', 'Electra'])
+def test_heads_of_tasks_drop_out_where_transformers_does(name):
+  count = []
+  for head in TASKS:
+    model = theirs(name, (head,)).train()
+    for path, module in model.named_modules():
+      if isinstance(module, torch.nn.Dropout) and not path.startswith(model.base_model_prefix):
+        module.register_forward_hook(lambda *_: count.append(1))
+    model(input_ids=torch.full((2, 2, 8) if head == 'choice' else (2, 8), 5))
+  config = config_from_json(model.config.to_dict(), name)
+  assert dropouts(config, TASKS) - dropouts(config, ()) == len(count)
