@@ -233,7 +233,7 @@ def _encoder(directory: str) -> tuple[Tokenizer, Callable]:
   """The tokenizer, and a function of strings to (ids end to end, tokens per string): TensorFlow's
   where it can, which is faster."""
   tokenizer = Tokenizer.from_dir(directory)
-  if importlib.util.find_spec('tensorflow_text'):
+  if tokenizer.standard and importlib.util.find_spec('tensorflow_text'):
     from bertjax.data import tokenizer_tf
 
     if not tokenizer_tf.unsupported(tokenizer):

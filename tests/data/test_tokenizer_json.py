@@ -131,7 +131,7 @@ MODELS = {'roberta': 'roberta', 'xlm': 'xlm-roberta', 'modern': 'modernbert', 'w
 @pytest.fixture(scope='module')
 def folders(tmp_path_factory, documents):
   """{kind: folder} of tokenizers trained on a few lines of all languages."""
-  lines = [line for text in documents for line in text.split('\n')][:300] + real_lines(None, 1500)
+  lines = [line for text in documents for line in text.split('\n')][:300] + real_lines(None, 1000)
   result = {}
   for kind, model in MODELS.items():
     result[kind] = folder = tmp_path_factory.mktemp(kind)
@@ -423,3 +423,63 @@ def test_no_tokenizer_json_becomes_a_graph(folders, kind):
   graph = pytest.importorskip('bertjax.data.tokenizer_tf')
   with pytest.raises(ValueError, match=r'the rules of a tokenizer.json .* --format=stablehlo'):
     graph.GraphTokenizer(Tokenizer.from_dir(folders[kind]))
+
+
+def unigram_of(folder, special: list[str]) -> list[tuple[str, float]]:
+  """The vocabulary of the Unigram model with other special tokens in front."""
+  vocab = json.loads((folder / 'tokenizer.json').read_text())['model']['vocab']
+  return [*((token, 0.0) for token in special), *map(tuple, vocab[len(ROBERTA) :])]
+
+
+CAMEMBERT = ['<s>NOTUSED', '<pad>', '</s>NOTUSED', '<unk>', '<unk>NOTUSED', '<s>', '</s>', '<mask>']
+
+
+@pytest.mark.parametrize(
+  ('name', 'model', 'special'),
+  [
+    ('RobertaTokenizer', 'roberta', []),
+    ('XLMRobertaTokenizer', 'xlm-roberta', ROBERTA),
+    ('CamembertTokenizer', 'camembert', CAMEMBERT),
+    ('AlbertTokenizer', 'albert', ['<pad>', '<unk>', '[CLS]', '[SEP]', '[MASK]']),
+  ],
+)
+def test_files_that_the_classes_of_transformers_write_are_read(
+  folders, tmp_path, name, model, special
+):
+  transformers = pytest.importorskip('transformers')
+  if special:
+    theirs = getattr(transformers, name)(vocab=unigram_of(folders['xlm'], special))
+  else:
+    theirs = transformers.RobertaTokenizer(*bpe_files(folders['roberta']), add_prefix_space=True)
+  for folder in (tmp_path / 'theirs', tmp_path / 'ours'):
+    if folder.name == 'theirs':
+      theirs.save_pretrained(folder)
+    else:
+      Tokenizer.from_dir(tmp_path / 'theirs').save(folder)
+    (folder / 'config.json').write_text(json.dumps({'model_type': model}))
+    check(folder, real_lines(None, 150))
+    ours = Tokenizer.from_dir(folder)
+    assert not ours.spaced  # each puts a space or mark before every text
+    for role in ('pad', 'unk', 'cls', 'sep', 'mask'):
+      assert ours.special[role] == getattr(theirs, f'{role}_token_id')
+
+
+def test_words_that_end_with_a_mark_are_found_and_tokens_without_marks_refused(documents):
+  lines = [line for text in documents[:5] for line in text.split('\n')]
+  for suffix in ('</w>', ''):
+    ending = {'end_of_word_suffix': suffix} if suffix else {}
+    fast = tokenizers.Tokenizer(models.BPE(unk_token='[UNK]', **ending))
+    fast.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.BpeTrainer(
+      vocab_size=500, special_tokens=BERT, show_progress=False, **ending
+    )
+    fast.train_from_iterator(lines, trainer)
+    fast.post_processor = processors.BertProcessing(('[SEP]', 3), ('[CLS]', 2))
+    tokenizer = Tokenizer(fast, special={'unk': '[UNK]'}, source='x.json')
+    if suffix:
+      text = 'The words that they wrote, and (some) more.'
+      [starts] = word_starts(tokenizer, [text])
+      assert starts == [start for start, _ in words.split(text)]
+    else:
+      with pytest.raises(ValueError, match=r'x.json do not show where words begin, .*subword'):
+        tokenizer.word_flags  # noqa: B018
