@@ -83,6 +83,13 @@ def read_json(path, kind: type = dict):
   return content
 
 
+def first_line(error: Exception) -> str:
+  """The first line of a message of the hub's library that is a sentence."""
+  lines = re.sub(r' *\(Request ID[^)]*\)', '', str(error)).splitlines()
+  lines = [line for line in lines if line and not re.fullmatch(r'\d+ Client Error\.', line)]
+  return lines[0] if lines else repr(error)
+
+
 @contextlib.contextmanager
 def progress(what: str, total: float, unit: str = '') -> Iterator[Callable[[float], None]]:
   """Reports progress and the time left: a bar on a terminal, elsewhere a log line now and then.

@@ -263,7 +263,8 @@ def _shards(name: str, format: str) -> Iterator[Shard]:
     names = [name] if name == 'embedded' else text_lib.tfds_shards(name)
     yield from (Shard(name, format, 0) for name in names)
   else:
-    yield Shard(name, format, epath.Path(name).stat().length)
+    path = epath.Path(name)
+    yield Shard(name, format, 0 if getattr(path, 'pinned', False) else path.stat().length)
 
 
 def _ends(counts: np.ndarray) -> np.ndarray:

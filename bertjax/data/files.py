@@ -1,7 +1,7 @@
 """Files: globs, compression and encodings.
 
-Everything is read as a stream, so a file of any size needs little memory. Paths may be remote
-('gs://...'), as far as `epath` reads them.
+Everything is read as a stream, so a file of any size needs little memory. Paths may be remote:
+'gs://...', 's3://...' and 'az://...' as `epath` reads them, 'https://...' and 'hf:...' as `remote`.
 """
 
 import bz2
@@ -16,10 +16,14 @@ from collections.abc import Iterator
 
 from etils import epath
 
+from bertjax.data import remote
+
+_REMOTE = ('gs', 's3', 'az', 'http', 'https')  # what `epath` reads, and `remote`
+
 
 def split_source(source: str) -> list[str]:
   """The sources joined by commas; an existing path with commas is one source."""
-  if source.strip() and epath.Path(source).exists():
+  if source.strip() and '://' not in source and epath.Path(source).exists():
     return [source]
   return [part.strip() for part in source.split(',') if part.strip()]
 
@@ -28,12 +32,18 @@ def list_files(pattern: str, suffix: str = '') -> list[epath.Path]:
   """The files of a path, folder (all levels, hidden ones skipped), glob or hub data set, sorted.
 
   Args:
-    pattern: path, folder or glob; or 'hf:NAME[:SPLIT]' or 'hf:NAME:CONFIG/SPLIT', a data set of the
-      Hugging Face hub, whose Parquet files are downloaded into the hub's cache.
+    pattern: path, folder, glob or http(s) address; or a data set of the Hugging Face hub, see
+      `remote.list_data_set`.
     suffix: of a folder, only files with this suffix, in any case.
   """
   if pattern.startswith('hf:'):
-    return _hub_files(pattern)
+    return [*remote.list_data_set(pattern)]
+  scheme, mark, _ = pattern.partition('://')
+  if mark and scheme not in _REMOTE:
+    raise ValueError(
+      f'{pattern} cannot be read: addresses begin with hf: or one of '
+      f'{", ".join(f"{name}://" for name in _REMOTE)}.'
+    )
   path = epath.Path(pattern)
   if path.is_dir():
     files = [p for p in _walk(path) if not suffix or p.suffix.lower() == suffix]
@@ -50,29 +60,6 @@ def list_files(pattern: str, suffix: str = '') -> list[epath.Path]:
       f'{pattern}'
     )
   return files
-
-
-def _hub_files(source: str) -> list[epath.Path]:
-  """Local paths of the Parquet files that the hub made of a data set, as CONFIG/SPLIT/*.parquet."""
-  import huggingface_hub
-
-  name, _, wanted = source.removeprefix('hf:').partition(':')
-  options = {'repo_type': 'dataset', 'revision': 'refs/convert/parquet'}
-  try:
-    paths = huggingface_hub.HfApi().list_repo_files(name, **options)
-    paths = sorted(path for path in paths if path.endswith('.parquet'))
-    splits = sorted({path.rpartition('/')[0] for path in paths})
-    chosen = [split for split in splits if f'/{split}'.endswith(f'/{wanted or "train"}')]
-    if len(chosen) == 1:
-      paths = [path for path in paths if path.rpartition('/')[0] == chosen[0]]
-      return [epath.Path(huggingface_hub.hf_hub_download(name, p, **options)) for p in paths]
-  except Exception as error:  # httpx's transport errors come as they are
-    reason = next(iter(str(error).splitlines()), '') or repr(error)
-    raise ValueError(
-      f'{source} cannot be read from huggingface.co: {reason} Check the name and the connection; a '
-      'private data set needs `hf auth login`.'
-    ) from error
-  raise ValueError(f'{source} names {chosen or "no split"}; choose one of hf:{name}:{splits}.')
 
 
 def _walk(folder: epath.Path) -> Iterator[epath.Path]:

@@ -119,7 +119,8 @@ def prepare(
     raise ValueError(f'{shard}: there are only {len(shards)} shards; raise data.num_shards.')
   plan = {
     'settings': dataclasses.asdict(settings), 'tokenizer': tokenizer.fingerprint,
-    'source': [(n if n.startswith('tfds:') else pathlib.Path(n).name, size) for n, size in files],
+    'source': [(n if n.startswith(('tfds:', 'http')) else pathlib.Path(n).name, size)
+               for n, size in files],
   }  # fmt: skip
   columns = instances.columns(
     settings.kind, settings.length, tokenizer.vocab_size, settings.max_sequences_per_row

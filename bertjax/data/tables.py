@@ -16,7 +16,7 @@ from typing import NamedTuple
 from etils import epath
 
 from bertjax import io
-from bertjax.data import files
+from bertjax.data import files, remote
 
 KINDS = ('.csv', '.tsv', '.txt', '.jsonl', '.parquet')
 DELIMITERS = {'tab': '\t', 'comma': ',', 'semicolon': ';', 'pipe': '|', 'space': ' '}
@@ -240,7 +240,8 @@ def parquet_rows(
   import pyarrow as pa
   from pyarrow import parquet
 
-  with path.open('rb') as file:
+  exact = {'buffering': 0} if isinstance(path, remote.Url) else {}
+  with path.open('rb', **exact) as file:
     try:
       table = parquet.ParquetFile(file)
       names = [*find_columns(table.schema_arrow.names, columns, optional, str(path), hint)]

@@ -1,16 +1,17 @@
 """Documents from files, folders, globs, JSONL, TensorFlow Datasets, or the running Python itself.
 
-A source is a string: a path (file, folder or glob; .gz, .bz2, .xz and .zst are decompressed),
-`embedded`, `tfds:NAME[:VERSION][:SPLIT]` (`tfds:c4/en:train`) or `hf:NAME[:SPLIT]`, a data set of
-the Hugging Face hub; several are joined by commas. The format says how a file is split into
-documents and sentences; it is stated, never guessed:
+A source is a string: a path (file, folder or glob; .gz, .bz2, .xz and .zst are decompressed), the
+http(s) address of a file, `embedded`, `tfds:NAME[:VERSION][:SPLIT]` (`tfds:c4/en:train`), or
+`hf:NAME[/CONFIG][:SPLIT][@REVISION]`, a data set of the Hugging Face hub; several are joined by
+commas. The format says how a file is split into documents and sentences; it is stated, never
+guessed:
 
   prose      one document per file, blank lines between paragraphs; sentences are split by rule
   google     one sentence per line, a blank line between documents (create_pretraining_data.py)
   wikitext   an article starts at a line ' = Title = '; one paragraph per line, tokens by spaces
   jsonl      one object per line, whose `text_key` is a document of prose
   parquet    one document of prose per row, in the column `text_key`; all *.parquet of a folder;
-             also the format of `hf:` sources
+             `hf:` sources are Parquet, JSONL or prose, by the files' endings
   tfds       one document per example, whose `text_key` is prose
 
 Files of any size are read with the memory of their longest document.
@@ -128,9 +129,20 @@ def list_shards(source: str, format: str) -> Iterator[tuple[str, str]]:
     if part == 'embedded' or part.startswith('tfds:'):
       yield part, format
     else:
-      kind = 'parquet' if part.startswith('hf:') else format
-      paths = files.list_files(part, '.parquet' if kind == 'parquet' else '')
-      yield from ((str(path), kind) for path in paths)
+      paths = files.list_files(part, '.parquet' if format == 'parquet' else '')
+      yield from ((str(path), _hub_format(path) if own else format) for path in paths)
+
+
+def _hub_format(path) -> str:
+  """The format of a file of the hub, by its ending."""
+  kinds = {'.parquet': 'parquet', '.jsonl': 'jsonl', '.json': 'jsonl', '.txt': 'prose'}
+  kind = next((kinds[ending] for ending in path.suffixes if ending in kinds), '')
+  if not kind:
+    raise ValueError(
+      f'{path}: text of the hub is read from Parquet, JSONL or .txt files; name the copy that the '
+      'hub made, hf:NAME[/CONFIG]:SPLIT@refs/convert/parquet.'
+    )
+  return kind
 
 
 def read_shard(

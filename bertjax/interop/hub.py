@@ -6,6 +6,7 @@ import jax
 import numpy as np
 from etils import epath
 
+from bertjax import io
 from bertjax.interop import sentences
 from bertjax.model.heads import Bert
 
@@ -135,16 +136,9 @@ def push(folder, name: str) -> str:
   except Exception as error:  # httpx's transport errors come as they are
     raise ValueError(
       f'{folder} could not be uploaded as {name}; check the connection and the login '
-      f'(`hf auth login`, with a token that may write). The hub says: {_first_line(error)}'
+      f'(`hf auth login`, with a token that may write). The hub says: {io.first_line(error)}'
     ) from error
   return str(url)
-
-
-def _first_line(error: Exception) -> str:
-  """The first line of the hub library's message that is a sentence."""
-  lines = re.sub(r' *\(Request ID[^)]*\)', '', str(error)).splitlines()
-  lines = [line for line in lines if line and not re.fullmatch(r'\d+ Client Error\.', line)]
-  return lines[0] if lines else repr(error)
 
 
 def _hub_message(name, error: Exception) -> str:
@@ -161,5 +155,5 @@ def _hub_message(name, error: Exception) -> str:
   advice = next(text for kind, text in advice.items() if isinstance(error, kind))
   return (
     f'{name} is no folder with a config.json, and no model of that name could be had from '
-    f'huggingface.co or its cache; {advice}. The hub says: {_first_line(error)}'
+    f'huggingface.co or its cache; {advice}. The hub says: {io.first_line(error)}'
   )

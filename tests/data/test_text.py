@@ -17,7 +17,6 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from bertjax.data import tables
 from bertjax.data import text as text_lib
 
 
@@ -200,50 +199,6 @@ def test_parquet_folders_are_read_by_column(tmp_path):
     read(write(tmp_path / 'x' / 'a.txt', 'a').parent, 'parquet')
   with pytest.raises(ValueError, match=r'README.md is not a complete Parquet file'):
     read(tmp_path / 'README.md', 'parquet')
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-  """A hub with one data set of two configs."""
-  import huggingface_hub
-
-  paths = ['a/train/0000.parquet', 'a/train/0001.parquet', 'b/train/0.parquet', 'a/test/0.parquet']
-  for path in paths:
-    (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-    pa.parquet.write_table(pa.table({'text': [path], 'label': [1]}), tmp_path / path)
-
-  def list_repo_files(self, name, *, repo_type, revision):
-    if name != 'me/texts':
-      raise OSError(f'no such data set: {name}.')
-    assert (repo_type, revision) == ('dataset', 'refs/convert/parquet')
-    return ['README.md', *paths]
-
-  monkeypatch.setattr(huggingface_hub.HfApi, 'list_repo_files', list_repo_files)
-  monkeypatch.setattr(
-    huggingface_hub, 'hf_hub_download', lambda name, path, **_: str(tmp_path / path)
-  )
-
-
-def test_hub_data_sets_are_read_by_split(hub):
-  files = ['a/train/0000.parquet', 'a/train/0001.parquet']
-  assert read('hf:me/texts:a/train') == read('hf:me/texts:a/train', 'jsonl') == files
-  assert read('hf:me/texts:test,hf:me/texts:b/train') == ['a/test/0.parquet', 'b/train/0.parquet']
-  rows = tables.read_table('hf:me/texts:test', ['text', 'label'])
-  assert [row.values for row in rows] == [{'text': 'a/test/0.parquet', 'label': 1}]
-  assert len(text_lib.list_source('hf:me/texts:a/train')) == 2
-
-
-@pytest.mark.parametrize(
-  'source, message',
-  [
-    ('hf:me/texts', r"names \['a/train', 'b/train'\]; choose one of hf:me/texts:\['a/test', 'a/t"),
-    ('hf:me/texts:dev', 'names no split; choose one of'),
-    ('hf:you/texts', 'cannot be read from huggingface.co: no such data set: you/texts. Check the'),
-  ],
-)
-def test_hub_data_sets_that_cannot_be_read_get_one_sentence(hub, source, message):
-  with pytest.raises(ValueError, match=message):
-    read(source)
 
 
 @pytest.mark.parametrize(
