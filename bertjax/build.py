@@ -180,7 +180,8 @@ def _batch_sizes(size: int, section, steps: int, name: str) -> list[tuple[int, i
 
 
 def describe_stage(stage: StagePlan, before: StagePlan | None) -> dict:
-  """The fields of a stage that differ from those of the stage before; all of the first one."""
+  """The fields of a stage that differ from those of the stage before; for the first one all but
+  those of the model."""
 
   def fields(plan):
     run, names = flat(plan.config), ('schedule', 'start_factor', 'end_factor')
@@ -189,8 +190,9 @@ def describe_stage(stage: StagePlan, before: StagePlan | None) -> dict:
 
   if not stage.section:
     return {}
-  earlier = fields(before) if before else {}
-  return {name: v for name, v in fields(stage).items() if v and v != earlier.get(name)}
+  now = fields(stage)
+  earlier = fields(before) if before else {'rope_theta': now['rope_theta'], 'remat': now['remat']}
+  return {name: v for name, v in now.items() if v and v != earlier.get(name)}
 
 
 def derive_predictions(config) -> None:

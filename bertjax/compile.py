@@ -111,6 +111,7 @@ def vary(config, sweep: str):
       ) from error
   for values in itertools.product(*choices):
     variant = config.copy_and_resolve_references()
+    variant.stages = tuple(s.copy_and_resolve_references() for s in config.stages)  # shared before
     config_lib.update(variant, dict(zip(names, values, strict=True)))
     yield variant, ' '.join(f'{n}={v}' for n, v in zip(names, values, strict=True))
 

@@ -121,9 +121,22 @@ def test_a_batch_that_does_not_fit_is_reported_with_the_largest_that_fits(
 
 
 @pytest.mark.e2e
-def test_the_devices_here_are_measured(capsys):
-  (report,) = compile_lib.run(small(**config_lib.SMOKE, **{'model.vocab_size': 100}))
-  assert report['measured_step_seconds'] > 0 and 'measured' in capsys.readouterr().out
+def test_the_devices_here_are_measured_in_every_stage(capsys):
+  config = small(**config_lib.SMOKE, **{'model.vocab_size': 100})
+  config.stages = (config_lib.stage(), config_lib.stage(steps=5, length=32))
+  reports = compile_lib.run(config)
+  facts = [(r['stage'], r['length'], r['steps']) for r in reports]
+  assert facts == [('1 of 2', 64, 15), ('2 of 2', 32, 5)]
+  assert all(r['measured_step_seconds'] > 0 for r in reports)
+  assert 'here, stage 2 of 2: ' in capsys.readouterr().out
+
+
+def test_a_sweep_varies_a_field_of_a_stage():
+  config = small()
+  config.stages = (config_lib.stage(), config_lib.stage(steps=5))
+  variants = compile_lib.vary(config, 'stages[1].length=32,64')
+  assert [build.stages(v)[1].config.data.length for v, _ in variants] == [32, 64]
+  assert config.stages[1].length == 0
 
 
 @pytest.mark.parametrize('sweep', ['batchsize=4', 'batch_size', 'batch_size=many', 'mesh=1'])

@@ -233,8 +233,9 @@ def plot_curves(workdir) -> None:
       axes.axhline(about['baseline'], color='gray', ls=':', label=about['baseline_name'])
     for number, step in starts.items():
       axes.axvline(step, color='gray', lw=0.8, alpha=0.6)
-      axes.annotate(f'stage {number}', (step, 1), xycoords=('data', 'axes fraction'),
-                    xytext=(2, -8), textcoords='offset points', fontsize=7)  # fmt: skip
+      axes.annotate('stage 1' if number == 1 else str(number), (step, 1), fontsize=7,
+                    xycoords=('data', 'axes fraction'), xytext=(2, -8),
+                    textcoords='offset points')  # fmt: skip
     axes.set(xlabel='step', ylabel=about.get('unit', ''), title=name.replace('_', ' '))
     axes.grid(alpha=0.3)
     if name != 'learning_rate':
