@@ -67,12 +67,10 @@ def test_words_of_stages_are_relative_to_the_other_words():
 
 
 def test_three_stages_of_modernbert_change_the_rotary_base():
-  config = config_lib.load_recipe('bert_base')
-  config.model.positions = 'rotary'
-  stages = build.stages(config_lib.vary(config, 'three_stages'))
-  assert [s.stop - s.start for s in stages] == [800_000, 100_000, 100_000]
+  stages = build.stages(config_lib.load_recipe('modernbert_base:three_stages'))
+  assert [s.stop - s.start for s in stages] == [76_000, 9_500, 9_500]
   facts = [(s.config.data.length, s.config.batch_size, s.config.masking.rate) for s in stages]
-  assert facts == [(128, 256, 0.3), (1024, 32, 0.3), (1024, 32, 0.15)]
+  assert facts == [(1024, 512, 0.3), (8192, 64, 0.3), (8192, 64, 0.15)]
   models = [build.make_model(s.config, 100) for s in stages]
   assert [model.config.rope_theta for model in models] == [10_000.0, 160_000.0, 160_000.0]
 

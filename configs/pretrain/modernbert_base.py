@@ -9,7 +9,8 @@ in all layers, peak learning rate 8e-4 after 3 B tokens of warm-up. The paper to
 for 1.72 T tokens on 8 H100 (GLUE 88.4); these are 50 B tokens of 512 rows a step, which fit a small
 slice: set `num_train_steps`, `batch_size` and the mesh for more.
 
-Words of `bert_base` after a colon: `smoke` (seconds) and the others.
+Words after a colon: `three_stages` adds rows of 8,192 tokens with theta 160,000, then a decay by
+1 - sqrt with half the masks; `smoke` (seconds) and the other words of `bert_base`.
 """
 
 from bertjax.config import pretraining, vary
