@@ -89,7 +89,9 @@ class Text:
     digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16]
     settings = {f'data.{name}': value for name, value in vars(self.settings).items()}
     del settings['data.seed']  # the run's
-    return settings | {'data.input': f'{len(names)} shards {digest}'}
+    commits = {getattr(epath.Path(s.name), 'commit', '') for s in self.shards if '://' in s.name}
+    commits = ''.join(f', commit {commit}' for commit in sorted(commits - {''}))
+    return settings | {'data.input': f'{len(names)} shards {digest}{commits}'}
 
   def documents(self, shard: Shard, skip: int = 0) -> Iterator[tuple[int, str, bool]]:
     """Yields (number, text, whether it is held out) of a shard's documents after record `skip`.
@@ -264,7 +266,7 @@ def _shards(name: str, format: str) -> Iterator[Shard]:
     yield from (Shard(name, format, 0) for name in names)
   else:
     path = epath.Path(name)
-    yield Shard(name, format, 0 if getattr(path, 'pinned', False) else path.stat().length)
+    yield Shard(name, format, 0 if getattr(path, 'commit', '') else path.stat().length)
 
 
 def _ends(counts: np.ndarray) -> np.ndarray:

@@ -59,9 +59,10 @@ class Url:
     return self._address
 
   @property
-  def pinned(self) -> bool:
-    """Whether it is a file of a commit, which never changes."""
-    return bool(re.search('/resolve/[0-9a-f]{40}/', self._address))
+  def commit(self) -> str:
+    """That of a file of the hub, which never changes; '' of other files."""
+    match = re.search('/resolve/([0-9a-f]{40})/', self._address)
+    return match[1] if match else ''
 
   def joinpath(self, *parts) -> 'Url':
     return Url('/'.join([self._address, *map(str, parts)])) if parts else self

@@ -243,14 +243,18 @@ def parquet_rows(
   exact = {'buffering': 0} if isinstance(path, remote.Url) else {}
   with path.open('rb', **exact) as file:
     try:
-      table = parquet.ParquetFile(file)
+      table = parquet.ParquetFile(file, pre_buffer=False)
       names = [*find_columns(table.schema_arrow.names, columns, optional, str(path), hint)]
       sizes = [table.metadata.row_group(i).num_rows for i in range(table.num_row_groups)]
       ends = list(itertools.accumulate(sizes))
       first = bisect.bisect_right(ends, skip)  # row groups before it are not read
       numbers = itertools.count(sum(sizes[:first]) + 1)
-      groups = range(first, len(ends))
-      for batch in table.iter_batches(1024, row_groups=groups, columns=names):
+      batches = (
+        batch
+        for group in range(first, len(ends))  # fetched one after the other
+        for batch in table.iter_batches(1024, row_groups=[group], columns=names)
+      )
+      for batch in batches:
         values = [_values(batch.column(name)) for name in names]
         for row in zip(*values, strict=True):
           if (number := next(numbers)) > skip:

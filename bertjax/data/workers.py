@@ -71,7 +71,9 @@ def _in_order(executor, count: int, function: Callable, items: Iterable) -> Iter
         yield ahead.popleft().result()
     while ahead:
       yield ahead.popleft().result()
-  except concurrent.futures.process.BrokenProcessPool as error:
+  except RuntimeError as error:  # an iterator left open closes at exit, without imported modules
+    if not isinstance(error, concurrent.futures.process.BrokenProcessPool):
+      raise
     message = 'a worker process died, perhaps for want of memory; run again with fewer --workers.'
     raise RuntimeError(message) from error
   finally:

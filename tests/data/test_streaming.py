@@ -7,13 +7,17 @@ import itertools
 import json
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from pyarrow import parquet as pq
 
-from bertjax.data import blocks, loader, streaming
+from bertjax.data import blocks, loader, remote, streaming
 from bertjax.data import text as text_lib
 from bertjax.data.masking import Masking
 from bertjax.data.preprocess import Settings
 from bertjax.data.tokenizer import Tokenizer
+from tests.data.test_remote import hub, table  # noqa: F401 (a fixture)
+from tests.data.test_text import write_tfds
 
 WORDS = [f'w{i:03d}' for i in range(300)]
 BATCH = 8
@@ -135,6 +139,90 @@ def test_a_stream_resumes_from_any_position(source, tokenizer, groups):
     )
   skipping = make()  # 10 batches after a saved position
   assert hashes(take(skipping.batches(23, positions[12]), 3)) == expected[23:26]
+
+
+@pytest.mark.parametrize('made_by', LOADERS)
+@pytest.mark.parametrize('kind', ['hub', 'tfds'])
+def test_a_stream_of_the_hub_or_tfds_resumes(tmp_path, tokenizer, hub, kind, made_by):  # noqa: F811
+  """The batches after a saved position are those of an uninterrupted stream."""
+  texts = [part.tolist() for part in np.array_split(documents(90), 3)]
+  if kind == 'hub':
+    hub.files['me/texts', 'main'] = {
+      f'train-0000{i}-of-00003.parquet': table(part, group=10) for i, part in enumerate(texts)
+    }
+    source, format = 'hf:me/texts:train', 'parquet'
+  else:
+    pytest.importorskip('tensorflow_datasets')
+    source, format = write_tfds(tmp_path, {'train': [*itertools.chain(*texts)]}), 'tfds'
+  make = lambda loader: stream(  # noqa: E731
+    source, tokenizer, format=format, options={'groups': 2, 'loader': loader}
+  )
+  expected = make('threads')
+  assert len(expected._text.shards) == 3
+  whole, positions = expected.batches(), []
+  batches = []
+  for number in range(40):
+    batches.append(digest(next(whole)))
+    positions.append(json.loads(json.dumps(expected.position(number + 1))))
+  whole.close()
+  for start in (6, 25)[: 1 if made_by == 'tfdata' else 2]:
+    again = hashes(take(make(made_by).batches(start, positions[start - 1]), 10))
+    assert again == batches[start : start + 10]
+
+
+def test_a_resumed_stream_does_not_fetch_what_it_has_read(tokenizer, hub):  # noqa: F811
+  texts = documents(400)
+  hub.files['me/texts', 'main'] = {'train.parquet': table(texts, group=20)}
+  front = stream('hf:me/texts', tokenizer, format='parquet')
+  hub.ranges.clear()
+  batches = front.batches()
+  for _ in range(30):
+    next(batches)
+  batches.close()
+  (_, read), *_ = json.loads(json.dumps(front.position(30)))['groups']['0']['open']
+  assert read >= 40
+  text = front._text
+  hub.ranges.clear()
+  number, *_ = next(text.documents(text.shards[0], read))
+  assert number == read + 1
+  metadata = pq.ParquetFile(
+    pa.BufferReader(hub.files['me/texts', 'main']['train.parquet'])
+  ).metadata
+  group = metadata.row_group(read // 20).column(0)
+  begin = group.dictionary_page_offset or group.data_page_offset
+  first, *_ = [at for _, at, count in hub.ranges if count == group.total_compressed_size]
+  assert first == begin
+
+
+def test_the_commit_of_the_hub_s_files_belongs_to_a_run(tokenizer, hub):  # noqa: F811
+  hub.files['me/texts', 'main'] = {'train.parquet': table(documents(30))}
+  made = stream('hf:me/texts', tokenizer, format='parquet')._text.identity['data.input']
+  assert made.startswith('1 shards ') and made.endswith('commit ' + 'a' * 40)
+  remote.list_data_set.cache_clear()
+  hub.commits['main'] = 'd' * 40
+  moved = stream('hf:me/texts', tokenizer, format='parquet')._text.identity['data.input']
+  assert moved != made
+  hub.commits |= {'main': 'a' * 40, 'a' * 40: 'a' * 40}
+  hub.files['me/texts', 'a' * 40] = hub.files['me/texts', 'main']
+  source = f'hf:me/texts@{"a" * 40}'
+  assert stream(source, tokenizer, format='parquet')._text.identity['data.input'] == made
+
+
+def test_a_hub_that_fails_while_training_ends_the_stream(tokenizer, hub):  # noqa: F811
+  hub.files['me/texts', 'main'] = {'train.parquet': table(documents(400), group=20)}
+  batches = stream('hf:me/texts', tokenizer, format='parquet').batches()
+  next(batches)
+  hub.trouble = [500] * 1000
+  with pytest.raises(ValueError, match='cannot be read after 3 tries') as error:
+    for _ in range(200):
+      next(batches)
+  assert error.value.exit_code == 75
+
+
+def test_an_unknown_column_of_a_shard_is_named(tokenizer, hub):  # noqa: F811
+  hub.files['me/texts', 'main'] = {'train.parquet': table(documents(30))}
+  with pytest.raises(ValueError, match="has no column 'body'; it has"):
+    stream('hf:me/texts', tokenizer, format='parquet', text_key='body')
 
 
 @pytest.mark.parametrize('groups', [1, 2, 4])

@@ -336,14 +336,18 @@ def test_half_a_surrogate_pair_in_json_is_replaced_and_counted(tmp_path):
 @pytest.fixture(scope='module')
 def tfds_source(tmp_path_factory):
   """A TensorFlow data set of our own, as TFDS itself writes it."""
+  splits = {'train': [f'Text {i}.' for i in range(20)], 'test': ['Zürich.', b'bad \xff byte', ' ']}
+  return write_tfds(tmp_path_factory.mktemp('tfds'), splits)
+
+
+def write_tfds(folder, splits: dict) -> str:
+  """Writes texts as a TFDS data set of three shards a split; returns it as a source."""
   import tensorflow as tf
   import tensorflow_datasets as tfds
 
   if not importlib.util.find_spec('importlib_resources'):
     # tensorflow-datasets 4.9.10 writes with it and does not require it; this is the same code.
     sys.modules['importlib_resources'] = importlib.resources
-  splits = {'train': [f'Text {i}.' for i in range(20)], 'test': ['Zürich.', b'bad \xff byte', ' ']}
-  folder = tmp_path_factory.mktemp('tfds')
   builder = tfds.dataset_builders.store_as_tfds_dataset(
     name='tiny',
     version='1.0.0',

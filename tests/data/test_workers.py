@@ -1,5 +1,6 @@
 """Worker processes start from any program: a script without a main guard, stdin, a notebook."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -85,3 +86,12 @@ def test_units_without_workers_are_made_one_after_another_in_this_thread(monkeyp
   monkeypatch.setattr(worker_lib, '_UNIT', 10)
   units = worker_lib.map_units(lambda unit: (threading.get_ident(), len(unit)), ['text ' * 3] * 5)
   assert list(units) == [(threading.get_ident(), 1)] * 5
+
+
+def test_an_iterator_left_open_closes_when_modules_are_gone(monkeypatch):
+  """At exit Python deletes modules before iterators that nobody closed."""
+  with worker_lib.threads_in_order(1) as in_order:
+    made = in_order(abs, itertools.count())
+    assert next(made) == 0
+    monkeypatch.setattr(worker_lib, 'concurrent', None)
+    made.close()
