@@ -7,9 +7,10 @@ import dataclasses
 import json
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+import jax
 import ml_collections
 import numpy as np
 import optax
@@ -17,7 +18,7 @@ from etils import epath
 
 from bertjax import tasks
 from bertjax.config import flat
-from bertjax.data import blocks, dataset, masking
+from bertjax.data import dataset, masking, mixture, streaming
 from bertjax.data import loader as loader_lib
 from bertjax.fields import OF_TASKS, REPLACED
 from bertjax.model import config as model_config
@@ -34,7 +35,7 @@ _log = logging.getLogger(__name__)
 _LEAST = {
   1: ('batch_size', 'log_every', 'max_eval_examples', 'max_to_keep'),
   0: ('patience', 'eval_every', 'save_every', 'stall_seconds', 'loss_spike_threshold',
-      'data.max_train_examples', 'num_train_steps'),
+      'data.max_train_examples', 'data.mixture_exponent', 'num_train_steps'),
 }  # fmt: skip
 _CHOICES = {
   'save_model': ('last', 'best'), 'on_divergence': ('stop', 'skip'),
@@ -86,8 +87,13 @@ class StagePlan(NamedTuple):
   config: ml_collections.ConfigDict  # the run's, with the stage's values
   label: str = ''  # '2 of 3'
   section: ml_collections.ConfigDict | None = None  # the stage's own
-  folder: epath.Path | None = None  # of the prepared rows
-  text: blocks.Text | None = None  # instead of a folder, where text is streamed
+  rows: mixture.Prepared | None = None
+  text: streaming.Texts | None = None  # instead of rows, where text is streamed
+
+  @property
+  def data(self) -> mixture.Prepared | streaming.Texts:
+    """The prepared rows or the streamed text."""
+    return self.text or self.rows
 
   @property
   def examples(self) -> int:
@@ -199,7 +205,8 @@ def derive_predictions(config) -> None:
   """Replaces `masking.max_predictions=-1` by the number that rate and length need."""
   sequences = config.data.max_sequences_per_row
   if config.data.prepared:  # packed as the folder says
-    settings = dataset.read_manifest(config.data.prepared)['settings']
+    folders = mixture.read_sources(config.data.prepared)
+    settings = dataset.read_manifest(next(iter(folders.values())))['settings']
     sequences = settings.get('max_sequences_per_row', sequences)
   if config.objective == 'mlm' or config.masking.max_predictions == -1:
     config.masking.max_predictions = masking.predictions(
@@ -287,19 +294,35 @@ def make_batches(config, rows, tokenizer, mesh, first: int = 0) -> loader_lib.Ba
 
 
 def first_example(stages: list[StagePlan], number: int) -> int:
-  """How many examples of its rows the stages before a stage have trained on."""
-  folder = stages[number].folder
-  return sum(stage.examples for stage in stages[:number] if folder and stage.folder == folder)
+  """How many examples of its rows the stages before a stage have trained on, with its mixture."""
+
+  def source(stage):
+    return stage.rows and (stage.rows.folders, str(stage.rows.mixture))
+
+  same = source(stages[number])
+  return sum(stage.examples for stage in stages[:number] if same and source(stage) == same)
 
 
 def make_evaluate(objective, mesh, loader: str) -> Callable:
-  """Returns (params, heldout batches, maximum number of rows) -> scores of pre-training."""
+  """Returns (params, {source: heldout batches}, maximum number of rows) -> scores of pre-training.
+
+  The scores are those of all rows together; of named sources there is also 'LOSS/SOURCE'.
+  """
   eval_step = loop.make_eval_step(objective.loss, objective.weights, mesh=mesh)
 
-  def evaluate(params, heldout: loader_lib.Batches, most: int) -> dict[str, float]:
+  def sums(params, heldout: loader_lib.Batches, most: int):
     stream = loader_lib.iterate(heldout.evaluation, 0, heldout.steps_for(most), loader=loader)
-    batches = loop.to_device(stream, mesh)
-    return mlm.add_perplexity(loop.evaluate(eval_step, params, batches, objective.scale))
+    return loop.evaluation_sums(eval_step, params, loop.to_device(stream, mesh))
+
+  def evaluate(params, heldout: Mapping[str, loader_lib.Batches], most: int) -> dict[str, float]:
+    each = mixture.heldout_each(most, heldout)
+    parts = {name: sums(params, batches, each) for name, batches in heldout.items()}
+    total = jax.tree.map(lambda *x: sum(x), *parts.values())
+    scores = mlm.add_perplexity(loop.scores(total, objective.scale))
+    for name in filter(None, parts):
+      of_source = loop.scores(parts[name], objective.scale)
+      scores |= {f'{k}/{name}': v for k, v in of_source.items() if k.endswith('_loss')}
+    return scores
 
   return evaluate
 
@@ -354,13 +377,9 @@ def pretraining_identity(config, encoder_config, stages: list[StagePlan]) -> dic
   for number, stage in enumerate(stages):
     if f'{stage.name}.start' in fields:  # the same stage with a larger batch
       continue
-    if stage.text:
-      facts, tokenizer = stage.text.identity, stage.text.tokenizer.fingerprint
-    else:
-      manifest = dataset.read_manifest(stage.folder)
-      facts, tokenizer = {'rows': dataset.manifest_hash(manifest)}, manifest['tokenizer']
+    facts, tokenizer = stage.data.identity, stage.data.tokenizer.fingerprint
     if tokenizer != fields.setdefault('tokenizer', tokenizer):
-      folders = f'{stages[0].folder} and {stage.folder}'
+      folders = f'{stages[0].config.data.prepared} and {stage.config.data.prepared}'
       raise ValueError(f'{folders} were prepared with different tokenizers.')
     if stage.name:
       facts |= {'start': stage.start, 'first_example': first_example(stages, number)}

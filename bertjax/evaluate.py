@@ -23,7 +23,6 @@ from etils import epath
 
 from bertjax import build, prepare, scoring
 from bertjax import config as config_lib
-from bertjax.data import dataset
 from bertjax.data import loader as loader_lib
 from bertjax.data import text as text_lib
 from bertjax.data import unigram as unigram_lib
@@ -98,18 +97,17 @@ def evaluate_text(
   mesh = mesh_lib.make_dividing_mesh(config.batch_size, 'rows of a batch')  # whatever the run had
   config.model.attention = 'auto'
   if config.data.streaming:
-    text = prepare.streamed_text(config)
-    tokenizer, facts = text.tokenizer, text.identity
-    train, heldout = text.sample(), text.heldout(rows)
+    data = prepare.streamed_text(config)
   else:
-    folder = prepare.prepared_rows(config, jax.process_count())
-    tokenizer = Tokenizer.from_dir(folder)
-    facts = {'rows': dataset.manifest_hash(dataset.read_manifest(folder))}
-    train, heldout = (dataset.Dataset(folder, split) for split in ('train', 'heldout'))
+    data = prepare.prepared_rows(config, jax.process_count())
+  tokenizer = data.tokenizer
   if workdir:
-    named = {f'{stage.name}.{name}'.lstrip('.'): value for name, value in facts.items()}
+    named = {f'{stage.name}.{name}'.lstrip('.'): value for name, value in data.identity.items()}
     _check_rows(workdir, named | {'tokenizer': tokenizer.fingerprint})
-  heldout = build.make_batches(config, heldout, tokenizer, mesh)
+  heldout = {
+    name: build.make_batches(config, part, tokenizer, mesh)
+    for name, part in data.heldout(rows).items()
+  }
   if workdir:
     bert = build.make_model(config, tokenizer.vocab_size)
     params = _checkpoint_params(config, bert, mesh, checkpoints, step)
@@ -120,13 +118,13 @@ def evaluate_text(
   scores = score(params, heldout, rows)
   if unigram:
     counts = count_text(unigram, tokenizer, config.data)
-  elif len(train):
+  elif len(train := data.sample()):
     counts = unigram_lib.count_rows(train, tokenizer.vocab_size)
   else:
     _log.info('no unigram figure: all text is held out; --unigram=TEXTS names texts to count.')
     return scores
-  batches = map(heldout.evaluation, range(heldout.steps_for(rows)))
   never = unigram_lib.never_predicted(tokenizer, config.objective)
+  batches = unigram_lib.heldout(heldout, rows)
   baseline = unigram_lib.cross_entropy(counts, batches, exclude=never, total=distributed.total)
   return scores | {'unigram_cross_entropy': baseline}
 

@@ -47,9 +47,14 @@ PRETRAINING = SHARED | {
   'gradient_accumulation_steps': (1, 'microbatches per step; without dropout the result equals '
                                      'that of one large batch'),
   'warmup_steps': (10_000, 'steps of linear warm-up from 0 to the peak learning rate'),
-  'data.input': ('', 'raw text: files, folders, globs, tfds:NAME, hf:NAME or embedded, by commas'),
+  'data.input': ('', 'raw text: files, folders, globs, tfds:NAME, hf:NAME or embedded, by commas; '
+                     'NAME=SOURCE,NAME=SOURCE for a mixture'),
   'data.prepared': ('', 'prepared dataset directory, written by `bertjax prepare`; an alternative '
-                        'to data.input'),
+                        'to data.input; NAME=DIR,NAME=DIR for a mixture'),
+  'data.mixture': ('', 'shares of the named sources of data.input or data.prepared, '
+                       'wiki=0.7,books=0.3, with the sum 1; empty = by size'),
+  'data.mixture_exponent': (1.0, 'exponent of the sizes of sources where data.mixture is empty; '
+                                 'below 1.0 small ones get more (0.7 in multilingual BERT)'),
   'data.streaming': (False, 'training on data.input as it is read, without preparing it first'),
   'data.format': ('prose', 'format of data.input: prose, google, wikitext, jsonl, parquet, tfds or '
                            'tfrecord'),
@@ -102,7 +107,8 @@ PRETRAINING = SHARED | {
 REPLACED = {
   'length': 'data.length', 'batch_size': 'batch_size', 'mask_rate': 'masking.rate',
   'max_predictions': 'masking.max_predictions', 'prepared': 'data.prepared',
-  'input': 'data.input', 'rope_theta': 'model.rope_theta', 'remat': 'model.remat',
+  'input': 'data.input', 'mixture': 'data.mixture', 'rope_theta': 'model.rope_theta',
+  'remat': 'model.remat',
 }  # fmt: skip
 
 FINETUNING = SHARED | {

@@ -22,7 +22,7 @@ import re
 from etils import epath
 
 from bertjax import io
-from bertjax.data import blocks, dataset, instances
+from bertjax.data import blocks, dataset, instances, mixture, streaming
 from bertjax.data import text as text_lib
 from bertjax.data.loader import Batches
 from bertjax.data.masking import Masking, predictions
@@ -60,6 +60,12 @@ def run(
     manifest = _prepare_task(config, out)
   else:
     part = _check(workers, format, shard)
+    if '' not in (names := mixture.read_sources(config.data.input)):
+      folders = ','.join(f'{name}=DIR' for name in names)
+      raise ValueError(
+        f'prepare writes the records of one source, got {config.data.input}; prepare each of '
+        f'{", ".join(names)} into its own --out, and train on --config.data.prepared={folders}.'
+      )
     masking = _static_masking(config) if format == 'google' else None
     manifest = _prepare_text(
       config.data.input, load_vocab(config), settings_of(config), out, workers=workers,
@@ -232,21 +238,24 @@ def cached(config, cache_dir: str = '') -> epath.Path:
   return folder
 
 
-def streamed_text(config) -> blocks.Text:
-  """The text of a config with data.streaming=True."""
+def streamed_text(config) -> streaming.Texts:
+  """The text of a config with data.streaming=True, or its texts in a mixture."""
   tokenizer = load_vocab(config)
   warn_of_case(tokenizer)
-  return blocks.Text(config.data.input, tokenizer, settings_of(config))
+  settings, names = settings_of(config), _named_sources(config, 'input')
+  texts = {name: blocks.Text(path, tokenizer, settings) for name, path in names.items()}
+  return streaming.Texts(texts, _mix(config, {name: text.size for name, text in texts.items()}))
 
 
-def prepared_rows(config, processes: int = 1) -> epath.Path:
-  """The prepared dataset that a config names; raw text is prepared into the cache.
+def prepared_rows(config, processes: int = 1) -> mixture.Prepared:
+  """The prepared records that a config names; raw text is prepared into the cache.
 
   `processes` is the number of processes that call this for the same run.
 
   Raises:
     ValueError: if both or neither of `data.prepared` and `data.input` are given, if several
-      processes were to prepare the same text, or the folder's settings are not the config's.
+      processes were to prepare the same text, the folder's settings are not the config's, or the
+      sources of a mixture differ in settings or do not go with `data.mixture`.
   """
   data = config.data
   if bool(data.prepared) == bool(data.input):
@@ -255,6 +264,62 @@ def prepared_rows(config, processes: int = 1) -> epath.Path:
       f'(--config.data.prepared=DIR), got data.input={data.input!r}, '
       f'data.prepared={data.prepared!r}.'
     )
+  field, folders = 'prepared' if data.prepared else 'input', {}
+  for name, path in _named_sources(config, field).items():
+    part = config.copy_and_resolve_references() if name else config
+    part.data[field] = path
+    folders[name] = _prepared_folder(part, processes)
+  _check_alike(folders)
+  data.max_sequences_per_row = part.data.max_sequences_per_row
+  counts = {name: dataset.read_manifest(f)['counts'] for name, f in folders.items()}
+  mixed = _mix(config, {name: count['train_rows'] for name, count in counts.items()})
+  return mixture.Prepared(folders, Tokenizer.from_dir(folders[name]), mixed)
+
+
+def _named_sources(config, field: str) -> dict[str, str]:
+  """{name: source} of data.input or data.prepared; {'': source} without a mixture."""
+  names = mixture.read_sources(config.data[field])
+  if '' in names and config.data.mixture:
+    raise ValueError(
+      f'data.mixture={config.data.mixture} gives shares of named sources, and data.{field} has no '
+      f"names; write --config.data.{field}='NAME=SOURCE,NAME=SOURCE'."
+    )
+  if config.data.mixture:  # raises now what it would raise after a long preparation
+    mixture.Mixture(mixture.read_shares(config.data.mixture, names), config.seed)
+  return names
+
+
+def _mix(config, sizes: dict[str, int]) -> mixture.Mixture | None:
+  """The mixture of named sources, which is logged; None without names."""
+  if '' in sizes:
+    return None
+  shares = mixture.read_shares(config.data.mixture, sizes, config.data.mixture_exponent)
+  mixed = mixture.Mixture(shares, config.seed)
+  _log.info('mixture of training examples: %s', mixed)
+  return mixed
+
+
+def _check_alike(folders: dict[str, epath.Path]) -> None:
+  """Raises ValueError unless prepared folders have rows of one kind; names the first difference."""
+  facts = {}
+  for name, folder in folders.items():
+    manifest = dataset.read_manifest(folder)
+    settings = {f'data.{key}': manifest['settings'].get(key, 1)
+                for key in ('kind', 'length', 'max_sequences_per_row')}  # fmt: skip
+    facts[name] = settings | {'tokenizer': manifest['tokenizer'], 'columns': manifest['columns']}
+  (first, wanted), *others = facts.items()
+  for name, found in others:
+    for key in wanted:
+      if found[key] != wanted[key]:
+        raise ValueError(
+          f'source {name!r} ({folders[name]}) was prepared with {key}={found[key]} and source '
+          f'{first!r} with {wanted[key]}; sources of a mixture need the same, so prepare one again.'
+        )
+
+
+def _prepared_folder(config, processes: int) -> epath.Path:
+  """The prepared dataset of one source; raw text is prepared into the cache."""
+  data = config.data
   if not data.prepared:
     if processes > 1:
       raise ValueError(

@@ -21,8 +21,8 @@ import optax
 
 from bertjax import build, io, prepare
 from bertjax import config as config_lib
-from bertjax.data import dataset, streaming, unigram
 from bertjax.data import loader as loader_lib
+from bertjax.data import streaming, unigram
 from bertjax.data.masking import Masking
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.interop import families, huggingface, loading
@@ -102,13 +102,12 @@ def set_up(config) -> Setup:
   loader = loader_lib.choose_loader(config.data.loader)
   if config.data.streaming:
     stages = [stage._replace(text=prepare.streamed_text(stage.config)) for stage in planned]
-    tokenizer = stages[0].text.tokenizer
   else:
     stages = [
-      stage._replace(folder=prepare.prepared_rows(stage.config, jax.process_count()))
+      stage._replace(rows=prepare.prepared_rows(stage.config, jax.process_count()))
       for stage in planned
     ]
-    tokenizer = Tokenizer.from_dir(stages[0].folder)
+  tokenizer = stages[0].data.tokenizer
   models = [build.make_model(stage.config, tokenizer.vocab_size) for stage in stages]
   huggingface.check_padding(models[0].config, tokenizer.pad_id)
   identity = build.pretraining_identity(config, models[0].config, stages)
@@ -134,52 +133,52 @@ def make_stages(setup: Setup) -> list[run_lib.Stage]:
     size, length = stage.config.batch_size, stage.config.data.length
     heldout = heldout_batches(setup, stage)
     if stage.text:
-      batches, position = streamed_batches(setup, stage, heldout)
+      batches, position, progress = streamed_batches(setup, stage, heldout)
     else:
-      rows = dataset.Dataset(stage.folder, 'train')
-      first = build.first_example(setup.stages, number)
+      rows, first = stage.rows.training(), build.first_example(setup.stages, number)
       train = build.make_batches(stage.config, rows, setup.tokenizer, mesh, first)
       batches, position = functools.partial(iterate, train.training), None
+      progress = train.progress
     flops_per_row = flops.train_flops(model.config, length, stage.config.masking.max_predictions)
     changes = build.describe_stage(stage, setup.stages[number - 1] if number else None)
     stages.append(run_lib.Stage(
       stage.stop, objective, batches,
       functools.partial(evaluate, score=score, heldout=heldout),
       run_lib.model_facts(model.config), size * length, size * flops_per_row, position,
-      stage.label, changes,
+      stage.label, changes, progress,
     ))  # fmt: skip
   return stages
 
 
-def heldout_batches(setup: Setup, stage: build.StagePlan) -> loader_lib.Batches:
-  """The held-out batches of a stage, from memory where text is streamed."""
-  if stage.text:
-    rows = stage.text.heldout(setup.config.max_eval_examples)
-  else:
-    rows = dataset.Dataset(stage.folder, 'heldout')
-  return build.make_batches(stage.config, rows, setup.tokenizer, setup.layout.mesh)
+def heldout_batches(setup: Setup, stage: build.StagePlan) -> dict[str, loader_lib.Batches]:
+  """The held-out batches of each source of a stage, from memory where text is streamed."""
+  return {
+    name: build.make_batches(stage.config, rows, setup.tokenizer, setup.layout.mesh)
+    for name, rows in stage.data.heldout(setup.config.max_eval_examples).items()
+  }
 
 
-def streamed_batches(setup: Setup, stage: build.StagePlan, heldout: loader_lib.Batches):
-  """The training batches of streamed text, masked as the held-out ones, and their positions."""
+def streamed_batches(setup: Setup, stage: build.StagePlan, heldout: dict[str, loader_lib.Batches]):
+  """The training batches of streamed text, masked as the held-out ones, their positions, and the
+  epochs of the sources of a mixture."""
+  like = next(iter(heldout.values()))
   made = streaming.Stream(
-    {'': stage.text}, stage.config.batch_size, heldout.targets, groups=jax.process_count(),
-    stage=stage.start, local=heldout.local, loader=setup.loader,
+    stage.text.texts, stage.config.batch_size, like.targets, mixture=stage.text.mixture,
+    groups=jax.process_count(), stage=stage.start, local=like.local, loader=setup.loader,
   )  # fmt: skip
-  return made.batches, lambda n: streaming.merge(distributed.gather(made.position(n)))
+  position = lambda n: streaming.merge(distributed.gather(made.position(n)))  # noqa: E731
+  return made.batches, position, made.epochs
 
 
 def describe_losses(setup: Setup) -> dict:
   """Units and baselines of the losses, for `loss.png`: chance, and on 1,024 held-out rows the token
   frequencies of 65,536 training rows."""
   stage, tokenizer = setup.stages[-1], setup.tokenizer
-  heldout = heldout_batches(setup, stage)
-  rows = stage.text.sample() if stage.text else dataset.Dataset(stage.folder, 'train')
-  mlm_loss = {'unit': 'nats per token'}
-  if len(heldout.rows):
+  heldout, mlm_loss = heldout_batches(setup, stage), {'unit': 'nats per token'}
+  if all(len(batches.rows) for batches in heldout.values()):
     baseline = unigram.cross_entropy(
-      unigram.count_rows(rows, tokenizer.vocab_size, most=65_536),
-      map(heldout.evaluation, range(heldout.steps_for(1024))),
+      unigram.count_rows(stage.data.sample(), tokenizer.vocab_size, most=65_536),
+      unigram.heldout(heldout, 1024),
       exclude=unigram.never_predicted(tokenizer, stage.config.objective),
       total=distributed.total,
     )

@@ -8,6 +8,7 @@ from bertjax import build
 from bertjax import config as config_lib
 from bertjax.__main__ import main, parse
 from bertjax.config import stage
+from bertjax.data import mixture
 from bertjax.fields import REPLACED
 
 
@@ -97,10 +98,10 @@ def test_the_batch_size_warms_up_in_three_doublings():
 
 def test_a_stage_on_the_same_rows_continues_where_the_one_before_ended():
   stages = plan(stage(steps=9, batch_size_warmup_steps=3), stage(batch_size=8))
-  stages = [s._replace(folder='rows') for s in stages]
+  stages = [s._replace(rows=mixture.Prepared({'': 'rows'}, None)) for s in stages]
   firsts = [build.first_example(stages, number) for number in range(5)]
   assert firsts == [0, 8, 24, 56, 56 + 6 * 64]
-  stages[-1] = stages[-1]._replace(folder='others')
+  stages[-1] = stages[-1]._replace(rows=mixture.Prepared({'': 'others'}, None))
   assert build.first_example(stages, 4) == 0
 
 

@@ -80,6 +80,20 @@ class Text:
       settings.kind, settings.length, tokenizer.vocab_size, settings.max_sequences_per_row
     )
     self._report = text_lib.Report()
+    self._bytes, self._documents = 0, 0  # that this process has read; documents to train on
+
+  @property
+  def size(self) -> int:
+    """Bytes of the shards as stored; 0 if one of them is no file."""
+    sizes = [shard.size for shard in self.shards]
+    return sum(sizes) if all(sizes) else 0
+
+  def epochs(self, position: dict, groups: int) -> float:
+    """About how many times a group has read its part at a position, by the bytes of documents and
+    of files; complete epochs only where there are no files."""
+    read = position['documents'] * self._bytes / max(self._documents, 1)
+    part = min(read * groups / self.size, 1.0) if self.size else 0
+    return position['epoch'] - 1 + part
 
   @property
   def identity(self) -> dict:
@@ -112,7 +126,9 @@ class Text:
         encoding=settings.encoding, on_bad_row=settings.on_bad_row, report=self._report, skip=skip,
       ):  # fmt: skip
         content = text.encode('utf-8', 'surrogatepass')
-        yield number, text, prng.choose_heldout([content], settings.heldout_fraction)[1][0]
+        heldout = prng.choose_heldout([content], settings.heldout_fraction)[1][0]
+        self._bytes, self._documents = self._bytes + len(content), self._documents + (not heldout)
+        yield number, text, heldout
     except OSError as error:
       raise ValueError(f'{shard.name} can no longer be read: {error.strerror or error}.') from error
 
@@ -234,7 +250,7 @@ class Text:
     block = next(self.blocks(FRONT, lambda _: shards, lambda *_: None))
     return Arrays(self.encode(block.documents, 0, 0))
 
-  @functools.lru_cache(1)  # noqa: B019 (a text lives as long as its run)
+  @functools.cache  # noqa: B019 (a text lives as long as its run)
   def heldout(self, most: int) -> Arrays:
     """The first `most` records of held-out documents, or all, read from the front of the shards.
 

@@ -18,6 +18,7 @@ from bertjax import io
 from bertjax.data import packing, workers
 from bertjax.data.dataset import Arrays, Dataset
 from bertjax.data.masking import Masking, mask_tokens, next_token_targets
+from bertjax.data.mixture import Mixed
 from bertjax.data.prng import ORDER, hash_u64, permute, training_slots
 
 _log = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ class Batches:
     first: number of the first training example, in the infinite shuffled stream of the rows.
   """
 
-  rows: Dataset | Arrays
+  rows: Dataset | Arrays | Mixed
   batch_size: int
   seed: int
   masking: Masking
@@ -75,10 +76,19 @@ class Batches:
 
   def training(self, step: int) -> dict[str, np.ndarray]:
     """The batch of a training step, this process's rows of it."""
+    if isinstance(self.rows, Mixed):
+      local = np.arange(self.batch_size) if self.local is None else self.local
+      index = self.first + step * self.batch_size + local
+      return self._make(*self.rows.training_slots(index, self.seed))
     epoch, row = training_slots(
       step, self.batch_size, len(self.rows), self.seed, self.local, self.first
     )
     return self._make(epoch, row)
+
+  def progress(self, step: int) -> dict[str, float]:
+    """{'epoch/NAME': epochs of each source of a mixture before a step}; {} without a mixture."""
+    rows = self.rows
+    return rows.epochs(self.first + step * self.batch_size) if isinstance(rows, Mixed) else {}
 
   def evaluation(self, step: int) -> dict[str, np.ndarray]:
     """The step-th batch in row order with frozen masks; rows past the end have weight 0."""

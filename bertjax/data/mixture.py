@@ -2,18 +2,22 @@
 
 Examples are counted from 0. Of each thousand that follow one another, every source has the same
 number, its share; a keyed permutation puts them in order. So the source of an example and its
-number within the source follow from its number alone, and the state of the input stays one integer.
+number within the source follow from its number, and the state of the input stays one integer.
 """
 
+import difflib
+import os
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+from etils import epath
 
-from bertjax.data import prng
+from bertjax.data import dataset, prng
 from bertjax.data.dataset import Arrays, Dataset
 
-WINDOW = 1000  # examples, of which each source has a whole number
+WINDOW = 1000  # examples, of which each source has the same number every time
 
 
 class Mixture:
@@ -112,14 +116,62 @@ class Mixed:
     return epoch, row
 
   def epochs(self, examples: int) -> dict[str, float]:
-    """Passes over each source in the first examples."""
+    """{'epoch/NAME': epochs of each source in the first examples}."""
     used = self.mixture.used(examples)
-    return {name: used[name] / int(size)
+    return {f'epoch/{name}': used[name] / int(size)
             for name, size in zip(used, self._sizes, strict=True)}  # fmt: skip
+
+  def sample(self, count: int = 65_536) -> Arrays:
+    """The records of the first training examples, in the proportions of the mixture."""
+    return Arrays(self[self.training_slots(np.arange(count), self.mixture.seed)[1]])
+
+
+class Prepared:
+  """The prepared records of a run.
+
+  Args:
+    folders: {name: prepared folder}; {'': folder} without a mixture.
+    tokenizer: the `Tokenizer` of each of them.
+    mixture: of these names, or None.
+  """
+
+  def __init__(
+    self, folders: Mapping[str, os.PathLike], tokenizer: Any, mixture: Mixture | None = None
+  ):
+    self.folders, self.tokenizer, self.mixture = folders, tokenizer, mixture
+
+  @property
+  def identity(self) -> dict:
+    """{'rows': hash of the records}, or {'rows.NAME': hash} of each source and the mixture."""
+    found = {name: dataset.manifest_hash(dataset.read_manifest(folder))
+             for name, folder in self.folders.items()}  # fmt: skip
+    facts = {f'rows.{name}'.rstrip('.'): digest for name, digest in found.items()}
+    return facts | ({'shares': str(self.mixture)} if self.mixture else {})
+
+  def training(self) -> Dataset | Mixed:
+    """The training records."""
+    parts = {name: Dataset(folder, 'train') for name, folder in self.folders.items()}
+    return Mixed(parts, self.mixture) if self.mixture else parts['']
+
+  def sample(self) -> Dataset | Arrays:
+    """Training records in the proportions of the mixture; all of them without one."""
+    rows = self.training()
+    return rows.sample() if isinstance(rows, Mixed) else rows
+
+  def heldout(self, most: int) -> dict[str, Dataset]:
+    """{name: held-out records}: all of them, of which an evaluation reads at most `most`."""
+    del most
+    return {name: Dataset(folder, 'heldout') for name, folder in self.folders.items()}
+
+
+def heldout_each(most: int, names: Mapping) -> int:
+  """Held-out records of each source in an evaluation of at most `most`: equally many, so that the
+  losses of stages with other mixtures can be compared."""
+  return max(most // len(names), 1)
 
 
 def _apportion(weights: np.ndarray) -> np.ndarray:
-  """Whole numbers with the sum WINDOW, by largest remainders."""
+  """Integers with the sum WINDOW, by largest remainders."""
   exact = weights * WINDOW
   counts = np.floor(exact + 1e-9).astype(np.int64)
   most = np.argsort(counts - exact, kind='stable')[: WINDOW - counts.sum()]
@@ -137,6 +189,8 @@ def read_sources(value: str) -> dict[str, str]:
   Raises:
     ValueError: if only some have a name, or two have the same.
   """
+  if value.strip() and epath.Path(value).exists():
+    return {'': value}
   parts = [part.strip() for part in value.split(',') if part.strip()]
   pairs = [re.fullmatch(r'([A-Za-z][\w-]*)=(.+)', part) for part in parts]
   if not any(pairs):
@@ -151,7 +205,7 @@ def read_sources(value: str) -> dict[str, str]:
 
 
 def read_shares(value: str, sizes: Mapping[str, float], exponent: float = 1.0) -> dict[str, float]:
-  """The share of each source.
+  """The fraction of the training examples that each source gives.
 
   Args:
     value: 'wiki=0.7,books=0.3'; '' = proportional to the sizes, each raised to `exponent`.
@@ -174,7 +228,13 @@ def read_shares(value: str, sizes: Mapping[str, float], exponent: float = 1.0) -
     shares = {name.strip(): float(share) for name, share in pairs}
   except ValueError:
     raise ValueError(f'data.mixture is written wiki=0.7,books=0.3, got {value!r}.') from None
-  if shares.keys() != sizes.keys() or len(shares) != len(pairs):
+  if unknown := [name for name in shares if name not in sizes]:
+    near = difflib.get_close_matches(unknown[0], list(sizes), n=1)
+    raise ValueError(
+      f'data.mixture={value} has a share for {unknown[0]!r}, which is no source'
+      f'{f", did you mean {near[0]!r}" if near else ""}; the sources are {", ".join(sizes)}.'
+    )
+  if len(shares) != len(sizes) or len(shares) != len(pairs):
     raise ValueError(
       f'data.mixture must give each source a share once, got {value!r} for the sources '
       f'{", ".join(sizes)}.'

@@ -27,12 +27,47 @@ from bertjax import io
 from bertjax.data import prng
 from bertjax.data import workers as worker_lib
 from bertjax.data.blocks import FRONT, Block, Shard, Text
-from bertjax.data.mixture import Mixture
+from bertjax.data.dataset import Arrays
+from bertjax.data.mixture import Mixed, Mixture, heldout_each
 
 _log = logging.getLogger(__name__)
 
 _KEPT_POSITIONS = 64  # of the newest batches: more than are on their way to the devices
 _MARKS = ('key', 'epoch', 'block', 'index', 'source')  # of a record, beside its columns
+
+
+class Texts:
+  """The text of a run, or the texts of a mixture.
+
+  Args:
+    texts: {name: text}, with the same tokenizer and settings; {'': text} without a mixture.
+    mixture: of these names, or None.
+  """
+
+  def __init__(self, texts: Mapping[str, Text], mixture: Mixture | None = None):
+    self.texts, self.mixture = texts, mixture
+    self.tokenizer = next(iter(texts.values())).tokenizer
+
+  @property
+  def identity(self) -> dict:
+    """That of the text, or of the texts by name and the mixture."""
+    if self.mixture is None:
+      return self.texts[''].identity
+    facts = {'shares': str(self.mixture)}
+    for name, text in self.texts.items():
+      of_text = text.identity
+      facts |= {f'data.input.{name}': of_text.pop('data.input')} | of_text
+    return facts
+
+  def sample(self) -> Arrays:
+    """Training records of the first blocks, in the proportions of the mixture."""
+    parts = {name: text.sample() for name, text in self.texts.items()}
+    return Mixed(parts, self.mixture).sample() if self.mixture else parts['']
+
+  def heldout(self, most: int) -> dict[str, Arrays]:
+    """{name: held-out records of each source}, at most `most` together."""
+    each = heldout_each(most, self.texts)
+    return {name: text.heldout(each) for name, text in self.texts.items()}
 
 
 class Reader:
@@ -125,6 +160,17 @@ class Stream:
     """The position before batch `number`, one of the newest, of the groups of this process."""
     return self._positions[number]
 
+  def epochs(self, number: int) -> dict[str, float]:
+    """{'epoch/NAME': about how many times this process's groups have read each source of a mixture
+    before batch `number`, one of the newest}; {} without a mixture."""
+    fronts, result = self.position(number)['groups'], {}
+    for name, text in self._texts.items() if self._mixture else ():
+      of = [
+        text.epochs(f, self._groups) for key, f in fronts.items() if key.partition('/')[2] == name
+      ]
+      result[f'epoch/{name}'] = float(np.mean(of))
+    return result
+
   def batches(self, number: int = 0, position: dict | None = None) -> Iterator[dict]:
     """Yields the batches from `number` on, this process's rows of them.
 
@@ -139,7 +185,7 @@ class Stream:
     groups = len({key.partition('/')[0] for key in fronts}) or self._new_groups
     if not position or position['stage'] != self._stage:
       position, fronts = {'batch': 0}, {}
-    owner = np.arange(self._size) * groups // self._size
+    self._groups, owner = groups, np.arange(self._size) * groups // self._size
     wanted = sorted(set(owner[self._local].tolist()))
     local = np.isin(np.flatnonzero(np.isin(owner, wanted)), self._local)
     readers = {

@@ -1,16 +1,18 @@
 """The unigram baseline of a masked-LM loss: what token frequencies predict."""
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 
 from bertjax.data import masking
-from bertjax.data.dataset import Dataset
+from bertjax.data.dataset import Arrays, Dataset
+from bertjax.data.loader import Batches
+from bertjax.data.mixture import heldout_each
 from bertjax.data.tokenizer import Tokenizer
 
 
-def count_rows(rows: Dataset, vocab_size: int, most: int = sys.maxsize) -> np.ndarray:
+def count_rows(rows: Dataset | Arrays, vocab_size: int, most: int = sys.maxsize) -> np.ndarray:
   """How often each id occurs in the first `most` prepared rows, int64 [V]."""
   counts = np.zeros(vocab_size, np.int64)
   for start in range(0, min(len(rows), most), 65_536):
@@ -18,6 +20,12 @@ def count_rows(rows: Dataset, vocab_size: int, most: int = sys.maxsize) -> np.nd
     ids = masking.unmasked(part) if 'masked_lm_ids' in part else part['input_ids']
     counts += np.bincount(ids.ravel(), minlength=vocab_size)[:vocab_size]
   return counts
+
+
+def heldout(batches: Mapping[str, Batches], most: int) -> Iterator[dict]:
+  """Yields the evaluation batches of about `most` held-out rows, equally many of each source."""
+  for part in batches.values():
+    yield from map(part.evaluation, range(part.steps_for(heldout_each(most, batches))))
 
 
 def never_predicted(tokenizer: Tokenizer, objective: str) -> list[int]:

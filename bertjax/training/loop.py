@@ -234,10 +234,20 @@ def evaluate(
   eval_step: Callable, params, batches: Iterable[dict], scale: Mapping[str, float] | None = None
 ) -> dict[str, float]:
   """Adds the sums of all batches in float64 on the host and divides once: exact for any split."""
+  return scores(evaluation_sums(eval_step, params, batches), scale)
+
+
+def evaluation_sums(eval_step: Callable, params, batches: Iterable[dict]) -> tuple:
+  """(loss sums, metric sums, weights) of all batches in float64, which may be added to others."""
   parts = jax.device_get([eval_step(params, batch) for batch in batches])
   if not parts:
     raise ValueError('evaluation got no batches.')
-  losses, sums, weights = jax.tree.map(lambda *x: np.sum(x, dtype=np.float64), *parts)
+  return jax.tree.map(lambda *x: np.sum(x, dtype=np.float64), *parts)
+
+
+def scores(total: tuple, scale: Mapping[str, float] | None = None) -> dict[str, float]:
+  """The losses, metrics and weights of `evaluation_sums`."""
+  losses, sums, weights = total
   result = {name: float(v) for name, v in means(losses, sums, weights, scale).items()}
   return result | {f'{term}_weight': float(weight) for term, weight in weights.items()}
 

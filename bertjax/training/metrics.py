@@ -13,7 +13,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import numpy as np
@@ -39,6 +39,7 @@ class RunLog:
     tokens_per_step: real and padding tokens of a global batch; set by the caller, or
       counted by `watched` where batches differ.
     flops_per_step: of the model for a global batch (0.0 = unknown), for the MFU.
+    progress: step -> more numbers for its log line.
 
   A file `profile` in the workdir asks for a `jax.profiler` trace of the steps up to the next log
   line, under `logs/`.
@@ -47,6 +48,7 @@ class RunLog:
   def __init__(self, workdir, *, steps: int, start: int, active: bool = True):
     self._active, self._steps, self._workdir = active, steps, epath.Path(workdir)
     self.tokens_per_step, self.flops_per_step = 0, 0.0
+    self.progress: Callable[[int], dict] = lambda step: {}
     self._stage: dict[str, int] = {}  # {'stage': number}, {} in a run without stages
     self._begun, self._useful = time.perf_counter(), 0.0
     self._times, self._stalls, self._padding, self._tokens = [], [], [], []
@@ -86,6 +88,7 @@ class RunLog:
     """Logs means over the last `steps` steps, which took `seconds`."""
     tokens = np.mean(self._tokens[:steps]) if self._tokens else self.tokens_per_step
     per_second = float(tokens) * steps / max(seconds, 1e-9)
+    metrics = metrics | self.progress(step)
     facts = {'tokens_per_second': per_second} | self._facts(seconds, steps) | self._stage
     self._write('train', step, metrics | facts)
     self._trace()
@@ -223,8 +226,11 @@ def plot_curves(workdir) -> None:
   figure = Figure(figsize=(4.5 * len(names), 3.6), layout='constrained')
   figure.suptitle(workdir.name)
   for axes, name in zip(np.atleast_1d(figure.subplots(1, len(names))), names, strict=True):
-    for kind, label, width in (('train', 'training', 1), ('eval', 'held-out', 2)):
-      points = [(r['step'], r[name]) for r in rows if r['kind'] == kind and name in r]
+    parts = sorted({key for row in rows for key in row if key.startswith(f'{name}/')})
+    curves = [('train', name, 'training', 1), ('eval', name, 'held-out', 2)]
+    curves += [('eval', part, f'held-out {part.partition("/")[2]}', 1) for part in parts]
+    for kind, key, label, width in curves:
+      points = [(r['step'], r[key]) for r in rows if r['kind'] == kind and key in r]
       if points:
         marker = 'o' if kind == 'eval' or len(points) == 1 else ''
         axes.plot(*zip(*points, strict=True), label=label, lw=width, marker=marker, alpha=0.8)

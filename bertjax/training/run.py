@@ -48,6 +48,7 @@ class Stage(NamedTuple):
       checkpoint; None = it is n.
     label: what the log calls the stage, '2 of 3'; '' = not logged, the run has no stages.
     changes: {field: value} of the stage for the log.
+    progress: n -> numbers for the log before batch n, one of the newest, such as epochs.
   """
 
   stop: int
@@ -60,6 +61,7 @@ class Stage(NamedTuple):
   position: Callable[[int], Any] | None = None
   label: str = ''
   changes: Mapping[str, Any] = MappingProxyType({})
+  progress: Callable[[int], dict[str, float]] = lambda n: {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,6 +210,7 @@ class _Run:
       position = {'position': stage.position(step + offset)} if stage.position else {}
       self._save(state, step, scores, position | {'model': stage.model})
 
+    self._log.progress = lambda step: stage.progress(step + offset)
     step = max(step, first)  # a corrupt checkpoint may have led back to the stage before
     with (
       contextlib.closing(stage.batches(step + offset, **saved)) as stream,

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet as pq
 
-from bertjax.data import blocks, loader, remote, streaming
+from bertjax.data import blocks, loader, mixture, remote, streaming
 from bertjax.data import text as text_lib
 from bertjax.data.masking import Masking
 from bertjax.data.preprocess import Settings
@@ -411,3 +411,54 @@ def test_what_only_preparation_has_is_refused(source, tokenizer):
 def test_no_heldout_document_is_refused(source, tokenizer):
   with pytest.raises(ValueError, match=r'raise data\.heldout_fraction \(now 1e-12\)'):
     stream(source, tokenizer, heldout_fraction=1e-12)
+
+
+# Mixtures
+
+
+@pytest.fixture
+def mixed(source, tokenizer, tmp_path):
+  """mixed(**options) -> a stream of two sources, one of them rare and small."""
+  path = tmp_path / 'rare.jsonl'
+  path.write_text(''.join(json.dumps({'text': t}) + '\n' for t in documents(40, seed=9)))
+  settings = Settings(kind='doc_sentences', length=32, format='jsonl', seed=3)
+  texts = {'many': blocks.Text(str(source), tokenizer, settings),
+           'rare': blocks.Text(str(path), tokenizer, settings)}  # fmt: skip
+  shares = mixture.Mixture({'many': 0.9, 'rare': 0.1}, seed=3)
+
+  def make(**options):
+    heldout = loader.Batches(
+      texts['many'].heldout(16), BATCH, 3, Masking(), tokenizer.vocab_size, tokenizer.special
+    )
+    return streaming.Stream(texts, BATCH, heldout.targets, mixture=shares, **options)
+
+  return make
+
+
+@pytest.mark.parametrize('groups', [1, 2, 4])
+def test_a_mixture_does_not_depend_on_workers_hosts_and_interruptions(mixed, groups):
+  whole = mixed(groups=groups, workers=1)
+  batches = whole.batches()
+  expected, positions = [], []
+  for number in range(25):
+    expected.append(next(batches))
+    positions.append(json.loads(json.dumps(whole.position(number + 1))))
+  batches.close()
+  assert whole.epochs(25)['epoch/many'] > 0
+  assert hashes(take(mixed(groups=groups, workers=8).batches(), 25)) == hashes(expected)
+  for start in (3, 14):
+    again = take(mixed(groups=1).batches(start, positions[start - 1]), 5)
+    assert hashes(again) == hashes(expected[start : start + 5])
+  parts = [take(mixed(groups=2, local=local).batches(10, positions[9]), 4)
+           for local in np.split(np.arange(BATCH), 2)]  # fmt: skip
+  for number in range(4):
+    for name, column in expected[10 + number].items():
+      joined = np.concatenate([part[number][name] for part in parts])
+      np.testing.assert_array_equal(joined, column)
+
+
+@pytest.mark.e2e
+@pytest.mark.skipif(LOADERS == ['threads'], reason='no tensorflow_text')
+def test_tf_data_makes_the_same_mixture(mixed):
+  one, other = (hashes(take(mixed(groups=2, loader=n).batches(), 20)) for n in LOADERS)
+  assert one == other
