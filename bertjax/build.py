@@ -293,14 +293,16 @@ def make_batches(config, rows, tokenizer, mesh, first: int = 0) -> loader_lib.Ba
   )  # fmt: skip
 
 
-def first_example(stages: list[StagePlan], number: int) -> int:
-  """How many examples of its rows the stages before a stage have trained on, with its mixture."""
-
-  def source(stage):
-    return stage.rows and (stage.rows.folders, str(stage.rows.mixture))
-
-  same = source(stages[number])
-  return sum(stage.examples for stage in stages[:number] if same and source(stage) == same)
+def examples_before(stages: list[StagePlan], number: int) -> dict[str, int]:
+  """How many examples of each prepared source of a stage the stages before have trained on."""
+  rows = stages[number].rows
+  used = dict.fromkeys(rows.folders, 0) if rows else {}
+  for stage in stages[:number]:
+    for name in used:
+      for earlier, count in stage.rows.used(stage.examples).items():
+        if stage.rows.folders[earlier] == rows.folders[name]:
+          used[name] += count
+  return used
 
 
 def make_evaluate(objective, mesh, loader: str) -> Callable:
@@ -382,7 +384,9 @@ def pretraining_identity(config, encoder_config, stages: list[StagePlan]) -> dic
       folders = f'{stages[0].config.data.prepared} and {stage.config.data.prepared}'
       raise ValueError(f'{folders} were prepared with different tokenizers.')
     if stage.name:
-      facts |= {'start': stage.start, 'first_example': first_example(stages, number)}
+      facts['start'] = stage.start
+      for name, count in examples_before(stages, number).items():
+        facts[f'first_example.{name}'.rstrip('.')] = count
       facts |= _stage_identity(stage.config, stage.section)
     fields |= {f'{stage.name}.{k}'.lstrip('.'): v for k, v in facts.items()}
   return fields

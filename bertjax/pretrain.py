@@ -135,7 +135,8 @@ def make_stages(setup: Setup) -> list[run_lib.Stage]:
     if stage.text:
       batches, position, progress = streamed_batches(setup, stage, heldout)
     else:
-      rows, first = stage.rows.training(), build.first_example(setup.stages, number)
+      used = build.examples_before(setup.stages, number)
+      rows, first = stage.rows.training(used), used.get('', 0)
       train = build.make_batches(stage.config, rows, setup.tokenizer, mesh, first)
       batches, position = functools.partial(iterate, train.training), None
       progress = train.progress

@@ -99,10 +99,21 @@ def test_the_batch_size_warms_up_in_three_doublings():
 def test_a_stage_on_the_same_rows_continues_where_the_one_before_ended():
   stages = plan(stage(steps=9, batch_size_warmup_steps=3), stage(batch_size=8))
   stages = [s._replace(rows=mixture.Prepared({'': 'rows'}, None)) for s in stages]
-  firsts = [build.first_example(stages, number) for number in range(5)]
+  firsts = [build.examples_before(stages, number)[''] for number in range(5)]
   assert firsts == [0, 8, 24, 56, 56 + 6 * 64]
   stages[-1] = stages[-1]._replace(rows=mixture.Prepared({'': 'others'}, None))
-  assert build.first_example(stages, 4) == 0
+  assert build.examples_before(stages, 4) == {'': 0}
+
+
+def test_a_stage_with_another_mixture_continues_each_of_its_sources():
+  stages = plan(stage(steps=500), stage())
+  fractions = {'a': 0.75, 'b': 0.25}, {'a': 0.5, 'c': 0.5}
+  rows = [
+    mixture.Prepared({name: f'rows/{name}' for name in each}, None, mixture.Mixture(each, 0))
+    for each in fractions
+  ]
+  stages = [s._replace(rows=r) for s, r in zip(stages, rows, strict=True)]
+  assert build.examples_before(stages, 1) == {'a': 500 * 64 * 3 // 4, 'c': 0}
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,8 @@ class Batches:
     word_flags: `Tokenizer.word_flags`, uint8 [V]; for masks of whole words and spans.
     objective: 'mlm' or 'next_token' (left-to-right).
     local: which rows of the global batch this process makes (`mesh.local_rows`); None = all.
-    first: number of the first training example, in the infinite shuffled stream of the rows.
+    first: number of the first training example, in the infinite shuffled stream of the rows;
+      0 for a mixture, whose sources each have their own.
   """
 
   rows: Dataset | Arrays | Mixed

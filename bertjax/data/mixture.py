@@ -9,6 +9,7 @@ import difflib
 import os
 import re
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -82,13 +83,18 @@ class Mixed:
   Args:
     parts: a dataset for each source of the mixture.
     mixture: which source a training example comes from.
+    used: examples of each source that earlier stages of the run have trained on.
   """
 
-  def __init__(self, parts: Mapping[str, Dataset | Arrays], mixture: Mixture):
+  def __init__(
+    self, parts: Mapping[str, Dataset | Arrays], mixture: Mixture,
+    used: Mapping[str, int] = MappingProxyType({}),
+  ):  # fmt: skip
     self._parts, self.mixture = [parts[name] for name in mixture.names], mixture
     self.columns = self._parts[0].columns
     self._sizes = np.array(list(map(len, self._parts)))
     self._starts = np.cumsum(self._sizes) - self._sizes
+    self._used = np.array([used.get(name, 0) for name in mixture.names])
     if empty := [name for name in mixture.names if not len(parts[name])]:
       raise ValueError(f'the source {empty[0]} of the mixture has no records to train on.')
 
@@ -107,7 +113,7 @@ class Mixed:
   def training_slots(self, index: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Epochs of the sources and row numbers of training examples, as `prng.training_slots`."""
     source, rank = self.mixture.locate(index)
-    size = self._sizes[source]
+    rank, size = rank + self._used[source], self._sizes[source]
     epoch, row = 1 + rank // size, rank % size
     for number in np.unique(source):
       of = source == number
@@ -116,10 +122,10 @@ class Mixed:
     return epoch, row
 
   def epochs(self, examples: int) -> dict[str, float]:
-    """{'epoch/NAME': epochs of each source in the first examples}."""
-    used = self.mixture.used(examples)
-    return {f'epoch/{name}': used[name] / int(size)
-            for name, size in zip(used, self._sizes, strict=True)}  # fmt: skip
+    """{'epoch/NAME': epochs of each source in the earlier stages and the first examples}."""
+    used = np.array(list(self.mixture.used(examples).values())) + self._used
+    epochs = (used / self._sizes).tolist()
+    return {f'epoch/{name}': e for name, e in zip(self.mixture.names, epochs, strict=True)}
 
   def sample(self, count: int = 65_536) -> Arrays:
     """The records of the first training examples, in the proportions of the mixture."""
@@ -148,10 +154,14 @@ class Prepared:
     facts = {f'rows.{name}'.rstrip('.'): digest for name, digest in found.items()}
     return facts | ({'shares': str(self.mixture)} if self.mixture else {})
 
-  def training(self) -> Dataset | Mixed:
-    """The training records."""
+  def used(self, examples: int) -> dict[str, int]:
+    """How many of the first examples come from each source."""
+    return self.mixture.used(examples) if self.mixture else {'': examples}
+
+  def training(self, used: Mapping[str, int] = MappingProxyType({})) -> Dataset | Mixed:
+    """The training records; a mixture begins behind those `used` of each source."""
     parts = {name: Dataset(folder, 'train') for name, folder in self.folders.items()}
-    return Mixed(parts, self.mixture) if self.mixture else parts['']
+    return Mixed(parts, self.mixture, used) if self.mixture else parts['']
 
   def sample(self) -> Dataset | Arrays:
     """Training records in the proportions of the mixture; all of them without one."""

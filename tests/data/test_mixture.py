@@ -94,3 +94,15 @@ def test_each_row_of_a_source_is_read_once_an_epoch():
     part = loader.Batches(rows, 16, 1, Masking(), 20, special, local=local, first=100).training(3)
     for name, column in part.items():
       np.testing.assert_array_equal(column, whole[name][local])
+
+
+def test_a_later_stage_begins_behind_the_examples_that_are_used(three):
+  parts = {name: Arrays({'x': np.arange(100)}) for name in three.names}
+  used = dict(zip(three.names, (three.counts * 2).tolist(), strict=True))
+  rows, later = mixture.Mixed(parts, three), mixture.Mixed(parts, three, used)
+  index = np.arange(1000)
+  order, now = (np.lexsort(three.locate(i)[::-1]) for i in (2000 + index, index))
+  before = rows.training_slots(2000 + index, seed=1)
+  for a, b in zip(before, later.training_slots(index, seed=1), strict=True):
+    assert (a[order] == b[now]).all()
+  assert later.epochs(1000) == rows.epochs(3000)
