@@ -284,6 +284,11 @@ def _named_sources(config, field: str) -> dict[str, str]:
       f'data.mixture={config.data.mixture} gives shares of named sources, and data.{field} has no '
       f"names; write --config.data.{field}='NAME=SOURCE,NAME=SOURCE'."
     )
+  if (exponent := config.data.mixture_exponent) != 1 and (config.data.mixture or '' in names):
+    raise ValueError(
+      f'data.mixture_exponent={exponent} makes the shares of named sources from their sizes; leave '
+      'it 1.0 where data.mixture gives the shares, or where there is one source.'
+    )
   if config.data.mixture:  # raises now what it would raise after a long preparation
     mixture.Mixture(mixture.read_shares(config.data.mixture, names), config.seed)
   return names

@@ -107,6 +107,8 @@ def test_mistakes_get_one_sentence(rows, sources, vocab, tiny_rows, tmp_path, ca
   prepared = f'--config.data.prepared={named(rows)}'
   assert "did you mean 'few'" in fails(prepared, '--config.data.mixture=many=0.5,fex=0.5')
   assert 'their sum 1' in fails(prepared, '--config.data.mixture=many=0.5,few=0.4')
+  for used in ([prepared, MIXTURE], [f'--config.data.prepared={rows["few"]}']):
+    assert 'leave it 1.0' in fails(*used, '--config.data.mixture_exponent=0.7')
   unnamed = fails(f'--config.data.prepared={rows["few"]}', MIXTURE)
   assert 'has no names' in unnamed
   assert 'prepare writes the records of one source' in fails(
