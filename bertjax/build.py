@@ -157,6 +157,10 @@ def _stage_config(config, section, name: str) -> ml_collections.ConfigDict:
   changes = {field: section[name] for name, field in REPLACED.items() if section[name]}
   result.update_from_flattened_dict(changes)
   data = result.data
+  if section.prepared and section.input:
+    raise ValueError(
+      f'{name} has both prepared rows ({section.prepared}) and input ({section.input}); give one.'
+    )
   if section.prepared:
     data.input = ''
   elif section.input:
@@ -373,6 +377,9 @@ _SAME = ('init_from', 'init_resize', 'nsp', 'objective', 'seed', 'prng_impl', 'b
 def pretraining_identity(config, encoder_config, stages: list[StagePlan]) -> dict:
   """Flat {field: value} of everything that may not change when a run is resumed."""
   fields = flat({name: config.to_dict()[name] for name in _SAME})
+  schedules = (config.schedule, *(stage.schedule for stage in config.stages))
+  if any(name.startswith('wsd') for name in schedules):
+    fields['decay_ratio'] = config.decay_ratio
   model = dataclasses.asdict(encoder_config)
   free = ('attention', 'classifier_dropout', 'remat', 'unroll', *OF_TASKS)  # change no result
   fields |= {f'model.{k}': v for k, v in model.items() if k not in free}

@@ -118,7 +118,7 @@ def evaluate_text(
   scores = score(params, heldout, rows)
   if unigram:
     counts = count_text(unigram, tokenizer, config.data)
-  elif len(train := data.sample()):
+  elif config.data.heldout_fraction < 1 and len(train := data.sample()):
     counts = unigram_lib.count_rows(train, tokenizer.vocab_size)
   else:
     _log.info('no unigram figure: all text is held out; --unigram=TEXTS names texts to count.')

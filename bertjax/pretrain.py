@@ -101,7 +101,12 @@ def set_up(config) -> Setup:
   optimizer = build.make_optimizer(config, build.make_schedule(config))
   loader = loader_lib.choose_loader(config.data.loader)
   if config.data.streaming:
-    stages = [stage._replace(text=prepare.streamed_text(stage.config)) for stage in planned]
+    texts = {}  # the parts of a stage whose batch grows share their text
+    for stage in planned:
+      texts[stage.name] = texts.get(stage.name) or prepare.streamed_text(stage.config)
+      if stage.start:
+        _log.warning('from step %d on, the text is read from the start again', stage.start)
+    stages = [stage._replace(text=texts[stage.name]) for stage in planned]
   else:
     stages = [
       stage._replace(rows=prepare.prepared_rows(stage.config, jax.process_count()))
@@ -165,7 +170,8 @@ def streamed_batches(setup: Setup, stage: build.StagePlan, heldout: dict[str, lo
   like = next(iter(heldout.values()))
   made = streaming.Stream(
     stage.text.texts, stage.config.batch_size, like.targets, mixture=stage.text.mixture,
-    groups=jax.process_count(), stage=stage.start, local=like.local, loader=setup.loader,
+    groups=min(jax.process_count(), *(s.config.batch_size for s in setup.stages)),
+    stage=stage.start, local=like.local, loader=setup.loader,
   )  # fmt: skip
   position = lambda n: streaming.merge(distributed.gather(made.position(n)))  # noqa: E731
   return made.batches, position, made.epochs

@@ -124,6 +124,7 @@ def test_a_stage_with_another_mixture_continues_each_of_its_sources():
     ([stage(steps=500), stage(steps=501)], 'num_train_steps=1000, but the stages have 1001 steps'),
     ([stage(batch_size_warmup_steps=2)], r'stages\[0\].batch_size_warmup_steps=2 .* from 3 to 999'),
     ([stage(batch_size=12, batch_size_warmup_steps=9)], 'batch_size=12 a multiple of 8'),
+    ([stage(prepared='a', input='b')], r'stages\[0\] has both prepared rows \(a\) and input \(b\)'),
   ],
 )
 def test_stages_that_do_not_add_up_are_refused(sections, message):

@@ -39,7 +39,7 @@ class Shard(NamedTuple):
 
   name: str
   format: str
-  size: int  # bytes; 0 for what is no file
+  size: int  # bytes; -1 for what is no file
 
 
 class Block(NamedTuple):
@@ -86,7 +86,7 @@ class Text:
   def size(self) -> int:
     """Bytes of the shards as stored; 0 if one of them is no file."""
     sizes = [shard.size for shard in self.shards]
-    return sum(sizes) if all(sizes) else 0
+    return sum(sizes) if min(sizes, default=-1) >= 0 else 0
 
   def epochs(self, position: dict, groups: int) -> float:
     """About how many times a group has read its part at a position, by the bytes of documents and
@@ -99,7 +99,7 @@ class Text:
   def identity(self) -> dict:
     """Flat {field: value} of what decides the records, with a hash of the shards' names and
     sizes."""
-    names = [(epath.Path(s.name).name if s.size else s.name, s.size) for s in self.shards]
+    names = [(epath.Path(s.name).name if s.size >= 0 else s.name, s.size) for s in self.shards]
     digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16]
     settings = {f'data.{name}': value for name, value in vars(self.settings).items()}
     del settings['data.seed']  # the run's
@@ -115,7 +115,7 @@ class Text:
     """
     settings = self.settings
     try:
-      size = epath.Path(shard.name).stat().length if shard.size else 0
+      size = epath.Path(shard.name).stat().length if shard.size >= 0 else -1
       if size != shard.size:
         raise ValueError(
           f'{shard.name} has {size:,} bytes and had {shard.size:,} when the run started; it '
@@ -279,10 +279,10 @@ def _shards(name: str, format: str) -> Iterator[Shard]:
   """A part of the source as shards: itself, or those of a complete TFDS split."""
   if name == 'embedded' or name.startswith('tfds:'):
     names = [name] if name == 'embedded' else text_lib.tfds_shards(name)
-    yield from (Shard(name, format, 0) for name in names)
+    yield from (Shard(name, format, -1) for name in names)
   else:
     path = epath.Path(name)
-    yield Shard(name, format, 0 if getattr(path, 'commit', '') else path.stat().length)
+    yield Shard(name, format, -1 if getattr(path, 'commit', '') else path.stat().length)
 
 
 def _ends(counts: np.ndarray) -> np.ndarray:

@@ -28,7 +28,7 @@ class Mixture:
   >>> mixture = Mixture({'wiki': 0.7, 'books': 0.3}, seed=0)
   >>> source, rank = mixture.locate([0, 1, 2, 999])
   >>> [mixture.names[i] for i in source], rank.tolist()
-  (['books', 'wiki', 'wiki', 'books'], [252, 59, 543, 236])
+  (['books', 'wiki', 'wiki', 'books'], [0, 0, 1, 299])
 
   Args:
     shares: of each source, with the sum 1.
@@ -64,10 +64,15 @@ class Mixture:
   def locate(self, index) -> tuple[np.ndarray, np.ndarray]:
     """Sources and the numbers of examples within them, int64 of the shape of `index`."""
     window, place = np.divmod(np.asarray(index, np.int64), WINDOW)
-    place = prng.permute(place, WINDOW, prng.hash_u64(self.seed, prng.MIXTURE, window))
-    source = np.searchsorted(self._ends, place, side='right')
+    windows, which = np.unique(window, return_inverse=True)
+    which = which.reshape(window.shape)
+    keys = prng.hash_u64(self.seed, prng.MIXTURE, windows)[:, None]
+    places = prng.permute(np.tile(np.arange(WINDOW), (len(windows), 1)), WINDOW, keys)
+    sources = np.searchsorted(self._ends, places, side='right')
+    sorted_places = np.argsort(np.argsort(sources, axis=1, kind='stable'), axis=1)
+    source = sources[which, place]
     start = self._ends - self.counts
-    return source, window * self.counts[source] + place - start[source]
+    return source, window * self.counts[source] + sorted_places[which, place] - start[source]
 
   def used(self, examples: int) -> dict[str, int]:
     """How many of the first examples come from each source."""
@@ -117,7 +122,7 @@ class Mixed:
     epoch, row = 1 + rank // size, rank % size
     for number in np.unique(source):
       of = source == number
-      key = prng.hash_u64(seed, prng.ORDER, epoch[of], number)
+      key = prng.hash_u64(seed, prng.ORDER, epoch[of])  # that of the source outside a mixture
       row[of] = prng.permute(row[of], int(self._sizes[number]), key) + self._starts[number]
     return epoch, row
 

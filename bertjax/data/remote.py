@@ -6,7 +6,6 @@ needed; of other files 4 MB at a time. Nothing is stored on the disk. The hub's 
 """
 
 import collections
-import fnmatch
 import functools
 import io
 import logging
@@ -223,6 +222,13 @@ def list_data_set(source: str) -> tuple[Url, ...]:
   raise ValueError(f'{source} names {several} of that data set; choose one of {names}.')
 
 
+def _pattern(glob: str) -> str:
+  """A glob of a card as a regular expression: of these, only ** crosses folders."""
+  known = {'**/': '(?:.*/)?', '**': '.*', '*': '[^/]*', '?': '[^/]'}
+  parts = re.split(r'(\*\*/|\*\*|\*|\?|\[[^]]*\])', glob)
+  return ''.join(known.get(p) or (p if p.startswith('[') else re.escape(p)) for p in parts)
+
+
 def _split_files(paths: list[str], card) -> dict[tuple[str, str], list[str]]:
   """{(config, split): files} of a repository, by its card or else by the files' names."""
   parts = collections.defaultdict(list)
@@ -232,7 +238,7 @@ def _split_files(paths: list[str], card) -> dict[tuple[str, str], list[str]]:
       files = [{'split': 'train', 'path': files}]
     for part in files:
       patterns = [part['path']] if isinstance(part['path'], str) else part['path']
-      patterns = [fnmatch.translate(pattern.replace('**/', '*')) for pattern in patterns]
+      patterns = list(map(_pattern, patterns))
       found = [path for path in paths if any(re.fullmatch(p, path) for p in patterns)]
       parts[config['config_name'], part['split']] += found
   if not any(parts.values()):

@@ -206,7 +206,7 @@ class Stream:
         for (key, reader), (block, taken) in zip(readers.items(), ends.tolist(), strict=True):
           if block >= 0:  # some of the batch is of this source
             positions[key] = reader.begins[block] | {'taken': taken}
-            for old in [n for n in reader.begins if n < block]:
+            for old in [n for n in list(reader.begins) if n < block]:  # a thread adds to it
               del reader.begins[old]
         self._keep(following, positions)
         if following > number:

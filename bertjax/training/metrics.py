@@ -75,6 +75,10 @@ class RunLog:
       log = SessionLog(status=SessionLog.START)
       self._board.write_event(Event(step=start + 1, session_log=log))
 
+  def begin(self, progress: Callable[[int], dict]) -> None:
+    """Forgets batches that were read ahead and not trained on; sets `progress`."""
+    self.progress, self._tokens, self._padding = progress, [], []
+
   def stage(self, label: str, first: int, stop: int, changes: Mapping) -> None:
     """Logs that a stage begins, 'NUMBER of COUNT', and marks the lines of its steps."""
     text = '  '.join(f'{name}={value}' for name, value in changes.items())

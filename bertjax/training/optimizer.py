@@ -280,6 +280,11 @@ def join_schedules(
     if last and name == 'constant':
       raise ValueError(f'end_factor={last} is for a decay; a constant schedule has start_factor.')
     start, warmup = start or end, 0 if schedules else warmup_steps
+    if not (start or last):
+      raise ValueError(
+        f'stages[{len(schedules)}] begins where the stage before ended, at a learning rate of 0, '
+        'and would train nothing; set its start_factor, or end_factor of the stage before.'
+      )
     schedules.append(make_schedule(name, steps, warmup, decay_ratio, start=start, end=last))
     bounds.append(steps + (bounds[-1] if bounds else 0))
     end = start if name == 'constant' else last

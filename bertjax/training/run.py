@@ -210,7 +210,7 @@ class _Run:
       position = {'position': stage.position(step + offset)} if stage.position else {}
       self._save(state, step, scores, position | {'model': stage.model})
 
-    self._log.progress = lambda step: stage.progress(step + offset)
+    self._log.begin(lambda step: stage.progress(step + offset))
     step = max(step, first)  # a corrupt checkpoint may have led back to the stage before
     with (
       contextlib.closing(stage.batches(step + offset, **saved)) as stream,

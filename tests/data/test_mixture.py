@@ -98,11 +98,17 @@ def test_each_row_of_a_source_is_read_once_an_epoch():
 
 def test_a_later_stage_begins_behind_the_examples_that_are_used(three):
   parts = {name: Arrays({'x': np.arange(100)}) for name in three.names}
-  used = dict(zip(three.names, (three.counts * 2).tolist(), strict=True))
-  rows, later = mixture.Mixed(parts, three), mixture.Mixed(parts, three, used)
-  index = np.arange(1000)
-  order, now = (np.lexsort(three.locate(i)[::-1]) for i in (2000 + index, index))
-  before = rows.training_slots(2000 + index, seed=1)
-  for a, b in zip(before, later.training_slots(index, seed=1), strict=True):
-    assert (a[order] == b[now]).all()
-  assert later.epochs(1000) == rows.epochs(3000)
+  other = mixture.Mixture({'c': 0.3, 'a': 0.7}, seed=3)
+  first = mixture.Mixed(parts, three).training_slots(np.arange(345), seed=1)
+  later = mixture.Mixed(parts, other, three.used(345))
+  second = later.training_slots(np.arange(345), seed=1)
+  assert sum(three.used(345).values()) == 345
+  trained = [  # (epoch, row) of source a, which begins at 0 there and at 100 here
+    *((e, r) for e, r in zip(*first, strict=True) if r < 100),
+    *((e, r - 100) for e, r in zip(*second, strict=True) if r >= 100),
+  ]
+  complete = len(trained) // 100
+  for epoch in range(1, complete + 1):  # no row twice, none left out
+    assert sorted(r for e, r in trained if e == epoch) == list(range(100))
+  assert complete >= 4
+  assert later.epochs(345)['epoch/a'] == pytest.approx(len(trained) / 100)

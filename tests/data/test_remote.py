@@ -132,12 +132,16 @@ def test_files_that_the_card_declares_go_before_their_names(hub):
   files = ['sample/10B/000_0.parquet', 'sample/10B/001_0.parquet', 'all/x/000_0.parquet']
   hub.files['me/web', 'main'] = dict.fromkeys(files, b'')
   hub.cards['me/web'] = {'configs': [
-    {'config_name': 'default', 'data_files': [{'split': 'train', 'path': ['all/*', 'sample/*']}]},
+    {'config_name': 'default',
+     'data_files': [{'split': 'train', 'path': ['all/*/*', 'sample/*/*']}]},
     {'config_name': 'small', 'data_files': [{'split': 'train', 'path': 'sample/10B/*'}]},
     {'config_name': 'deep', 'data_files': '**/*.parquet'},
+    {'config_name': 'top', 'data_files': 'sample/*.parquet'},  # crosses no folder
   ]}  # fmt: skip
   assert len(names('hf:me/web/small:train')) == 2
   assert len(names('hf:me/web:train')) == len(names('hf:me/web/deep')) == 3
+  with pytest.raises(ValueError, match='names no split'):
+    names('hf:me/web/top:train')
 
 
 def test_a_data_set_in_another_format_is_read_from_the_hub_s_copy(hub):

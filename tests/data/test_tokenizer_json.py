@@ -168,7 +168,7 @@ def test_ids_offsets_and_pairs_are_those_of_transformers(folders, documents, kin
 
 
 @pytest.mark.data
-@pytest.mark.full
+@pytest.mark.slow  # smaller version: 400 lines, above
 @pytest.mark.parametrize('kind', MODELS)
 def test_20_000_real_lines_have_the_ids_offsets_and_pairs_of_transformers(folders, data_dir, kind):
   lines = real_lines(data_dir, 20_000)

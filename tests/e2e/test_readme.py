@@ -36,6 +36,8 @@ SMALLER = (
    '--config.num_train_epochs=1.0 --config.batch_size=8'),
   (r'(bertjax quickstart)', r'\1 --config=quickstart:smoke'),
   (r'--size=8192', '--size=700'),
+  (r'(bert_mini:three_stages)', r'\1 --config.batch_size=64'),
+  (r'warmup_steps=30000', 'warmup_steps=6 --config.batch_size=64'),
   (r'--checkpoint=\d+', '--checkpoint=20'),
   (r'--topology=v\w+:\w+', '--topology=v5e:2x2'),
   (r'--config.batch_size=\d{4}', '--config.batch_size=16'),
@@ -46,6 +48,7 @@ SMALLER = (
 # These need other processes, a bucket or many devices; the test files named run them.
 ELSEWHERE = {
   '--coordinator_address=': 'tests/e2e/test_distributed.py',
+  '=hf:': 'tests/data/test_remote.py',
   'bertjax serve': 'tests/test_serve.py',
   'gs://': 'tests/test_prepare.py',
 }
@@ -71,7 +74,8 @@ def home(tmp_path_factory, corpus, vocab):
   with pytest.MonkeyPatch.context() as patch:
     patch.chdir(folder)
     patch.setenv('BERTJAX_CACHE', str(folder / 'cache'))
-    pathlib.Path('TEXTS').symlink_to(corpus)
+    for name in ('TEXTS', 'MORE'):
+      pathlib.Path(name).symlink_to(corpus)
     pathlib.Path('GLUE/SST-2').mkdir(parents=True)
     test_finetune.write_sst2(pathlib.Path('GLUE/SST-2'))
     for name, count in (('a.csv', 60), ('b.csv', 20)):

@@ -2,17 +2,13 @@
 
 import dataclasses
 import math
-import os
 import re
-
-os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
-os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
 
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.experimental import topologies
 
+from bertjax import compile as compile_lib
 from bertjax.model.config import EncoderConfig
 from bertjax.model.encoder import PARAM_AXES
 from bertjax.model.heads import Bert, init_params
@@ -57,7 +53,7 @@ def compiled(mesh, length, **changes):
 
 @pytest.fixture(scope='module')
 def mesh():
-  devices = topologies.get_topology_desc('v5e:2x4', 'tpu').devices
+  devices = compile_lib.slice_devices('v5e:2x4')
   return mesh_lib.make_mesh(2, 2, 2, devices=devices)
 
 

@@ -156,6 +156,14 @@ def test_a_schedule_for_each_stage_is_exact_at_every_border():
   np.testing.assert_allclose(jax.vmap(rate)(steps), [expected(s) for s in steps], atol=2e-7)
 
 
+def test_a_stage_that_would_train_at_a_rate_of_zero_is_refused():
+  segments = [optimizer.Segment('linear', 900), optimizer.Segment('linear', 100)]
+  with pytest.raises(ValueError, match=r'stages\[1\] begins .* at a learning rate of 0'):
+    optimizer.join_schedules(segments, 10)
+  segments[1] = optimizer.Segment('linear', 100, start=0.5)
+  assert float(optimizer.join_schedules(segments, 10)(950)) == pytest.approx(0.25)
+
+
 def test_a_run_without_schedules_of_stages_has_googles_curve_bit_for_bit():
   ours = jax.jit(jax.vmap(make_schedule('google', 1000, 100)))(np.arange(1100))
   google = jax.jit(jax.vmap(lambda s: jnp.where(s < 100, s / 100, jnp.maximum(1 - s / 1000, 0.0))))
