@@ -108,7 +108,7 @@ def test_a_later_stage_begins_behind_the_examples_that_are_used(three):
     *((e, r - 100) for e, r in zip(*second, strict=True) if r >= 100),
   ]
   complete = len(trained) // 100
-  for epoch in range(1, complete + 1):  # no row twice, none left out
+  for epoch in range(1, complete + 1):  # no row twice, none skipped
     assert sorted(r for e, r in trained if e == epoch) == list(range(100))
   assert complete >= 4
   assert later.epochs(345)['epoch/a'] == pytest.approx(len(trained) / 100)
