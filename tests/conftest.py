@@ -47,7 +47,7 @@ FULL = {f'e2e/test_{name}' for name in ('benchmarks', 'doc_code', 'finetune_pari
 
 # Files whose longer tests the gate also runs on the newest stack.
 STACK = {'test_compile', 'test_export', 'training/test_distributed',
-         *(f'e2e/test_{name}' for name in ('distributed', 'notebooks', 'tpu'))}  # fmt: skip
+         *(f'e2e/test_{name}' for name in ('distributed', 'tpu'))}  # fmt: skip
 
 
 # Fixtures that train, or build the documentation; tests that use one are end-to-end tests.

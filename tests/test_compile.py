@@ -70,7 +70,7 @@ def test_the_rules_rematerialize_nothing_and_a_bad_one_is_counted(slice_of_8, mo
     assert report_of(slice_of_8, **MESH)['rematerialized'] > 0
 
 
-@pytest.mark.full
+@pytest.mark.slow  # smaller version: memory and FLOPs of windows in tests/model/test_attention.py
 def test_local_windows_cost_their_blocks_and_rematerialize_nothing(slice_of_8):
   config = config_lib.pretraining('modernbert_base')
   config.update_from_flattened_dict({

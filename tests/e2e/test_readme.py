@@ -36,7 +36,7 @@ SMALLER = (
    '--config.num_train_epochs=1.0 --config.batch_size=8'),
   (r'(bertjax quickstart)', r'\1 --config=quickstart:smoke'),
   (r'--size=8192', '--size=700'),
-  (r'(three_stages,smoke)', r'\1 --config.batch_size=64'),
+  (r'(three_stages,smoke)', r'\1 --config.stages[1].batch_size=8 --config.stages[2].batch_size=8'),
   (r'(length_512,smoke)', r'\1 --config.data.length=256'),  # four times the length of smoke
   (r'warmup_steps=30000', 'warmup_steps=6 --config.batch_size=64'),
   (r'--checkpoint=\d+', '--checkpoint=20'),
