@@ -13,6 +13,7 @@ import functools
 import hashlib
 import itertools
 import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
 
@@ -25,6 +26,8 @@ from bertjax.data.loader import model_inputs
 from bertjax.data.wordpiece import SPECIAL_TOKENS
 
 __all__ = ['SPECIAL_TOKENS', 'Tokenizer']
+
+_log = logging.getLogger(__name__)
 
 # Entries of tokenizer_config.json that name files or paths of the machine that wrote it, and the
 # one that the engine writes again.
@@ -141,6 +144,12 @@ class Tokenizer:
     """
     directory = epath.Path(directory)
     settings = tokenizer_json.read_settings(directory)
+    for name in ('truncation_side', 'padding_side'):
+      if settings.get(name, 'right') != 'right':
+        _log.warning(
+          '%s: %s=%s is not supported: texts are truncated and padded on the right',
+          directory / 'tokenizer_config.json', name, settings[name],
+        )  # fmt: skip
     if lowercase not in (None, settings.get('do_lower_case', True)):
       settings |= {'do_lower_case': lowercase, 'strip_accents': None}
       settings.pop('keep_accents', None)
@@ -159,7 +168,7 @@ class Tokenizer:
     tokenizer.settings = {k: v for k, v in settings.items() if k not in _LOCAL}
     return tokenizer
 
-  def save(self, directory, *, max_length: int = 0) -> None:
+  def save(self, directory, *, max_length: int = 0, token_types: bool = True) -> None:
     """Writes the vocabulary and its settings so that `from_dir` and Hugging Face can read them.
 
     `tokenizer.json` (WordPiece: `vocab.txt` too), or `spiece.model`; and `tokenizer_config.json`.
@@ -169,12 +178,15 @@ class Tokenizer:
       directory: the folder.
       max_length: positions of the model: `model_max_length` is this, or less if the tokenizer's
         source said so. 0 = only what the source said.
+      token_types: False for a model with fewer than two, to which transformers must give none.
     """
     directory = epath.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     settings = self.settings | {'do_lower_case': self.lowercase}
     kept = {name: value for name, value in settings.items() if name == 'model_input_names'}
     settings |= self._engine.save(directory) | kept
+    if not token_types:
+      settings['model_input_names'] = ['input_ids', 'attention_mask']
     settings.pop('rules', None)
     if self.rules != 'huggingface':
       settings['rules'] = self.rules

@@ -25,6 +25,8 @@ _log = logging.getLogger(__name__)
 # from tokenizer_config.json, and only the vocabulary and added tokens from tokenizer.json.
 _BERT_CLASSES = ('BertTokenizer', 'DistilBertTokenizer', 'ElectraTokenizer')
 _ROBERTA_CLASSES = ('RobertaTokenizer', 'BartTokenizer', 'LongformerTokenizer')
+# Those whose normaliser is what SentencePiece's model file has, or none.
+_UNIGRAM_CLASSES = ('XLMRobertaTokenizer', 'CamembertTokenizer')
 _FLAGS = ('lstrip', 'rstrip', 'normalized', 'single_word', 'special')
 _COMPONENTS = ('normalizer', 'pre_tokenizer', 'post_processor', 'decoder')
 # RoBERTa's special tokens, by id, and those that a file without roles is searched for.
@@ -289,6 +291,7 @@ def read(directory, settings: dict) -> tuple[list[str] | tokenizers.Tokenizer, d
   else:
     special = _find_roles(fast, settings)
     _check_prefix_space(path, fast, settings)
+    _check_normalizer(path, content, settings)
     lowercase = lowers(fast)
   _add_tokens(fast, directory, settings, special)
   if fast.post_processor is None and settings['tokenizer_class'] in _BERT_CLASSES:
@@ -397,11 +400,7 @@ def make_byte_level(
 
 def _build_bert(path, fast, content, lines, settings: dict, special) -> tokenizers.Tokenizer:
   """BERT's tokenizer by the rules of tokenizer_config.json."""
-  options = {
-    'lowercase': settings.get('do_lower_case', True),
-    'strip_accents': settings.get('strip_accents'),
-    'handle_chinese_chars': settings.get('tokenize_chinese_chars') is not False,
-  }  # fmt: skip
+  options = _bert_options(settings)
   if content:
     _check_bert_rules(path, content, settings.get('rules', 'huggingface'), options)
   ids = content['model']['vocab'] if content else {token: i for i, token in enumerate(lines)}
@@ -437,6 +436,42 @@ def _check_prefix_space(path, fast: tokenizers.Tokenizer, settings: dict) -> Non
       'of tokenizer_config.json, and versions of transformers differ in which they take; make them '
       'equal.'
     )
+
+
+def _check_normalizer(path, content: dict, settings: dict) -> None:
+  """Raises ValueError for a normaliser of tokenizer.json that transformers makes another of.
+
+  RoBERTa's class has none, those of Unigram the one of SentencePiece's model file, and MPNet's that
+  of BERT by tokenizer_config.json.
+  """
+  name, normalizer = settings['tokenizer_class'], content.get('normalizer') or {}
+  kinds = {part.get('type') for part in normalizer.get('normalizers', [normalizer])}
+  found = {}
+  if name in _ROBERTA_CLASSES:
+    found['normalizer'] = (normalizer.get('type'), None)
+  elif name in _UNIGRAM_CLASSES and not kinds <= {None, 'Precompiled', 'Strip', 'Replace'}:
+    found['normalizer'] = (normalizer.get('type'), 'Precompiled')
+  elif name == 'MPNetTokenizer':
+    found['normalizer'] = (normalizer.get('type'), 'BertNormalizer')
+    for key, value in {'clean_text': True, **_bert_options(settings)}.items():
+      found[f'normalizer.{key}'] = (normalizer.get(key), value)
+  for part, (value, expected) in found.items():
+    if value != expected:
+      raise ValueError(
+        f'{path}: {part}={value} is not the {expected} that tokenizer_class={name} has by '
+        'tokenizer_config.json, and versions of transformers differ in which they take; in '
+        'tokenizer_config.json set tokenizer_class to PreTrainedTokenizerFast to apply it, or '
+        'make the two equal.'
+      )
+
+
+def _bert_options(settings: dict) -> dict:
+  """The options of BERT's normaliser in tokenizer_config.json."""
+  return {
+    'lowercase': settings.get('do_lower_case', True),
+    'strip_accents': settings.get('strip_accents'),
+    'handle_chinese_chars': settings.get('tokenize_chinese_chars') is not False,
+  }
 
 
 def _check_bert_rules(path, content: dict, rules: str, options: dict) -> None:

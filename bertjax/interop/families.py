@@ -86,8 +86,10 @@ class Family(NamedTuple):
     fields: our field -> theirs in `config.json`.
     fixed: our field -> the value that it has in every model of the family.
     least: our field -> the least value that it has in the family.
+    choices: our field -> the values that it may have, where that are not all of ours.
     defaults: our field -> its value where `config.json` lacks it, other than ours.
     constants: their field -> the only value of it that we have.
+    same: their second field for one of ours -> ours.
     classes: heads -> end of the class that has exactly these.
     tied: copies of tied tensors in some files -> the original.
     values: our field -> {their value: ours} where the two differ.
@@ -106,8 +108,10 @@ class Family(NamedTuple):
   fields: Mapping[str, str] = _FIELDS
   fixed: Mapping[str, Any] = {}
   least: Mapping[str, int] = {}
+  choices: Mapping[str, tuple] = {}
   defaults: Mapping[str, Any] = {}
   constants: Mapping[str, Any] = _CONSTANTS
+  same: Mapping[str, str] = {}
   classes: Mapping[tuple[str, ...], str] = _CLASSES
   tied: Mapping[str, str] = {}
   values: Mapping[str, Mapping[str, Any]] = {}
@@ -142,7 +146,7 @@ class Family(NamedTuple):
       if name in self.fixed or (name not in self.fields and name not in (*self.least, *_FREE)):
         if value != self.fixed.get(name, field.default):
           wrong.append(name)
-      elif value < self.least.get(name, value):
+      elif value < self.least.get(name, value) or value not in self.choices.get(name, (value,)):
         wrong.append(name)
     return wrong
 
@@ -221,6 +225,7 @@ _DISTILBERT = Family(
   fixed={'classifier_hidden': 'relu', 'type_vocab_size': 0},
   defaults={'num_layers': 6, 'classifier_dropout': 0.2},
   constants={},
+  same={'qa_dropout': 'hidden_dropout'},
   tied={'vocab_projector.weight': _WORDS},
 )  # fmt: skip
 _ELECTRA = Family(
@@ -334,13 +339,14 @@ _MODERNBERT = Family(
     'mlm_bias': 'decoder_bias',
   },
   fixed=_PRE_NORM | {'classifier_hidden': 'gelu', 'classifier_norm': True},
+  choices={'classifier_pooling': ('cls', 'mean')},
   defaults=_NO_DROPOUT | {
     'vocab_size': 50368, 'num_layers': 22, 'mlp_size': 1152, 'max_positions': 8192,
     'layer_norm_eps': 1e-5, 'norm_bias': False, 'classifier_dropout': 0.0,
     'rope_theta': 160_000.0, 'local_window': 128, 'scaled_init': True,
   },
   constants={'attention_bias': False, 'mlp_bias': False, 'classifier_bias': False,
-             'classifier_activation': 'gelu'},
+             'classifier_activation': 'gelu', 'mlp_dropout': 0.0},
   tied={'decoder.weight': '.embeddings.tok_embeddings.weight'},
   tokens={'bos_token_id': 'cls', 'cls_token_id': 'cls', 'eos_token_id': 'sep',
           'sep_token_id': 'sep'},
@@ -434,8 +440,8 @@ def flatten(content: Mapping, source) -> dict:
     if 'rope_theta' in settings:
       result[name] = settings['rope_theta']
   scaled = [result.get('rope_scaling')] + [
-    settings for settings in (rope, *rope.values())
-    if isinstance(settings, Mapping) and settings.get('rope_type', 'default') != 'default'
+    settings for settings in (rope, *rope.values()) if isinstance(settings, Mapping)
+    and settings.get('rope_type', settings.get('type', 'default')) != 'default'
   ]  # fmt: skip
   for settings in filter(None, scaled):
     raise ValueError(f'{source}: scaled rotary positions are not supported, got {settings}.')

@@ -107,13 +107,14 @@ def save_hf(
   """
   content = config_to_json(config, params, tokenizer.pad_id, labels, problem_type)
   tokens = families.family_of(config).tokens
-  content |= {theirs: tokenizer.special[role] for theirs, role in tokens.items()}
+  special = tokenizer.special
+  content |= {theirs: special[role] for theirs, role in tokens.items() if role in special}
   check_vocabulary(config, tokenizer, 'the tokenizer')
   with files.new_directory(directory, 'model.safetensors') as folder:
     (folder / 'config.json').write_text(json.dumps(content, indent=2) + '\n')
     tensors = to_tensors(config, params)
     (folder / 'model.safetensors').write_bytes(tensors_to_bytes(tensors, {'format': 'pt'}))
-    tokenizer.save(folder, max_length=config.max_positions)
+    tokenizer.save(folder, max_length=config.max_positions, token_types=config.type_vocab_size > 1)
 
 
 def check_vocabulary(config: EncoderConfig, tokenizer: Tokenizer, source) -> None:
@@ -279,8 +280,9 @@ def config_to_json(
   values['activation'] = _ACTIVATIONS[config.activation]
   values['embedding_size'] = config.embedding_width
   if config.classifier_dropout < 0:
-    theirs = family.fields.get('classifier_dropout')
-    values['classifier_dropout'] = None if theirs == 'classifier_dropout' else config.hidden_dropout
+    nullable = family.fields.get('classifier_dropout') == 'classifier_dropout'
+    nullable = nullable and 'classifier_dropout' not in family.defaults
+    values['classifier_dropout'] = None if nullable else config.hidden_dropout
   check_padding(config, pad_id)
   values['mlp_size'] = int(config.mlp_size * family.mlp_scale)
   if family.mlp_size(values['mlp_size']) != config.mlp_size:
@@ -296,6 +298,7 @@ def config_to_json(
   result = {
     theirs: renamed.get(ours, {}).get(values[ours], values[ours]) for ours, theirs in fields.items()
   }
+  result |= {theirs: values[ours] for theirs, ours in family.same.items()}
   result |= {
     'model_type': family.model_type,
     'architectures': [family.name + _class(family, config, theirs_too, 'pooler' in params)],
@@ -330,7 +333,8 @@ def config_from_json(content: dict, source: str) -> EncoderConfig:
   family = families.family_in(content, source)
   content = families.flatten(content, source)
   for name, value in family.constants.items():
-    if content.get(name, value) not in (value, None):
+    allowed = (value, None) if value is False or value == 'absolute' else (value,)
+    if content.get(name, value) not in allowed:
       raise ValueError(f'{source}: {name}={content[name]!r} is not supported.')
   known = family.fields | _OWN_FIELDS
   fields = family.defaults | {
@@ -344,6 +348,11 @@ def config_from_json(content: dict, source: str) -> EncoderConfig:
   if fields.get('global_every') == 1:
     del fields['global_every']
     fields['local_window'] = 0
+  elif fields.get('local_window', 1) == 0:
+    raise ValueError(
+      f'{source}: {known["local_window"]}=0 is no window for its local layers; set '
+      f'{known["global_every"]}=1 if all layers are global.'
+    )
   if 'mlp_size' in fields:
     fields['mlp_size'] = family.mlp_size(fields['mlp_size'])
   activation = fields.get('activation', family.fixed.get('activation', 'gelu'))
@@ -359,7 +368,13 @@ def config_from_json(content: dict, source: str) -> EncoderConfig:
     if type(value) is not wanted and (wanted, type(value)) != (float, int):
       raise ValueError(f'{source}: {known[name]}={value!r} must be {wanted.__name__}.')
   if family.pad_offset:
-    fields['position_offset'] = content.get('pad_token_id', 1) + 1
+    pad_id = content.get('pad_token_id', 1)
+    if type(pad_id) is not int or pad_id < 0:
+      raise ValueError(
+        f'{source}: pad_token_id={pad_id!r} must be the id of the padding token, as '
+        'positions begin after it.'
+      )
+    fields['position_offset'] = pad_id + 1
   if not family.least.get('embedding_size') and fields.get('embedding_size') == fields.get(
     'hidden_size'
   ):
@@ -373,9 +388,14 @@ def config_from_json(content: dict, source: str) -> EncoderConfig:
     config = EncoderConfig(**fields)
   except ValueError as error:
     raise ValueError(f'{source}: {error}') from error
+  for name, ours in family.same.items():
+    value = getattr(config, ours)
+    if content.get(name, value) != value:
+      raise ValueError(f'{source}: {name}={content[name]!r} must be the {value} of {known[ours]}.')
   if wrong := family.differences(config):
+    expected = family.fixed.get(wrong[0], family.choices.get(wrong[0]))
     raise ValueError(
-      f'{source}: a {family.model_type} has {wrong[0]}={family.fixed.get(wrong[0])!r}, got '
+      f'{source}: a {family.model_type} has {wrong[0]}={expected!r}, got '
       f'{getattr(config, wrong[0])!r}.'
     )
   return config
@@ -394,7 +414,8 @@ def classifier_head(content: dict) -> str:
   """The head that the tensor `classifier` of the named architecture is; '' if none is named."""
   named = (content.get('architectures') or [''])[0]
   classes = families.family_in(content, '').classes
-  return next((head for head in CLASSIFIERS if named.endswith(classes[(head,)])), '')
+  heads = [head for head in CLASSIFIERS if (head,) in classes]
+  return next((head for head in heads if named.endswith(classes[(head,)])), '')
 
 
 def labels_in(content: dict, source) -> tuple[list[str], str]:

@@ -28,7 +28,8 @@ _SIZES = ('vocab_size', 'hidden_size', 'num_layers', 'num_heads', 'mlp_size', 'm
           'shared_layers', 'activation', 'classifier_hidden', 'classifier_norm',
           'classifier_pooling', 'tied_embeddings', 'mlm_transform', 'mlm_bias', 'layer_norm_eps',
           'num_kv_heads', 'positions', 'local_window', 'global_every', 'norm', 'norm_bias',
-          'norm_position', 'embedding_norm', 'linear_bias', 'gated_mlp')  # fmt: skip
+          'norm_position', 'embedding_norm', 'linear_bias', 'gated_mlp', 'rope_theta',
+          'local_rope_theta')  # fmt: skip
 # Tables with a row for each token of the vocabulary, and the one with a row for each position.
 _BY_TOKEN = ('vocab_size', (('encoder', 'embeddings', 'word', 'embedding'), ('mlm', 'bias'),
                             ('mlm', 'output', 'embedding')))  # fmt: skip

@@ -49,7 +49,9 @@ class MlmHead(nn.Module):
     width, size = config.embedding_width, config.vocab_size
     if config.mlm_transform:
       x = dense(config, width, 'transform', bias=config.linear_bias, output=True)(x)
-      x = Norm(config, name='layer_norm')(ACTIVATION[config.activation](x))
+      # ModernBERT's heads share one activation, whatever that of its layers is.
+      activation = config.classifier_hidden if config.classifier_norm else config.activation
+      x = Norm(config, name='layer_norm')(_HIDDEN[activation](x))
     if not config.tied_embeddings:
       own = nn.Embed(size, x.shape[-1], embedding_init=kernel_init(config), name='output')
       word_table = own.embedding

@@ -374,6 +374,10 @@ def test_rules_of_a_tokenizers_files_give_transformers_ids_and_survive_a_save(tm
     ),
     ({'content': added('[P1]', start=19)}, r"'\[P1\]' has id 19 in the files and would get 17"),
     ({'added_tokens': {'[P1]': 25}}, r"'\[P1\]' has id 25 in the files and would get 17"),
+    (
+      {'content': {}, 'config': {'tokenizer_class': 'MPNetTokenizer', 'do_lower_case': False}},
+      'normalizer.lowercase=True is not the False that tokenizer_class=MPNetTokenizer has',
+    ),
     ({'config': {'split_special_tokens': True}}, 'split_special_tokens=true is not supported'),
     ({'config': {'rules': 'google'}, 'added_tokens': {'[P1]': 17}}, 'rules=google allows no added'),
     ({'content': {'model': WORD_PIECE}}, 'differ in 12 tokens'),
@@ -388,6 +392,13 @@ def test_what_a_tokenizer_cannot_do_is_refused_by_name(tmp_path, variant, messag
   folder = write_tokenizer(tmp_path / 'found', **variant)
   with pytest.raises(ValueError, match=message):
     Tokenizer.from_dir(folder)
+
+
+@pytest.mark.parametrize('name', ['truncation_side', 'padding_side'])
+def test_sides_other_than_the_right_are_warned_about(tmp_path, caplog, name):
+  folder = write_tokenizer(tmp_path / 'found', config={name: 'left'})
+  Tokenizer.from_dir(folder)
+  assert f'tokenizer_config.json: {name}=left is not supported' in caplog.text
 
 
 def test_a_tokenizer_with_its_own_rules_is_no_graph(tmp_path):

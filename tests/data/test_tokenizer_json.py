@@ -464,6 +464,23 @@ def test_files_that_the_classes_of_transformers_write_are_read(
       assert ours.special[role] == getattr(theirs, f'{role}_token_id')
 
 
+@pytest.mark.parametrize(
+  ('kind', 'name', 'normalizer'),
+  [('roberta', 'RobertaTokenizer', 'NFC'), ('xlm', 'XLMRobertaTokenizer', 'NFKC'),
+   ('xlm', 'CamembertTokenizer', 'NFKC')],
+)  # fmt: skip
+def test_a_normaliser_that_transformers_would_not_apply_is_refused(
+  folders, tmp_path, kind, name, normalizer
+):
+  content = json.loads((folders[kind] / 'tokenizer.json').read_text())
+  content |= {'normalizer': {'type': normalizer}}
+  (tmp_path / 'tokenizer.json').write_text(json.dumps(content))
+  config = CONFIG[kind] | {'tokenizer_class': name}
+  (tmp_path / 'tokenizer_config.json').write_text(json.dumps(config))
+  with pytest.raises(ValueError, match=f'normalizer={normalizer} is not the .*={name} has by'):
+    Tokenizer.from_dir(tmp_path)
+
+
 def test_words_that_end_with_a_mark_are_found_and_tokens_without_marks_refused(documents):
   lines = [line for text in documents[:5] for line in text.split('\n')]
   for suffix in ('</w>', ''):

@@ -17,7 +17,7 @@ from bertjax.data.tokenizer import Tokenizer
 from bertjax.interop import families, huggingface, mapping
 from bertjax.interop.google import save_google
 from bertjax.interop.huggingface import config_from_json, load_hf, save_hf
-from bertjax.interop.loading import load_model, reinit_top_layers, save_model
+from bertjax.interop.loading import load_model, load_params, reinit_top_layers, save_model
 from bertjax.model import config as model_config
 from bertjax.model.config import EncoderConfig, albert_base
 from bertjax.model.encoder import PARAM_AXES, layer_factors, relative_position_buckets
@@ -602,12 +602,125 @@ def test_both_layouts_of_rotary_settings_and_layers_are_one_config():
     ({'layer_types': ['full_attention', 'chunked_attention']}, "got .*'chunked_attention'"),
     ({'rope_parameters': {'full_attention': {'rope_type': 'yarn', 'rope_theta': 1e4}}}, 'yarn'),
     ({'rope_scaling': {'type': 'linear', 'factor': 2.0}}, 'scaled rotary positions'),
+    ({'rope_parameters': {'full_attention': {'type': 'linear', 'factor': 2.0}}}, 'linear'),
     ({'mlp_bias': True}, 'mlp_bias=True is not supported'),
+    ({'mlp_dropout': 0.1}, 'mlp_dropout=0.1 is not supported'),
+    ({'classifier_activation': None}, 'classifier_activation=None is not supported'),
+    ({'local_attention': 0}, 'local_attention=0 is no window .* global_attn_every_n_layers=1'),
+    ({'classifier_pooling': 'late'}, r"has classifier_pooling=\('cls', 'mean'\), got 'late'"),
   ],
 )
 def test_switches_of_modernbert_that_we_do_not_have_are_refused(content, words):
   with pytest.raises(ValueError, match=words):
     config_from_json({'model_type': 'modernbert'} | content, 'config.json')
+
+
+@pytest.mark.parametrize(
+  ('content', 'words'),
+  [
+    ({'model_type': 'roberta', 'pad_token_id': None}, 'pad_token_id=None must be the id'),
+    ({'model_type': 'roberta', 'pad_token_id': -1}, 'pad_token_id=-1 must be the id'),
+    ({'model_type': 'distilbert', 'qa_dropout': 0.3}, 'qa_dropout=0.3 must be the 0.1 of dropout'),
+    ({'model_type': 'electra', 'summary_use_proj': None}, 'summary_use_proj=None is not supported'),
+  ],
+)
+def test_values_of_other_families_that_we_do_not_have_are_refused(content, words):
+  with pytest.raises(ValueError, match=words):
+    config_from_json(content, 'config.json')
+
+
+def test_null_is_the_value_that_means_the_same():
+  content = {'model_type': 'bert', 'position_embedding_type': None, 'add_cross_attention': None}
+  assert config_from_json(content, 'config.json') == EncoderConfig()
+
+
+def test_a_classifier_of_a_family_without_all_heads_is_found_by_its_class():
+  for model_type, name, head in (('eurobert', 'EuroBertForTokenClassification', 'tagging'),
+                                 ('neobert', 'NeoBERTLMHead', '')):  # fmt: skip
+    content = {'model_type': model_type, 'architectures': [name]}
+    assert huggingface.classifier_head(content) == head
+
+
+SMALL_MODERNBERT = {'vocab_size': V, 'hidden_size': 32, 'num_layers': 4, 'num_heads': 2,
+                    'mlp_size': 48, 'max_positions': 40, 'local_window': 12}  # fmt: skip
+# Switches of NeoBERT, whose classifier_dropout is no null either.
+SMALL_NEOBERT = {
+  'vocab_size': V, 'hidden_size': 32, 'num_layers': 2, 'num_heads': 2, 'mlp_size': 48,
+  'positions': 'rotary', 'norm_position': 'pre', 'type_vocab_size': 0, 'linear_bias': False,
+  'gated_mlp': True, 'norm': 'rms', 'embedding_norm': False, 'activation': 'silu',
+  'classifier_hidden': 'tanh', 'mlm_transform': False, 'tied_embeddings': False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('activation', ['gelu', 'silu'])
+def test_a_new_modernbert_is_loaded_by_transformers_with_the_same_logits(activation, tmp_path):
+  config = model_config.modernbert_base(**SMALL_MODERNBERT, activation=activation)
+  assert config.classifier_dropout == -1
+  bert = Bert(config, ('mlm',), pooler=False)
+  params = jax.jit(lambda: init_params(bert, jax.random.key(0)))()
+  save_hf(tmp_path / 'm', config, params, vocabulary(0))
+  model = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / 'm').eval()
+  assert model.config.classifier_dropout == 0.0
+  ids = batch_of()['input_ids']
+  ours = bert.apply({'params': params}, {'input_ids': ids})['mlm_logits']
+  check_close(np.asarray(ours), model(torch.tensor(ids).long()).logits)
+
+
+def test_a_new_neobert_has_a_number_as_classifier_dropout():
+  config = EncoderConfig(**SMALL_NEOBERT, hidden_dropout=0.25)
+  content = huggingface.config_to_json(config, {'encoder': {}, 'mlm': {}}, 0)
+  assert (content['model_type'], content['classifier_dropout']) == ('neobert', 0.25)
+
+
+def test_a_distilbert_is_saved_with_its_dropout_for_answers_too():
+  config = EncoderConfig(type_vocab_size=0, classifier_hidden='relu', hidden_dropout=0.2)
+  content = huggingface.config_to_json(config, {'encoder': {}}, 0)
+  assert (content['dropout'], content['qa_dropout']) == (0.2, 0.2)
+  assert config_from_json(content, 'config.json').hidden_dropout == 0.2
+
+
+def test_a_modernbert_pools_by_cls_or_mean_only():
+  late = model_config.modernbert_base(classifier_pooling='late')
+  with pytest.raises(ValueError, match="no model with classifier_pooling='late'; a modernbert is"):
+    families.family_of(late)
+
+
+def test_weights_of_another_rotary_base_are_refused_with_the_flag(tmp_path):
+  config = model_config.modernbert_base(**SMALL_MODERNBERT)
+  params = jax.eval_shape(lambda: init_params(Bert(config, (), False), jax.random.key(0)))
+  for name, value in (('rope_theta', 10_000.0), ('local_rope_theta', 500.0)):
+    wanted = Bert(dataclasses.replace(config, **{name: value}), (), False)
+    with pytest.raises(ValueError, match=f'--config.model.{name}={getattr(config, name)}'):
+      load_params('weights', wanted, weights=(config, params))
+
+
+@pytest.mark.parametrize('types', [0, 1, 2])
+def test_a_tokenizer_gives_transformers_token_types_where_the_model_has_two(types, tmp_path):
+  changes = {0: {'classifier_hidden': 'relu'},
+             1: {'classifier_hidden': 'tanh', 'position_offset': 2}, 2: {}}[types]  # fmt: skip
+  config = EncoderConfig(V, 16, 1, 2, 16, 20, type_vocab_size=types, **changes)
+  bert = Bert(config, ('mlm',), pooler=False)
+  params = jax.jit(lambda: init_params(bert, jax.random.key(0)))()
+  tokenizer = vocabulary(1 if types == 1 else 0)
+  save_hf(tmp_path / 'm', config, params, tokenizer)
+  inputs = transformers.AutoTokenizer.from_pretrained(tmp_path / 'm')('w1', 'w2 w3')
+  assert ('token_type_ids' in inputs) == (types == 2)
+  model = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / 'm').eval()
+  logits = model(**{name: torch.tensor([row]) for name, row in inputs.items()}).logits
+  batch = tokenizer('w1', 'w2 w3')
+  check_close(np.asarray(bert.apply({'params': params}, batch)['mlm_logits']), logits)
+
+
+def test_a_tokenizer_without_a_mask_token_is_saved_with_the_tokens_that_it_has(tmp_path):
+  model = theirs('EuroBert', ('classification',))
+  model.save_pretrained(tmp_path / 'theirs')
+  config, params = load_hf(tmp_path / 'theirs')
+  tokenizer = vocabulary(0)
+  del tokenizer.special['mask']
+  save_hf(tmp_path / 'ours', config, params, tokenizer)
+  content = json.loads((tmp_path / 'ours' / 'config.json').read_text())
+  assert 'mask_token_id' not in content
+  assert (content['bos_token_id'], content['eos_token_id']) == (2, 3)
 
 
 def test_heads_that_share_a_tensor_are_not_saved_together(tmp_path):
