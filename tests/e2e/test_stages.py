@@ -206,7 +206,11 @@ def test_a_batch_that_accumulation_cannot_split_is_refused_in_any_stage(config, 
   [
     (2, {'steps': 4}, r'stages\[1\]\.start: 8 there, 10 here'),
     (2, {'mask_rate': 0.2}, r'stages\[2\]\.mask_rate: 0\.1 there, 0\.2 here'),
-    (1, {'schedule': 'linear'}, r'stages\[1\]\.schedule: constant there, linear here'),
+    (
+      1,
+      {'schedule': 'linear', 'end_factor': 0.5},
+      r'stages\[1\]\.schedule: constant there, linear here',
+    ),
   ],
 )
 def test_other_stages_are_another_run(whole, config, number, changes, message):
