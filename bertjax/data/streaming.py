@@ -188,14 +188,13 @@ class Stream:
     self._groups, owner = groups, np.arange(self._size) * groups // self._size
     wanted = sorted(set(owner[self._local].tolist()))
     local = np.isin(np.flatnonzero(np.isin(owner, wanted)), self._local)
-    readers = {
-      (f'{group}/{name}' if name else f'{group}'): Reader(
-        text, None if self._mixture is None else i, group, groups, self._stage,
-        fronts.get(f'{group}/{name}' if name else f'{group}', FRONT), self._size,
-      )
-      for group in wanted
-      for i, (name, text) in enumerate(self._texts.items())
-    }  # fmt: skip
+    readers = {}
+    for group in wanted:
+      for i, (name, text) in enumerate(self._texts.items()):
+        key, number_of_source = f'{group}/{name}'.rstrip('/'), i if self._mixture else None
+        readers[key] = Reader(
+          text, number_of_source, group, groups, self._stage, fronts.get(key, FRONT), self._size
+        )
     rows = [np.flatnonzero(owner == group) for group in wanted]
     positions = {key: reader.front for key, reader in readers.items()}
     first = position['batch']
