@@ -18,7 +18,7 @@ from tokenizers import models, pre_tokenizers
 
 from bertjax.data import normalization, words
 from bertjax.data.instances import Template
-from bertjax.data.tokenizer_json import extra_tokens, read_json, special_tokens
+from bertjax.data.tokenizer_files import extra_tokens, read_json, special_tokens
 from bertjax.data.wordpiece import NAMES
 
 SPECIAL_PIECES = ('<pad>', '<unk>', '[CLS]', '[SEP]', '[MASK]')  # ALBERT's names and ids

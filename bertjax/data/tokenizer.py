@@ -21,7 +21,15 @@ import numpy as np
 import tokenizers
 from etils import epath
 
-from bertjax.data import instances, normalization, sentencepiece, tokenizer_json, wordpiece, words
+from bertjax.data import (
+  instances,
+  normalization,
+  sentencepiece,
+  tokenizer_files,
+  tokenizer_json,
+  wordpiece,
+  words,
+)
 from bertjax.data.loader import model_inputs
 from bertjax.data.wordpiece import SPECIAL_TOKENS
 
@@ -111,7 +119,7 @@ class Tokenizer:
       if path.is_dir() or (path.parent / 'tokenizer_config.json').exists():
         tokenizer = cls.from_dir(path if path.is_dir() else path.parent)
       else:
-        fast, special = tokenizer_json.read_file(path)
+        fast, special = tokenizer_files.read_file(path)
         lowered = tokenizer_json.lowers(fast)
         tokenizer = cls(fast, lowercase=lowered, source=str(path), special=special)
       for name, asked in (('lowercase', lowercase), ('rules', rules)):
@@ -143,7 +151,7 @@ class Tokenizer:
       ValueError: if a file is missing or corrupt, or asks for what this class cannot do; names it.
     """
     directory = epath.Path(directory)
-    settings = tokenizer_json.read_settings(directory)
+    settings = tokenizer_files.read_settings(directory)
     for name in ('truncation_side', 'padding_side'):
       if settings.get(name, 'right') != 'right':
         _log.warning(
@@ -158,7 +166,7 @@ class Tokenizer:
       lowered = settings.get('do_lower_case', True)
       tokenizer = cls.from_file(directory / 'spiece.model', lowercase=lowered)
     else:
-      vocab, options = tokenizer_json.read(directory, settings)
+      vocab, options = tokenizer_files.read(directory, settings)
       if lowercase not in (None, options['lowercase']):
         raise ValueError(
           f'{directory / "tokenizer.json"} has its own normaliser, which lowers: '

@@ -1,50 +1,13 @@
 """The models of transformers that the encoder can be, as data: one `Family` for each.
 
-A family says how `config.json` spells our fields, which fields are always the same, and what its
-modules and classes are called. A new family is one record here; no other module names a model.
+A new family is one record here; no other module names a model.
 """
 
-import dataclasses
-import itertools
 from collections.abc import Mapping
-from typing import Any, NamedTuple
 
+from bertjax.interop.family import CLASSES, CONSTANTS, FIELDS, Family
 from bertjax.model.config import TASK_HEADS, EncoderConfig
 
-_FIELDS = {
-  'vocab_size': 'vocab_size',
-  'hidden_size': 'hidden_size',
-  'num_layers': 'num_hidden_layers',
-  'num_heads': 'num_attention_heads',
-  'mlp_size': 'intermediate_size',
-  'max_positions': 'max_position_embeddings',
-  'type_vocab_size': 'type_vocab_size',
-  'activation': 'hidden_act',
-  'hidden_dropout': 'hidden_dropout_prob',
-  'attention_dropout': 'attention_probs_dropout_prob',
-  'classifier_dropout': 'classifier_dropout',
-  'layer_norm_eps': 'layer_norm_eps',
-  'initializer_range': 'initializer_range',
-  'causal': 'is_decoder',
-}
-# What `is_decoder=True` and other switches would add, and we do not have.
-_CONSTANTS = {'position_embedding_type': 'absolute', 'add_cross_attention': False}
-# The fields of `EncoderConfig` before 'features' are the model.
-_MODEL_FIELDS = tuple(itertools.takewhile(
-  lambda field: field.name != 'features', dataclasses.fields(EncoderConfig)
-))  # fmt: skip
-# Fields that only training reads: a family need not have them in its config.json.
-_FREE = ('hidden_dropout', 'attention_dropout', 'classifier_dropout', 'initializer_range',
-         'scaled_init')  # fmt: skip
-
-_CLASSES = {
-  (): 'Model',
-  ('mlm',): 'ForMaskedLM',
-  ('classification',): 'ForSequenceClassification',
-  ('tagging',): 'ForTokenClassification',
-  ('span',): 'ForQuestionAnswering',
-  ('choice',): 'ForMultipleChoice',
-}
 _EMBEDDINGS = {
   'encoder/embeddings/word': '.embeddings.word_embeddings',
   'encoder/embeddings/position': '.embeddings.position_embeddings',
@@ -72,85 +35,6 @@ def _without(names: Mapping, *left_out: str) -> dict:
   return {name: value for name, value in names.items() if name not in left_out}
 
 
-class Family(NamedTuple):
-  """One kind of encoder as transformers names its parts.
-
-  In names of modules a leading '.' stands for `prefix`.
-
-  Attributes:
-    model_type: in `config.json`.
-    name: start of its classes, 'Bert'.
-    prefix: module of the encoder within a model with heads.
-    modules: our module -> theirs; '{}' stands for the number of a layer.
-    aliases: other model types that are this model under another name -> start of their classes.
-    fields: our field -> theirs in `config.json`.
-    fixed: our field -> the value that it has in every model of the family.
-    least: our field -> the least value that it has in the family.
-    choices: our field -> the values that it may have, where that are not all of ours.
-    defaults: our field -> its value where `config.json` lacks it, other than ours.
-    constants: their field -> the only value of it that we have.
-    same: their second field for one of ours -> ours.
-    classes: heads -> end of the class that has exactly these.
-    tied: copies of tied tensors in some files -> the original.
-    values: our field -> {their value: ours} where the two differ.
-    tokens: their field -> role of the token whose id it holds, beside `pad_token_id`.
-    mlp_scale: `intermediate_size` by our `mlp_size`, which is a multiple of 8 where this is not 1.
-    interleaved: a matrix of queries, keys and values has the three of each head side by side, and
-      each rotary pair too.
-    pad_offset: positions begin at `pad_token_id` + 1.
-  """
-
-  model_type: str
-  name: str
-  prefix: str
-  modules: Mapping[str, str]
-  aliases: Mapping[str, str] = {}
-  fields: Mapping[str, str] = _FIELDS
-  fixed: Mapping[str, Any] = {}
-  least: Mapping[str, int] = {}
-  choices: Mapping[str, tuple] = {}
-  defaults: Mapping[str, Any] = {}
-  constants: Mapping[str, Any] = _CONSTANTS
-  same: Mapping[str, str] = {}
-  classes: Mapping[tuple[str, ...], str] = _CLASSES
-  tied: Mapping[str, str] = {}
-  values: Mapping[str, Mapping[str, Any]] = {}
-  tokens: Mapping[str, str] = {}
-  mlp_scale: float = 1.0
-  interleaved: bool = False
-  pad_offset: bool = False
-
-  def mlp_size(self, theirs: int) -> int:
-    """Our `mlp_size` of an `intermediate_size`."""
-    return theirs if self.mlp_scale == 1 else 8 * -(-int(theirs / self.mlp_scale) // 8)
-
-  def expand(self, name: str) -> str:
-    """A name with the prefix for a leading '.'."""
-    return self.prefix + name if name.startswith('.') else name
-
-  def module(self, ours: str) -> str | None:
-    """Their name of one of our modules; None if the family has no such part."""
-    name = self.modules.get(ours)
-    return name and self.expand(name)
-
-  @property
-  def roots(self) -> set[str]:
-    """First names of modules in a file of a bare encoder, which lacks the prefix."""
-    return {name.split('.')[1] for name in self.modules.values() if name.startswith('.')}
-
-  def differences(self, config: EncoderConfig) -> list[str]:
-    """Fields of a config in which it is no model of this family."""
-    wrong = []
-    for field in _MODEL_FIELDS:
-      name, value = field.name, getattr(config, field.name)
-      if name in self.fixed or (name not in self.fields and name not in (*self.least, *_FREE)):
-        if value != self.fixed.get(name, field.default):
-          wrong.append(name)
-      elif value < self.least.get(name, value) or value not in self.choices.get(name, (value,)):
-        wrong.append(name)
-    return wrong
-
-
 _BERT = Family(
   'bert', 'Bert', 'bert',
   modules=_EMBEDDINGS | _LAYERS | _LINEAR_HEADS | {
@@ -160,7 +44,7 @@ _BERT = Family(
     'mlm/layer_norm': 'cls.predictions.transform.LayerNorm',
     'nsp': 'cls.seq_relationship',
   },
-  classes=_CLASSES | {('mlm', 'nsp'): 'ForPreTraining', ('nsp',): 'ForNextSentencePrediction'},
+  classes=CLASSES | {('mlm', 'nsp'): 'ForPreTraining', ('nsp',): 'ForNextSentencePrediction'},
   tied={'cls.predictions.decoder.weight': _WORDS,
         'cls.predictions.decoder.bias': 'cls.predictions.bias'},
 )  # fmt: skip
@@ -189,7 +73,7 @@ _MPNET = Family(
     'encoder/relative': '.encoder.relative_attention_bias',
     'pooler': '.pooler.dense',
   },
-  fields=_without(_FIELDS, 'type_vocab_size', 'classifier_dropout', 'causal')
+  fields=_without(FIELDS, 'type_vocab_size', 'classifier_dropout', 'causal')
   | {'relative_buckets': 'relative_attention_num_buckets'},
   fixed={'classifier_hidden': 'tanh', 'activation': 'gelu', 'position_offset': 2,
          'type_vocab_size': 0},
@@ -239,12 +123,12 @@ _ELECTRA = Family(
     'rtd/hidden': 'discriminator_predictions.dense',
     'choice/hidden': 'sequence_summary.summary',
   },
-  fields=_FIELDS | {'embedding_size': 'embedding_size'},
+  fields=FIELDS | {'embedding_size': 'embedding_size'},
   fixed={'classifier_hidden': 'gelu', 'activation': 'gelu'},
   defaults={'embedding_size': 128, 'hidden_size': 256, 'num_heads': 4, 'mlp_size': 1024},
-  constants=_CONSTANTS | {'summary_type': 'first', 'summary_use_proj': True,
+  constants=CONSTANTS | {'summary_type': 'first', 'summary_use_proj': True,
                           'summary_activation': 'gelu'},
-  classes=_CLASSES | {('rtd',): 'ForPreTraining'},
+  classes=CLASSES | {('rtd',): 'ForPreTraining'},
   tied={'generator_lm_head.weight': _WORDS},
 )  # fmt: skip
 _ALBERT_LAYER = '.encoder.albert_layer_groups.0.albert_layers.0.'
@@ -266,7 +150,7 @@ _ALBERT = Family(
     'mlm/layer_norm': 'predictions.LayerNorm',
     'nsp': 'sop_classifier.classifier',
   },
-  fields=_without(_FIELDS, 'causal')
+  fields=_without(FIELDS, 'causal')
   | {'embedding_size': 'embedding_size', 'classifier_dropout': 'classifier_dropout_prob'},
   fixed={'shared_layers': True},
   least={'embedding_size': 1},  # it projects even where the two widths are the same
@@ -274,7 +158,7 @@ _ALBERT = Family(
             'mlp_size': 16384, 'activation': 'gelu_new', 'hidden_dropout': 0.0,
             'attention_dropout': 0.0, 'classifier_dropout': 0.1},
   constants={'position_embedding_type': 'absolute', 'num_hidden_groups': 1, 'inner_group_num': 1},
-  classes=_CLASSES | {('mlm', 'nsp'): 'ForPreTraining'},
+  classes=CLASSES | {('mlm', 'nsp'): 'ForPreTraining'},
   tied={'predictions.decoder.weight': _WORDS, 'predictions.decoder.bias': 'predictions.bias'},
 )  # fmt: skip
 
@@ -381,7 +265,7 @@ _EUROBERT = Family(
     'classifier_pooling': 'late',
   },
   constants={'attention_bias': False, 'mlp_bias': False},
-  classes={heads: end for heads, end in _CLASSES.items() if heads not in (('span',), ('choice',))},
+  classes={heads: end for heads, end in CLASSES.items() if heads not in (('span',), ('choice',))},
   values={'classifier_pooling': {'bos': 'cls'}},
   tokens={'bos_token_id': 'cls', 'eos_token_id': 'sep', 'mask_token_id': 'mask'},
 )  # fmt: skip

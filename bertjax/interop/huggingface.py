@@ -16,6 +16,7 @@ from safetensors.numpy import save as tensors_to_bytes
 
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.interop import families, files
+from bertjax.interop.family import Family
 from bertjax.interop.hub import find_directory
 from bertjax.interop.mapping import entries, head_entries, shapes
 from bertjax.model.config import (
@@ -230,7 +231,7 @@ def _tell(tensors, read, source):
 
 
 def _canonical(
-  tensors: dict, style: str, family: families.Family, tied: Mapping[str, str]
+  tensors: dict, style: str, family: Family, tied: Mapping[str, str]
 ) -> tuple[dict, str]:
   """The tensors under today's names without copies of tied ones, and such a "copy" that differs."""
   dot = '/' if style == 'flax' else '.'

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from bertjax.interop import families
+from bertjax.interop.family import Family
 from bertjax.model.config import HEADS, TASK_HEADS, EncoderConfig
 from bertjax.model.heads import Bert, init_params
 
@@ -46,7 +47,7 @@ class Entry:
   path: str  # our path, 'encoder/layers/mlp/in/kernel'
   module: str  # Hugging Face's module that holds it, 'bert.encoder.layer.0.intermediate.dense'
   index: tuple = ()  # index into our array: () for all of it, (layer,), or (layer, ..., part)
-  interleaved: bool = False  # see `families.Family`
+  interleaved: bool = False  # see `Family`
 
   @property
   def kind(self) -> str:
@@ -120,7 +121,7 @@ def head_entries(head: str, config: EncoderConfig) -> Iterator[Entry]:
       yield from _entries(path, shape, config, family)
 
 
-def _entries(path: str, shape, config: EncoderConfig, family: families.Family) -> Iterator[Entry]:
+def _entries(path: str, shape, config: EncoderConfig, family: Family) -> Iterator[Entry]:
   """The tensors of theirs that are one array of ours."""
   module, kind = path.rsplit('/', 1)
   part = path.partition('/')[0]

@@ -376,7 +376,7 @@ def test_rules_of_a_tokenizers_files_give_transformers_ids_and_survive_a_save(tm
     ({'added_tokens': {'[P1]': 25}}, r"'\[P1\]' has id 25 in the files and would get 17"),
     (
       {'content': {}, 'config': {'tokenizer_class': 'MPNetTokenizer', 'do_lower_case': False}},
-      'normalizer.lowercase=True is not the False that tokenizer_class=MPNetTokenizer has',
+      'normalizer.lowercase=True is not the False of tokenizer_class=MPNetTokenizer',
     ),
     ({'config': {'split_special_tokens': True}}, 'split_special_tokens=true is not supported'),
     ({'config': {'rules': 'google'}, 'added_tokens': {'[P1]': 17}}, 'rules=google allows no added'),

@@ -477,7 +477,7 @@ def test_a_normaliser_that_transformers_would_not_apply_is_refused(
   (tmp_path / 'tokenizer.json').write_text(json.dumps(content))
   config = CONFIG[kind] | {'tokenizer_class': name}
   (tmp_path / 'tokenizer_config.json').write_text(json.dumps(config))
-  with pytest.raises(ValueError, match=f'normalizer={normalizer} is not the .*={name} has by'):
+  with pytest.raises(ValueError, match=f'normalizer={normalizer} is not the .*={name},'):
     Tokenizer.from_dir(tmp_path)
 
 
