@@ -11,8 +11,8 @@ import json
 import pathlib
 
 from benchmarks import machine
-from bertjax import build
 from bertjax import compile as compile_lib
+from bertjax import plan
 from bertjax.config import load_recipe
 
 FLAGS = {
@@ -37,7 +37,7 @@ def run(out: str, topologies: str) -> None:
           config.data.length, config.masking.max_predictions = length, predictions
           config.model.hidden_dropout = config.model.attention_dropout = dropout
           config.batch_size = tokens // length * len(devices)
-          (stage,) = build.stages(config)
+          (stage,) = plan.stages(config)
           report = compile_lib.report_of(stage, devices)
           print(compile_lib.describe({'topology': topology} | report), flush=True)
           cells[name] = {'topology': topology} | report

@@ -24,7 +24,7 @@ import numpy as np
 from jax.experimental import topologies
 from jax.experimental.compilation_cache import compilation_cache
 
-from bertjax import build, io
+from bertjax import build, io, plan
 from bertjax import config as config_lib
 from bertjax.data.dataset import Arrays
 from bertjax.data.loader import Batches
@@ -49,7 +49,7 @@ def run(config, *, topology: str = '', sweep: str = '', out: str = '') -> list[d
     ValueError: for an unknown topology or field, or a batch that the mesh cannot share.
   """
   devices = slice_devices(topology) if topology else jax.devices()
-  variants = [(s, words) for variant, words in vary(config, sweep) for s in build.stages(variant)]
+  variants = [(s, words) for variant, words in vary(config, sweep) for s in plan.stages(variant)]
   reports = []
   with io.progress('compiling', len(variants)) as update:
     for stage, words in variants:
@@ -122,7 +122,7 @@ def report_of(stage, devices, *, measure: bool = False) -> dict:
   mesh = layout.mesh
   mesh_lib.check_batch_size(mesh, config.batch_size, layout.accumulation)
   bert = build.make_model(config, config.model.vocab_size or VOCAB_SIZE)
-  optimizer = build.make_optimizer(config, build.make_schedule(config))
+  optimizer = build.make_optimizer(config, plan.make_schedule(config))
   objective = mlm.pretraining(bert)
   abstract, shardings = layout_lib.abstract_state(objective, optimizer, layout)
   step = layout.train_step(objective, optimizer, shardings)

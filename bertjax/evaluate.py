@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from bertjax import build, prepare, scoring
+from bertjax import build, plan, prepare, scoring
 from bertjax import config as config_lib
 from bertjax.data import loader as loader_lib
 from bertjax.data import text as text_lib
@@ -85,7 +85,7 @@ def evaluate_text(
     rows: maximum number of held-out rows; 0 = the config's.
     unigram: texts to count tokens in; '' = the training rows.
   """
-  stages = build.stages(config)
+  stages = plan.stages(config)
   stage = stages[-1]
   if workdir:  # a checkpoint of short rows has not learnt the positions of long ones
     checkpoints, step = _choose(config, workdir, which)
@@ -236,7 +236,7 @@ def _choose(config, workdir, which: str):
 
 def _checkpoint_params(config, bert, mesh, checkpoints, step: int):
   layout = layout_lib.Layout(mesh, encoder.PARAM_AXES, config.seed, config.prng_impl)
-  optimizer = build.make_optimizer(config, build.make_schedule(config))
+  optimizer = build.make_optimizer(config, plan.make_schedule(config))
   abstract, _ = layout_lib.abstract_state(mlm.pretraining(bert), optimizer, layout)
   state, _ = checkpoints.restore(step, abstract)
   return state.params

@@ -19,7 +19,7 @@ import jax
 import ml_collections
 import optax
 
-from bertjax import build, io, prepare
+from bertjax import build, io, plan, prepare
 from bertjax import config as config_lib
 from bertjax.data import loader as loader_lib
 from bertjax.data import streaming, unigram
@@ -40,7 +40,7 @@ class Setup(NamedTuple):
   """All of a run that does not change while it trains."""
 
   config: ml_collections.ConfigDict  # with the values that the prepared rows decide
-  stages: list[build.StagePlan]
+  stages: list[plan.StagePlan]
   tokenizer: Tokenizer
   models: list[heads.Bert]  # of each stage; they differ in no shape of a parameter
   optimizer: optax.GradientTransformation
@@ -93,12 +93,12 @@ def set_up(config) -> Setup:
   config = config.copy_and_resolve_references()
   build.check(config)
   layout = build.make_layout(config)
-  planned = build.stages(config)
+  planned = plan.stages(config)
   for stage in planned:  # raises now what it would raise after a long preparation
     mesh_lib.check_batch_size(layout.mesh, stage.config.batch_size, layout.accumulation)
     families.family_of(build.make_model(stage.config, vocab_size=1).config)
     Masking(**stage.config.masking)
-  optimizer = build.make_optimizer(config, build.make_schedule(config))
+  optimizer = build.make_optimizer(config, plan.make_schedule(config))
   loader = loader_lib.choose_loader(config.data.loader)
   if config.data.streaming:
     texts = {}  # the parts of a stage whose batch grows share their text
@@ -140,13 +140,13 @@ def make_stages(setup: Setup) -> list[run_lib.Stage]:
     if stage.text:
       batches, position, progress = streamed_batches(setup, stage, heldout)
     else:
-      used = build.examples_before(setup.stages, number)
+      used = plan.examples_before(setup.stages, number)
       rows, first = stage.rows.training(used), used.get('', 0)
       train = build.make_batches(stage.config, rows, setup.tokenizer, mesh, first)
       batches, position = functools.partial(iterate, train.training), None
       progress = train.progress
     flops_per_row = flops.train_flops(model.config, length, stage.config.masking.max_predictions)
-    changes = build.describe_stage(stage, setup.stages[number - 1] if number else None)
+    changes = plan.describe_stage(stage, setup.stages[number - 1] if number else None)
     stages.append(run_lib.Stage(
       stage.stop, objective, batches,
       functools.partial(evaluate, score=score, heldout=heldout),
@@ -156,7 +156,7 @@ def make_stages(setup: Setup) -> list[run_lib.Stage]:
   return stages
 
 
-def heldout_batches(setup: Setup, stage: build.StagePlan) -> dict[str, loader_lib.Batches]:
+def heldout_batches(setup: Setup, stage: plan.StagePlan) -> dict[str, loader_lib.Batches]:
   """The held-out batches of each source of a stage, from memory where text is streamed."""
   return {
     name: build.make_batches(stage.config, rows, setup.tokenizer, setup.layout.mesh)
@@ -164,7 +164,7 @@ def heldout_batches(setup: Setup, stage: build.StagePlan) -> dict[str, loader_li
   }
 
 
-def streamed_batches(setup: Setup, stage: build.StagePlan, heldout: dict[str, loader_lib.Batches]):
+def streamed_batches(setup: Setup, stage: plan.StagePlan, heldout: dict[str, loader_lib.Batches]):
   """The training batches of streamed text, masked as the held-out ones, their positions, and the
   epochs of the sources of a mixture."""
   like = next(iter(heldout.values()))

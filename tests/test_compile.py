@@ -5,9 +5,9 @@ import json
 import pytest
 
 from bertjax import __main__ as command
-from bertjax import build
 from bertjax import compile as compile_lib
 from bertjax import config as config_lib
+from bertjax import plan
 from bertjax.model import encoder
 from bertjax.training import mesh as mesh_lib
 
@@ -30,7 +30,7 @@ def slice_of_8():
 
 
 def report_of(devices, **fields):
-  (stage,) = build.stages(small(**fields))
+  (stage,) = plan.stages(small(**fields))
   return compile_lib.report_of(stage, devices)
 
 
@@ -79,7 +79,7 @@ def test_local_windows_cost_their_blocks_and_rematerialize_nothing(slice_of_8):
     'batch_size': 16, 'data.length': 512, 'data.max_sequences_per_row': 4, 'masking.rate': 0.3,
     'masking.max_predictions': -1, **MESH,
   })  # fmt: skip
-  (stage,) = build.stages(config)
+  (stage,) = plan.stages(config)
   report = compile_lib.report_of(stage, slice_of_8)
   assert report['rematerialized'] == 0
   # Blocks of 64 tokens with 192 keys, of which a token attends to 129, cost 1.02, and XLA computes
@@ -135,7 +135,7 @@ def test_a_sweep_varies_a_field_of_a_stage():
   config = small()
   config.stages = (config_lib.stage(), config_lib.stage(steps=5))
   variants = compile_lib.vary(config, 'stages[1].length=32,64')
-  assert [build.stages(v)[1].config.data.length for v, _ in variants] == [32, 64]
+  assert [plan.stages(v)[1].config.data.length for v, _ in variants] == [32, 64]
   assert config.stages[1].length == 0
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from bertjax import build
 from bertjax import config as config_lib
+from bertjax import plan as plan_lib
 from bertjax.__main__ import main, parse
 from bertjax.config import stage
 from bertjax.data import mixture
@@ -15,7 +16,7 @@ from bertjax.fields import REPLACED
 def plan(*sections, **fields):
   config = config_lib.pretraining('tiny')
   config.update(num_train_steps=1000, batch_size=64, stages=sections, **fields)
-  return build.stages(config)
+  return plan_lib.stages(config)
 
 
 def test_a_stage_takes_missing_fields_from_the_run():
@@ -46,7 +47,7 @@ def test_stage_fields_are_flags():
     '--config.stages[2].mask_rate', '0.05',
   ]  # fmt: skip
   config = parse('pretrain', flags)['config']
-  stages = build.stages(config)
+  stages = plan_lib.stages(config)
   assert [s.stop for s in stages] == [34_000, 38_000, 40_000]
   assert [s.config.data.length for s in stages] == [128, 256, 128]
   assert stages[2].config.masking.rate == 0.05
@@ -56,19 +57,19 @@ def test_stage_fields_are_flags():
 def test_num_train_steps_0_is_the_sum_of_the_stages():
   config = config_lib.pretraining('tiny')
   config.update(num_train_steps=0, stages=(stage(steps=30), stage(steps=12)))
-  assert build.stages(config)[-1].stop == config.num_train_steps == 42
+  assert plan_lib.stages(config)[-1].stop == config.num_train_steps == 42
 
 
 def test_words_of_stages_are_relative_to_the_other_words():
   for words in ('smoke,two_lengths', 'two_lengths,smoke'):
     config = config_lib.load_recipe(f'bert_base:{words}')
-    first, second = build.stages(config)
+    first, second = plan_lib.stages(config)
     assert (second.start, second.stop, second.config.data.length) == (18, 20, 256)
     assert config.model.max_positions == 256 and first.config.data.length == 64
 
 
 def test_three_stages_of_modernbert_change_the_rotary_base():
-  stages = build.stages(config_lib.load_recipe('modernbert_base:three_stages'))
+  stages = plan_lib.stages(config_lib.load_recipe('modernbert_base:three_stages'))
   assert [s.stop - s.start for s in stages] == [76_000, 9_500, 9_500]
   facts = [(s.config.data.length, s.config.batch_size, s.config.masking.rate) for s in stages]
   assert facts == [(1024, 512, 0.3), (8192, 64, 0.3), (8192, 64, 0.15)]
@@ -82,7 +83,7 @@ def test_fields_of_the_model_in_a_stage_change_no_parameter():
   config = config_lib.pretraining('tiny')
   config.model.positions, config.stages = 'rotary', (stage(steps=1), stage(**changes))
   shapes = []
-  for planned in build.stages(config):
+  for planned in plan_lib.stages(config):
     model = build.make_model(planned.config, 100)
     batch = np.zeros((1, 8), np.int32)
     shapes.append(jax.eval_shape(model.init, jax.random.key(0), {'input_ids': batch}))
@@ -99,10 +100,10 @@ def test_the_batch_size_warms_up_in_three_doublings():
 def test_a_stage_on_the_same_rows_continues_where_the_one_before_ended():
   stages = plan(stage(steps=9, batch_size_warmup_steps=3), stage(batch_size=8))
   stages = [s._replace(rows=mixture.Prepared({'': 'rows'}, None)) for s in stages]
-  firsts = [build.examples_before(stages, number)[''] for number in range(5)]
+  firsts = [plan_lib.examples_before(stages, number)[''] for number in range(5)]
   assert firsts == [0, 8, 24, 56, 56 + 6 * 64]
   stages[-1] = stages[-1]._replace(rows=mixture.Prepared({'': 'others'}, None))
-  assert build.examples_before(stages, 4) == {'': 0}
+  assert plan_lib.examples_before(stages, 4) == {'': 0}
 
 
 def test_a_stage_with_another_mixture_continues_each_of_its_sources():
@@ -113,7 +114,7 @@ def test_a_stage_with_another_mixture_continues_each_of_its_sources():
     for each in fractions
   ]
   stages = [s._replace(rows=r) for s, r in zip(stages, rows, strict=True)]
-  assert build.examples_before(stages, 1) == {'a': 500 * 64 * 3 // 4, 'c': 0}
+  assert plan_lib.examples_before(stages, 1) == {'a': 500 * 64 * 3 // 4, 'c': 0}
 
 
 @pytest.mark.parametrize(
@@ -135,7 +136,7 @@ def test_stages_that_do_not_add_up_are_refused(sections, message):
 def test_stages_without_schedules_share_that_of_the_run_bit_for_bit():
   one, two = plan(warmup_steps=100), plan(stage(), stage(steps=300), warmup_steps=100)
   steps = np.arange(1001)
-  curves = [jax.jit(jax.vmap(build.make_schedule(p[-1].config)))(steps) for p in (one, two)]
+  curves = [jax.jit(jax.vmap(plan_lib.make_schedule(p[-1].config)))(steps) for p in (one, two)]
   np.testing.assert_array_equal(*curves)
 
 
@@ -152,7 +153,7 @@ def test_stages_without_schedules_share_that_of_the_run_bit_for_bit():
 def test_schedules_that_do_not_fit_are_refused(sections, message):
   config = plan(*sections)[-1].config
   with pytest.raises(ValueError, match=message):
-    build.make_schedule(config)
+    plan_lib.make_schedule(config)
 
 
 @pytest.mark.parametrize(
