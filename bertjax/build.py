@@ -16,7 +16,7 @@ from etils import epath
 
 from bertjax import plan, tasks
 from bertjax.config import flat
-from bertjax.data import dataset, masking, mixture
+from bertjax.data import dataset, masking, mixture, remote
 from bertjax.data import loader as loader_lib
 from bertjax.fields import OF_TASKS, REPLACED
 from bertjax.model import config as model_config
@@ -228,6 +228,19 @@ def _stage_identity(config, section) -> dict:
   fields, free = flat(config), ('length', 'prepared', 'input', 'remat')  # rows, or no result
   values = {name: fields[field] for name, field in REPLACED.items() if name not in free}
   return values | {name: section[name] for name in section if name not in (*REPLACED, 'steps')}
+
+
+def pin_hub_data(config, commits: Mapping[str, str]) -> dict[str, str]:
+  """Adds `@COMMIT` to the data sets of the hub that a run trains on; returns {source: commit}.
+
+  A source that is not in `commits` gets the present one of its revision.
+  """
+  config.stages = tuple(stage.copy_and_resolve_references() for stage in config.stages)
+  commits = dict(commits)
+  for section in (config.data, *config.stages):
+    section.input, found = remote.pin(section.input, commits)
+    commits |= found
+  return commits
 
 
 def check_run(workdir) -> None:

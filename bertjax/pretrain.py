@@ -13,6 +13,8 @@ second aborts. The workdir gets `checkpoints/`, `logs/` (JSONL, TensorBoard), `l
 import functools
 import logging
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
@@ -47,6 +49,7 @@ class Setup(NamedTuple):
   layout: layout_lib.Layout
   loader: str  # 'threads' or 'tfdata'
   identity: dict  # what a resumed run must share with its start
+  hub_commits: Mapping[str, str] = MappingProxyType({})  # {data set of the hub: commit}
 
 
 def run(config, *, workdir: str, **processes) -> dict[str, float]:
@@ -67,7 +70,7 @@ def run(config, *, workdir: str, **processes) -> dict[str, float]:
   distributed.start(**processes)
   if config.compilation_cache_dir:
     jax.config.update('jax_compilation_cache_dir', config.compilation_cache_dir)
-  setup = set_up(config)
+  setup = set_up(config, run_lib.saved_run(workdir).get('hub_commits', {}))
   stages = make_stages(setup)
 
   def finish(params, step, evaluations):
@@ -80,7 +83,8 @@ def run(config, *, workdir: str, **processes) -> dict[str, float]:
   return run_lib.train(
     stages, setup.optimizer, layout=setup.layout, workdir=workdir, identity=setup.identity,
     config=config_lib.to_dict(setup.config), finish=finish,
-    about={'losses': describe_losses(setup)}, options=build.run_options(setup.config),
+    about={'losses': describe_losses(setup), 'hub_commits': setup.hub_commits},
+    options=build.run_options(setup.config),
     load=functools.partial(load, setup) if setup.config.init_from else None,
     begin=lambda: setup.tokenizer.save(
       workdir / 'tokenizer', max_length=setup.models[-1].config.max_positions
@@ -88,11 +92,15 @@ def run(config, *, workdir: str, **processes) -> dict[str, float]:
   )  # fmt: skip
 
 
-def set_up(config) -> Setup:
-  """Checks the config, prepares its text if need be, and makes what a run needs."""
+def set_up(config, hub_commits: Mapping[str, str] = MappingProxyType({})) -> Setup:
+  """Checks the config, prepares its text if need be, and makes what a run needs.
+
+  `hub_commits` are those with which a run that resumes was started.
+  """
   config = config.copy_and_resolve_references()
   build.check(config)
   layout = build.make_layout(config)
+  hub_commits = build.pin_hub_data(config, hub_commits)
   planned = plan.stages(config)
   for stage in planned:  # raises now what it would raise after a long preparation
     mesh_lib.check_batch_size(layout.mesh, stage.config.batch_size, layout.accumulation)
@@ -116,7 +124,7 @@ def set_up(config) -> Setup:
   models = [build.make_model(stage.config, tokenizer.vocab_size) for stage in stages]
   huggingface.check_padding(models[0].config, tokenizer.pad_id)
   identity = build.pretraining_identity(config, models[0].config, stages)
-  return Setup(config, stages, tokenizer, models, optimizer, layout, loader, identity)
+  return Setup(config, stages, tokenizer, models, optimizer, layout, loader, identity, hub_commits)
 
 
 def make_stages(setup: Setup) -> list[run_lib.Stage]:

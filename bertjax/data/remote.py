@@ -14,6 +14,7 @@ import re
 import time
 import types
 import urllib.parse
+from collections.abc import Mapping
 
 from etils import epath
 
@@ -168,7 +169,8 @@ def _refusal(what: str, error: Exception) -> ValueError:
     return error
   advice = {
     errors.GatedRepoError: 'Ask for access on its page and log in with `hf auth login`.',
-    errors.RevisionNotFoundError: 'Check the revision after the @.',
+    errors.RevisionNotFoundError: 'Check the revision after the @; a run whose commit is gone '
+    'cannot be resumed, so start it again in another --workdir.',
     errors.OfflineModeIsEnabled: 'Unset HF_HUB_OFFLINE, or name downloaded files.',
     Exception: 'Check the name and the connection; a private data set needs `hf auth login`.',
   }
@@ -220,6 +222,30 @@ def list_data_set(source: str) -> tuple[Url, ...]:
   names = ', '.join(f'hf:{name}/{config}:{split}' for config, split in sorted(choices)[:20])
   several = 'several splits' if chosen else 'no split'
   raise ValueError(f'{source} names {several} of that data set; choose one of {names}.')
+
+
+def pin(sources: str, commits: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+  """Adds `@COMMIT` to each data set of the hub, so that all later reading is of these files.
+
+  Args:
+    sources: joined by commas, with or without names.
+    commits: {source: commit} of those that must be of a certain one; others get the commit that
+      their revision has now.
+
+  Returns:
+    The sources, and {source: commit} of those of the hub.
+
+  Raises:
+    ValueError: as `list_data_set`.
+  """
+  found = {}
+
+  def add_commit(match: re.Match) -> str:
+    source = match[0]
+    found[source] = commits.get(source) or list_data_set(source)[0].commit
+    return f'{source.partition("@")[0]}@{found[source]}'
+
+  return re.sub(r'(?:(?<=^)|(?<=[,=\s]))hf:[^,\s]+', add_commit, sources), found
 
 
 def _pattern(glob: str) -> str:

@@ -313,17 +313,22 @@ class OtherRunError(ValueError):
     )
 
 
+def saved_run(workdir) -> dict:
+  """The `run.json` of a workdir; {} if there is no checkpoint to resume from or to lose."""
+  path, saved = epath.Path(workdir) / 'run.json', epath.Path(workdir) / 'checkpoints'
+  resumes = path.exists() and saved.exists() and any(saved.iterdir())
+  return json.loads(path.read_text()) if resumes else {}
+
+
 def check_same(workdir, identity: dict, config: dict) -> None:
   """Raises OtherRunError if a workdir holds a run of another identity; lists the differences.
 
   Beside an entry of the identity that is no field of the config, such as a digest of the training
   rows, it lists all fields that have changed: they may be the reason.
   """
-  path = epath.Path(workdir) / 'run.json'
-  saved = epath.Path(workdir) / 'checkpoints'
-  if not path.exists() or not saved.exists() or not any(saved.iterdir()):
-    return  # no checkpoint to resume from or to lose
-  before, now = json.loads(path.read_text()), traverse_util.flatten_dict(config, sep='.')
+  before, now = saved_run(workdir), traverse_util.flatten_dict(config, sep='.')
+  if not before:
+    return
   changes = _differences(before['identity'], identity)
   if changes.keys() - now.keys():
     free = {field.name for field in dataclasses.fields(Options)}

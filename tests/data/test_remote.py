@@ -33,21 +33,31 @@ class Hub:
     if name in self.refused:
       status, code = self.refused[name]
       return status, {'X-Error-Code': code}, b''
+    revisions = {sha: revision for revision, sha in self.commits.items()}
     if match := re.fullmatch(f'/api/datasets/{name}/revision/(.*)', path):
-      if (name, match[1]) not in self.files:
+      revision = revisions.get(match[1], match[1])
+      if (name, revision) not in self.files:
         code = 'RevisionNotFound' if any(name == n for n, _ in self.files) else 'RepoNotFound'
         return 404, {'X-Error-Code': code}, b''
-      files = self.files[name, match[1]]
-      info = {'id': name, 'sha': self.commits[match[1]], 'cardData': self.cards.get(name, {}),
+      files = self.files[name, revision]
+      info = {'id': name, 'sha': self.commits[revision], 'cardData': self.cards.get(name, {}),
               'siblings': [{'rfilename': p, 'size': len(b)} for p, b in files.items()]}  # fmt: skip
       return 200, {}, json.dumps(info).encode()
     commit, _, file = path.removeprefix(f'/datasets/{name}/resolve/').partition('/')
-    revision = {sha: revision for revision, sha in self.commits.items()}[commit]
-    content = self.files[name, revision][file]
+    content = self.files[name, revisions[commit]][file]
     first, last = map(int, re.fullmatch(r'bytes=(\d+)-(\d+)', range_).groups())
     part = content[first : last + 1]
     self.ranges.append((file, first, len(part)))
     return 206, {'Content-Range': f'bytes {first}-{last}/{len(content)}'}, part
+
+  def push(self, name: str, files: dict[str, bytes]):
+    """Moves main of all data sets to a new commit, this one's with other files."""
+    earlier = f'earlier{len(self.commits)}'
+    for (of, revision), content in list(self.files.items()):
+      if revision == 'main':
+        self.files[of, earlier] = content
+    self.files[name, 'main'] = files
+    self.commits |= {earlier: self.commits['main'], 'main': f'{len(self.commits):040x}'}
 
   def fetched(self) -> int:
     return sum(count for *_, count in self.ranges)
@@ -206,6 +216,20 @@ def test_a_revision_is_resolved_once_and_its_commit_read(hub):
   assert remote.list_data_set('hf:me/texts:train') == (path,)
   with pytest.raises(ValueError, match=r'Revision Not Found.* Check the revision after the @'):
     read('hf:me/texts@v9')
+
+
+def test_sources_are_pinned_to_the_commit_that_is_known_or_newest(hub):
+  for revision in ('main', 'v1'):
+    hub.files['me/texts', revision] = {'train.txt': b'One.', 'a/train.txt': b'Two.'}
+  known = {'hf:me/texts/a': 'f' * 40}
+  sources, commits = remote.pin('x=hf:me/texts/a, y=hf:me/texts@v1,z=/texts,tfds:c4', known)
+  assert sources == f'x=hf:me/texts/a@{"f" * 40}, y=hf:me/texts@{"b" * 40},z=/texts,tfds:c4'
+  assert commits == {'hf:me/texts/a': 'f' * 40, 'hf:me/texts@v1': 'b' * 40}
+  assert remote.pin('hf:me/texts:train', {})[0] == f'hf:me/texts:train@{COMMITS["main"]}'
+  assert remote.pin('/a/hf:b', {}) == ('/a/hf:b', {})
+  gone, _ = remote.pin('hf:me/texts/a', known)
+  with pytest.raises(ValueError, match=r'ffff cannot be read.* whose commit is gone cannot be res'):
+    read(gone)
 
 
 @pytest.mark.parametrize('trouble', [['break'], [503, 'break']])

@@ -1,5 +1,6 @@
 """Batches from raw text: the same for any loader, workers, hosts and interruptions."""
 
+import functools
 import gzip
 import hashlib
 import importlib.util
@@ -11,7 +12,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet as pq
 
-from bertjax.data import blocks, loader, mixture, remote, streaming
+from bertjax.data import blocks, loader, mixture, preprocess, remote, streaming
 from bertjax.data import text as text_lib
 from bertjax.data.masking import Masking
 from bertjax.data.preprocess import Settings
@@ -206,6 +207,19 @@ def test_the_commit_of_the_hub_s_files_belongs_to_a_run(tokenizer, hub):  # noqa
   hub.files['me/texts', 'a' * 40] = hub.files['me/texts', 'main']
   source = f'hf:me/texts@{"a" * 40}'
   assert stream(source, tokenizer, format='parquet')._text.identity['data.input'] == made
+
+
+def test_parts_of_a_preparation_read_one_commit(tmp_path, tokenizer, hub):  # noqa: F811
+  hub.files['me/texts', 'main'] = {'train.parquet': table(documents(30))}
+  settings = Settings(kind='doc_sentences', length=32, format='parquet')
+  make = functools.partial(
+    preprocess.prepare, 'hf:me/texts', tokenizer, settings, tmp_path / 'rows', workers=0
+  )
+  assert make(part=(0, 2)) is None
+  hub.push('me/texts', {'train.parquet': table(documents(30, seed=1))})
+  remote.list_data_set.cache_clear()
+  with pytest.raises(ValueError, match=r'rows\.incomplete'):
+    make(part=(1, 2))
 
 
 def test_a_hub_that_fails_while_training_ends_the_stream(tokenizer, hub):  # noqa: F811

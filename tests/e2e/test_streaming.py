@@ -10,8 +10,10 @@ import pytest
 
 from bertjax import pretrain
 from bertjax.__main__ import main
+from bertjax.data import remote
 from bertjax.training import loop
 from bertjax.training.checkpoint import Checkpoints
+from tests.data.test_remote import hub, table  # noqa: F401 (a fixture)
 from tests.e2e import test_distributed as distributed
 from tests.e2e.test_recovery import config_of
 from tests.test_pretrain import QUIET, finish, losses, start, wait_for_step, weights
@@ -110,6 +112,45 @@ def _noting(make_train_step, seen, args, kwargs):
     return step(state, batch)
 
   return noting
+
+
+@pytest.fixture
+def on_hub(hub, documents):  # noqa: F811
+  """me/texts of the hub, with two files; push() moves its main to another commit."""
+  files = {f'train-0000{i}-of-00002.parquet': table(documents[i::2], group=5) for i in (0, 1)}
+  hub.files['me/texts', 'main'] = files
+
+  def push():
+    hub.push('me/texts', dict.fromkeys(files, table(documents[::-1], group=5)))
+    remote.list_data_set.cache_clear()  # as in a new process
+
+  return push
+
+
+@pytest.mark.parametrize(
+  ('streamed', 'source'), [(True, 'hf:me/texts:train'), (False, 'hf:me/texts@main')]
+)
+def test_a_run_resumes_with_the_commit_it_was_started_with(
+  streamed, source, on_hub, vocab, tmp_path, capsys
+):
+  """The same command, after the repository has moved; prepared rows are found in the cache."""
+  args = arguments(source, vocab, tmp_path / 'half', '--config.schedule=constant', *QUIET,
+                   '--config.data.loader=threads',
+                   f'--config.data.cache_dir={tmp_path}/cache')  # fmt: skip
+  args = args if streamed else [arg for arg in args if 'streaming' not in arg]
+  assert main([*args, f'--workdir={tmp_path}/whole']) == 0
+  assert main([*args, '--config.num_train_steps=10']) == 0
+  on_hub()
+  assert main(args) == 0
+  on_hub()
+  assert losses(tmp_path / 'half') == losses(tmp_path / 'whole')
+  assert main(['evaluate', f'--workdir={tmp_path}/half', '--checkpoint=newest']) == 0
+  assert len(list((tmp_path / 'cache').glob('*'))) == (0 if streamed else 1)
+  (newest,) = set(remote.pin(source, {})[1].values())
+  capsys.readouterr()
+  other = [arg.replace(source, f'{source.partition("@")[0]}@{newest}') for arg in args]
+  assert main([*other, '--config.num_train_steps=30']) == 2
+  assert newest in capsys.readouterr().err
 
 
 def test_a_changed_source_is_refused(corpus, vocab, tmp_path, capsys):
