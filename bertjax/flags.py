@@ -154,8 +154,8 @@ VERBS = {
       'max_new_tokens': (0, 'continue: maximum number of new tokens; 0 = 32'),
       'seed': (0, 'continue: seed of the samples among the --top_k most probable tokens'),
       'sentences': (0, 'summarise: number of sentences; 0 = 3'),
-      'pooling': ('', "pooling of embeddings: 'mean', 'cls' or 'last_four'; empty = the model's "
-                      "own, else 'mean'"),
+      'pooling': ('', "pooling of embeddings: 'mean', 'cls', 'last' or 'last_four'; empty = "
+                      "the model's own, else 'mean'"),
       'no_answer': (False, "answer: '' is among the answers, as in SQuAD 2.0"),
       'max_answer': (0, 'answer: maximum length in tokens; 0 = 30; 50 suits Chinese'),
       'long': _LONG,
@@ -212,8 +212,8 @@ VERBS = {
       'out': ('', 'directory to write; it must not exist'),
       'format': ('savedmodel', "format to write: 'savedmodel' or 'stablehlo'"),
       'head': ('', "output head; empty = the task's head, else embeddings"),
-      'pooling': ('', "pooling of exported embeddings: 'mean', 'cls' or 'last_four'; empty = the "
-                      "model's own"),
+      'pooling': ('', "pooling of exported embeddings: 'mean', 'cls', 'last' or 'last_four'; "
+                      "empty = the model's own"),
     },
   ),
   'compile': Verb(

@@ -17,10 +17,11 @@ from bertjax.data import instances, loader, packing
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.model import crf
 from bertjax.model.config import LABELLED_HEADS, describe_heads
-from bertjax.model.heads import Bert, cls_states, mean_states
+from bertjax.model.heads import Bert
+from bertjax.model.similarity import pool
 
 LENGTHS = (32, 64, 128, 256, 512)  # what rows are padded to, and the model's limit
-POOLINGS = ('mean', 'cls', 'last_four')
+POOLINGS = ('mean', 'cls', 'last', 'last_four')
 _PACKED = 128  # tokens of a packed row at least, where the model has as many positions
 
 
@@ -262,20 +263,3 @@ class Runner:
       num_labels=self.num_labels.get(head, 2),
     )  # fmt: skip
     return model.apply({'params': params}, batch)[f'{head}_logits']
-
-
-def pool(out: dict, batch: dict, pooling: str) -> jax.Array:
-  """One float32 vector for each sequence: the [CLS] state, or the mean over its tokens.
-
-  'last_four' puts the last four layers' states side by side (Devlin et al. 2018, table 7).
-  """
-  if pooling == 'cls':
-    return cls_states(out['hidden'], batch).astype(jnp.float32)
-  states = out['hidden']
-  if pooling == 'last_four':
-    if len(out['all_hidden']) < 5:
-      raise ValueError(
-        f"'last_four' needs four layers, the model has {len(out['all_hidden']) - 1}."
-      )
-    states = jnp.concatenate(list(out['all_hidden'][-4:]), -1)
-  return mean_states(states, batch)

@@ -1,6 +1,7 @@
 """Objectives: what a run minimises, as sums and weights that are exact however a batch is split.
 
-`mlm.pretraining` has the losses of BERT's pre-training, `labels` those of tasks.
+`mlm.pretraining` has the losses of BERT's pre-training, `labels` those of tasks, and `contrastive`
+those of sentence embeddings.
 
 >>> import bertjax, jax
 >>> model = bertjax.Bert(bertjax.bert_tiny(vocab_size=100), heads=('mlm',), pooler=False)
@@ -26,18 +27,21 @@ class Objective(NamedTuple):
       without dropout. A metric is named after the term whose weight divides it: 'mlm_accuracy'.
     weights: batch -> {term: total weight}.
     scale: {term: its factor in the total}, 1.0 if missing.
-    coupled: the loss couples rows of a batch (in-batch negatives), so a batch cannot be split into
-      microbatches.
+    coupled: (encode, couple) of a loss that couples the rows of a batch (in-batch negatives):
+      encode(params, batch, rng) -> outputs [rows, ...], each of its row only;
+      couple(outputs, batch) -> what `loss` returns, which is their composition. Microbatches then
+      go through gradient caching. None = rows do not depend on each other.
   """
 
   init: Callable
   loss: Callable
   weights: Callable
   scale: Mapping[str, float] = {}
-  coupled: bool = False
+  coupled: tuple[Callable, Callable] | None = None
 
 
 def __getattr__(name: str):
-  if name in ('labels', 'mlm'):  # on first use: they import the model, whose users may need neither
+  # On first use: they import the model, whose users may need none of them.
+  if name in ('contrastive', 'labels', 'mlm'):
     return importlib.import_module(f'bertjax.objectives.{name}')
   raise AttributeError(f'bertjax.objectives has no {name!r}.')

@@ -54,14 +54,10 @@ class Layout:
 
   def train_step(self, objective, optimizer, state_shardings, wrap=lambda step: step) -> Callable:
     """Compiles the train step."""
-    if objective.coupled and self.accumulation > 1:
-      raise ValueError(
-        f'gradient_accumulation_steps={self.accumulation}, but this loss couples the rows of a '
-        'batch; use 1.'
-      )
     return loop.make_train_step(
       objective.loss, objective.weights, optimizer, scale=objective.scale, mesh=self.mesh,
       state_shardings=state_shardings, accumulation=self.accumulation, wrap=wrap,
+      coupled=objective.coupled,
     )  # fmt: skip
 
   def summary(self, scores: Sequence[dict], values: Sequence[float], options) -> dict[str, float]:

@@ -98,6 +98,7 @@ def make_train_step(
   accumulation: int = 1,
   scale: Mapping[str, float] | None = None,
   wrap: Callable[[Callable], Callable] = lambda step: step,
+  coupled: tuple[Callable, Callable] | None = None,
 ) -> Callable:
   """Compiles `step(state, batch) -> (state, metrics)`; the old state's buffers are donated.
 
@@ -112,6 +113,9 @@ def make_train_step(
       exactly, since each is divided by the weights of the global batch.
     scale: {term: its weight in the total loss}, 1.0 if missing.
     wrap: transforms the step before it is compiled; `jax.vmap` makes it that of a sweep.
+    coupled: (encode, couple) of a loss that couples the rows of a batch, see
+      `objectives.Objective`. Microbatches are encoded twice: for the gradient of the whole batch
+      with respect to their outputs, and to continue it to the parameters (Gao et al. 2021).
 
   Returns:
     The compiled step. Its metrics are scalars: those of `means`, 'grad_norm' before clipping, and
@@ -136,9 +140,11 @@ def make_train_step(
     weights = loss_weights(batch)
     rng = jax.random.fold_in(state.rng, state.step)
 
-    def objective(params, part, key):
-      losses, sums = loss_fn(params, part, key)
+    def total(losses, sums):
       return means(losses, {}, weights, scale)['loss'], (losses, sums)
+
+    def objective(params, part, key):
+      return total(*loss_fn(params, part, key))
 
     def gradients(part, key):
       with _compiling_for(mesh):
@@ -148,18 +154,14 @@ def make_train_step(
     if accumulation == 1:
       grads, (losses, sums) = gradients(batch, rng)
     else:
-      # Rows a, a + A, a + 2A, ... form microbatch a: each device splits the rows that it has.
-      parts = jax.tree.map(
-        lambda x: x.reshape(-1, accumulation, *x.shape[1:]).swapaxes(0, 1), batch
-      )
-      keys = jax.random.split(rng, accumulation)
-      shapes = jax.eval_shape(gradients, jax.tree.map(lambda x: x[0], parts), rng)
-      zeros = jax.tree.map(jnp.zeros_like, shapes)
-
-      def add(total, inputs):
-        return jax.tree.map(jnp.add, total, gradients(*inputs)), None
-
-      (grads, (losses, sums)), _ = jax.lax.scan(add, zeros, (parts, keys))
+      parts, keys = _split(batch, accumulation), jax.random.split(rng, accumulation)
+      if coupled:
+        with _compiling_for(mesh):
+          grads, (losses, sums) = _cached_gradients(
+            *coupled, state.params, parts, keys, batch, total
+          )
+      else:
+        grads, (losses, sums) = _add_up(gradients, parts, keys)
 
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -173,6 +175,40 @@ def make_train_step(
     wrap(step), donate_argnums=0, in_shardings=(state_shardings, rows),
     out_shardings=(state_shardings, None),
   )  # fmt: skip
+
+
+def _split(batch, accumulation: int):
+  """Arrays [rows, ...] as microbatches [A, rows / A, ...].
+
+  Rows a, a + A, a + 2A, ... form microbatch a: each device splits the rows that it has.
+  """
+  return jax.tree.map(lambda x: x.reshape(-1, accumulation, *x.shape[1:]).swapaxes(0, 1), batch)
+
+
+def _join(parts):
+  """The rows of microbatches, as `_split` has found them."""
+  return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), parts)
+
+
+def _add_up(function: Callable, *inputs):
+  """The sum over microbatches of what `function` returns, a tree of arrays."""
+  shapes = jax.eval_shape(function, *jax.tree.map(lambda x: x[0], inputs))
+
+  def add(total, part):
+    return jax.tree.map(jnp.add, total, function(*part)), None
+
+  return jax.lax.scan(add, jax.tree.map(jnp.zeros_like, shapes), inputs)[0]
+
+
+def _cached_gradients(encode, couple, params, parts, keys, batch, total):
+  """The gradient and sums of a loss that couples all rows of a batch, from its microbatches."""
+
+  def pull_back(part, key, cotangents):
+    return jax.vjp(lambda p: encode(p, part, key), params)[1](cotangents)[0]
+
+  outputs = _join(jax.lax.map(lambda inputs: encode(params, *inputs), (parts, keys)))
+  cotangents, aux = jax.grad(lambda x: total(*couple(x, batch)), has_aux=True)(outputs)
+  return _add_up(pull_back, parts, keys, _split(cotangents, len(keys))), aux
 
 
 def _compiling_for(mesh: Mesh | None):

@@ -135,7 +135,7 @@ def test_embeddings_pool_as_they_say(vocab):
   out = apply(predictor.runner.params, predictor.tokenizer(TEXTS[:1]))
   layers = [np.asarray(layer[0]) for layer in out['all_hidden']]
   expected = {
-    'cls': layers[-1][0], 'mean': layers[-1].mean(0),
+    'cls': layers[-1][0], 'mean': layers[-1].mean(0), 'last': layers[-1][-1],
     'last_four': np.concatenate([layer.mean(0) for layer in layers[-4:]]),
   }  # fmt: skip
   for pooling, vector in expected.items():

@@ -14,7 +14,6 @@ import pytest
 from bertjax.model.encoder import PARAM_AXES
 from bertjax.model.heads import Bert, init_params
 from bertjax.objectives import mlm
-from bertjax.training import layout as layout_lib
 from bertjax.training import loop, stopping
 from bertjax.training import mesh as mesh_lib
 from bertjax.training.optimizer import make_optimizer, make_schedule
@@ -227,13 +226,6 @@ def test_terms_are_scaled_in_the_total_only():
   losses, weights = {'mlm': 6.0, 'rtd': 8.0}, {'mlm': 3.0, 'rtd': 4.0}
   means = loop.means(losses, {'rtd_accuracy': 3.0}, weights, {'rtd': 50.0})
   assert means == {'loss': 102.0, 'mlm_loss': 2.0, 'rtd_loss': 2.0, 'rtd_accuracy': 0.75}
-
-
-def test_a_loss_that_couples_rows_is_not_accumulated():
-  objective = mlm.pretraining(Bert(STILL))._replace(coupled=True)
-  layout = layout_lib.Layout(mesh_lib.make_mesh(), PARAM_AXES, accumulation=2)
-  with pytest.raises(ValueError, match='couples the rows of a batch'):
-    layout.train_step(objective, optax.sgd(0.1), None)
 
 
 def test_the_first_step_of_a_warm_up_changes_nothing():
