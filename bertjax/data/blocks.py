@@ -1,8 +1,8 @@
 """Raw text in blocks, and the training records of each: what `data.streaming` reads.
 
 A source is a list of shards, its files (or the shards of TFDS). A block is about 1 MB of documents,
-one from each of some open shards in turn. The functions of preparation make records of it, which
-are then shuffled. Documents are held out by the hash of preparation and never trained on.
+one from each of some open shards in turn. The functions of preparation make records of it.
+Documents are held out by the hash of preparation and never trained on.
 """
 
 import collections
@@ -29,9 +29,9 @@ _log = logging.getLogger(__name__)
 _BLOCK_CHARS = 2**20  # of text: enough to shuffle, and to draw random second sentences from
 _OPEN_SHARDS = 4  # that a block mixes
 
-# Where a group is: its epoch and block, the shards that are not opened yet (from `next` on), those
-# that are open as [index, last record read], and the documents before the block in this epoch.
-FRONT = {'epoch': 1, 'block': 0, 'next': 0, 'open': [], 'documents': 0, 'taken': 0}
+# Where a block begins: its epoch, the shards that are not opened yet (from `next` on), those that
+# are open as [index, last record read], and the documents before the block in this epoch.
+FRONT = {'epoch': 1, 'next': 0, 'open': [], 'documents': 0}
 
 
 class Shard(NamedTuple):
@@ -40,14 +40,6 @@ class Shard(NamedTuple):
   name: str
   format: str
   size: int  # bytes; -1 for what is no file
-
-
-class Block(NamedTuple):
-  """Consecutive documents of a group."""
-
-  epoch: int
-  number: int  # of the group's blocks in the run
-  documents: list[str]
 
 
 class Text:
@@ -88,12 +80,12 @@ class Text:
     sizes = [shard.size for shard in self.shards]
     return sum(sizes) if min(sizes, default=-1) >= 0 else 0
 
-  def epochs(self, position: dict, groups: int) -> float:
-    """About how many times a group has read its part at a position, by the bytes of documents and
+  def epochs(self, epoch: int, documents: int, groups: int) -> float:
+    """About how many times a group has read its part before a block, by the bytes of documents and
     of files; complete epochs only where there are no files."""
-    read = position['documents'] * self._bytes / max(self._documents, 1)
+    read = documents * self._bytes / max(self._documents, 1)
     part = min(read * groups / self.size, 1.0) if self.size else 0
-    return position['epoch'] - 1 + part
+    return epoch - 1 + part
 
   @property
   def identity(self) -> dict:
@@ -132,16 +124,15 @@ class Text:
     except OSError as error:
       raise ValueError(f'{shard.name} can no longer be read: {error.strerror or error}.') from error
 
-  def blocks(self, front: dict, shards: Callable, begins: Callable) -> Iterator[Block]:
-    """Yields the blocks of a group from a position on, endlessly.
+  def blocks(self, front: dict, shards: Callable) -> Iterator[tuple[dict, list[str]]]:
+    """Yields (position, documents) of the blocks of a group from a position on, endlessly.
 
     Args:
       front: the position.
       shards: epoch -> (shard, index, count) of the group's shards; it reads the documents whose
         number is `index` modulo `count`.
-      begins: called with the number and position of each block before it is yielded.
     """
-    following, read, opened, block = (front[key] for key in ('next', 'documents', 'open', 'block'))
+    following, read, opened = (front[key] for key in ('next', 'documents', 'open'))
     documents, size, begin = [], 0, front
     for epoch in itertools.count(front['epoch']):
       order = shards(epoch)
@@ -158,8 +149,8 @@ class Text:
           readers.append([following, 0, training(following, 0)])
           following += 1
         if not documents:
-          begin = {'epoch': epoch, 'block': block, 'next': following,
-                   'open': [reader[:2] for reader in readers], 'documents': read}  # fmt: skip
+          begin = {'epoch': epoch, 'next': following, 'documents': read,
+                   'open': [reader[:2] for reader in readers]}  # fmt: skip
         index, _, reader = readers.popleft()
         if (record := next(reader, None)) is None:
           continue
@@ -169,9 +160,8 @@ class Text:
           documents.append(text)
           size, read = size + len(text), read + 1
         if size >= _BLOCK_CHARS and len(documents) >= self.least:
-          begins(block, begin)
-          yield Block(begin['epoch'], block, documents)
-          documents, size, block = [], 0, block + 1
+          yield begin, documents
+          documents, size = [], 0
       if read < self.least:
         names = ', '.join(shard.name for shard, *_ in order[:3])
         raise ValueError(
@@ -182,9 +172,8 @@ class Text:
       self._report.warn(self.tokenizer.lowercase and self.tokenizer.standard)
       self._report = text_lib.Report()
       if len(documents) >= self.least:  # otherwise the next epoch's first documents join them
-        begins(block, begin)
-        yield Block(begin['epoch'], block, documents)
-        documents, size, block = [], 0, block + 1
+        yield begin, documents
+        documents, size = [], 0
       following, read, opened = 0, 0, ()
 
   def split(self, documents: list[str]) -> tuple[list[str], np.ndarray, np.ndarray]:
@@ -247,8 +236,8 @@ class Text:
   def sample(self) -> Arrays:
     """Training records of the first block of the first shards."""
     shards = [(shard, 0, 1) for shard in self.shards]
-    block = next(self.blocks(FRONT, lambda _: shards, lambda *_: None))
-    return Arrays(self.encode(block.documents, 0, 0))
+    _, documents = next(self.blocks(FRONT, lambda _: shards))
+    return Arrays(self.encode(documents, 0, 0))
 
   @functools.cache  # noqa: B019 (a text lives as long as its run)
   def heldout(self, most: int) -> Arrays:

@@ -7,14 +7,18 @@ A batch is a function of its number, given the run's seed, settings and text:
             that order, or with fewer shards than groups its part of the documents of one. It makes
             the same rows of every global batch, whichever processes these rows belong to. Of a
             mixture, it reads each source and takes rows from them as `data.mixture` says.
-  blocks    of the documents of a group and source, see `data.blocks`
-  position  where in its open shards the block of a group begins, and how many of its rows are used;
-            it is saved with a checkpoint. Resuming reads that block again.
+  blocks    of the documents of a group and source, see `data.blocks`. A record waits for 0 to 31
+            further blocks, at random, so a batch mixes the text of 32; none waits beyond the
+            end of its epoch.
+  position  where the oldest block begins of which a record waits, and how many records are used of
+            those that the newest block let go; it is saved with a checkpoint. Resuming reads these
+            blocks again.
 
 A run on another number of hosts makes the same batches: a group whose rows belong to two processes
 is read by both.
 """
 
+import collections
 import contextlib
 import functools
 import itertools
@@ -26,13 +30,18 @@ import numpy as np
 from bertjax import io
 from bertjax.data import prng
 from bertjax.data import workers as worker_lib
-from bertjax.data.blocks import FRONT, Block, Shard, Text
+from bertjax.data.blocks import FRONT, Shard, Text
 from bertjax.data.dataset import Arrays
 from bertjax.data.mixture import Mixed, Mixture, heldout_each
 
 _log = logging.getLogger(__name__)
 
+_MIXED_BLOCKS = 32
 _KEPT_POSITIONS = 64  # of the newest batches: more than are on their way to the devices
+# The position of a reader: where the oldest block begins of which records wait, its number, that of
+# the newest block of which records are used (`block`), how many it let go are used (`taken`), and
+# where it begins (`read`): its epoch, and the documents before it.
+_START = FRONT | {'oldest': 0, 'block': 0, 'taken': 0, 'read': [1, 0]}
 _MARKS = ('key', 'epoch', 'block', 'index', 'source')  # of a record, beside its columns
 
 
@@ -86,7 +95,9 @@ class Reader:
     self.text, self.front, self._size = text, front, size
     self._group, self._groups, self._stage = group, groups, stage
     self._number, self._filled = number, front['epoch']  # the newest epoch that gave records
-    self.begins: dict[int, dict] = {}  # positions of blocks
+    self._begins: dict[int, dict] = {}  # positions of blocks
+    self._arrived, self._epoch = front['oldest'], front['epoch']  # of the next block to shuffle
+    self._waiting = collections.deque([] for _ in range(_MIXED_BLOCKS))  # records, by blocks to go
 
   def shards(self, epoch: int) -> list[tuple[Shard, int, int]]:
     """(shard, index, count): what the group reads in an epoch, see `Text.blocks`."""
@@ -99,27 +110,61 @@ class Reader:
     sharing = len(range(place, self._groups, len(shards)))
     return [(shards[order[place]], self._group // len(shards), sharing)]
 
-  def blocks(self) -> Iterator[Block]:
-    """Yields the blocks from the front on, endlessly."""
-    return self.text.blocks(self.front, self.shards, self.begins.__setitem__)
+  def blocks(self) -> Iterator[tuple[int, int, list[str]]]:
+    """Yields (epoch, number, documents) of the blocks from the front on, endlessly."""
+    blocks = self.text.blocks(self.front, self.shards)
+    for number, (position, documents) in enumerate(blocks, self.front['oldest']):
+      self._begins[number] = position
+      yield position['epoch'], number, documents
 
-  def encode(self, block: Block) -> dict[str, np.ndarray]:
-    texts, *counts = self.text.split(block.documents)
-    return self.records(*block[:2], *self.text.tokenizer.encode_flat(texts), *counts)
+  def position(self, block: int, taken: int) -> dict:
+    """Where the reader is when `taken` of the records are used that a block let go."""
+    oldest = max(block - _MIXED_BLOCKS + 1, 0)
+    for old in [number for number in list(self._begins) if number < oldest]:  # a thread adds to it
+      del self._begins[old]
+    read = [self._begins[block][name] for name in ('epoch', 'documents')]
+    return self._begins[oldest] | {'oldest': oldest, 'block': block, 'taken': taken, 'read': read}
+
+  def encode(self, block: tuple[int, int, list[str]]) -> dict[str, np.ndarray]:
+    epoch, number, documents = block
+    texts, *counts = self.text.split(documents)
+    return self.records(epoch, number, *self.text.tokenizer.encode_flat(texts), *counts)
 
   def records(self, epoch, block, *tokens) -> dict[str, np.ndarray]:
-    """The records of a block that are not used yet, with `_MARKS`; tokens as for `Text.records`."""
+    """The records of a block, with `_MARKS`; tokens as for `Text.records`."""
     epoch, block = int(epoch), int(block)
-    source = () if self._number is None else (self._number,)
-    records = self.text.records(*tokens, self._stage, self._group, block, *source)
+    records = self.text.records(*tokens, *self._key(block))
     count = len(records['key'])
     self._filled = max(self._filled, epoch if count else 0)
     if epoch > self._filled + 1:
       raise ValueError(self.too_few())
-    records |= {'epoch': np.full(count, epoch), 'block': np.full(count, block),
-                'index': np.arange(count), 'source': np.full(count, self._number or 0)}  # fmt: skip
-    skip = self.front['taken'] if block == self.front['block'] else 0
-    return {name: column[skip:] for name, column in records.items()}
+    marks = {'epoch': epoch, 'block': block, 'index': 0, 'source': self._number or 0}
+    return records | {name: np.full(count, value) for name, value in marks.items()}
+
+  def shuffle(self, records: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Those of the waiting records and the given ones of the next block that now go, shuffled."""
+    block, self._arrived = self._arrived, self._arrived + 1
+    if len(records['key']) and records['epoch'][0] != self._epoch:  # the last one ends
+      self._epoch, ends = records['epoch'][0], list(itertools.chain(*self._waiting))
+      self._waiting = collections.deque([ends, *([] for _ in range(1, _MIXED_BLOCKS))])
+    seed = self.text.settings.seed
+    delays = prng.hash_u64(seed, prng.ORDER, records['key']) % _MIXED_BLOCKS
+    for delay, waiting in enumerate(self._waiting):
+      waiting.append({name: column[delays == delay] for name, column in records.items()})
+    self._waiting.append([])
+    records = _joined(self._waiting.popleft())
+    count = len(records['key'])
+    key = prng.hash_u64(seed, prng.ORDER, *self._key(block))
+    order = np.lexsort((prng.permute(np.arange(count), count, key), records['epoch']))
+    records = {name: column[order] for name, column in records.items()}
+    records |= {'block': np.full(count, block), 'index': np.arange(count)}
+    front = self.front['block']
+    used = count if block < front else self.front['taken'] if block == front else 0
+    return {name: column[used:] for name, column in records.items()}
+
+  def _key(self, block: int) -> tuple[int, ...]:
+    source = () if self._number is None else (self._number,)
+    return self._stage, self._group, block, *source
 
   def too_few(self) -> str:
     return (
@@ -165,10 +210,8 @@ class Stream:
     before batch `number`, one of the newest}; {} without a mixture."""
     fronts, result = self.position(number)['groups'], {}
     for name, text in self._texts.items() if self._mixture else ():
-      of = [
-        text.epochs(f, self._groups) for key, f in fronts.items() if key.partition('/')[2] == name
-      ]
-      result[f'epoch/{name}'] = float(np.mean(of))
+      of = [f['read'] for key, f in fronts.items() if key.partition('/')[2] == name]
+      result[f'epoch/{name}'] = float(np.mean([text.epochs(*read, self._groups) for read in of]))
     return result
 
   def batches(self, number: int = 0, position: dict | None = None) -> Iterator[dict]:
@@ -193,7 +236,7 @@ class Stream:
       for i, (name, text) in enumerate(self._texts.items()):
         key, number_of_source = f'{group}/{name}'.rstrip('/'), i if self._mixture else None
         readers[key] = Reader(
-          text, number_of_source, group, groups, self._stage, fronts.get(key, FRONT), self._size
+          text, number_of_source, group, groups, self._stage, fronts.get(key, _START), self._size
         )
     rows = [np.flatnonzero(owner == group) for group in wanted]
     positions = {key: reader.front for key, reader in readers.items()}
@@ -204,9 +247,7 @@ class Stream:
       for following, (batch, ends) in enumerate(stream, first + 1):
         for (key, reader), (block, taken) in zip(readers.items(), ends.tolist(), strict=True):
           if block >= 0:  # some of the batch is of this source
-            positions[key] = reader.begins[block] | {'taken': taken}
-            for old in [n for n in list(reader.begins) if n < block]:  # a thread adds to it
-              del reader.begins[old]
+            positions[key] = reader.position(block, taken)
         self._keep(following, positions)
         if following > number:
           yield batch
@@ -231,7 +272,7 @@ class Stream:
       if len(of) and np.ptp(part['epoch'][of]) > 1:
         raise ValueError(reader.too_few())
       ends.append((part['block'][of[-1]], part['index'][of[-1]] + 1) if len(of) else (-1, 0))
-    records = {name: np.concatenate([p[name] for p in parts])[local] for name in parts[0]}
+    records = {name: column[local] for name, column in _joined(parts).items()}
     epoch, key = records['epoch'], records['key']
     batch = self._targets({n: records[n] for n in self._text.columns}, epoch, key)
     return batch, np.array(ends, np.int64)
@@ -241,7 +282,7 @@ class Stream:
       worker_lib.threads_in_order(self._workers) as in_order,
       worker_lib.threads_in_order(1) as ahead,  # reads the text
     ):
-      parts = [in_order(reader.encode, reader.blocks()) for reader in readers]
+      parts = [map(r.shuffle, in_order(r.encode, r.blocks())) for r in readers]
       count = len(self._texts)
       streams = [
         _choose_rows(
@@ -326,8 +367,8 @@ class Stream:
 
     def blocks():
       with self._noting_errors():
-        for block in reader.blocks():
-          yield *block[:2], [document.encode() for document in block.documents]
+        for epoch, block, documents in reader.blocks():
+          yield epoch, block, [document.encode() for document in documents]
 
     def split(epoch, block, documents):
       def run(documents):
@@ -338,10 +379,11 @@ class Stream:
       return epoch, block, tf.ensure_shape(texts, [None]), *counts
 
     def build(*arrays):
-      def run(*arrays):
-        records = reader.records(*arrays)
-        return [records[name] for name in dtypes]
+      run = lambda *arrays: [*reader.records(*arrays).values()]  # noqa: E731
+      return self._numpy(tf, run, [*dtypes.values()], *arrays)
 
+    def shuffle(*arrays):
+      run = lambda *a: [*reader.shuffle(dict(zip(dtypes, a, strict=True))).values()]  # noqa: E731
       made = dict(zip(dtypes, self._numpy(tf, run, [*dtypes.values()], *arrays), strict=True))
       return {n: tf.ensure_shape(c, [None, *shapes.get(n, ())]) for n, c in made.items()}
 
@@ -351,7 +393,7 @@ class Stream:
     tokens = sentences.map(
       lambda epoch, block, texts, *counts: (epoch, block, *tokenize(texts), *counts), **parallel
     )
-    return tokens.map(build, **parallel)
+    return tokens.map(build, **parallel).map(shuffle)  # in order: it keeps what waits
 
   def _numpy(self, tf, function: Callable, dtypes, *arrays) -> list:
     return tf.numpy_function(self._noting_errors()(function), arrays, dtypes)
@@ -388,7 +430,11 @@ def _choose_rows(sources: list[Iterator[dict]], choices: Iterator[np.ndarray]) -
     counts = np.bincount(choice, minlength=len(sources)).tolist()
     parts = [part for number, count in enumerate(counts) for part in take(number, count)]
     order = np.argsort(np.argsort(choice, kind='stable'))
-    yield {n: np.concatenate([part[n] for part in parts])[order] for n in parts[0]}
+    yield {name: column[order] for name, column in _joined(parts).items()}
+
+
+def _joined(parts: list[dict]) -> dict[str, np.ndarray]:
+  return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def merge(positions: list[dict]) -> dict:

@@ -28,6 +28,7 @@ LOADERS = ['threads'] + ['tfdata'] * bool(importlib.util.find_spec('tensorflow_t
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
   monkeypatch.setattr(blocks, '_BLOCK_CHARS', 3000)
+  monkeypatch.setattr(streaming, '_MIXED_BLOCKS', 4)
 
 
 @pytest.fixture
@@ -177,10 +178,10 @@ def test_a_resumed_stream_does_not_fetch_what_it_has_read(tokenizer, hub):  # no
   front = stream('hf:me/texts', tokenizer, format='parquet')
   hub.ranges.clear()
   batches = front.batches()
-  for _ in range(30):
+  for _ in range(80):
     next(batches)
   batches.close()
-  (_, read), *_ = json.loads(json.dumps(front.position(30)))['groups']['0']['open']
+  (_, read), *_ = json.loads(json.dumps(front.position(80)))['groups']['0']['open']
   assert read >= 40
   text = front._text
   hub.ranges.clear()
@@ -265,15 +266,38 @@ def test_a_group_reads_every_document_once_an_epoch(source, tokenizer, groups):
   text = stream(source, tokenizer)._text
   read = []
   for group in range(groups):
-    reader = streaming.Reader(text, None, group, groups, 0, blocks.FRONT, BATCH)
-    for block in reader.blocks():
-      if block.epoch > 1:
+    reader = streaming.Reader(text, None, group, groups, 0, streaming._START, BATCH)
+    for epoch, _, texts in reader.blocks():
+      if epoch > 1:
         break
-      read += block.documents
+      read += texts
   heldout = {t for shard in text.shards for _, t, out in text.documents(shard) if out}
   assert sorted([*read, *heldout]) == sorted(documents(120))
   assert heldout
   assert not heldout & set(read)
+
+
+def test_a_record_goes_with_one_of_the_next_blocks_of_its_epoch(source, tokenizer):
+  text = stream(source, tokenizer)._text
+  reader = streaming.Reader(text, None, 0, 1, 0, streaming._START, BATCH)
+  came, went, last = {}, {}, {}
+  for block in reader.blocks():
+    if block[0] > 3:
+      break
+    records = reader.encode(block)
+    came |= {(block[0], key): block[1] for key in records['key'].tolist()}
+    last[block[0]] = block[1]
+    records = reader.shuffle(records)
+    marks = [records[name].tolist() for name in ('epoch', 'key', 'block', 'index')]
+    assert marks[3] == list(range(len(marks[3])))
+    assert set(marks[2]) <= {block[1]}
+    went |= dict.fromkeys(zip(*marks[:2], strict=True), block[1])
+  assert {key for key in came if key[0] < 3} == {key for key in went if key[0] < 3}
+  waited = np.array([block - came[key] for key, block in went.items()])
+  assert len(waited) > 400
+  np.testing.assert_allclose(np.bincount(waited) / len(waited), np.full(4, 1 / 4), atol=0.1)
+  for (epoch, _), block in went.items():
+    assert epoch == 3 or block <= last[epoch] + 1  # with the first block of the next
 
 
 def test_epochs_have_other_orders_and_masks(source, tokenizer):
