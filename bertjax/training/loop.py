@@ -323,7 +323,8 @@ def fit(
     batches: device batches, the first one that of step `state.step`.
     steps: where to stop, counted from the start of training.
     log: has `train(step, {name: mean since the last call}, seconds, steps)` and `evaluation(step,
-      metrics)`, see `training.metrics`.
+      metrics)`, see `training.metrics`. 'input_stall' is the fraction of the seconds in which no
+      step ran and the next one waited for its batch.
     log_every: steps between log lines; the loop waits for the device only there.
     evaluate_fn: params -> metrics, called every `eval_every` steps and at the end.
     eval_every: 0 evaluates at the end only.
@@ -361,9 +362,10 @@ def fit(
   """
   step = first = step_of(state)
   pending, last_log, before = [], time.perf_counter(), collections.deque(maxlen=100)
+  stalled = 0.0
 
   def flush():
-    nonlocal pending, last_log
+    nonlocal pending, last_log, stalled
     if pending:
       watch(step, 'waiting for the devices')
       values = jax.device_get(pending)
@@ -371,8 +373,9 @@ def fit(
         _check(value, step - len(values) + i + 1, before, spike)
       now = time.perf_counter()
       mean = {name: float(np.mean([v[name] for v in values])) for name in values[0]}
+      mean['input_stall'] = stalled / max(now - last_log, 1e-9)
       log.train(step, mean, now - last_log, len(values))
-      pending, last_log = [], now
+      pending, last_log, stalled = [], now, 0.0
 
   saved = step
 
@@ -388,11 +391,14 @@ def fit(
   with StopSignal() as stop:
     while step < steps and not ended and not stop.asked(step):
       watch(step, 'reading a batch')
+      asked = time.perf_counter()
       batch = next(batches)
+      if not _runs(pending):
+        stalled += time.perf_counter() - asked
       watch(step, 'running')
       if step == first:
         _log.info('compiling the train step')
-        last_log = time.perf_counter()
+        last_log, stalled = time.perf_counter(), 0.0
       state, metrics = train_step(state, batch)
       if step == first:
         _log.info('compiled in %.1f s', time.perf_counter() - last_log)
@@ -418,6 +424,12 @@ def fit(
     if save and saved != step:
       save_now()
   return state, last_scores, 0 if ended else stop.received
+
+
+def _runs(pending: list[dict]) -> bool:
+  """Whether the devices still have a step to run, by its outputs."""
+  outputs = jax.tree.leaves(pending[-1:])
+  return any(isinstance(output, jax.Array) and not output.is_ready() for output in outputs)
 
 
 def _check(metrics: dict, step: int, before: collections.deque, spike: float) -> None:

@@ -51,7 +51,7 @@ class RunLog:
     self.progress: Callable[[int], dict] = lambda step: {}
     self._stage: dict[str, int] = {}  # {'stage': number}, {} in a run without stages
     self._begun, self._useful = time.perf_counter(), 0.0
-    self._times, self._stalls, self._padding, self._tokens = [], [], [], []
+    self._times, self._padding, self._tokens = [], [], []
     self._tracing = False
     self._bar = tqdm(
       total=steps, initial=start, unit='step', dynamic_ncols=True,
@@ -110,7 +110,6 @@ class RunLog:
     for batch in batches:
       now = time.perf_counter()
       waited = now - before
-      self._stalls.append(waited)
       if 'segment_ids' in batch:
         self._padding.append(float((batch['segment_ids'] == 0).mean()))
         self._tokens.append(batch['segment_ids'].size * jax.process_count())
@@ -124,7 +123,6 @@ class RunLog:
     if self._times:
       p50, p90, most = np.percentile(self._times, (50, 90, 100))
       facts |= {'step_ms_p50': 1e3 * p50, 'step_ms_p90': 1e3 * p90, 'step_ms_max': 1e3 * most}
-      facts['input_stall'] = sum(self._stalls) / max(seconds, sum(self._times))
       # What the steps so far take at their usual pace, of all the time since the start.
       self._useful += steps * min(p50, seconds / steps)
       facts['goodput'] = self._useful / (time.perf_counter() - self._begun)
@@ -138,7 +136,7 @@ class RunLog:
       facts['memory_gb'] = stats['peak_bytes_in_use'] / 1e9
     # Batches are read ahead of their steps; those of later steps count there.
     del self._padding[:steps], self._tokens[:steps]
-    self._times, self._stalls = [], []
+    self._times = []
     return {name: float(value) for name, value in facts.items()}
 
   def _trace(self) -> None:

@@ -1,9 +1,11 @@
 """The train step is exact for any split of the batch; the loop evaluates, logs, stops and saves."""
 
 import functools
+import itertools
 import os
 import signal
 import threading
+import types
 
 import jax
 import jax.numpy as jnp
@@ -316,6 +318,39 @@ def test_fit_logs_the_mean_of_its_steps():
   assert [loss for _, _, loss in pairs.lines] == pytest.approx(
     [np.mean(singles[:2]), np.mean(singles[2:])], rel=1e-6
   )
+
+
+@pytest.mark.parametrize('ahead', [False, True])
+def test_waiting_for_a_batch_counts_as_a_stall_when_no_step_runs(monkeypatch, ahead):
+  """5 ms of waiting in each of 10 steps, which take 20 ms."""
+  clock = types.SimpleNamespace(now=0.0)
+  monkeypatch.setattr(loop, 'time', types.SimpleNamespace(perf_counter=lambda: clock.now))
+  monkeypatch.setattr(loop, '_runs', lambda pending: ahead)
+
+  def batches():
+    for _ in itertools.count():
+      clock.now += 0.005
+      yield {}
+
+  def step(state, batch):
+    clock.now += 0.015
+    return state, {'loss': 1.0, 'grad_norm': 1.0}
+
+  state, lines = loop.TrainState.create({}, optax.sgd(1.0), jax.random.key(0)), []
+  log = types.SimpleNamespace(train=lambda step, metrics, *_: lines.append(metrics['input_stall']))
+  loop.fit(state, step, batches(), steps=20, log=log, log_every=10)
+  # The first step compiles and does not count.
+  assert lines == pytest.approx([0.0, 0.0] if ahead else [9 * 5 / 180, 10 * 5 / 200])
+
+
+def test_a_step_runs_until_its_outputs_are_there():
+  compute = jax.jit(lambda x: jax.lax.fori_loop(0, 40, lambda _, x: x @ x, x))
+  x = compute(jnp.eye(1000)).block_until_ready()
+  output = compute(x)
+  assert loop._runs([{'loss': x}, {'loss': output}])
+  output.block_until_ready()
+  assert not loop._runs([{'loss': output}])
+  assert not loop._runs([])
 
 
 def test_a_loss_that_is_not_finite_names_its_step_and_is_not_saved():

@@ -38,9 +38,7 @@ def logged(tmp_path):
   return metrics.read_metrics(tmp_path)[-1]
 
 
-def test_the_log_reports_padding_and_whether_the_input_or_the_device_was_slow(
-  clock, run_log, tmp_path
-):
+def test_the_log_reports_padding_and_the_times_of_steps(clock, run_log, tmp_path):
   for wait, work in ((0.03, 0.0), (0.0, 0.03)):
     for _ in run_log.watched(batches(10, clock, wait)):
       clock.now += work
@@ -48,7 +46,6 @@ def test_the_log_reports_padding_and_whether_the_input_or_the_device_was_slow(
     row = logged(tmp_path)
     assert row['padding'] == 0.25
     assert row['step_ms_p50'] == pytest.approx(30) == row['step_ms_p90']
-    assert (row['input_stall'] > 0.8) == (wait > 0) and (row['input_stall'] < 0.2) == (work > 0)
 
 
 def test_lines_are_logged_while_batches_are_read(clock, run_log, tmp_path):
