@@ -19,9 +19,10 @@ from bertjax.config import flat
 from bertjax.data import dataset, masking, mixture, remote
 from bertjax.data import loader as loader_lib
 from bertjax.fields import OF_TASKS, REPLACED
+from bertjax.interop import families
 from bertjax.model import config as model_config
-from bertjax.model import encoder, heads
-from bertjax.objectives import mlm
+from bertjax.model import encoder, flops, heads
+from bertjax.objectives import Objective, electra, mlm
 from bertjax.tasks import task as task_lib
 from bertjax.training import layout as layout_lib
 from bertjax.training import loop, optimizer
@@ -103,7 +104,60 @@ def make_model(config, vocab_size: int) -> heads.Bert:
 
 
 def loss_terms(config) -> tuple[str, ...]:
+  """The heads of the model that a config trains: its discriminator with ELECTRA."""
+  if config.objective == 'electra':
+    return ('rtd',)
   return ('mlm', 'nsp') if config.nsp else ('mlm',)
+
+
+def make_generator(config, model: heads.Bert) -> heads.Bert | None:
+  """The generator beside a model that is ELECTRA's discriminator; None beside others.
+
+  Raises:
+    ValueError: for settings that ELECTRA does not have.
+  """
+  if config.objective != 'electra':
+    if config.generator_from:
+      raise ValueError(
+        f"generator_from={config.generator_from!r} is for objective='electra', got "
+        f'{config.objective!r}; leave it out.'
+      )
+    return None
+  if config.nsp:
+    raise ValueError("objective='electra' has no next-sentence prediction; set nsp=False.")
+  family = families.family_of(model.config)
+  if ('rtd',) not in family.classes:
+    raise ValueError(
+      f"objective='electra' needs the model's switches to be ELECTRA's, got those of a "
+      f"{family.model_type}; set model.classifier_hidden='gelu', as in the recipe electra_small."
+    )
+  if bool(config.init_from) != bool(config.generator_from):
+    raise ValueError(
+      f'ELECTRA starts from a discriminator and a generator, got init_from={config.init_from!r} '
+      f'and generator_from={config.generator_from!r}; name both, or none.'
+    )
+  if not 0 < config.rtd_weight < math.inf:
+    raise ValueError(f'rtd_weight must be above 0, got {config.rtd_weight}.')
+  return electra.make_generator(model.config, config.generator_size)
+
+
+def make_objective(config, model: heads.Bert) -> Objective:
+  """The pre-training objective of a config."""
+  if generator := make_generator(config, model):
+    return electra.pretraining(model, generator, config.rtd_weight)
+  return mlm.pretraining(model)
+
+
+def train_flops(config, model: heads.Bert, predictions: int) -> float:
+  """FLOPs of one row with so many predictions, see `flops.train_flops`; of both of ELECTRA's
+  models."""
+  length, width = config.data.length, model.config.hidden_size
+  generator = make_generator(config, model)
+  if not generator:
+    return flops.train_flops(model.config, length, predictions)
+  rtd = 6 * length * width * (width + 1)
+  own = flops.train_flops(model.config, length, 0) + rtd
+  return own + flops.train_flops(generator.config, length, predictions)
 
 
 def make_optimizer(config, schedule: Callable, **options) -> optax.GradientTransformation:
@@ -123,7 +177,7 @@ def make_layout(config, devices=None) -> layout_lib.Layout:
 def make_batches(config, rows, tokenizer, mesh, first: int = 0) -> loader_lib.Batches:
   """The batches of the rows of a split from an example on, this process's rows of them."""
   sharding, masks = mesh_lib.batch_sharding(mesh), masking.Masking(**config.masking)
-  if config.objective == 'mlm':
+  if config.objective != 'next_token':
     tokenizer.id_of('mask')  # raises if there is none
   return loader_lib.Batches(
     rows, config.batch_size, config.seed, masks,
@@ -204,6 +258,8 @@ def pretraining_identity(config, encoder_config, stages: list[plan.StagePlan]) -
   schedules = (config.schedule, *(stage.schedule for stage in config.stages))
   if any(name.startswith('wsd') for name in schedules):
     fields['decay_ratio'] = config.decay_ratio
+  if config.objective == 'electra':
+    fields |= {name: config[name] for name in ('generator_size', 'generator_from', 'rtd_weight')}
   model = dataclasses.asdict(encoder_config)
   free = ('attention', 'classifier_dropout', 'remat', 'unroll', *OF_TASKS)  # change no result
   fields |= {f'model.{k}': v for k, v in model.items() if k not in free}

@@ -29,8 +29,6 @@ from bertjax import config as config_lib
 from bertjax.data.dataset import Arrays
 from bertjax.data.loader import Batches
 from bertjax.data.masking import Masking
-from bertjax.model.flops import train_flops
-from bertjax.objectives import mlm
 from bertjax.training import hlo
 from bertjax.training import layout as layout_lib
 from bertjax.training import mesh as mesh_lib
@@ -123,7 +121,7 @@ def report_of(stage, devices, *, measure: bool = False) -> dict:
   mesh_lib.check_batch_size(mesh, config.batch_size, layout.accumulation)
   bert = build.make_model(config, config.model.vocab_size or VOCAB_SIZE)
   optimizer = build.make_optimizer(config, plan.make_schedule(config))
-  objective = mlm.pretraining(bert)
+  objective = build.make_objective(config, bert)
   abstract, shardings = layout_lib.abstract_state(objective, optimizer, layout)
   step = layout.train_step(objective, optimizer, shardings)
   sharding, size = mesh_lib.batch_sharding(mesh), config.batch_size
@@ -132,7 +130,7 @@ def report_of(stage, devices, *, measure: bool = False) -> dict:
     name: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype, sharding=sharding)
     for name, x in rows.items()
   }
-  model_flops = train_flops(bert.config, config.data.length, rows['masked_lm_ids'].shape[1]) * size
+  model_flops = build.train_flops(config, bert, rows['masked_lm_ids'].shape[1]) * size
   report = {'stage': stage.label} if stage.label else {}
   report |= {
     'device': devices[0].device_kind, 'devices': len(devices), 'mesh': dict(mesh.shape),

@@ -29,7 +29,6 @@ from bertjax.data import unigram as unigram_lib
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.interop import loading
 from bertjax.model import encoder, heads
-from bertjax.objectives import mlm
 from bertjax.tasks import report
 from bertjax.tasks import task as task_lib
 from bertjax.training import distributed
@@ -113,7 +112,7 @@ def evaluate_text(
     params = _checkpoint_params(config, bert, mesh, checkpoints, step)
   else:
     bert, params = _directory_params(config, model, tokenizer, mesh)
-  objective = mlm.pretraining(bert)
+  objective = build.make_objective(config, bert)
   score = build.make_evaluate(objective, mesh, loader_lib.choose_loader(config.data.loader))
   scores = score(params, heldout, rows)
   if unigram:
@@ -237,12 +236,17 @@ def _choose(config, workdir, which: str):
 def _checkpoint_params(config, bert, mesh, checkpoints, step: int):
   layout = layout_lib.Layout(mesh, encoder.PARAM_AXES, config.seed, config.prng_impl)
   optimizer = build.make_optimizer(config, plan.make_schedule(config))
-  abstract, _ = layout_lib.abstract_state(mlm.pretraining(bert), optimizer, layout)
+  abstract, _ = layout_lib.abstract_state(build.make_objective(config, bert), optimizer, layout)
   state, _ = checkpoints.restore(step, abstract)
   return state.params
 
 
 def _directory_params(config, model, tokenizer, mesh):
+  if config.objective == 'electra':
+    raise ValueError(
+      f'{model} is one model, and ELECTRA is a pair; evaluate its --workdir, or the generator '
+      'with --config.objective=mlm.'
+    )
   encoder_config, params = loading.load_weights(model)
   own = loading.load_tokenizer(model)
   if own.fingerprint != tokenizer.fingerprint:

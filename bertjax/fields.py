@@ -40,8 +40,13 @@ SHARED = {
 PRETRAINING = SHARED | {
   'nsp': (True, 'next-sentence prediction beside the masked LM; False = full sentences in one '
                 'segment'),
-  'objective': ('mlm', "training objective: 'mlm', or 'next_token' (left-to-right ablation, needs "
+  'objective': ('mlm', "training objective: 'mlm', 'electra' (generator and discriminator, needs "
+                       "nsp=False) or 'next_token' (left-to-right ablation, needs "
                        'model.causal=True)'),
+  'generator_size': (0.25, "width of ELECTRA's generator as a fraction of the discriminator's"),
+  'generator_from': ('', "model from which ELECTRA's generator starts, where init_from names its "
+                         'discriminator'),
+  'rtd_weight': (50.0, "weight of ELECTRA's replaced-token detection beside the masked LM"),
   'init_resize': (False, 'permission for init_from to have another vocabulary or maximum length'),
   'num_train_steps': (1_000_000, 'total number of training steps; 0 = the sum of the stages'),
   'gradient_accumulation_steps': (1, 'microbatches per step; without dropout the result equals '

@@ -149,7 +149,7 @@ def derive_predictions(config) -> None:
     folders = mixture.read_sources(config.data.prepared)
     settings = dataset.read_manifest(next(iter(folders.values())))['settings']
     sequences = settings.get('max_sequences_per_row', sequences)
-  if config.objective == 'mlm' or config.masking.max_predictions == -1:
+  if config.objective != 'next_token' or config.masking.max_predictions == -1:
     config.masking.max_predictions = masking.predictions(
       config.masking, config.data.length, sequences
     )

@@ -178,7 +178,7 @@ def load_vocab(config) -> Tokenizer:
       '`bertjax vocab --input=TEXTS --out=vocab.txt` trains one.'
     )
   tokenizer = Tokenizer.from_file(data.vocab, lowercase=data.lowercase, rules=data.rules)
-  if config.objective == 'mlm':
+  if config.objective != 'next_token':
     tokenizer.id_of('mask')
   return tokenizer
 

@@ -19,17 +19,19 @@ from typing import NamedTuple
 
 import jax
 import ml_collections
+import numpy as np
 import optax
 
 from bertjax import build, io, plan, prepare
 from bertjax import config as config_lib
+from bertjax.config import flat
 from bertjax.data import loader as loader_lib
 from bertjax.data import streaming, unigram
 from bertjax.data.masking import Masking
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.interop import families, huggingface, loading
-from bertjax.model import flops, heads
-from bertjax.objectives import mlm
+from bertjax.model import heads
+from bertjax.objectives import electra
 from bertjax.training import checkpoint, distributed
 from bertjax.training import layout as layout_lib
 from bertjax.training import mesh as mesh_lib
@@ -104,7 +106,9 @@ def set_up(config, hub_commits: Mapping[str, str] = MappingProxyType({})) -> Set
   planned = plan.stages(config)
   for stage in planned:  # raises now what it would raise after a long preparation
     mesh_lib.check_batch_size(layout.mesh, stage.config.batch_size, layout.accumulation)
-    families.family_of(build.make_model(stage.config, vocab_size=1).config)
+    model = build.make_model(stage.config, vocab_size=1)
+    families.family_of(model.config)
+    build.make_generator(stage.config, model)
     Masking(**stage.config.masking)
   optimizer = build.make_optimizer(config, plan.make_schedule(config))
   loader = loader_lib.choose_loader(config.data.loader)
@@ -135,7 +139,7 @@ def make_stages(setup: Setup) -> list[run_lib.Stage]:
 
   @functools.cache  # stages with the same model share its programs
   def programs(model):
-    objective = mlm.pretraining(model)
+    objective = build.make_objective(setup.config, model)
     return objective, build.make_evaluate(objective, mesh, setup.loader)
 
   def evaluate(params, score, heldout):
@@ -153,15 +157,21 @@ def make_stages(setup: Setup) -> list[run_lib.Stage]:
       train = build.make_batches(stage.config, rows, setup.tokenizer, mesh, first)
       batches, position = functools.partial(iterate, train.training), None
       progress = train.progress
-    flops_per_row = flops.train_flops(model.config, length, stage.config.masking.max_predictions)
+    flops_per_row = build.train_flops(stage.config, model, stage.config.masking.max_predictions)
     changes = plan.describe_stage(stage, setup.stages[number - 1] if number else None)
     stages.append(run_lib.Stage(
       stage.stop, objective, batches,
       functools.partial(evaluate, score=score, heldout=heldout),
-      run_lib.model_facts(model.config), size * length, size * flops_per_row, position,
+      model_facts(setup, model), size * length, size * flops_per_row, position,
       stage.label, changes, progress,
     ))  # fmt: skip
   return stages
+
+
+def model_facts(setup: Setup, model: heads.Bert) -> dict:
+  """What a checkpoint says of its model, and of ELECTRA's generator."""
+  facts, generator = run_lib.model_facts(model.config), build.make_generator(setup.config, model)
+  return facts | ({'generator': run_lib.model_facts(generator.config)} if generator else {})
 
 
 def heldout_batches(setup: Setup, stage: plan.StagePlan) -> dict[str, loader_lib.Batches]:
@@ -199,23 +209,42 @@ def describe_losses(setup: Setup) -> dict:
     )
     mlm_loss |= {'baseline': baseline, 'baseline_name': 'unigram'}
   chance = {'unit': 'nats per pair', 'baseline': math.log(2), 'baseline_name': 'chance'}
-  return {'mlm_loss': mlm_loss, 'nsp_loss': chance}
+  detection = {'unit': 'nats per token'}
+  return {'mlm_loss': mlm_loss, 'nsp_loss': chance, 'rtd_loss': detection}
 
 
 def load(setup: Setup, make) -> dict:
   """The weights of `init_from`; `make()` returns freshly initialised ones."""
   config = setup.config
   _log.info('starting from the weights of %s', config.init_from)
-  return loading.load_params(
-    config.init_from, setup.models[0], tokenizer=setup.tokenizer, resize=config.init_resize,
-    initial=make() if config.init_resize else None,
-  )  # fmt: skip
+  options: dict = {'tokenizer': setup.tokenizer, 'resize': config.init_resize}
+  initial = make() if config.init_resize else None
+  params = loading.load_params(config.init_from, setup.models[0], initial=initial, **options)
+  if generator := build.make_generator(config, setup.models[0]):
+    _log.info('starting from the generator %s', config.generator_from)
+    initial = heads.generator_params(initial) if initial else None
+    full = loading.load_params(config.generator_from, generator, initial=initial, **options)
+    params['generator'] = electra.without_shared(full)
+    shared = heads.generator_params(params)
+    for path, table in flat(full['encoder']['embeddings']).items():
+      if not np.array_equal(flat(shared['encoder']['embeddings'])[path], table):
+        raise ValueError(
+          f'{config.generator_from} and {config.init_from} have other embeddings ({path}); ELECTRA '
+          'shares them, so start from two models that were trained together.'
+        )
+  return params
 
 
 def save(workdir, setup: Setup, params, scores) -> None:
   """Writes the model directory and the final metrics."""
   params = distributed.host_copy(params)
   if jax.process_index() == 0:
-    loading.save_model(workdir / 'model', setup.models[-1], params, setup.tokenizer)
+    model = setup.models[-1]
+    if generator := build.make_generator(setup.config, model):
+      full = heads.generator_params(params)
+      loading.save_model(workdir / 'generator', generator, full, setup.tokenizer)
+      _log.info('generator written to %s', workdir / 'generator')
+      params = {name: part for name, part in params.items() if name != 'generator'}
+    loading.save_model(workdir / 'model', model, params, setup.tokenizer)
     io.write_json(workdir / 'metrics.json', scores)
     _log.info('model written to %s', workdir / 'model')

@@ -19,11 +19,11 @@ from bertjax.data import packing, workers
 from bertjax.data.dataset import Arrays, Dataset
 from bertjax.data.masking import Masking, mask_tokens, next_token_targets
 from bertjax.data.mixture import Mixed
-from bertjax.data.prng import ORDER, hash_u64, permute, training_slots
+from bertjax.data.prng import ORDER, SAMPLE, hash_u64, permute, training_slots
 
 _log = logging.getLogger(__name__)
 
-OBJECTIVES = ('mlm', 'next_token')
+OBJECTIVES = ('mlm', 'electra', 'next_token')
 PREDICTIONS = ('masked_lm_positions', 'masked_lm_ids', 'masked_lm_weights')
 
 
@@ -39,7 +39,7 @@ class Batches:
     vocab_size: V, range of random replacements.
     special: {'pad': id, 'cls': id, 'sep': id, 'mask': id}.
     word_flags: `Tokenizer.word_flags`, uint8 [V]; for masks of whole words and spans.
-    objective: 'mlm' or 'next_token' (left-to-right).
+    objective: 'mlm', 'electra' (adds 'sample_seeds' [B]) or 'next_token' (left-to-right).
     local: which rows of the global batch this process makes (`mesh.local_rows`); None = all.
     first: number of the first training example, in the infinite shuffled stream of the rows;
       0 for a mixture, whose sources each have their own.
@@ -59,7 +59,7 @@ class Batches:
   def __post_init__(self):
     if self.objective not in OBJECTIVES:
       raise ValueError(f'objective must be one of {OBJECTIVES}, got {self.objective!r}.')
-    if 'masked_lm_ids' in self.rows.columns and self.objective != 'mlm':
+    if 'masked_lm_ids' in self.rows.columns and self.objective == 'next_token':
       raise ValueError(
         f'objective={self.objective!r} needs unmasked records, and {self.rows} has static masks.'
       )
@@ -113,6 +113,9 @@ class Batches:
   def targets(self, records: dict, epoch: np.ndarray, row: np.ndarray) -> dict[str, np.ndarray]:
     """The batch of records [B]; masks are a function of epochs and numbers of rows, int64 [B]."""
     batch = expand(records)
+    if self.objective == 'electra':
+      seeds = hash_u64(self.seed, SAMPLE, epoch, row) >> np.uint64(33)
+      batch['sample_seeds'] = seeds.astype(np.int32)
     if 'masked_lm_ids' in batch:  # Google's TFRecords bring their masks
       return batch
     if self.objective == 'next_token':

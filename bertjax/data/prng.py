@@ -16,7 +16,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _ROUNDS = 6
 
 # Separate streams of random numbers.
-ORDER, MASK, ACTION, REPLACEMENT, EXAMPLES, SPAN, SHARD, MIXTURE = range(1, 9)
+ORDER, MASK, ACTION, REPLACEMENT, EXAMPLES, SPAN, SHARD, MIXTURE, SAMPLE = range(1, 10)
 
 
 def hash_u64(*keys) -> np.ndarray:

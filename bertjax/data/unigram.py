@@ -30,7 +30,7 @@ def heldout(batches: Mapping[str, Batches], most: int) -> Iterator[dict]:
 
 def never_predicted(tokenizer: Tokenizer, objective: str) -> list[int]:
   """Ids that no masked or next token has."""
-  sep = [tokenizer.sep_id] if objective == 'mlm' else []
+  sep = [tokenizer.sep_id] if objective != 'next_token' else []
   return [tokenizer.pad_id, tokenizer.cls_id, *sep]
 
 

@@ -18,7 +18,7 @@ from etils import epath
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.interop import files, google, hub, huggingface, sentences
 from bertjax.model.config import HEAD_FIELDS, HEADS, LABELLED_HEADS, TASK_HEADS, EncoderConfig
-from bertjax.model.heads import Bert
+from bertjax.model.heads import Bert, generator_params
 
 _log = logging.getLogger(__name__)
 
@@ -255,6 +255,10 @@ def load_checkpoint(folder, heads=None) -> tuple[EncoderConfig, dict]:
   for path, array in flax.traverse_util.flatten_dict({'params': params}, sep='/').items():
     if sums.get(path) != _checksum(array):
       raise ValueError(f'{folder} is corrupt: {path} differs from its checksum.')
+  if 'generator' in params:  # of ELECTRA: the model with the masked-LM head
+    if 'mlm' in (heads or ()):
+      model, params = model['generator'], generator_params(params)
+    params.pop('generator', None)
   huggingface.check_heads(heads or (), params, folder)
   kept = params.keys() if heads is None else {'encoder', 'pooler', *heads}
   return EncoderConfig(**model['config']), {k: v for k, v in params.items() if k in kept}

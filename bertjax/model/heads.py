@@ -18,7 +18,7 @@ from bertjax.model.encoder import ACTIVATION, Encoder, Norm, dense, drop, kernel
 BATCH_KEYS = (
   'input_ids', 'token_type_ids', 'segment_ids', 'position_ids', 'cls_positions',
   'masked_lm_positions', 'masked_lm_ids', 'masked_lm_weights', 'next_sentence_labels',
-  'labels', 'example_weights', 'example_ids', 'input_embeddings',
+  'labels', 'example_weights', 'example_ids', 'input_embeddings', 'sample_seeds',
 )  # fmt: skip
 
 _HIDDEN = ACTIVATION | {'tanh': jnp.tanh}
@@ -329,6 +329,18 @@ def cls_states(x: jax.Array, batch: dict) -> jax.Array:
 def gather(x: jax.Array, positions: jax.Array) -> jax.Array:
   """Picks rows of x [B, L, D] at positions [B, P]: returns [B, P, D]."""
   return jnp.take_along_axis(x, positions[..., None], axis=1)
+
+
+# Of ELECTRA's generator, those of the discriminator: all that Google's code has in one scope.
+SHARED_EMBEDDINGS = ('word', 'position', 'token_type', 'layer_norm')
+
+
+def generator_params(params: dict) -> dict:
+  """The parameters of ELECTRA's generator, out of both models' with shared embeddings."""
+  generator, embeddings = params['generator'], params['encoder']['embeddings']
+  shared = {name: embeddings[name] for name in SHARED_EMBEDDINGS if name in embeddings}
+  own = generator['encoder']['embeddings']
+  return generator | {'encoder': generator['encoder'] | {'embeddings': shared | own}}
 
 
 def init_params(model: Bert, rng: jax.Array) -> dict:

@@ -1,7 +1,7 @@
 """Objectives: what a run minimises, as sums and weights that are exact however a batch is split.
 
-`mlm.pretraining` has the losses of BERT's pre-training, `labels` those of tasks, and `contrastive`
-those of sentence embeddings.
+`mlm.pretraining` has the losses of BERT's pre-training, `electra.pretraining` ELECTRA's, `labels`
+those of tasks, and `contrastive` those of sentence embeddings.
 
 >>> import bertjax, jax
 >>> model = bertjax.Bert(bertjax.bert_tiny(vocab_size=100), heads=('mlm',), pooler=False)
@@ -24,7 +24,8 @@ class Objective(NamedTuple):
   Attributes:
     init: rng -> params, a nested dict of float32 arrays.
     loss: (params, batch, rng) -> ({term: weighted sum}, {metric: weighted sum}); rng None runs
-      without dropout. A metric is named after the term whose weight divides it: 'mlm_accuracy'.
+      without dropout. A metric is named after the term whose weight divides it, 'mlm_accuracy',
+      or is a pair of sums whose quotient it is.
     weights: batch -> {term: total weight}.
     scale: {term: its factor in the total}, 1.0 if missing.
     coupled: (encode, couple) of a loss that couples the rows of a batch (in-batch negatives):
@@ -42,6 +43,6 @@ class Objective(NamedTuple):
 
 def __getattr__(name: str):
   # On first use: they import the model, whose users may need none of them.
-  if name in ('contrastive', 'labels', 'mlm'):
+  if name in ('contrastive', 'electra', 'labels', 'mlm'):
     return importlib.import_module(f'bertjax.objectives.{name}')
   raise AttributeError(f'bertjax.objectives has no {name!r}.')

@@ -18,7 +18,7 @@ import numpy as np
 import optax
 
 from bertjax.model import crf
-from bertjax.objectives.mlm import cross_entropy
+from bertjax.objectives.mlm import cross_entropy, token_weights
 
 _NEVER = -1e9  # the logit of what cannot be chosen
 _MOST_NAMES = 30  # that a log line counts
@@ -400,9 +400,8 @@ class Tags(Label):
   takes_class_weights = takes_crf = True
 
   def weights(self, batch, class_weights=()):
-    labels, weights = batch['labels'], batch['example_weights']
-    sequence = jnp.maximum(batch['segment_ids'] - 1, 0)
-    weights = jnp.take_along_axis(weights.reshape(len(labels), -1), sequence, 1) * (labels >= 0)
+    labels = batch['labels']
+    weights = token_weights(batch) * (labels >= 0)
     return super().weights({'labels': labels, 'example_weights': weights}, class_weights)
 
   def shape(self, length):

@@ -114,6 +114,17 @@ def _labels(batch: dict, term: str) -> tuple[jax.Array, jax.Array]:
   return labels, batch.get('example_weights', jnp.ones(labels.shape, jnp.float32))
 
 
+def token_weights(batch: dict) -> jax.Array:
+  """[B, L]: 1 for the tokens of a batch, 0 for padding; `example_weights` [B] or [B, S] of their
+  sequences where there are any."""
+  segments = batch.get('segment_ids', jnp.ones(batch['input_ids'].shape, jnp.int32))
+  real = (segments > 0).astype(jnp.float32)
+  if 'example_weights' not in batch:
+    return real
+  weights = batch['example_weights'].reshape(len(segments), -1)
+  return jnp.take_along_axis(weights, jnp.maximum(segments - 1, 0), 1) * real
+
+
 def add_perplexity(scores: dict[str, float]) -> dict[str, float]:
   """The scores of an evaluation and 'mlm_perplexity', exp of the masked-LM loss."""
   return scores | {'mlm_perplexity': math.exp(min(scores['mlm_loss'], 80.0))}

@@ -103,7 +103,8 @@ def make_train_step(
   """Compiles `step(state, batch) -> (state, metrics)`; the old state's buffers are donated.
 
   Args:
-    loss_fn: (params, batch, rng) -> ({term: weighted sum}, {metric: weighted sum}).
+    loss_fn: (params, batch, rng) -> ({term: weighted sum}, {metric: weighted sum, or a pair of
+      sums}).
     loss_weights: batch -> {term: total weight}.
     optimizer: any optax optimizer; its updates, which include the learning rate, are added to the
       parameters (`optax.apply_updates`).
@@ -114,7 +115,7 @@ def make_train_step(
     scale: {term: its weight in the total loss}, 1.0 if missing.
     wrap: transforms the step before it is compiled; `jax.vmap` makes it that of a sweep.
     coupled: (encode, couple) of a loss that couples the rows of a batch, see
-      `objectives.Objective`. Microbatches are encoded twice: for the gradient of the whole batch
+      `objectives.Objective`. Microbatches are encoded twice: for the gradient of the batch
       with respect to their outputs, and to continue it to the parameters (Gao et al. 2021).
 
   Returns:
@@ -257,12 +258,21 @@ def means(
 
   Returns:
     'loss', the sum over terms of scale * '{term}_loss'; each '{term}_loss'; and each metric
-    '{term}_x', divided by the weight of its term. A term without weight in this batch counts 0.
+    '{term}_x', divided by the weight of its term, or a pair the first by the second. A term without
+    weight in this batch counts 0.
   """
-  safe = {term: weight + (weight == 0) for term, weight in weights.items()}
+
+  def nonzero(weight):
+    return weight + (weight == 0)
+
+  safe = {term: nonzero(weight) for term, weight in weights.items()}
   terms = {term: loss / safe[term] for term, loss in losses.items()}
   total = sum((scale or {}).get(term, 1.0) * loss for term, loss in terms.items())
-  metrics = {name: value / safe[name.split('_')[0]] for name, value in sums.items()}
+  metrics = {
+    name: value[0] / nonzero(value[1])
+    if isinstance(value, tuple) else value / safe[name.split('_')[0]]
+    for name, value in sums.items()
+  }  # fmt: skip
   return {'loss': total} | {f'{term}_loss': loss for term, loss in terms.items()} | metrics
 
 

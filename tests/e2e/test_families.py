@@ -35,7 +35,6 @@ def check_loads(folder, model_type, architecture):
   [
     ('roberta_base', 'RobertaForMaskedLM', ['--config.model.position_offset=1']),
     ('albert_base', 'AlbertForPreTraining', []),
-    pytest.param('electra_small', 'ElectraForMaskedLM', [], marks=pytest.mark.slow),
   ],
 )
 def test_a_recipe_trains_a_model_that_transformers_reads(

@@ -24,14 +24,15 @@ from tests import test_finetune
 from tests.test_docs import printed
 
 ROOT = pathlib.Path(__file__).parents[2]
-_GUIDES = ('quickstart', 'pretraining', 'data', 'runs', 'finetuning', 'embeddings', 'inference',
-           'interop', 'serving', 'scaling')  # fmt: skip
+_GUIDES = ('quickstart', 'pretraining', 'objectives', 'data', 'runs', 'finetuning', 'embeddings',
+           'inference', 'interop', 'serving', 'scaling')  # fmt: skip
 PAGES = (ROOT / 'README.md', *(ROOT / 'docs' / f'{name}.md' for name in _GUIDES))
 
 # What makes a command small, by regular expressions.
 SMALLER = (
   (r'--config=(bert_\w+):(\w+)', r'--config=\1:\2,smoke --config.data.heldout_fraction=0.2'),
-  (r'--config=(bert_\w+)(?![:\w])', r'--config=\1:smoke --config.data.heldout_fraction=0.2'),
+  (r'--config=(bert_\w+|electra_small)(?![:\w])',
+   r'--config=\1:smoke --config.data.heldout_fraction=0.2'),
   (r'(--config=(?:glue|table)\S*)', r'\1 --config.data.length=32 '
    '--config.num_train_epochs=1.0 --config.batch_size=8'),
   (r'(bertjax quickstart)', r'\1 --config=quickstart:smoke'),
