@@ -3,9 +3,14 @@
   bertjax pretrain --config=configs/pretrain/bert_mini.py --workdir=DIR \\
       --config.data.input=TEXTS --config.data.vocab=vocab.txt
 
-Raw text is prepared first, into a cache; with data.streaming=True it is read while training. The
-same command started again resumes from the newest checkpoint in the workdir, to the same losses and
-parameters, bit for bit. SIGTERM saves and exits with code 75; a first Ctrl-C saves and exits, a
+`set_up` turns the config into data, tokenizer, models and optimizer: raw text is prepared first,
+into a cache (`data.preprocess`), or read while training with data.streaming=True
+(`data.streaming`). `make_stages` makes the batches, which get new masks in every epoch
+(`data.loader`), and the objective. The engine (`training.run`) trains and saves checkpoints, and
+`save` writes the model.
+
+The same command started again resumes from the newest checkpoint in the workdir, to the same losses
+and parameters, bit for bit. SIGTERM saves and exits with code 75; a first Ctrl-C saves and exits, a
 second aborts. The workdir gets `checkpoints/`, `logs/` (JSONL, TensorBoard), `loss.png`,
 `run.json`, `metrics.json` and `model/`, a model directory that Hugging Face's transformers loads.
 """
@@ -107,7 +112,7 @@ def set_up(config, hub_commits: Mapping[str, str] = MappingProxyType({})) -> Set
   for stage in planned:  # raises now what it would raise after a long preparation
     mesh_lib.check_batch_size(layout.mesh, stage.config.batch_size, layout.accumulation)
     model = build.make_model(stage.config, vocab_size=1)
-    families.family_of(model.config)
+    families.family_of(model.config)  # could it be saved?
     build.make_generator(stage.config, model)
     Masking(**stage.config.masking)
   optimizer = build.make_optimizer(config, plan.make_schedule(config))
@@ -142,7 +147,7 @@ def make_stages(setup: Setup) -> list[run_lib.Stage]:
     objective = build.make_objective(setup.config, model)
     return objective, build.make_evaluate(objective, mesh, setup.loader)
 
-  def evaluate(params, score, heldout):
+  def evaluate(params, score, heldout):  # a list: the scores of each run, of which there is one
     return [score(params, heldout, setup.config.max_eval_examples)]
 
   for number, (stage, model) in enumerate(zip(setup.stages, setup.models, strict=True)):
@@ -153,7 +158,7 @@ def make_stages(setup: Setup) -> list[run_lib.Stage]:
       batches, position, progress = streamed_batches(setup, stage, heldout)
     else:
       used = plan.examples_before(setup.stages, number)
-      rows, first = stage.rows.training(used), used.get('', 0)
+      rows, first = stage.rows.training(used), used.get('', 0)  # '': rows of no named source
       train = build.make_batches(stage.config, rows, setup.tokenizer, mesh, first)
       batches, position = functools.partial(iterate, train.training), None
       progress = train.progress

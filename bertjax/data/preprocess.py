@@ -379,7 +379,7 @@ def _build_shard(
   columns = instances.to_columns(
     rows, corpus.tokens, length, most, template=template, pad_id=pad_id
   )
-  writer.add_shard(split, number, columns, counts)  # its reading of the rows completes the counts
+  writer.add_shard(split, number, columns, counts)  # reads the rows, which completes the counts
 
 
 def _check(token_shards: TokenShards, source: str, settings: Settings, complete: bool) -> None:

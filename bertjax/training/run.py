@@ -203,6 +203,7 @@ class _Run:
   def _fit(self, stage, first, state):
     options, step = self._options, loop.step_of(state)
     self.evaluations[:] = [e for e in self.evaluations if e['step'] <= step]
+    # Step n of the run takes batch n + offset of the stage.
     offset = sum(s['batches'] for s in self.skipped if s['step'] >= first) - first
     saved = {'position': self._position} if stage.position else {}
 
