@@ -257,6 +257,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
     pass
 
 
+@pytest.mark.e2e
 def test_a_model_is_uploaded_to_the_hub_with_a_card(model, tmp_path):
   run = tmp_path / 'run'
   save_model(run / 'model', *model)

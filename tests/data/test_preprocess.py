@@ -313,6 +313,7 @@ def test_parts_of_a_sentence_have_its_ids(tokenizer, monkeypatch, sentence):
 
 
 @pytest.mark.parametrize('megabytes', [20, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.e2e
 def test_one_line_of_many_megabytes(make, tmp_path, texts, tokenizer, megabytes):
   line = texts[0].replace('\n', ' ') + ' '
   times = megabytes * 10**6 // len(line)
@@ -328,6 +329,7 @@ def test_one_line_of_many_megabytes(make, tmp_path, texts, tokenizer, megabytes)
   )
 
 
+@pytest.mark.e2e
 def test_a_million_empty_documents_are_none(make, tmp_path, texts):
   path = tmp_path / 'in' / 'empty.txt'
   path.write_text('\n' * 10**6 + ('\n' * 10**5).join(texts) + ' \n' * 10**6)

@@ -254,6 +254,7 @@ def test_letters_that_an_uncased_tokenizer_mutilates_are_warned_about(
   assert (f'as in {letters}' in caplog.text) == bool(letters)
 
 
+@pytest.mark.e2e
 def test_a_million_empty_documents_do_no_harm(tmp_path):
   path, report = write(tmp_path / 'a', '{"text": ""}\n' * 1_000_000), text_lib.Report()
   assert read(path, 'jsonl', report=report) == [] and report.documents == 0

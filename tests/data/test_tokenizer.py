@@ -61,6 +61,7 @@ def test_offsets_point_into_the_original_text(tiny):
 @pytest.mark.data
 @pytest.mark.parametrize('rules', normalization.RULES)
 @pytest.mark.parametrize('name', ['uncased', 'cased'])
+@pytest.mark.e2e
 def test_offsets_spell_the_tokens_on_real_text(data_dir, real_lines, name, rules):
   path = data_dir / 'vocab' / f'bert-base-{name}-vocab.txt'
   tokenizer = Tokenizer.from_file(path, lowercase=name == 'uncased', rules=rules)

@@ -145,6 +145,7 @@ def test_attributions_add_up_to_the_change_of_the_log_odds(many):
 
 
 @pytest.mark.parametrize('text', ['\u200b', '😀', '\ud800 the', 'x' * 300, '<b>', '[SEP] a [CLS]'])
+@pytest.mark.e2e
 def test_odd_texts_are_explained(many, text):
   found = inspect.explain(many, text, '\u200b')
   page = inspect.to_html(found, 'tiny')

@@ -58,6 +58,7 @@ def test_a_missing_head_is_named_with_those_there_are(mlm, classifier, vocab):
     causal.fill_mask('[MASK]')
 
 
+@pytest.mark.e2e
 def test_problem_types_decide_what_scores_are(vocab):
   parts = model(vocab, 'classification', labels=3)
   plain, several, number = (

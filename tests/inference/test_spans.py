@@ -29,6 +29,7 @@ def test_a_text_given_as_words_keeps_them(vocab):
   assert {span.label for span in types.tag(LONG)} <= {'X', 'Y'}
 
 
+@pytest.mark.e2e
 def test_a_crf_chooses_the_tags_of_a_sentence_together(vocab):
   bert, params, tokenizer = model(vocab, 'tagging', labels=3)
   rng = np.random.default_rng(0)

@@ -217,6 +217,7 @@ def test_a_google_checkpoint_gives_googles_outputs_and_returns(tmp_path, vocab, 
   assert ("gelu='tanh'" in caplog.text) == (gelu == 'tanh')
 
 
+@pytest.mark.e2e
 def test_what_we_save_runs_in_googles_graph(tmp_path, vocab):
   tokenizer = Tokenizer.from_file(vocab)
   google = GoogleBert(tokenizer.vocab_size)

@@ -223,6 +223,7 @@ def test_added_tokens_go_through_every_form_of_a_model_with_the_same_ids(folder,
   load_params(source, bert, tokenizer=Tokenizer.from_file(source))
 
 
+@pytest.mark.e2e
 def test_transformers_pipelines_truncate_long_texts_of_a_saved_model(vocab, tmp_path):
   """They truncate to model_max_length; without it the model crashes on its position table."""
   transformers = pytest.importorskip('transformers')

@@ -158,6 +158,7 @@ def test_prompts_and_lower_casing_that_change_the_text_are_refused(encoder, tmp_
     Predictor.from_dir(folder).embed(TEXTS)
 
 
+@pytest.mark.e2e
 def test_export_takes_the_models_pooling_and_refuses_dense_layers(encoder, tmp_path, capsys):
   folder = make(encoder, tmp_path / 'model', [TRANSFORMER, POOLING, DENSE], CLS, TANH)
   assert main(['export', f'--model={folder}', f'--out={tmp_path}/a', '--format=stablehlo']) == 2

@@ -42,7 +42,7 @@ def rows_of(scores, logits, mask):
 def test_partition_score_and_best_path_are_those_of_all_sequences(length, tags):
   case = make(np.random.default_rng(10 * length + tags), 8, length, tags)
   scores, logits, mask = case
-  partition, best = jax.jit(crf.log_partition)(*case), np.asarray(crf.viterbi(*case))
+  partition, best = jax.jit(crf.log_partition)(*case), np.asarray(jax.jit(crf.viterbi)(*case))
   assert ((best >= 0) == mask).all() and best.dtype == np.int32
   chains = rows_of(*case)
   assert chains
@@ -53,7 +53,7 @@ def test_partition_score_and_best_path_are_those_of_all_sequences(length, tags):
     path = list(paths)[len(paths) // 3]
     labels = np.full((1, length), -1)
     labels[0, mask[row]] = path
-    score = crf.sequence_score(scores, logits[row : row + 1], labels)
+    score = jax.jit(crf.sequence_score)(scores, logits[row : row + 1], labels)
     assert float(score[0]) == pytest.approx(paths[path], abs=1e-5)
 
 
@@ -61,7 +61,7 @@ def test_gradients_are_the_numerical_ones():
   scores, logits, mask = make(np.random.default_rng(0), 3, 5, 3)
   labels = jnp.where(mask, np.random.default_rng(1).integers(0, 3, mask.shape), -1)
   check_grads(
-    lambda s, x: crf.negative_log_likelihood(s, x, labels).sum(), (scores, logits), 1,
+    jax.jit(lambda s, x: crf.negative_log_likelihood(s, x, labels).sum()), (scores, logits), 1,
     modes=['rev'], atol=1e-2, rtol=1e-2,
   )  # fmt: skip
 
@@ -69,7 +69,7 @@ def test_gradients_are_the_numerical_ones():
 def test_the_gradient_is_marginals_that_sum_to_one_and_agree_with_all_sequences():
   case = make(np.random.default_rng(2), 6, 5, 4)
   scores, logits, mask = case
-  marginals = jax.grad(lambda x: crf.log_partition(scores, x, mask).sum())(logits)
+  marginals = jax.jit(jax.grad(lambda x: crf.log_partition(scores, x, mask).sum()))(logits)
   np.testing.assert_allclose(marginals.sum(-1), mask, atol=1e-5)
   for row, paths in rows_of(*case):
     values = np.array(list(paths.values()))
@@ -82,13 +82,13 @@ def test_the_gradient_is_marginals_that_sum_to_one_and_agree_with_all_sequences(
 def test_rows_without_a_tagged_token_cost_nothing_and_are_no_nan():
   scores, logits, _ = make(np.random.default_rng(3), 2, 4, 3)
   labels = jnp.array([[-1, -1, -1, -1], [-1, 2, -1, -1]])
-  loss, grads = jax.value_and_grad(
-    lambda s, x: crf.negative_log_likelihood(s, x, labels)[0], argnums=(0, 1)
+  loss, grads = jax.jit(
+    jax.value_and_grad(lambda s, x: crf.negative_log_likelihood(s, x, labels)[0], argnums=(0, 1))
   )(scores, logits)
   assert float(loss) == 0
   assert all((leaf == 0).all() for leaf in jax.tree.leaves(grads))
   assert (crf.viterbi(scores, logits, labels >= 0)[0] == -1).all()
-  grads = jax.grad(lambda s: crf.negative_log_likelihood(s, logits, labels).sum())(scores)
+  grads = jax.jit(jax.grad(lambda s: crf.negative_log_likelihood(s, logits, labels).sum()))(scores)
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
 
 

@@ -66,8 +66,18 @@ def batch_of(rng, rows=4, length=16, vocab=97):
   }
 
 
-def run(config, params, batch, heads=('mlm', 'nsp'), **options):
-  return Bert(config, heads=heads).apply({'params': params}, batch, **options)
+@functools.cache
+def compiled(config, heads, train, capture):
+  bert = Bert(config, heads=heads)
+  return jax.jit(
+    lambda params, batch, rngs: bert.apply(
+      {'params': params}, batch, train=train, rngs=rngs, capture=capture
+    )
+  )
+
+
+def run(config, params, batch, heads=('mlm', 'nsp'), *, train=False, rngs=None, capture=()):
+  return compiled(config, heads, train, capture)(params, batch, rngs)
 
 
 # Parameters: encoder and embeddings, with pooler, with MLM head, all of pre-training. Derived from
@@ -239,6 +249,7 @@ def pre_norm_params():
 
 
 @pytest.mark.parametrize('name', PRE_NORM)
+@pytest.mark.e2e
 def test_packed_rows_of_pre_norm_encoders_equal_the_unpacked_ones(pre_norm_params, name):
   config, rng = PRE_NORM[name], np.random.default_rng(1)
   one, two = (rng.integers(0, 97, (2, length), dtype=np.int32) for length in (21, 13))
@@ -335,7 +346,7 @@ def test_input_embeddings_take_the_place_of_ids(params):
   def first(embeddings):  # every position of a row has its own gradient
     return run(TINY, params, embedded | {'input_embeddings': embeddings})['nsp_logits'][0, 0]
 
-  gradient = jax.grad(first)(embedded['input_embeddings'])
+  gradient = jax.jit(jax.grad(first))(embedded['input_embeddings'])
   assert (np.abs(gradient[0]).max(-1) > 0).all() and not gradient[1:].any()
 
 

@@ -138,6 +138,7 @@ def test_the_default_head_is_the_plain_one():
   assert set(params['tagging']) == {'kernel', 'bias'} and PLAIN.linear_head
 
 
+@pytest.mark.e2e
 def test_weighted_sums_start_as_the_mean_and_learn_their_shares():
   config = dataclasses.replace(PLAIN, features='weighted_sum', frozen=True)
   bert = Bert(config, heads=('tagging',), pooler=False, num_labels=TAGS)
@@ -232,6 +233,7 @@ def tag_loss(config, params, batch):
   return float(loss['task']), float(weight['task'])
 
 
+@pytest.mark.e2e
 def test_the_loss_of_a_crf_is_a_sum_over_sentences_weighted_by_tokens():
   config = dataclasses.replace(PLAIN, crf=True)
   params, batch = random_params(config), batch_of()
@@ -330,6 +332,7 @@ def test_every_head_over_a_bilstm_is_saved(tmp_path, vocab, head):
   )
 
 
+@pytest.mark.e2e
 def test_transformers_reads_the_encoder_and_is_not_given_half_a_head(saved, caplog):
   torch, transformers = map(pytest.importorskip, ('torch', 'transformers'))
   folder, config, params, _ = saved

@@ -110,7 +110,7 @@ def test_other_tokens_in_one_sequence_change_no_logit_of_the_others(packed, run)
 @pytest.mark.parametrize(
   'changes',
   [
-    {'data.kind': 'sop'},
+    pytest.param({'data.kind': 'sop'}, marks=pytest.mark.full),
     {
       'data.max_sequences_per_row': 4,
       'data.short_seq_prob': 1.0,

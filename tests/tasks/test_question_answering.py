@@ -332,6 +332,7 @@ REAL = {  # file: (version 2, questions, with answer, answers recovered to the l
 
 @pytest.mark.data
 @pytest.mark.parametrize('name', REAL)
+@pytest.mark.e2e
 def test_labelled_spans_of_real_files_decode_to_the_labelled_answers(data_dir, tmp_path, name):
   version_2, questions, answerable, verbatim = REAL[name]
   task = TASKS[f'squad{1 + version_2}'](str(data_dir / 'squad'), files={'dev': name})

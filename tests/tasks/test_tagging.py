@@ -121,6 +121,7 @@ def test_logits_and_chosen_tags_decode_alike(tmp_path):
 
 @pytest.mark.data
 @pytest.mark.parametrize('context', [False, True])
+@pytest.mark.e2e
 def test_conll_2003_is_read_encoded_and_scored(data_dir, tmp_path, context):
   ner = TASKS['conll2003'](str(data_dir / 'conll2003'), context=context)
   train, items = ner.read('train'), ner.read('dev')

@@ -78,8 +78,9 @@ def train(config, sizes, devices, steps=20, **options):
 
 @pytest.mark.parametrize(
   ('config', 'sizes'),
-  [(SHAKY, (8, 1, 1)), (SHAKY, (4, 2, 1)), (SHAKY, (2, 2, 2)), (SHAKY, (1, 4, 2)),
-   (MODERN, (2, 2, 2))],
+  [(SHAKY, (8, 1, 1)), pytest.param(SHAKY, (4, 2, 1), marks=pytest.mark.full),
+   (SHAKY, (2, 2, 2)), pytest.param(SHAKY, (1, 4, 2), marks=pytest.mark.full),
+   pytest.param(MODERN, (2, 2, 2), marks=pytest.mark.full)],
 )  # fmt: skip
 @pytest.mark.e2e
 def test_any_mesh_gives_the_losses_of_one_device_with_dropout(config, sizes):
@@ -111,7 +112,7 @@ def test_accumulation_equals_one_big_batch(sizes, devices):
 def test_the_step_reports_weighted_means():
   train_step, _, new_state, _ = program(STILL, (1, 1, 1), 1)
   state, batch = new_state(), batch_at(3)
-  out = Bert(STILL).apply({'params': state.params}, batch)
+  out = jax.jit(Bert(STILL).apply)({'params': state.params}, batch)
   logits = np.asarray(out['mlm_logits'], np.float64)
   logits -= np.log(np.exp(logits).sum(-1, keepdims=True))
   nats = -np.take_along_axis(logits, batch['masked_lm_ids'][..., None], -1)[..., 0]
@@ -163,7 +164,10 @@ def optax_loop(optimizer, accumulation, batches):
   return values, params, opt_state
 
 
-@pytest.mark.parametrize(('name', 'accumulation'), [*((n, 1) for n in OPTAX), ('adamw', 4)])
+@pytest.mark.parametrize(('name', 'accumulation'), [
+  ('adamw', 1), ('adamw', 4), ('hyperparams', 1), ('multi_steps', 1),
+  *(pytest.param(name, 1, marks=pytest.mark.full) for name in ('scheduled', 'chain')),
+])  # fmt: skip
 @pytest.mark.e2e
 def test_any_optax_optimizer_trains_as_in_a_hand_written_loop(name, accumulation):
   optimizer, batches = OPTAX[name](), [batch_at(0)] * 12
@@ -186,7 +190,9 @@ def test_any_optax_optimizer_trains_as_in_a_hand_written_loop(name, accumulation
     np.testing.assert_allclose(values, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize(('name', 'sizes'), [('adamw', (2, 2, 2)), ('hyperparams', (8, 1, 1))])
+@pytest.mark.parametrize(('name', 'sizes'), [
+  ('adamw', (2, 2, 2)), pytest.param('hyperparams', (8, 1, 1), marks=pytest.mark.full),
+])  # fmt: skip
 @pytest.mark.e2e
 def test_any_optax_optimizer_trains_on_eight_devices(name, sizes):
   optimizer, batches = OPTAX[name](), [batch_at(0)] * 12
@@ -216,7 +222,7 @@ def test_the_learning_rate_metric_is_that_of_the_step():
     mlm.pretraining(Bert(STILL)), optax.inject_hyperparams(optax.adamw)(learning_rate=rate)
   )  # fmt: skip
   step = loop.make_train_step(objective.loss, objective.weights, optimizer)
-  params = init_params(Bert(STILL), jax.random.key(0))
+  params = jax.jit(lambda: init_params(Bert(STILL), jax.random.key(0)))()
   state, found = loop.TrainState.create(params, optimizer, jax.random.key(1)), []
   for _ in range(3):
     state, metrics = step(state, batch_at(0))
