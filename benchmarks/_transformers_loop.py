@@ -1,5 +1,7 @@
 """A plain fine-tuning loop of transformers and torch, on our batches."""
 
+import types
+
 import numpy as np
 import torch
 import transformers
@@ -24,10 +26,13 @@ class TransformersLoop:
   def __init__(self, directory, task, *, train_padding: bool):
     self.task = task
     cls = getattr(transformers, _CLASSES[task.head])
-    self.model = cls.from_pretrained(directory, **({'num_labels': 1} if task.label.numeric else {}))
-    self.model.train()
+    model = cls.from_pretrained(directory, **({'num_labels': 1} if task.label.numeric else {}))
     if train_padding:
-      self.model.bert.embeddings.word_embeddings.padding_idx = None
+      model.bert.embeddings.word_embeddings.padding_idx = None
+    self._train(model)
+
+  def _train(self, model):
+    self.model = model.train()
     named = list(self.model.named_parameters())
     plain = [p for n, p in named if 'bias' in n or 'LayerNorm' in n]
     decayed = [p for n, p in named if not ('bias' in n or 'LayerNorm' in n)]
@@ -55,11 +60,13 @@ class TransformersLoop:
       return torch.stack([out.start_logits, out.end_logits], -1).numpy()
     return out.logits.numpy().reshape(-1) if self.task.choices > 1 else out.logits.numpy()
 
-  def _run(self, batch, labels: bool):
+  def _inputs(self, batch) -> dict:
     names = {'input_ids': 'input_ids', 'token_type_ids': 'token_type_ids',
              'attention_mask': 'segment_ids'}  # fmt: skip
-    inputs = {name: torch.tensor(np.asarray(batch[ours])).long() for name, ours in names.items()}
-    choices = self.task.choices
+    return {name: torch.tensor(np.asarray(batch[ours])).long() for name, ours in names.items()}
+
+  def _run(self, batch, labels: bool):
+    inputs, choices = self._inputs(batch), self.task.choices
     if choices > 1:
       inputs = {n: x.reshape(-1, choices, x.shape[1]) for n, x in inputs.items()}
     return self.model(**inputs, **(self._labels(batch) if labels else {}))
@@ -76,3 +83,20 @@ class TransformersLoop:
     return {
       'labels': labels.reshape(-1, self.task.choices)[:, 0] if self.task.choices > 1 else labels
     }
+
+
+class SentenceLoop(TransformersLoop):
+  """The same loop with sentence-transformers' model and contrastive loss, of texts of R columns."""
+
+  def __init__(self, directory, rows: int, temperature: float):
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer import losses
+
+    self.rows = rows
+    self._train(SentenceTransformer(str(directory), device='cpu'))
+    self.loss = losses.MultipleNegativesRankingLoss(self.model, scale=1 / temperature)
+
+  def _run(self, batch, labels: bool):
+    inputs = self._inputs(batch)
+    columns = [{name: x[i :: self.rows] for name, x in inputs.items()} for i in range(self.rows)]
+    return types.SimpleNamespace(loss=self.loss(columns, None))

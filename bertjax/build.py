@@ -19,7 +19,7 @@ from bertjax.config import flat
 from bertjax.data import dataset, masking, mixture, remote
 from bertjax.data import loader as loader_lib
 from bertjax.fields import OF_TASKS, REPLACED
-from bertjax.interop import families
+from bertjax.interop import families, loading, sentences
 from bertjax.model import config as model_config
 from bertjax.model import encoder, flops, heads
 from bertjax.objectives import Objective, electra, mlm
@@ -32,7 +32,7 @@ from bertjax.training import run as run_lib
 _log = logging.getLogger(__name__)
 
 _LEAST = {
-  1: ('batch_size', 'log_every', 'max_eval_examples', 'max_to_keep'),
+  1: ('batch_size', 'gradient_accumulation_steps', 'log_every', 'max_eval_examples', 'max_to_keep'),
   0: ('patience', 'eval_every', 'save_every', 'stall_seconds', 'loss_spike_threshold',
       'data.max_train_examples', 'data.mixture_exponent', 'num_train_steps'),
 }  # fmt: skip
@@ -223,7 +223,8 @@ def packed_length(config, label, encoder_config) -> int:
   pack, most = config.data.packed_length, encoder_config.max_positions
   alone = [
     name for name, used in (('bilstm', encoder_config.bilstm), ('crf', encoder_config.crf),
-                            ('span_loss_includes_padding', label.includes_padding)) if used
+                            ('span_loss_includes_padding', label.includes_padding),
+                            ('task.name=embed', not label.head)) if used
   ]  # fmt: skip
   if pack == -1:
     return 0 if alone or label.rows > 1 else max(config.data.length, min(128, most))
@@ -310,23 +311,63 @@ def check_run(workdir) -> None:
     )
 
 
-def make_task(config):
+def make_task(config, model: str = ''):
   """The task that a config for fine-tuning describes in `task` and `data`.
+
+  Args:
+    config: of the run.
+    model: whose embeddings are meant, by its pooling and prompts; '' = `init_from`.
 
   Raises:
     ValueError: if the task is unknown, lacks its data or an option, or has another task's option.
   """
   data, options = config.data, config.task.to_dict()
   name = options.pop('name')
-  for option in ('labels', 'endings', 'types'):  # several names, joined by '|'
+  for option in ('labels', 'endings', 'types', 'negatives', 'widths'):  # several, joined by '|'
     options[option] = tuple(part for part in options[option].split('|') if part)
   if config.span_loss_includes_padding:
     if not name.startswith('squad'):
       raise ValueError(f'span_loss_includes_padding is for SQuAD, got {name!r}; leave it False.')
     options['loss_includes_padding'] = True
+  if name == 'embed':
+    options |= embedding_options(options, model or config.init_from)
   files = {split: data[f'{split}_file'] for split in ('train', 'dev', 'test')}
   files = {split: file for split, file in files.items() if file}
-  return tasks.make_task(name, data.source, files=files, dev_fraction=data.dev_fraction, **options)
+  task = tasks.make_task(name, data.source, files=files, dev_fraction=data.dev_fraction, **options)
+  task.label.check_batch_size(config.batch_size)
+  if not task.heads and config.num_trainable_layers == 0:
+    raise ValueError(
+      f'num_trainable_layers=0 leaves nothing to train: {name} has no head; use at least 1.'
+    )
+  if task.choices > 1 and config.gradient_accumulation_steps > 1 and task.heads:
+    raise ValueError(
+      f'gradient_accumulation_steps={config.gradient_accumulation_steps} would split the choices '
+      'of an example; use 1.'
+    )
+  return task
+
+
+def embedding_options(options: dict, model: str) -> dict:
+  """The options of 'embed' with what a model's files say where they are empty.
+
+  Raises:
+    ValueError: for widths that are no numbers, or a model with layers that are not trained.
+  """
+  layers = loading.read_sentence_layers(model) if model else None
+  if layers and layers.steps not in ((), (sentences.normalise,)):
+    raise ValueError(
+      f'{model} has Dense layers after its pooling, which are not trained; start from a model '
+      'without them.'
+    )
+  prompts = layers.prompts if layers else {}
+  if not all(width.isdecimal() for width in options['widths']):
+    raise ValueError(f"task.widths are written '256|128', got {'|'.join(options['widths'])!r}.")
+  return {
+    'pooling': options['pooling'] or (layers.pooling if layers else 'mean'),
+    'query_prompt': options['query_prompt'] or prompts.get('query', ''),
+    'document_prompt': options['document_prompt'] or prompts.get('document', ''),
+    'widths': tuple(map(int, options['widths'])),
+  }
 
 
 def training_examples(config, task) -> list[task_lib.Example]:

@@ -17,7 +17,7 @@ import logging
 
 from etils import epath
 
-from bertjax.interop import files, loading
+from bertjax.interop import files, loading, sentences
 from bertjax.interop import hub as hub_lib
 
 _log = logging.getLogger(__name__)
@@ -55,8 +55,11 @@ def run(
   case = {'true': True, 'false': False}.get(lowercase)
   model = loading.load_model(source, heads=names, gelu=gelu, lowercase=case)
   labels, problem_type = loading.read_labels(source)
-  loading.save_model(out, *model, labels=labels, problem_type=problem_type, format=format)
-  if loading.has_sentence_layers(source):
+  sentence = _sentence(source) if format == 'hf' else None
+  loading.save_model(
+    out, *model, labels=labels, problem_type=problem_type, format=format, sentence=sentence
+  )
+  if loading.has_sentence_layers(source) and not sentence:
     _log.warning(
       "%s: the pooling and layers of sentence-transformers (modules.json) are not converted; %s's "
       'embeddings are means of length 1.', source, out,
@@ -67,6 +70,17 @@ def run(
     card = hub_lib.model_card(hub, model[0], model[1], labels, scores)
     (target / 'README.md').write_text(card, encoding='utf-8')
     _log.info('uploaded to %s', hub_lib.push(target, hub))
+
+
+def _sentence(source) -> dict | None:
+  """Pooling, prompts and maximum length of embeddings of length 1; None for other layers."""
+  try:
+    layers = loading.read_sentence_layers(source)
+  except ValueError:
+    return None
+  if not layers or layers.steps != (sentences.normalise,) or layers.default_prompt:
+    return None
+  return {name: getattr(layers, name) for name in ('pooling', 'prompts', 'max_length')}
 
 
 def _scores(source) -> dict[str, float]:

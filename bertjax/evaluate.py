@@ -134,19 +134,20 @@ def evaluate_task(config, model: str, split: str = '', out: str = '') -> dict[st
   A split without labels gets no scores ({}), so it needs `out`. Other splits than dev are answered
   with the threshold that the run tuned on dev (SQuAD 2.0), from the metrics.json beside the model.
   """
-  task, tokenizer = build.make_task(config), loading.load_tokenizer(model)
+  task, tokenizer = build.make_task(config, model).judge, loading.load_tokenizer(model)
   mesh = mesh_lib.make_dividing_mesh(config.batch_size, 'rows of a batch')
   encoder_config, params = loading.load_weights(model)
-  if task.head not in params:
-    raise ValueError(f'{model} has no {task.head} head, it has {sorted(params)}.')
-  scoring.check_labels(model, params, task)
+  for head in task.heads:
+    if head not in params:
+      raise ValueError(f'{model} has no {head} head, it has {sorted(params)}.')
+    scoring.check_labels(model, params, task)
   split = split or config.data.dev
   bert = heads.Bert(
-    encoder_config, heads=(task.head,), pooler='pooler' in params, num_labels=task.num_labels
+    encoder_config, heads=task.heads, pooler='pooler' in params, num_labels=task.num_labels
   )
   examples = task.read(split)
   encoded = task_lib.encode_split(task, examples, tokenizer, config.data.length, split)
-  names = {'encoder', task.head, *({'pooler'} & set(params))}
+  names = {'encoder', *task.heads, *({'pooler'} & set(params))}
   params = mesh_lib.replicate({name: params[name] for name in names}, mesh)
   predict = scoring.make_predict(bert, task, mesh, config.batch_size, config.data.buckets)
   threshold = None if split == config.data.dev else tuned_threshold(model)

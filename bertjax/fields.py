@@ -125,6 +125,7 @@ FINETUNING = SHARED | {
   'layerwise_lr_decay': (1.0, 'ratio of the learning rate of a layer to that of the layer above'),
   'head_lr_multiplier': (1.0, 'learning-rate multiplier outside the encoder, such as 10.0 for a '
                               'CRF or BiLSTM'),
+  'gradient_accumulation_steps': PRETRAINING['gradient_accumulation_steps'],
   'num_seeds': (1, 'runs with consecutive seeds, trained together; the first uses `seed`'),
   'num_train_epochs': (3.0, 'epochs over the training split'),
   'batch_size': (32, SHARED['batch_size'][1]),
@@ -161,20 +162,44 @@ FINETUNING = SHARED | {
 
 # Options of tasks; `tasks.make_task` accepts those of the task at hand.
 FINETUNING |= {
-  'task.text': ('', 'column of the text (table); a number from 0 in a file without a header'),
-  'task.pair': ('', 'column of the second text of a sentence pair (table)'),
-  'task.label': ('label', 'column of the label (table, choice)'),
+  'task.text': ('', 'column of the text (table), or of the anchor (embed); a number from 0 in a '
+                    'file without a header'),
+  'task.pair': ('', 'column of the second text of a sentence pair (table), or of the positive '
+                    '(embed)'),
+  'task.label': ('label', 'column of the label (table, choice), or of the score of a pair (embed)'),
   'task.kind': ('class', "kind of label: 'class', 'regression' or 'multilabel' (table)"),
   'task.labels': ('', "label names joined by '|' (table); empty = those of the training split"),
   'task.separator': ('|', 'separator of the labels in a multilabel field (table)'),
   'task.prompt': ('', 'column of the text that every ending completes (choice)'),
   'task.endings': ('', "columns of the endings, joined by '|' (choice)"),
   'task.start': ('', 'column of the text in front of every ending (choice)'),
-  'task.delimiter': ('', 'delimiter between columns (table, choice): a character, or tab, comma, '
-                         'semicolon, pipe, space; empty = detect'),
-  'task.encoding': ('utf-8', 'encoding of text files by its Python name (table, choice, conll)'),
-  'task.on_bad_row': ('stop', "records without text or label (table, choice): 'stop', or 'skip' "
-                              'and count them'),
+  'task.delimiter': ('', 'delimiter between columns (table, choice, embed): a character, or tab, '
+                         'comma, semicolon, pipe, space; empty = detect'),
+  'task.encoding': ('utf-8', 'encoding of text files by its Python name (table, choice, conll, '
+                             'embed)'),
+  'task.on_bad_row': ('stop', "records without text or label (table, choice, embed): 'stop', or "
+                              "'skip' and count them"),
+  'task.negatives': ('', "columns of hard negatives, joined by '|' (embed); in JSONL and Parquet "
+                         'a column may hold a list'),
+  'task.num_negatives': (0, 'hard negatives of an example (embed), the first ones of longer lists; '
+                            '0 = one for each column'),
+  'task.loss': ('contrastive', "loss (embed): 'contrastive' (in-batch negatives), or 'cosine' "
+                               '(scores of pairs)'),
+  'task.evaluation': ('retrieval', "evaluation of a contrastive model (embed): 'retrieval' among "
+                                   "the texts of the split, 'similarity' (scored pairs) or 'beir' "
+                                   '(the file is FOLDER/qrels/NAME.tsv)'),
+  'task.max_score': (1.0, 'score of a pair that stands for a cosine of 1 (embed); 5.0 for STS-B'),
+  'task.temperature': (0.05, 'temperature of the contrastive loss, the inverse of its scale '
+                              '(embed)'),
+  'task.symmetric': (False, 'contrastive loss in both directions, of anchors and of positives '
+                            '(embed)'),
+  'task.widths': ('', "widths of Matryoshka vectors beside the full one, joined by '|' (embed)"),
+  'task.pooling': ('', "pooling of embeddings (embed): 'mean', 'cls' or 'last'; empty = that of "
+                       "the model's files, else 'mean'"),
+  'task.query_prompt': ('', 'text in front of anchors, queries and scored texts (embed); empty = '
+                            "the 'query' prompt of the model's files"),
+  'task.document_prompt': ('', 'text in front of positives, negatives and documents (embed); empty '
+                               "= the 'document' prompt of the model's files"),
   'task.types': ('', "entity types joined by '|' (conll); empty = those of the training split"),
   'task.word': (0, 'column of the word, from 0 (conll)'),
   'task.tag': (-1, 'column of the tag, from 0 (conll); -1 = the last'),

@@ -31,7 +31,7 @@ from bertjax.data.tokenizer import Tokenizer
 from bertjax.interop import huggingface, loading
 from bertjax.model import encoder, heads
 from bertjax.objectives import Objective
-from bertjax.scoring import check_labels, decode_and_score, make_predict, score
+from bertjax.scoring import check_labels, decode_and_score, make_predict, score, with_loss
 from bertjax.tasks import report
 from bertjax.tasks import task as task_lib
 from bertjax.training import checkpoint, distributed, metrics, optimizer, sweep
@@ -46,7 +46,7 @@ class Setup(NamedTuple):
   """All of a run that does not change while it trains."""
 
   config: Any  # the run's
-  task: task_lib.Task  # with its data
+  training: task_lib.Task  # with its data
   tokenizer: Tokenizer  # of `init_from`
   model: heads.Bert  # with the task's head
   weights: tuple  # config and parameters of `init_from`, as read
@@ -60,13 +60,18 @@ class Setup(NamedTuple):
   steps: int  # of the run
 
   @property
+  def task(self) -> task_lib.Task:
+    """The task by which the model is evaluated."""
+    return self.training.judge
+
+  @property
   def runs(self) -> tuple[tuple[int, float], ...]:
     """(seed, learning rate) of each run of a sweep; () for a single run."""
     return getattr(self.layout, 'runs', ())
 
   @property
   def num_train_examples(self) -> int:
-    return len(self.columns['input_ids']) // self.task.label.rows
+    return len(self.columns['input_ids']) // self.training.label.rows
 
   @property
   def options(self) -> run_lib.Options:
@@ -99,7 +104,7 @@ def run(config, *, workdir: str, **processes) -> dict[str, float]:
 
   def evaluate(params):
     return [
-      decode_and_score(task, setup.examples, setup.dev, logits)[1] | {'loss': loss}
+      with_loss(task, decode_and_score(task, setup.examples, setup.dev, logits)[1], loss)
       for logits, loss in zip(*predict(params, setup.dev), strict=True)
     ]
 
@@ -117,13 +122,13 @@ def run(config, *, workdir: str, **processes) -> dict[str, float]:
   )
   model = run_lib.model_facts(
     setup.model.config, labels=task.labels, problem_type=task.label.problem_type,
-    trials=len(setup.runs) or 1,
+    trials=len(setup.runs) or 1, sentence=sentence_of(setup),
   )  # fmt: skip
   return run_lib.train(
     [run_lib.Stage(setup.steps, setup.objective, stream, evaluate, model)], setup.optimizer,
     layout=setup.layout, workdir=workdir, identity=identity_of(setup), config=config.to_dict(),
     finish=finish, options=setup.options, load=functools.partial(load, setup),
-    about={'losses': {'task_loss': {'unit': task.label.unit}}},
+    about={'losses': {'task_loss': {'unit': setup.training.label.unit}}},
     begin=lambda: setup.tokenizer.save(
       workdir / 'tokenizer', max_length=setup.model.config.max_positions
     ),
@@ -138,22 +143,25 @@ def set_up(config) -> Setup:
   weights = loading.load_weights(config.init_from)
   huggingface.check_padding(weights[0], tokenizer.pad_id)
   model = make_model(config, task, weights[0])
-  if not config.reinit_head and task.head in weights[1]:
+  if not config.reinit_head and set(task.heads) & set(weights[1]):
     check_labels(config.init_from, weights[1], task)
   pack = build.packed_length(config, task.label, model.config)
   columns = build.training_columns(config, task, tokenizer)
-  examples = task.read(config.data.dev)
+  judge = task.judge
+  examples = judge.read(config.data.dev)
   task_lib.gold_labels(examples)  # before anything compiles
-  dev = task_lib.encode_split(task, examples, tokenizer, config.data.length, config.data.dev)
+  dev = task_lib.encode_split(judge, examples, tokenizer, config.data.length, config.data.dev)
   make = functools.partial(
     loader_lib.task_batches, task.label, columns, config.batch_size, config.data.buckets, pack=pack
   )
   if runs := getattr(layout, 'runs', ()):
-    each = [make(seed) for seed, _ in runs]
+    each = [make(seed, replicas=layout.accumulation) for seed, _ in runs]
     training, examples_per_epoch = loader_lib.TrialBatches(each), each[0].examples
   else:
     local = mesh_lib.local_rows(mesh_lib.batch_sharding(layout.mesh), config.batch_size)
-    training = make(config.seed, local, replicas=mesh_lib.replicas(layout.mesh))
+    training = make(
+      config.seed, local, replicas=mesh_lib.replicas(layout.mesh) * layout.accumulation
+    )
     examples_per_epoch = training.examples
   steps = math.ceil(config.num_train_epochs * examples_per_epoch / config.batch_size)
   factors = encoder.layer_factors(
@@ -179,17 +187,23 @@ def list_runs(config) -> tuple[tuple[int, float], ...]:
 
 def make_layout(config) -> layout_lib.Layout:
   """One run on the config's mesh, or a sweep over seeds and learning rates."""
-  runs = list_runs(config)
+  runs, parts = list_runs(config), config.gradient_accumulation_steps
   if len(runs) == 1:
     mesh = mesh_lib.make_mesh(**config.mesh)
-    mesh_lib.check_batch_size(mesh, config.batch_size)
-    return layout_lib.Layout(mesh, encoder.PARAM_AXES, config.seed, config.prng_impl)
+    mesh_lib.check_batch_size(mesh, config.batch_size, parts)
+    return layout_lib.Layout(mesh, encoder.PARAM_AXES, config.seed, config.prng_impl, parts)
   if jax.process_count() > 1:
     raise ValueError(f'trials run in one process, got {jax.process_count()}; start it on one host.')
   if config.mesh.to_dict() != {'data': -1, 'fsdp': 1, 'tensor': 1}:
     raise ValueError('trials are not sharded over devices there are; leave mesh.* out.')
+  if config.batch_size % parts:
+    raise ValueError(
+      f'batch_size={config.batch_size} is not divisible by gradient_accumulation_steps={parts}.'
+    )
   mesh = mesh_lib.make_dividing_mesh(len(runs), 'runs')
-  return sweep.Sweep(mesh, encoder.PARAM_AXES, prng_impl=config.prng_impl, runs=runs)
+  return sweep.Sweep(
+    mesh, encoder.PARAM_AXES, prng_impl=config.prng_impl, accumulation=parts, runs=runs
+  )
 
 
 def make_model(config, task, encoder_config) -> heads.Bert:
@@ -221,7 +235,7 @@ def make_model(config, task, encoder_config) -> heads.Bert:
     )
   return heads.Bert(
     encoder_config,
-    heads=(task.head,),
+    heads=task.heads,
     pooler=task.head in encoder_config.pooled_heads,
     num_labels=task.num_labels,
   )
@@ -231,23 +245,35 @@ def make_objective(config, model, task, columns, factors) -> Objective:
   """The objective of a task; parameters with factor 0 get no gradient."""
   weights = task.label.parse_class_weights(config.class_weights, columns['labels'])
   loss, loss_weights = task.label.make_loss(model, weights)
-  init = functools.partial(heads.init_params, model)
-  if factors is None:
-    return Objective(init, loss, loss_weights)
-  stop = functools.partial(optimizer.stop_gradients, factors=factors)
-  return Objective(init, lambda params, *rest: loss(stop(params), *rest), loss_weights)
+  coupled = task.label.make_coupled(model)
+  if factors is not None:
+    stop = functools.partial(optimizer.stop_gradients, factors=factors)
+    loss = _after(stop, loss)
+    coupled = coupled and (_after(stop, coupled[0]), coupled[1])
+  return Objective(functools.partial(heads.init_params, model), loss, loss_weights, coupled=coupled)
+
+
+def _after(change, function):
+  """A function of parameters that gets changed ones."""
+  return lambda params, *rest: function(change(params), *rest)
+
+
+def sentence_of(setup: Setup) -> dict:
+  """Pooling, prompts and maximum length of embeddings, for the model's files; {} without."""
+  facts = setup.training.label.sentence
+  return facts and {**facts, 'max_length': setup.config.data.length}
 
 
 def load(setup: Setup, make) -> dict:
   """The weights of `init_from`, with each run's own new layers from `make()`."""
-  config, head, initial = setup.config, setup.task.head, make()
+  config, own, initial = setup.config, setup.task.heads, make()
   loaded = []
   for index in range(len(setup.runs) or 1):
     fresh = sweep.take(initial, index) if setup.runs else initial
     params = loading.load_params(
       config.init_from, setup.model, weights=setup.weights, tokenizer=setup.tokenizer,
-      fresh=('pooler', head), initial=fresh,
-      reinit=((head,) if config.reinit_head else ())
+      fresh=('pooler', *own), initial=fresh,
+      reinit=(own if config.reinit_head else ())
       + (('pooler',) if config.reinit_top_layers else ()),
     )  # fmt: skip
     count, shared = config.reinit_top_layers, setup.model.config.shared_layers
@@ -258,8 +284,8 @@ def load(setup: Setup, make) -> dict:
 # What a resumed run must share with its start.
 _SAME = ('task', 'init_from', 'reinit_head', 'reinit_top_layers', 'num_trainable_layers',
          'layerwise_lr_decay', 'head_lr_multiplier', 'prng_impl', 'num_train_epochs', 'batch_size',
-         'warmup_ratio', 'schedule', 'patience', 'class_weights', 'optimizer', 'model',
-         'span_loss_includes_padding')  # fmt: skip
+         'gradient_accumulation_steps', 'warmup_ratio', 'schedule', 'patience', 'class_weights',
+         'optimizer', 'model', 'span_loss_includes_padding')  # fmt: skip
 _FREE = ('model.attention', 'model.remat', 'model.unroll')  # change no result
 
 
@@ -292,7 +318,7 @@ def save(setup: Setup, workdir, predict, params, chosen: dict, evaluations) -> d
     task.write(workdir / 'predictions', split, examples, predicted)
   loading.save_model(
     workdir / 'model', setup.model, params, setup.tokenizer,
-    labels=task.labels, problem_type=task.label.problem_type,
+    labels=task.labels, problem_type=task.label.problem_type, sentence=sentence_of(setup),
   )  # fmt: skip
   table = trials_table(setup, evaluations) if setup.runs else {}
   if table:
@@ -301,8 +327,8 @@ def save(setup: Setup, workdir, predict, params, chosen: dict, evaluations) -> d
   facts = {'task': task.name, 'from': config.init_from, **chosen,
            'training examples': setup.num_train_examples, 'steps': setup.steps}  # fmt: skip
   if not config.data.prepared:
-    labels = [example.label for example in build.training_examples(config, task)]
-    facts['training labels'] = ', '.join(task.label.describe(labels))
+    labels = [example.label for example in build.training_examples(config, setup.training)]
+    facts['training labels'] = ', '.join(setup.training.label.describe(labels))
   notes = report.remarks(task, config.data.dev, setup.examples, predictions, scores)
   page = report.page(
     task, setup.examples, predictions, logits, scores, metrics.read_metrics(workdir), facts, table,

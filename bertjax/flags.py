@@ -156,6 +156,8 @@ VERBS = {
       'sentences': (0, 'summarise: number of sentences; 0 = 3'),
       'pooling': ('', "pooling of embeddings: 'mean', 'cls', 'last' or 'last_four'; empty = "
                       "the model's own, else 'mean'"),
+      'prompt': ('', "embed: name of the prompt, of the model's files, in front of each text"),
+      'width': (0, 'embed: first components to keep of the vectors; 0 = all'),
       'no_answer': (False, "answer: '' is among the answers, as in SQuAD 2.0"),
       'max_answer': (0, 'answer: maximum length in tokens; 0 = 30; 50 suits Chinese'),
       'long': _LONG,

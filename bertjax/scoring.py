@@ -77,7 +77,12 @@ def score(task, examples, encoded, predict, params, threshold: float | None = No
   """(predictions, scores, logits); see `decode_and_score`."""
   logits, loss = predict(params, encoded)
   predictions, scores = decode_and_score(task, examples, encoded, logits[0], threshold)
-  return predictions, scores | {'loss': loss[0]}, logits[0]
+  return predictions, with_loss(task, scores, loss[0]), logits[0]
+
+
+def with_loss(task, scores: dict[str, float], loss: float) -> dict[str, float]:
+  """The scores and the loss, if the labels of the task have one."""
+  return scores | ({'loss': loss} if task.label.unit else {})
 
 
 def check_labels(source, params: dict, task) -> None:

@@ -66,7 +66,8 @@ def test_files_that_a_page_names_exist(page):
     assert (ROOT / 'benchmarks' / f'{name}.py').exists(), name
 
 
-RECIPES = ('bert_mini:three_stages', 'glue', 'squad', 'tagging:conll', 'choice:choice', 'table')
+RECIPES = ('bert_mini:three_stages', 'glue', 'squad', 'tagging:conll', 'choice:choice', 'table',
+           'embed')  # fmt: skip
 
 
 @pytest.mark.parametrize('page', [ROOT / 'README.md', *PAGES], ids=lambda page: page.stem)

@@ -26,6 +26,7 @@ from bertjax.model.heads import Bert
 from bertjax.tasks.question_answering import Answer
 
 P = ParamSpec('P')
+_UNIT = (sentences.normalise,)  # the last step of a model with vectors of length 1
 
 
 class Call(NamedTuple):
@@ -354,35 +355,55 @@ class Predictor:
     return _softmax(logits)[:, 0].tolist()  # in Google's data 0 is the actual next sentence
 
   @_call()
-  def embed(self, texts, pooling: str = '', normalise: bool | None = None) -> np.ndarray:
+  def embed(
+    self, texts, pooling: str = '', normalise: bool | None = None, prompt: str = '', width: int = 0
+  ) -> np.ndarray:  # fmt: skip
     """Embeddings [N, D] of texts; for a text in windows, the mean over its tokens.
 
     Args:
       texts: N texts.
-      pooling: 'mean' over the tokens, 'cls', or 'last_four' layers concatenated [N, 4D]; '' = that
-        of the model's sentence-transformers files, with their dense layers, token limit and
-        scaling; 'mean' for a model without such files.
+      pooling: 'mean' over the tokens, 'cls', the 'last' token, or 'last_four' layers concatenated
+        [N, 4D]; '' = that of the model's sentence-transformers files, with their dense layers,
+        token limit and scaling; 'mean' for a model without such files.
       normalise: True scales to length 1; None = as those files say, True without them.
+      prompt: name of a prompt of those files, 'query' or 'document' for instance, which is put in
+        front of each text; '' = their default, if there is one.
+      width: first components to keep of a Matryoshka model; 0 = all.
 
     Raises:
-      ValueError: if a text is too long, or the model has layers that are not supported.
+      ValueError: if a text is too long, the model has layers that are not supported, or no such
+        prompt or width.
     """
     if pooling and pooling not in POOLINGS:
       raise ValueError(f'pooling must be one of {POOLINGS}, got {pooling!r}.')
     layers = sentences.SentenceLayers(pooling) if pooling else self.layers
+    name = prompt or layers.default_prompt
+    if name and name not in layers.prompts:
+      raise ValueError(f'the model has no prompt {name!r}; it has {sorted(layers.prompts)}.')
+    if name:
+      texts = [layers.prompts[name] + text for text in texts]
     vectors = self.runner.mean_outputs(
       layers.pooling, texts, limit=layers.max_length, window=self.long == 'window'
     )
-    raw = normalise is False and layers.steps[-1:] == (sentences.normalise,)
+    raw = normalise is False and layers.steps[-1:] == _UNIT
     for step in layers.steps[:-1] if raw else layers.steps:
       vectors = step(vectors)
-    return sentences.normalise(vectors) if normalise or (pooling and normalise is None) else vectors
+    if not 0 <= width <= vectors.shape[-1]:
+      raise ValueError(f'width must be in 0..{vectors.shape[-1]}, got {width}.')
+    scaled = pooling or (width and layers.steps[-1:] == _UNIT)
+    vectors = vectors[..., : width or None]
+    return sentences.normalise(vectors) if normalise or (scaled and normalise is None) else vectors
 
   def index(self, texts: Sequence[str], pooling: str = '') -> Index:
     """Embeds a corpus, the questions of an FAQ for instance, for `nearest`."""
     if isinstance(texts, str):
       raise ValueError('a corpus is a list of texts, got one text.')
-    return Index(texts, self.embed(list(texts), pooling, normalise=True), pooling)
+    vectors = self.embed(list(texts), pooling, True, self._prompt('document', pooling))
+    return Index(texts, vectors, pooling)
+
+  def _prompt(self, name: str, pooling: str) -> str:
+    """The name of a prompt if the model has it, else '', as in sentence-transformers."""
+    return name if not pooling and name in self.layers.prompts else ''
 
   def load_index(self, path) -> Index:
     """Reads an index that `Index.save` wrote.
@@ -392,7 +413,8 @@ class Predictor:
     """
     index = Index.load(path)
     if index.texts:
-      vector = self.embed(index.texts[0], index.pooling, normalise=True)
+      prompt = self._prompt('document', index.pooling)
+      vector = self.embed(index.texts[0], index.pooling, True, prompt)
       if vector.shape != index.vectors[0].shape or not vector @ index.vectors[0] > 0.99:
         raise ValueError(f'{path} was made with another model; delete it and make it again.')
     return index
@@ -413,7 +435,8 @@ class Predictor:
       if self._corpus is None or self._corpus[0] != key:
         self._corpus = key, self.index(corpus, pooling)
       corpus = self._corpus[1]
-    return corpus.nearest(self.embed(texts, corpus.pooling, normalise=True), top_k)
+    prompt = self._prompt('query', corpus.pooling)
+    return corpus.nearest(self.embed(texts, corpus.pooling, True, prompt), top_k)
 
   @_call()
   def summarise(self, texts, sentences: int = 3, pooling: str = '') -> list[list[str]]:

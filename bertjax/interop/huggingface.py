@@ -15,7 +15,7 @@ import numpy as np
 from safetensors.numpy import save as tensors_to_bytes
 
 from bertjax.data.tokenizer import Tokenizer
-from bertjax.interop import families, files
+from bertjax.interop import families, files, sentences
 from bertjax.interop.family import Family
 from bertjax.interop.hub import find_directory
 from bertjax.interop.mapping import entries, head_entries, shapes
@@ -90,6 +90,7 @@ def save_hf(
   *,
   labels: Sequence[str] = (),
   problem_type: str = '',
+  sentence: dict | None = None,
 ) -> None:
   """Writes a model directory; an older one at the same path is replaced when this is complete.
 
@@ -101,6 +102,7 @@ def save_hf(
     labels: names of the classes of a 'classification' or 'tagging' head, by index.
     problem_type: Hugging Face's 'regression', 'single_label_classification' or
       'multi_label_classification', or '' to say nothing.
+    sentence: arguments of `sentences.write_layers`, to write sentence-transformers' files too.
 
   Raises:
     ValueError: if the folder holds something else, which would be lost, or the parts do not fit
@@ -116,6 +118,8 @@ def save_hf(
     tensors = to_tensors(config, params)
     (folder / 'model.safetensors').write_bytes(tensors_to_bytes(tensors, {'format': 'pt'}))
     tokenizer.save(folder, max_length=config.max_positions, token_types=config.type_vocab_size > 1)
+    if sentence:
+      sentences.write_layers(folder, config.hidden_size, **sentence)
 
 
 def check_vocabulary(config: EncoderConfig, tokenizer: Tokenizer, source) -> None:

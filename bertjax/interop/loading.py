@@ -104,7 +104,7 @@ def load_model(
 
 def save_model(
   directory, model: Bert, params: dict, tokenizer: Tokenizer, *, labels: Sequence[str] = (),
-  problem_type: str = '', format: str = 'hf',
+  problem_type: str = '', format: str = 'hf', sentence: dict | None = None,
 ) -> None:  # fmt: skip
   """Writes a model directory, which `load_model` and transformers' `from_pretrained` read.
 
@@ -123,6 +123,8 @@ def save_model(
       'multi_label_classification'; '' leaves it out.
     format: 'hf' (config.json, model.safetensors, tokenizer files) or 'google' (bert_config.json,
       bert_model.ckpt.*, vocab.txt; needs TensorFlow).
+    sentence: {'pooling': 'mean', 'cls' or 'last', 'prompts': {name: text}, 'max_length': tokens} of
+      an embedding model; format 'hf' then writes sentence-transformers' files too.
 
   Raises:
     ValueError: if the directory holds something else, the parameters are not those of the model,
@@ -139,8 +141,11 @@ def save_model(
       f'params has the parts {sorted(params)}, but the model consists of {sorted(parts)}; a model '
       'directory has no place for others.'
     )
+  if sentence and format != 'hf':
+    raise ValueError(f"pooling and prompts are written in format 'hf' only, got {format!r}.")
+  extra = {'sentence': sentence} if sentence else {}
   savers[format](
-    directory, model.config, params, tokenizer, labels=labels, problem_type=problem_type
+    directory, model.config, params, tokenizer, labels=labels, problem_type=problem_type, **extra
   )
 
 
@@ -180,12 +185,17 @@ def read_labels(source) -> tuple[list[str], str]:
 def read_sentence_layers(source) -> sentences.SentenceLayers | None:
   """What sentence-transformers puts after the encoder; None for models of other libraries."""
   source = find_model(source)
+  if is_checkpoint(source):
+    facts = _read_model(source).get('sentence')
+    return sentences.SentenceLayers(steps=(sentences.normalise,), **facts) if facts else None
   return sentences.read_layers(hub.find_root(source)) if has_sentence_layers(source) else None
 
 
 def has_sentence_layers(source) -> bool:
   """Whether a model has sentence-transformers' list of modules."""
-  if google.is_google(source) or is_checkpoint(source):
+  if is_checkpoint(source):
+    return 'sentence' in _read_model(source)
+  if google.is_google(source):
     return False
   return (hub.find_root(source) / 'modules.json').is_file()
 

@@ -4,14 +4,19 @@
 """
 
 import dataclasses
+import json
 import re
+from collections.abc import Mapping
 
 import numpy as np
 from etils import epath
 
 from bertjax.interop import files
 
-_POOLINGS = {'mean': 'mean', 'cls': 'cls', 'mean_tokens': 'mean', 'cls_token': 'cls'}
+_POOLINGS = {
+  'mean': 'mean', 'mean_tokens': 'mean', 'cls': 'cls', 'cls_token': 'cls',
+  'lasttoken': 'last', 'last_token': 'last',
+}  # fmt: skip
 _ACTIVATIONS = {'Tanh': np.tanh, 'Identity': lambda x: x}
 
 
@@ -20,19 +25,57 @@ class SentenceLayers:
   """What follows the encoder.
 
   Attributes:
-    pooling: 'mean' or 'cls'.
+    pooling: 'mean', 'cls' or 'last'.
     steps: functions of vectors [N, D], in order.
     max_length: tokens of a text with [CLS] and [SEP]; 0 = the model's positions.
+    prompts: name, such as 'query' or 'document' -> text in front of a text.
+    default_prompt: name of the prompt where none is given; '' = none.
   """
 
   pooling: str = 'mean'
   steps: tuple = ()
   max_length: int = 0
+  prompts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  default_prompt: str = ''
 
 
 def normalise(vectors: np.ndarray) -> np.ndarray:
   """Vectors [N, D] of length 1."""
   return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
+def write_layers(
+  folder: epath.Path, width: int, *, pooling: str, prompts: Mapping[str, str], max_length: int
+) -> None:
+  """Writes sentence-transformers' files beside a model: pooling, and scaling to length 1.
+
+  Args:
+    folder: of the model.
+    width: D, of the vectors.
+    pooling: see `SentenceLayers`.
+    prompts: likewise.
+    max_length: likewise.
+  """
+  mode = {'mean': 'mean_tokens', 'cls': 'cls_token', 'last': 'lasttoken'}[pooling]
+  kinds = (('Transformer', ''), ('Pooling', '1_Pooling'), ('Normalize', '2_Normalize'))
+  modules = [
+    {'idx': i, 'name': str(i), 'path': path, 'type': f'sentence_transformers.models.{kind}'}
+    for i, (kind, path) in enumerate(kinds)
+  ]
+  modes = {f'pooling_mode_{name}': name == mode
+           for name in ('cls_token', 'mean_tokens', 'max_tokens', 'lasttoken')}  # fmt: skip
+  contents = {
+    'modules.json': modules,
+    '1_Pooling/config.json': {'word_embedding_dimension': width, **modes},
+    'sentence_bert_config.json': {'max_seq_length': max_length, 'do_lower_case': False},
+    'config_sentence_transformers.json': {
+      'prompts': dict(prompts), 'default_prompt_name': None, 'similarity_fn_name': 'cosine'
+    },
+  }  # fmt: skip
+  for name in ('1_Pooling', '2_Normalize'):
+    (folder / name).mkdir()
+  for name, content in contents.items():
+    (folder / name).write_text(json.dumps(content, indent=2) + '\n')
 
 
 def encoder_folder(root: epath.Path) -> epath.Path:
@@ -51,12 +94,12 @@ def read_layers(root: epath.Path) -> SentenceLayers:
   first, *others = _modules(root)
   if _kind(first) != 'Transformer':
     raise _unsupported(root / 'modules.json', f'the first module is {_kind(first)}')
-  max_length = _read_transformer(root, root / first.get('path', ''))
+  max_length = _read_transformer(root / first.get('path', ''))
   pooling, steps = '', []
   for module in others:
     kind, folder = _kind(module), root / module.get('path', '')
     if kind == 'Pooling' and not pooling:
-      pooling = _read_pooling(folder / 'config.json')
+      pooling, with_prompt = _read_pooling(folder / 'config.json')
     elif kind == 'Dense' and pooling:
       steps.append(_read_dense(folder))
     elif kind == 'Normalize' and pooling:
@@ -65,7 +108,10 @@ def read_layers(root: epath.Path) -> SentenceLayers:
       raise _unsupported(root / 'modules.json', f'the module {kind}')
   if not pooling:
     raise _unsupported(root / 'modules.json', 'no Pooling module')
-  return SentenceLayers(pooling, tuple(steps), max_length)
+  prompts, default = _read_prompts(root)
+  if any(prompts.values()) and not with_prompt:
+    raise _unsupported(root / 'modules.json', 'include_prompt=false, pooling without the prompt,')
+  return SentenceLayers(pooling, tuple(steps), max_length, prompts, default)
 
 
 def _modules(root) -> list[dict]:
@@ -81,27 +127,33 @@ def _kind(module: dict) -> str:
 
 def _unsupported(path, what: str) -> ValueError:
   return ValueError(
-    f'{path}: {what} is not supported; supported are a Transformer, Pooling by mean or cls, Dense '
-    'and Normalize. Name a pooling (--pooling=mean) for the encoder without them.'
+    f'{path}: {what} is not supported; supported are a Transformer, Pooling by mean, cls or last '
+    'token, Dense and Normalize. Name a pooling (--pooling=mean) for the encoder without them.'
   )
 
 
-def _read_transformer(root, folder) -> int:
+def _read_transformer(folder) -> int:
   """The most tokens of a text; 0 if nothing is said."""
   path = folder / 'sentence_bert_config.json'
   settings = files.read_json(path, optional=True)
   tokenizer = files.read_json(folder / 'tokenizer_config.json', optional=True)
   if settings.get('do_lower_case') and not tokenizer.get('do_lower_case', True):
     raise _unsupported(path, 'do_lower_case=true with a cased tokenizer')
-  path = root / 'config_sentence_transformers.json'
-  prompts = files.read_json(path, optional=True)
-  prompt = (prompts.get('prompts') or {}).get(prompts.get('default_prompt_name'))
-  if prompt:
-    raise _unsupported(path, f'the default prompt {prompt!r}, which is put before every text,')
   return settings.get('max_seq_length') or 0
 
 
-def _read_pooling(path) -> str:
+def _read_prompts(root) -> tuple[dict[str, str], str]:
+  """The prompts by name, and the name of the default one."""
+  path = root / 'config_sentence_transformers.json'
+  settings = files.read_json(path, optional=True)
+  prompts, default = settings.get('prompts') or {}, settings.get('default_prompt_name') or ''
+  if default and default not in prompts:
+    raise ValueError(f'{path} has no prompt {default!r}, its default; it has {sorted(prompts)}.')
+  return prompts, default
+
+
+def _read_pooling(path) -> tuple[str, bool]:
+  """The pooling, and whether it includes the tokens of a prompt."""
   settings = files.read_json(path)
   modes = settings.get('pooling_mode')
   if modes is None:  # until version 5, a field for each
@@ -110,7 +162,7 @@ def _read_pooling(path) -> str:
   modes = [modes] if isinstance(modes, str) else modes or ['mean']
   if len(modes) > 1 or modes[0] not in _POOLINGS:
     raise _unsupported(path, f'the pooling {" and ".join(modes)}')
-  return _POOLINGS[modes[0]]
+  return _POOLINGS[modes[0]], settings.get('include_prompt', True)
 
 
 def _read_dense(folder):

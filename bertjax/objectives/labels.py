@@ -31,7 +31,7 @@ class Label:
   Attributes:
     names: of the classes, by number; () where the outputs are no named classes.
     metrics: names of the official metrics, the main one first.
-    head: of `bertjax.Bert`.
+    head: of `bertjax.Bert`; '' = none, the output is a vector.
     problem_type: Hugging Face's name of the kind, '' if it has none.
     dtype: of the column 'labels' in an encoded batch.
     rows: batch rows of an example.
@@ -41,7 +41,7 @@ class Label:
     takes_class_weights: `make_loss` accepts a weight for each class.
     takes_crf: a conditional random field may choose the labels of a row together.
     fill: logit at positions beyond the length of a batch.
-    unit: of the loss.
+    unit: of the loss; '' = there is none.
   """
 
   names: tuple[str, ...] = ()
@@ -63,6 +63,11 @@ class Label:
   def num_outputs(self) -> int:
     """C, logits of the head."""
     return max(len(self.names), 1)
+
+  @property
+  def sentence(self) -> dict:
+    """Pooling and prompts where the output is a vector of a text, for the model's files."""
+    return {}
 
   # The loss.
 
@@ -95,6 +100,13 @@ class Label:
       return {'task': (self.losses(logits, batch) * self.weights(batch, class_weights)).sum()}, {}
 
     return loss_fn, lambda batch: {'task': self.weights(batch, class_weights).sum()}
+
+  def make_coupled(self, model) -> tuple[Callable, Callable] | None:
+    """`Objective.coupled` of a loss that couples the examples of a batch."""
+    return None
+
+  def check_batch_size(self, batch_size: int) -> None:
+    """Raises ValueError if batches of so few examples have no loss."""
 
   def losses(self, logits: jax.Array, batch: dict) -> jax.Array:
     """The unweighted losses, in the shape of `weights`."""

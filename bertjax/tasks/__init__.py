@@ -4,7 +4,7 @@ import functools
 import inspect
 from collections.abc import Mapping
 
-from bertjax.tasks import choice, classification, glue, question_answering, tagging
+from bertjax.tasks import choice, classification, embedding, glue, question_answering, tagging
 from bertjax.tasks.task import Task, hold_out
 
 TASKS = {
@@ -19,6 +19,7 @@ TASKS = {
   'sentence_order': functools.partial(classification.sentence_pairs, order=True),
   'next_sentence': functools.partial(classification.sentence_pairs, order=False),
   'table': classification.table,
+  'embed': embedding.embed,
 }
 
 

@@ -9,7 +9,7 @@ import collections
 import difflib
 import re
 import string
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -71,6 +71,38 @@ def correlations(predicted, gold) -> dict[str, float]:
   return {
     'pearson': float(stats.pearsonr(predicted, gold).statistic),
     'spearman': float(stats.spearmanr(predicted, gold).statistic),
+  }
+
+
+def retrieval(rankings: Sequence[Sequence], relevant: Sequence[Mapping]) -> dict[str, float]:
+  """nDCG@10, MRR@10, recall@10, recall@100 and MAP@100: means over queries, as trec_eval's.
+
+  Args:
+    rankings: ids of documents of each query, best first.
+    relevant: {id: relevance} of each query; documents above 0 are relevant, and the gain of nDCG is
+      the relevance.
+
+  Raises:
+    ValueError: if a query has no relevant document.
+  """
+  table = [_ranking(ranking, gold) for ranking, gold in zip(rankings, relevant, strict=True)]
+  return {name: float(np.mean([row[name] for row in table])) for name in table[0]}
+
+
+def _ranking(ranking: Sequence, relevant: Mapping) -> dict[str, float]:
+  ideal = np.array(sorted((r for r in relevant.values() if r > 0), reverse=True), float)
+  if not len(ideal):
+    raise ValueError('a query has no relevant document; leave it out.')
+  gains = np.array([max(relevant.get(name, 0), 0) for name in ranking], float)
+  hits, discount = gains > 0, np.log2(np.arange(2, 12))
+  precision = np.cumsum(hits) / np.arange(1, len(hits) + 1)
+  dcg, best = ((g[:10] / discount[: len(g)]).sum() for g in (gains, ideal))
+  return {
+    'ndcg@10': dcg / best,
+    'mrr@10': max((1 / (place + 1) for place in np.flatnonzero(hits[:10])), default=0.0),
+    'recall@10': hits[:10].sum() / len(ideal),
+    'recall@100': hits[:100].sum() / len(ideal),
+    'map@100': (precision * hits)[:100].sum() / len(ideal),
   }
 
 

@@ -75,6 +75,8 @@ class Task:
     write: (folder, split, examples, predictions) -> the paths of the files written.
     splits: names that `read` accepts.
     trainable: examples -> those that can be trained on; the others are logged.
+    judged_by: this task -> that by which its models are evaluated, if it is another one: pairs to
+      train on, and queries with documents.
   """
 
   name: str
@@ -86,6 +88,12 @@ class Task:
   write: Callable[..., list[pathlib.Path]]
   splits: tuple[str, ...]
   trainable: Callable[[list[Example]], list[Example]] = list
+  judged_by: Callable[['Task'], 'Task'] | None = None
+
+  @property
+  def judge(self) -> 'Task':
+    """The task by which models of this one are evaluated."""
+    return self.judged_by(self) if self.judged_by else self
 
   @property
   def metric(self) -> str:
@@ -101,6 +109,11 @@ class Task:
   def head(self) -> str:
     """The head of `bertjax.Bert` that predicts it."""
     return self.label.head
+
+  @property
+  def heads(self) -> tuple[str, ...]:
+    """The heads of `bertjax.Bert`: that of the task, or none."""
+    return (self.head,) if self.head else ()
 
   @property
   def num_labels(self) -> int:

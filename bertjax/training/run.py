@@ -265,7 +265,10 @@ class _Run:
 def ranking(scores: Sequence[Scores], options: Options) -> list[float]:
   """The value by which each run is ranked, the highest is best; -inf for one that has diverged."""
   sign = 1 if options.highest else -1
-  return [sign * s[options.metric] if math.isfinite(s['loss']) else -math.inf for s in scores]
+  finite = [math.isfinite(s.get('loss', 0.0)) for s in scores]  # an evaluation may have no loss
+  return [
+    sign * s[options.metric] if ok else -math.inf for s, ok in zip(scores, finite, strict=True)
+  ]
 
 
 def still_running(values: np.ndarray | Sequence[Sequence[float]], patience: int) -> list[bool]:
@@ -285,13 +288,17 @@ def still_running(values: np.ndarray | Sequence[Sequence[float]], patience: int)
   return (~stopped).tolist()
 
 
-def model_facts(config, *, labels=(), problem_type: str = '', trials: int = 1) -> dict:
+def model_facts(
+  config, *, labels=(), problem_type: str = '', trials: int = 1, sentence: dict | None = None
+) -> dict:
   """The model's entry in a checkpoint's meta, which `interop.loading` reads: an `EncoderConfig`
-  without the fields that do not change the model, the labels and the number of runs in it."""
+  without the fields that do not change the model, the labels, the number of runs in it, and the
+  pooling of embeddings."""
   free = ('frozen', 'dtype', 'attention', 'remat', 'unroll')
   fields = {k: v for k, v in dataclasses.asdict(config).items() if k not in free}
   return {
-    'config': fields, 'labels': list(labels), 'problem_type': problem_type, 'trials': trials
+    'config': fields, 'labels': list(labels), 'problem_type': problem_type, 'trials': trials,
+    **({'sentence': sentence} if sentence else {}),
   }  # fmt: skip
 
 

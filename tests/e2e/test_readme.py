@@ -4,6 +4,7 @@ They run in the order of the pages, in one folder: later commands use what earli
 """
 
 import ast
+import itertools
 import json
 import pathlib
 import re
@@ -35,6 +36,7 @@ SMALLER = (
    r'--config=\1:smoke --config.data.heldout_fraction=0.2'),
   (r'(--config=(?:glue|table)\S*)', r'\1 --config.data.length=32 '
    '--config.num_train_epochs=1.0 --config.batch_size=8'),
+  (r'--config=embed(?=[ :])(:?)', r'--config=embed:smoke,'),
   (r'(bertjax quickstart)', r'\1 --config=quickstart:smoke'),
   (r'--size=8192', '--size=700'),
   (r'(three_stages,smoke)', r'\1 --config.stages[1].batch_size=8 --config.stages[2].batch_size=8'),
@@ -84,6 +86,16 @@ def home(tmp_path_factory, corpus, vocab):
       records = [f'{text},{label}' for text, label in test_finetune.sentences(count, count)]
       pathlib.Path(name).write_text('\n'.join(['review,stars', *records, '']))
     pathlib.Path('texts.csv').write_text('body\nthe name\nof a class\n')
+    words = [text for text, _ in test_finetune.sentences(60, 60)]
+    pairs = [{'query': a, 'answer': b} for a, b in itertools.pairwise(words)]
+    pathlib.Path('pairs.jsonl').write_text('\n'.join(map(json.dumps, pairs)))
+    scored = [f'{a}\t{b}\t{n % 6}' for n, (a, b) in enumerate(itertools.pairwise(words))]
+    pathlib.Path('scored.tsv').write_text('\n'.join(['sentence1\tsentence2\tscore', *scored]))
+    pathlib.Path('scifact/qrels').mkdir(parents=True)
+    for name in ('corpus', 'queries'):
+      records = [{'_id': str(n), 'text': text} for n, text in enumerate(words)]
+      pathlib.Path(f'scifact/{name}.jsonl').write_text('\n'.join(map(json.dumps, records)))
+    pathlib.Path('scifact/qrels/test.tsv').write_text('query-id\tcorpus-id\tscore\n1\t2\t1\n')
     pathlib.Path('faq.txt').write_text('the name of a class\nraises an exception\n')
     asked = {'question': ['the name?'], 'context': ['the name of a class']}
     parquet.write_table(pyarrow.table(asked), 'q.parquet')
@@ -128,7 +140,7 @@ def test_command_writes_or_prints_what_it_promises(line, home, capsys):
   for name in outputs(verb, flags):
     assert pathlib.Path(name).stat().st_size, name
   if verb == 'evaluate':
-    assert re.search(r'"?(mlm_loss|accuracy)', said.out)
+    assert re.search(r'"?(mlm_loss|accuracy|ndcg)', said.out)
   elif verb == 'vocab':
     assert 'unknown' in said.out or '[UNK]' in said.out
   elif verb == 'compile':

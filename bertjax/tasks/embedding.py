@@ -1,0 +1,256 @@
+"""Sentence embeddings from tables of pairs, hard negatives or scored pairs.
+
+They are evaluated on scored pairs (STS) or by retrieval, among the pairs of a split or in a folder
+of BEIR's format.
+"""
+
+import dataclasses
+import functools
+import itertools
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+from etils import epath
+
+from bertjax import io
+from bertjax.data import instances, tables
+from bertjax.objectives.embeddings import Embedding, Positives, Retrieval, Similarity
+from bertjax.tasks import classification, metrics
+from bertjax.tasks.task import Encoded, Example, Task, gold_labels, known_split, truncate
+
+_log = logging.getLogger(__name__)
+
+_CHOICES = {'loss': ('contrastive', 'cosine'), 'evaluation': ('retrieval', 'similarity', 'beir'),
+            'pooling': ('mean', 'cls', 'last')}  # fmt: skip
+
+
+def embed(
+  source: str = '', *, files: Mapping[str, str], text: str, pair: str,
+  negatives: Sequence[str] = (), num_negatives: int = 0, label: str = 'label',
+  loss: str = 'contrastive', evaluation: str = 'retrieval', max_score: float = 1.0,
+  temperature: float = 0.05, symmetric: bool = False, widths: Sequence[int] = (),
+  pooling: str = 'mean', query_prompt: str = '', document_prompt: str = '', delimiter: str = '',
+  encoding: str = 'utf-8', on_bad_row: str = 'stop',
+) -> Task:  # fmt: skip
+  """Texts as vectors, by cosine similarity.
+
+  Args:
+    source: folder of the files, or 'tfds:NAME' and the files are its splits.
+    files: split -> a table that `data.tables.read_table` reads.
+    text: column of the anchor (query), or of the first text of a scored pair.
+    pair: column of the positive (document), or of the second text.
+    negatives: columns of hard negatives; in JSONL and Parquet a column may hold a list.
+    num_negatives: hard negatives of an example; of longer lists the first ones are used, shorter
+      ones have fewer. 0 = one for each column.
+    label: column of the score of a pair.
+    loss: 'contrastive' trains on positives, 'cosine' on scores.
+    evaluation: of a contrastive model: 'retrieval' of the positives of a split among its texts,
+      'similarity' by scored pairs, or 'beir', whose files are FOLDER/qrels/NAME.tsv beside
+      FOLDER/corpus.jsonl and FOLDER/queries.jsonl.
+    max_score: see `Similarity`.
+    temperature: see `contrastive.info_nce`.
+    symmetric: likewise.
+    widths: see `contrastive.couple`.
+    pooling: 'mean', 'cls' or 'last'.
+    query_prompt: text in front of anchors, queries and scored texts.
+    document_prompt: text in front of all other texts.
+    delimiter: between columns, see `classification.table`.
+    encoding: of the files.
+    on_bad_row: a record without a text or score raises ('stop') or is skipped ('skip').
+
+  Raises:
+    ValueError: for an option that is not one of its choices, or out of range.
+  """
+  for name, value in (('loss', loss), ('evaluation', evaluation), ('pooling', pooling)):
+    if value not in _CHOICES[name]:
+      raise ValueError(f'task.{name} must be one of {_CHOICES[name]}, got {value!r}.')
+  for name, number in (('max_score', max_score), ('temperature', temperature)):
+    if not 0 < number < np.inf:
+      raise ValueError(f'task.{name} must be above 0, got {number}.')
+  prompts = {'query': query_prompt, 'document': document_prompt}
+  common = {'pooling': pooling, 'prompts': prompts}
+  layouts = functools.partial(
+    classification.make_layouts, on_bad_row=on_bad_row, delimiter=delimiter, encoding=encoding
+  )
+
+  def similarity(some: Mapping[str, str], label_of) -> Task:
+    layout = layouts(some, (text, pair), label)
+    read = functools.partial(
+      classification.read_texts, source=source, layouts=layout, label=label_of
+    )
+    write = functools.partial(classification.write_texts, label=label_of)
+    measure = functools.partial(classification.score, label=label_of, measure=metrics.correlations)
+    return _task(label_of, read, measure, write, some)
+
+  if loss == 'cosine':
+    return similarity(files, Similarity(max_score=max_score, widths=tuple(widths), **common))
+  made = Positives(
+    rows=2 + (num_negatives or len(negatives)), temperature=temperature, symmetric=symmetric,
+    widths=tuple(widths), **common,
+  )  # fmt: skip
+  layout = layouts(files, (text, pair, *negatives), '')
+  read = functools.partial(read_pairs, source=source, layouts=layout, most=made.rows - 2)
+  if evaluation == 'similarity':
+    others = {split: file for split, file in files.items() if split != 'train'}
+    scored = Similarity(max_score=max_score, unit='', **common)
+    judged_by = lambda task: similarity(others, scored)  # noqa: E731
+  elif evaluation == 'beir':
+    paths = {split: epath.Path(source) / file for split, file in files.items() if split != 'train'}
+    judged_by = lambda task: _retrieval(  # noqa: E731
+      lambda split: read_beir(known_split(split, paths)), paths, common
+    )
+  else:
+    judged_by = lambda task: _retrieval(  # noqa: E731
+      lambda split: as_corpus(task.read(split)), task.splits, common
+    )
+  if evaluation != 'retrieval' and 'dev' not in files:
+    raise ValueError(
+      f'task.evaluation={evaluation!r} needs a dev split of another kind than the training pairs; '
+      'set --config.data.dev_file.'
+    )
+  return dataclasses.replace(_task(made, read, None, None, files), judged_by=judged_by)
+
+
+def _task(label: Embedding, read, measure, write, splits) -> Task:
+  encoder = functools.partial(encode, label=label)
+  return Task('embed', label, read, encoder, label.decode, measure, write, tuple(splits))
+
+
+def _retrieval(read, splits, common: dict) -> Task:
+  return _task(Retrieval(**common), read, score_rankings, write_rankings, splits)
+
+
+def read_pairs(split: str, *, source: str, layouts: Mapping, most: int) -> list[Example]:
+  """The examples of a split: anchor, positive and up to `most` hard negatives.
+
+  Raises:
+    ValueError: for a record without one of its texts, or a split whose positives are all equal.
+  """
+  layout = known_split(split, layouts)
+  found, skipped = [], []
+  for number, row in enumerate(classification.read_rows(source, layout)):
+    texts, error = _texts(row, layout.texts)
+    if not error:
+      texts = texts[: 2 + most]
+      found.append(Example(str(number), texts, len(texts) - 2))
+    elif layout.on_bad_row == 'skip':
+      skipped.append(f'{row.where}: {error}')
+    else:
+      raise ValueError(f'{row.where}: {error}.')
+  if skipped:
+    shown = '; '.join(skipped[:10] + ['...'] * (len(skipped) > 10))
+    _log.warning('%s: %d of %d rows skipped: %s.', split, len(skipped), number + 1, shown)
+  if not found:
+    raise ValueError(f'{layout.file} holds no examples.')
+  if split == 'train' and not most and len({item.texts[1] for item in found}) == 1:
+    raise ValueError(
+      f'{layout.file}: the positives of all {len(found)} examples are {found[0].texts[1]!r}, so '
+      'that there are no negatives; give pairs of different texts.'
+    )
+  return found
+
+
+def _texts(row: tables.Row, columns: Sequence) -> tuple[tuple[str, ...], str]:
+  """The texts of a record, and what is wrong with it as in `Row.error`."""
+  error = row.error or tables.text_problem(row.values, columns, word_lists=True)
+  if error:
+    return (), error
+  values = [row.values[column] for column in columns]
+  for column, value in zip(columns, values, strict=True):
+    if isinstance(value, list) and column in columns[:2]:
+      return (), f'column {column!r} holds a list, which only columns of negatives may'
+    if isinstance(value, list) and not (value and all(text.strip() for text in value)):
+      return (), f'column {column!r} holds {"an empty text" if value else "no negatives"}'
+  lists = [value if isinstance(value, list) else [value] for value in values]
+  return tuple(itertools.chain.from_iterable(lists)), ''
+
+
+def as_corpus(items: Sequence[Example]) -> list[Example]:
+  """Examples of pairs as queries, one for each anchor, and documents, one for each other text."""
+  ids = {text: f'd{number}' for number, text in enumerate(
+    dict.fromkeys(text for item in items for text in item.texts[1:]))}  # fmt: skip
+  relevant: dict[str, dict] = {}
+  for item in items:
+    relevant.setdefault(item.texts[0], {})[ids[item.texts[1]]] = 1
+  queries = [Example(f'q{n}', (text,), gold) for n, (text, gold) in enumerate(relevant.items())]
+  return queries + [Example(name, (text,), {}, document=1) for text, name in ids.items()]
+
+
+def read_beir(qrels: epath.Path) -> list[Example]:
+  """The queries that a file of judgements names, and the documents, of a folder in BEIR's format.
+
+  Raises:
+    ValueError: for a malformed record, a judged query that is missing, or no relevant document.
+  """
+  folder, relevant = qrels.parent.parent, {}
+  for row in _records(qrels, ('query-id', 'corpus-id', 'score')):
+    query, document, score = row.values.values()
+    if not score.strip().lstrip('-').isdecimal():
+      raise ValueError(f'{row.where}: the relevance must be a whole number, got {score!r}.')
+    relevant.setdefault(query, {})[document] = int(score)
+  relevant = {query: gold for query, gold in relevant.items() if max(gold.values()) > 0}
+  if not relevant:
+    raise ValueError(f'{qrels} has no relevant document.')
+  texts = {
+    row.values['_id']: row.values['text']
+    for row in _records(folder / 'queries.jsonl', ('_id', 'text'))
+  }
+  missing = [query for query in relevant if query not in texts]
+  if missing:
+    raise ValueError(
+      f'{folder / "queries.jsonl"} has no query {missing[0]!r}, which {qrels} names.'
+    )
+  documents = [
+    Example(values['_id'], (f'{values.get("title") or ""} {values["text"]}'.strip(),), {}, 1)
+    for values in (
+      row.values for row in _records(folder / 'corpus.jsonl', ('_id', 'text'), ('title',))
+    )
+  ]
+  return [Example(name, (texts[name],), gold) for name, gold in relevant.items()] + documents
+
+
+def _records(path, columns, optional=()) -> Iterator[tables.Row]:
+  for row in tables.read_table(path, columns, optional=optional):
+    error = row.error or tables.text_problem(row.values, columns, blank=True)
+    if error:
+      raise ValueError(f'{row.where}: {error}.')
+    yield row
+
+
+def encode(items: Sequence[Example], tokenizer, length: int, *, label: Embedding) -> Encoded:
+  """A row for each text, truncated; short lists of negatives are filled up with empty rows."""
+  query, document = (label.prompts.get(name, '') for name in ('query', 'document'))
+  texts, prompted = [], []
+  for item in items:
+    row = [*item.texts, *[''] * (label.rows - len(item.texts))]
+    texts += row
+    others = query if label.numeric else document  # the texts of a scored pair are alike
+    first = document if item.document else query
+    prompted += [first + row[0], *(text and others + text for text in row[1:])]
+  rows = [(ids,) for ids in tokenizer.encode(prompted)]
+  truncated = sum(truncate(row, length, tokenizer.template) for row in rows)
+  columns = instances.lay_out(rows, tokenizer, length)
+  columns['labels'] = label.number([item.label for item in items], texts)
+  columns['example_ids'] = np.repeat(np.arange(len(items), dtype=np.int32), label.rows)
+  return Encoded(columns, {'texts': len(rows), 'truncated': truncated})
+
+
+def score_rankings(items: Sequence[Example], predictions) -> dict[str, float]:
+  gold_labels(items)
+  queries = [i for i, item in enumerate(items) if not item.document]
+  return metrics.retrieval(
+    [list(predictions[i]) for i in queries], [items[i].label for i in queries]
+  )
+
+
+def write_rankings(folder, split, items, predictions) -> list:
+  """Writes FOLDER/SPLIT.trec, a run in the format of trec_eval."""
+  lines = [
+    f'{item.id} Q0 {name} {rank} {score:.9g} bertjax'
+    for item, ranking in zip(items, predictions, strict=True)
+    for rank, (name, score) in enumerate(ranking.items(), 1)
+  ]
+  path = epath.Path(folder) / f'{split}.trec'
+  io.write_text(path, '\n'.join(lines) + '\n')
+  return [path]
