@@ -85,6 +85,11 @@ def run(
   if not output:
     output = predictor.layers.pooling
     limit = min(predictor.layers.max_length or limit, limit)
+    if predictor.layers.default_prompt:
+      raise ValueError(
+        f'{model} has the default prompt {predictor.layers.default_prompt!r}, which is not '
+        f'exported; --pooling={output} exports its encoder, for texts with their prompt.'
+      )
     if predictor.layers.steps not in ((), (sentences.normalise,)):
       raise ValueError(
         f'{model} has dense layers after its pooling, which are not exported; --pooling={output} '

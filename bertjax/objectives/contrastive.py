@@ -2,7 +2,7 @@
 
 An example has R texts in consecutive batch rows: anchor, positive and hard negatives, or the two
 texts of a scored pair. Only the cosines of the vectors couple rows, so microbatches that are
-encoded separately have the gradient of the whole batch (`Objective.coupled`).
+encoded separately have the gradient of the complete batch (`Objective.coupled`).
 """
 
 import functools

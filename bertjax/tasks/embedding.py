@@ -22,7 +22,7 @@ from bertjax.tasks.task import Encoded, Example, Task, gold_labels, known_split,
 _log = logging.getLogger(__name__)
 
 _CHOICES = {'loss': ('contrastive', 'cosine'), 'evaluation': ('retrieval', 'similarity', 'beir'),
-            'pooling': ('mean', 'cls', 'last')}  # fmt: skip
+            'pooling': ('', 'mean', 'cls', 'last')}  # fmt: skip
 
 
 def embed(
@@ -30,7 +30,7 @@ def embed(
   negatives: Sequence[str] = (), num_negatives: int = 0, label: str = 'label',
   loss: str = 'contrastive', evaluation: str = 'retrieval', max_score: float = 1.0,
   temperature: float = 0.05, symmetric: bool = False, widths: Sequence[int] = (),
-  pooling: str = 'mean', query_prompt: str = '', document_prompt: str = '', delimiter: str = '',
+  pooling: str = '', query_prompt: str = '', document_prompt: str = '', delimiter: str = '',
   encoding: str = 'utf-8', on_bad_row: str = 'stop',
 ) -> Task:  # fmt: skip
   """Texts as vectors, by cosine similarity.
@@ -52,7 +52,7 @@ def embed(
     temperature: see `contrastive.info_nce`.
     symmetric: likewise.
     widths: see `contrastive.couple`.
-    pooling: 'mean', 'cls' or 'last'.
+    pooling: 'mean', 'cls' or 'last'; '' = 'mean'.
     query_prompt: text in front of anchors, queries and scored texts.
     document_prompt: text in front of all other texts.
     delimiter: between columns, see `classification.table`.
@@ -69,7 +69,7 @@ def embed(
     if not 0 < number < np.inf:
       raise ValueError(f'task.{name} must be above 0, got {number}.')
   prompts = {'query': query_prompt, 'document': document_prompt}
-  common = {'pooling': pooling, 'prompts': prompts}
+  common = {'pooling': pooling or 'mean', 'prompts': prompts}
   layouts = functools.partial(
     classification.make_layouts, on_bad_row=on_bad_row, delimiter=delimiter, encoding=encoding
   )
@@ -187,7 +187,7 @@ def read_beir(qrels: epath.Path) -> list[Example]:
   for row in _records(qrels, ('query-id', 'corpus-id', 'score')):
     query, document, score = row.values.values()
     if not score.strip().lstrip('-').isdecimal():
-      raise ValueError(f'{row.where}: the relevance must be a whole number, got {score!r}.')
+      raise ValueError(f'{row.where}: the relevance must be an integer, got {score!r}.')
     relevant.setdefault(query, {})[document] = int(score)
   relevant = {query: gold for query, gold in relevant.items() if max(gold.values()) > 0}
   if not relevant:

@@ -23,6 +23,7 @@ DENSE = {'type': 'sentence_transformers.models.Dense', 'path': '2_Dense'}
 NORMALIZE = {'type': 'sentence_transformers.models.Normalize', 'path': '3_Normalize'}
 CLS = {'word_embedding_dimension': 16, 'pooling_mode_cls_token': True,
        'pooling_mode_mean_tokens': False}  # fmt: skip
+LAST = {'word_embedding_dimension': 16, 'pooling_mode_lasttoken': True}
 TANH = {'in_features': 16, 'out_features': 6, 'bias': True,
         'activation_function': 'torch.nn.modules.activation.Tanh'}  # fmt: skip
 LINEAR = TANH | {'bias': False, 'activation_function': 'torch.nn.modules.linear.Identity'}
@@ -75,6 +76,7 @@ VARIANTS = {
   'cls by its name of today': (
     [TRANSFORMER, POOLING], {'pooling': {'embedding_dimension': 16, 'pooling_mode': 'cls'}}
   ),
+  'last token': ([TRANSFORMER, POOLING], {'pooling': LAST}),
   'Dense with tanh': ([TRANSFORMER, POOLING, DENSE], {'dense': TANH}),
   'Dense without bias, and Normalize': (
     [TRANSFORMER, POOLING, DENSE, NORMALIZE], {'dense': LINEAR, 'pooling': CLS}
@@ -142,14 +144,32 @@ def test_a_layer_that_is_not_supported_is_refused_where_it_is_needed(
   assert predictor.embed(TEXTS, 'mean').shape == (3, 16)
 
 
-def test_prompts_and_lower_casing_that_change_the_text_are_refused(encoder, tmp_path):
+def test_the_default_prompt_is_put_in_front_of_every_text(encoder, tmp_path, capsys):
   folder = make(encoder, tmp_path / 'model', [TRANSFORMER, POOLING])
-  path = folder / 'config_sentence_transformers.json'
-  path.write_text(json.dumps({'prompts': {'query': 'query: '}, 'default_prompt_name': 'query'}))
-  with pytest.raises(ValueError, match="the default prompt 'query: '"):
+  path, plain = folder / 'config_sentence_transformers.json', Predictor.from_dir(folder)
+  expected = plain.embed([f'query: {text}' for text in TEXTS])
+  for default in ('query', None):
+    settings = {'prompts': {'query': 'query: ', 'document': ''}, 'default_prompt_name': default}
+    path.write_text(json.dumps(settings))
+    predictor = Predictor.from_dir(folder)
+    np.testing.assert_array_equal(predictor.embed(TEXTS, prompt='query'), expected)
+    found = predictor.embed(TEXTS)
+    np.testing.assert_array_equal(found, expected if default else plain.embed(TEXTS))
+    if default:
+      arguments = ['export', f'--model={folder}', f'--out={tmp_path}/a', '--format=stablehlo']
+      assert main(arguments) == 2 and 'the default prompt' in capsys.readouterr().err
+  path.write_text(json.dumps({'prompts': {}, 'default_prompt_name': 'query'}))
+  with pytest.raises(ValueError, match=r"has no prompt 'query', its default; it has \[\]"):
     Predictor.from_dir(folder).embed(TEXTS)
-  path.write_text(json.dumps({'prompts': {'query': 'query: '}, 'default_prompt_name': None}))
-  Predictor.from_dir(folder).embed(TEXTS)
+  path.write_text(json.dumps({'prompts': {'query': 'query: '}}))
+  pooling = folder / '1_Pooling' / 'config.json'
+  pooling.write_text(json.dumps(json.loads(pooling.read_text()) | {'include_prompt': False}))
+  with pytest.raises(ValueError, match='include_prompt=false'):
+    Predictor.from_dir(folder).embed(TEXTS)
+
+
+def test_lower_casing_that_changes_the_text_is_refused(encoder, tmp_path):
+  folder = make(encoder, tmp_path / 'model', [TRANSFORMER, POOLING])
   (folder / 'sentence_bert_config.json').write_text('{"do_lower_case": true}')
   Predictor.from_dir(folder).embed(TEXTS)  # the tokenizer lowers anyway
   settings = json.loads((folder / 'tokenizer_config.json').read_text()) | {'do_lower_case': False}
