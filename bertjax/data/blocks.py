@@ -12,10 +12,9 @@ import itertools
 import json
 import logging
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from etils import epath
 
 from bertjax.data import instances, packing, prng
 from bertjax.data import text as text_lib
@@ -37,7 +36,7 @@ FRONT = {'epoch': 1, 'next': 0, 'open': [], 'documents': 0}
 class Shard(NamedTuple):
   """A part of the source that is read from its front."""
 
-  name: str
+  name: Any  # the path of a file, or a string
   format: str
   size: int  # bytes; -1 for what is no file
 
@@ -91,11 +90,11 @@ class Text:
   def identity(self) -> dict:
     """Flat {field: value} of what decides the records, with a hash of the shards' names and
     sizes."""
-    names = [(epath.Path(s.name).name if s.size >= 0 else s.name, s.size) for s in self.shards]
+    names = [(getattr(s.name, 'name', s.name), s.size) for s in self.shards]
     digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16]
     settings = {f'data.{name}': value for name, value in vars(self.settings).items()}
     del settings['data.seed']  # the run's
-    commits = {getattr(epath.Path(s.name), 'commit', '') for s in self.shards if '://' in s.name}
+    commits = {getattr(s.name, 'commit', '') for s in self.shards}
     commits = ''.join(f', commit {commit}' for commit in sorted(commits - {''}))
     return settings | {'data.input': f'{len(names)} shards {digest}{commits}'}
 
@@ -107,7 +106,7 @@ class Text:
     """
     settings = self.settings
     try:
-      size = epath.Path(shard.name).stat().length if shard.size >= 0 else -1
+      size = shard.name.stat().length if shard.size >= 0 else -1
       if size != shard.size:
         raise ValueError(
           f'{shard.name} has {size:,} bytes and had {shard.size:,} when the run started; it '
@@ -163,7 +162,7 @@ class Text:
           yield begin, documents
           documents, size = [], 0
       if read < self.least:
-        names = ', '.join(shard.name for shard, *_ in order[:3])
+        names = ', '.join(str(shard.name) for shard, *_ in order[:3])
         raise ValueError(
           f'data.input={self.source} has {read} documents to train on for one of the processes '
           f'(of {names}), and data.kind={self.settings.kind} needs {self.least}; add text, or set '
@@ -264,14 +263,13 @@ class Text:
     )
 
 
-def _shards(name: str, format: str) -> Iterator[Shard]:
+def _shards(part, format: str) -> Iterator[Shard]:
   """A part of the source as shards: itself, or those of a complete TFDS split."""
-  if name == 'embedded' or name.startswith('tfds:'):
-    names = [name] if name == 'embedded' else text_lib.tfds_shards(name)
+  if isinstance(part, str):
+    names = [part] if part == 'embedded' else text_lib.tfds_shards(part)
     yield from (Shard(name, format, -1) for name in names)
   else:
-    path = epath.Path(name)
-    yield Shard(name, format, -1 if getattr(path, 'commit', '') else path.stat().length)
+    yield Shard(part, format, part.stat().length)
 
 
 def _ends(counts: np.ndarray) -> np.ndarray:

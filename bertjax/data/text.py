@@ -29,6 +29,7 @@ import re
 import sysconfig
 import unicodedata
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from etils import epath
 
@@ -111,9 +112,9 @@ def read_documents(
       yield text
 
 
-def list_shards(source: str, format: str) -> Iterator[tuple[str, str]]:
-  """Yields (name, format) of each part of a source that `read_shard` reads: a file, a TFDS split
-  or `embedded`."""
+def list_shards(source: str, format: str) -> Iterator[tuple[Any, str]]:
+  """Yields (part, format) of each part of a source that `read_shard` reads: the path of a file, or
+  the name of a TFDS split or of `embedded`."""
   if format not in FORMATS:
     raise ValueError(f'data.format must be one of {FORMATS}, got {format!r}.')
   parts = files.split_source(source)
@@ -130,7 +131,7 @@ def list_shards(source: str, format: str) -> Iterator[tuple[str, str]]:
       yield part, format
     else:
       paths = files.list_files(part, '.parquet' if format == 'parquet' else '')
-      yield from ((str(path), _hub_format(path) if own else format) for path in paths)
+      yield from ((path, _hub_format(path) if own else format) for path in paths)
 
 
 def _hub_format(path) -> str:
@@ -146,25 +147,25 @@ def _hub_format(path) -> str:
 
 
 def read_shard(
-  name: str, format: str, *, text_key: str, binary: str, encoding: str, on_bad_row: str,
+  part, format: str, *, text_key: str, binary: str, encoding: str, on_bad_row: str,
   report: Report, skip: int = 0,
 ) -> Iterator[tuple[int, str]]:  # fmt: skip
   """Yields (number, text) of each document of a shard that is not blank.
 
   Args:
-    name: of `list_shards`, with its format.
+    part: of `list_shards`, with its format.
     skip: number of the record (a line of JSONL, a row of Parquet, else a document) to start after;
       records before it are not parsed.
 
   The other arguments are those of `read_documents`.
   """
-  if name == 'embedded':
+  if part == 'embedded':
     texts = itertools.islice(enumerate(embedded_documents(), 1), skip, None)
-  elif name.startswith('tfds:'):
+  elif (name := str(part)).startswith('tfds:'):
     examples = _tfds(name.removeprefix('tfds:'), text_key, report)
     texts = itertools.islice(enumerate(examples, 1), skip, None)
   else:
-    texts = _file(epath.Path(name), format, text_key, binary, encoding, on_bad_row, report, skip)
+    texts = _file(epath.Path(part), format, text_key, binary, encoding, on_bad_row, report, skip)
   for number, text in texts:
     if text.strip():
       report.documents += 1

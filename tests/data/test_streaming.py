@@ -12,6 +12,8 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet as pq
 
+from bertjax import prepare
+from bertjax.config import pretraining
 from bertjax.data import blocks, loader, mixture, preprocess, remote, streaming
 from bertjax.data import text as text_lib
 from bertjax.data.masking import Masking
@@ -208,6 +210,27 @@ def test_the_commit_of_the_hub_s_files_belongs_to_a_run(tokenizer, hub):  # noqa
   hub.files['me/texts', 'a' * 40] = hub.files['me/texts', 'main']
   source = f'hf:me/texts@{"a" * 40}'
   assert stream(source, tokenizer, format='parquet')._text.identity['data.input'] == made
+
+
+def test_sizes_of_hub_files_come_with_the_listing(tokenizer, hub, tmp_path):  # noqa: F811
+  """They give the shares of a mixture and the epoch, without a request for each file."""
+  texts = documents(400)
+  for name, part in (('many', texts[:300]), ('few', texts[300:])):
+    files = {f'train-{i}.parquet': table(part[i::3], group=20) for i in range(3)}
+    hub.files[f'me/{name}', 'main'] = files
+  text = blocks.Text('hf:me/many', tokenizer, Settings(format='parquet', heldout_fraction=1e-9))
+  assert text.size == sum(map(len, hub.files['me/many', 'main'].values()))
+  config = pretraining('tiny')
+  config.data.update(input='many=hf:me/many,few=hf:me/few', vocab=f'{tmp_path}/vocab.txt',
+                     dupe_factor=1)  # fmt: skip
+  many, few = prepare.streamed_text(config).mixture.counts / mixture.WINDOW
+  assert few == pytest.approx(0.25, abs=0.02) and many == 1 - few
+  assert not hub.ranges
+  assert len(list(text.documents(text.shards[0]))) == 100
+  assert sum(count == 1 for *_, count in hub.ranges) == 0
+  assert text.epochs({'epoch': 2, 'documents': 150}, 1) == pytest.approx(
+    1.5, abs=0.15
+  )  # and footers
 
 
 def test_parts_of_a_preparation_read_one_commit(tmp_path, tokenizer, hub):  # noqa: F811
