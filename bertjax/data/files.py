@@ -11,14 +11,17 @@ import glob
 import gzip
 import io
 import lzma
+import re
 import zlib
 from collections.abc import Iterator
 
 from etils import epath
 
+from bertjax import io as io_lib
 from bertjax.data import remote
 
-_REMOTE = ('gs', 's3', 'az', 'http', 'https')  # what `epath` reads, and `remote`
+_PACKAGES = {'gs': 'gcsfs', 's3': 's3fs', 'az': 'adlfs'}  # of what `epath` reads
+_REMOTE = (*_PACKAGES, 'http', 'https')  # and `remote`
 
 
 def split_source(source: str) -> list[str]:
@@ -45,21 +48,43 @@ def list_files(pattern: str, suffix: str = '') -> list[epath.Path]:
       f'{", ".join(f"{name}://" for name in _REMOTE)}.'
     )
   path = epath.Path(pattern)
-  if path.is_dir():
+  try:
+    is_folder = path.is_dir()
+  except Exception as error:  # of TensorFlow or the storage's package; they have no class in common
+    if not mark:
+      raise
+    raise ValueError(
+      f'{pattern} cannot be read: {io_lib.first_line(error).rstrip(".")}. {scheme}:// needs the '
+      f'package {_PACKAGES[scheme]} and access rights; TensorFlow, if it is installed, is used '
+      'instead unless EPATH_USE_TF=false is set.'
+    ) from error
+  if is_folder:
     files = [p for p in _walk(path) if not suffix or p.suffix.lower() == suffix]
     if not files:
       raise ValueError(f'the folder {pattern} holds no {f"{suffix} ".lstrip()}files.')
     return files
   if path.is_file():
     return [path]
-  matches = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 (Path.glob wants a folder)
-  files = [p for p in map(epath.Path, matches) if p.is_file()]
+  files = [path for path in _glob(pattern) if path.is_file()]
   if not files:
     raise ValueError(
       f'{pattern} cannot be read: there is no such file or folder, and no match of the glob: '
       f'{pattern}'
     )
   return files
+
+
+def _glob(pattern: str) -> list[epath.Path]:
+  """The matches of a glob, sorted; ** crosses folders, of a disk only."""
+  if '://' not in pattern:
+    return [*map(epath.Path, sorted(glob.glob(pattern, recursive=True)))]  # noqa: PTH207
+  if '**' in pattern:
+    raise ValueError(
+      f'{pattern} cannot be read: ** is for files of a disk; name the folder, which is read with '
+      'all its levels, or write one * for each level.'
+    )
+  folder, *rest = re.split(r'/(?=[^/]*[*?[])', pattern, maxsplit=1)
+  return sorted(epath.Path(folder).glob(*rest), key=str) if rest else []
 
 
 def _walk(folder: epath.Path) -> Iterator[epath.Path]:

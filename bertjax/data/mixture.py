@@ -233,8 +233,8 @@ def read_shares(value: str, sizes: Mapping[str, float], exponent: float = 1.0) -
   if not value:
     if unknown := [name for name, size in sizes.items() if not size]:
       raise ValueError(
-        f'the size of the source {unknown[0]} is not known, so shares cannot follow from sizes; '
-        'give them by data.mixture.'
+        f'the source {unknown[0]} is empty or of unknown size, so shares cannot follow from sizes; '
+        'give them by data.mixture, or leave it out.'
       )
     weights = {name: float(size) ** exponent for name, size in sizes.items()}
     return {name: weight / sum(weights.values()) for name, weight in weights.items()}

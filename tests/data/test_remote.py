@@ -6,6 +6,7 @@ import http.server
 import json
 import re
 import threading
+import time
 import urllib.parse
 
 import pyarrow as pa
@@ -24,7 +25,7 @@ class Hub:
   def __init__(self):
     self.files, self.cards, self.commits = collections.defaultdict(dict), {}, dict(COMMITS)
     self.refused = {}  # name -> (status, error code)
-    self.trouble = []  # of the next answers: 'break' or a status
+    self.trouble = []  # of the next answers: 'break', 'hang' or a status
     self.ranges = []  # (path, first byte, bytes)
 
   def answer(self, path: str, range_: str | None):
@@ -44,7 +45,9 @@ class Hub:
               'siblings': [{'rfilename': p, 'size': len(b)} for p, b in files.items()]}  # fmt: skip
       return 200, {}, json.dumps(info).encode()
     commit, _, file = path.removeprefix(f'/datasets/{name}/resolve/').partition('/')
-    content = self.files[name, revisions[commit]][file]
+    content = self.files[name, revisions[commit]].get(file)
+    if content is None:
+      return 404, {'X-Error-Code': 'EntryNotFound'}, b''
     first, last = map(int, re.fullmatch(r'bytes=(\d+)-(\d+)', range_).groups())
     part = content[first : last + 1]
     self.ranges.append((file, first, len(part)))
@@ -83,7 +86,9 @@ def hub(monkeypatch):
       for key, value in {**headers, 'Content-Length': len(content)}.items():
         self.send_header(key, str(value))
       self.end_headers()
-      if trouble == 'break':
+      if trouble == 'hang':
+        time.sleep(1)
+      elif trouble == 'break':
         content, self.close_connection = content[: len(content) // 2], True
       self.wfile.write(content)
 

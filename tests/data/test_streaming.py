@@ -6,6 +6,8 @@ import hashlib
 import importlib.util
 import itertools
 import json
+import re
+import threading
 
 import numpy as np
 import pyarrow as pa
@@ -14,13 +16,14 @@ from pyarrow import parquet as pq
 
 from bertjax import prepare
 from bertjax.config import pretraining
-from bertjax.data import blocks, loader, mixture, preprocess, remote, streaming
+from bertjax.data import blocks, loader, mixture, preprocess, prng, remote, streaming
 from bertjax.data import text as text_lib
 from bertjax.data.masking import Masking
 from bertjax.data.preprocess import Settings
 from bertjax.data.tokenizer import Tokenizer
 from tests.data.test_remote import hub, table  # noqa: F401 (a fixture)
 from tests.data.test_text import write_tfds
+from tests.waiting import until
 
 WORDS = [f'w{i:03d}' for i in range(300)]
 BATCH = 8
@@ -228,9 +231,7 @@ def test_sizes_of_hub_files_come_with_the_listing(tokenizer, hub, tmp_path):  # 
   assert not hub.ranges
   assert len(list(text.documents(text.shards[0]))) == 100
   assert sum(count == 1 for *_, count in hub.ranges) == 0
-  assert text.epochs({'epoch': 2, 'documents': 150}, 1) == pytest.approx(
-    1.5, abs=0.15
-  )  # and footers
+  assert text.epochs(2, 150, groups=1) == pytest.approx(1.5, abs=0.15)  # files have footers
 
 
 def test_parts_of_a_preparation_read_one_commit(tmp_path, tokenizer, hub):  # noqa: F811
@@ -422,6 +423,91 @@ def test_truncated_parquet_is_named(tmp_path, tokenizer):
   (folder / 'b.parquet').write_bytes(data[: len(data) // 2])
   with pytest.raises(ValueError, match=r'b\.parquet is not a complete Parquet file'):
     take(stream(folder, tokenizer, format='parquet').batches(), 60)
+
+
+def error_of(batches, seconds: float = 60) -> str:
+  """The one sentence that reading further raises within some time."""
+  errors = []
+
+  def read():
+    try:
+      take(batches, 200)
+    except ValueError as error:
+      errors.append(str(error))
+
+  thread = threading.Thread(target=read, daemon=True)
+  thread.start()
+  until(lambda: not thread.is_alive(), 'an error', seconds)
+  (error,) = errors
+  assert '\n' not in error
+  return error
+
+
+@pytest.fixture
+def shards(hub):  # noqa: F811
+  """Three shards of the hub, a dict that the server reads."""
+  parts = np.array_split(documents(120), 3)
+  files = {f'train-{i}.parquet': table(part.tolist(), group=10) for i, part in enumerate(parts)}
+  hub.files['me/texts', 'main'] = files
+  return files
+
+
+@pytest.mark.parametrize(('name', 'kind'), [*((name, 'hub') for name in LOADERS),
+                                            ('threads', 'addresses')])  # fmt: skip
+def test_a_remote_shard_that_vanishes_in_mid_run_is_named(tokenizer, shards, name, kind):
+  source = 'hf:me/texts'
+  if kind == 'addresses':
+    source = ','.join(map(str, remote.list_data_set(source)))
+  batches = stream(source, tokenizer, format='parquet', options={'loader': name}).batches()
+  next(batches)
+  del shards['train-1.parquet']
+  assert 'train-1.parquet cannot be read: Entry Not Found' in error_of(batches)
+
+
+@pytest.mark.parametrize('name', LOADERS)
+@pytest.mark.parametrize('ending', ['jsonl.gz', 'parquet'])
+def test_a_truncated_remote_shard_is_named(tokenizer, shards, name, ending):
+  if ending == 'jsonl.gz':
+    lines = [json.dumps({'text': text}) for text in documents(60, seed=1)]
+    content = gzip.compress('\n'.join(lines).encode())
+    shards.clear()
+    shards |= {'train-0.jsonl.gz': content, 'train-1.jsonl.gz': content}
+  shards[f'train-2.{ending}'] = shards[f'train-1.{ending}'][:-200]
+  settings = {'format': 'parquet', 'heldout_fraction': 0.3, 'options': {'loader': name}}
+  batches = stream('hf:me/texts', tokenizer, **settings).batches()
+  assert f'train-2.{ending} is not a complete' in error_of(batches)
+
+
+def test_a_server_that_stops_answering_ends_the_stream(tokenizer, shards, hub, monkeypatch):  # noqa: F811
+  monkeypatch.setattr(remote, '_TIMEOUT', 0.1)
+  batches = stream('hf:me/texts', tokenizer, format='parquet').batches()
+  next(batches)
+  hub.trouble = ['hang'] * 100
+  assert 'cannot be read after 3 tries: ' in error_of(batches)
+
+
+def test_a_group_with_only_heldout_documents_is_refused(tmp_path, tokenizer):
+  texts = documents(120)
+  heldout = np.array(prng.choose_heldout([text.encode() for text in texts], 0.3)[1])
+  for name, chosen in (('out', heldout), ('train', ~heldout)):
+    lines = [json.dumps({'text': text}) for text, one in zip(texts, chosen, strict=True) if one]
+    (tmp_path / f'{name}.jsonl').write_text('\n'.join(lines))
+  source = f'{tmp_path}/out.jsonl,{tmp_path}/train.jsonl'
+  made = stream(source, tokenizer, heldout_fraction=0.3, options={'groups': 2})
+  assert re.search(r'has 0 documents .* one of the processes \(of .*out\.jsonl\)',
+                   error_of(made.batches()))  # fmt: skip
+
+
+def test_an_empty_source_of_a_mixture_is_named(tmp_path, source, tokenizer):
+  (tmp_path / 'empty.jsonl').write_text('')
+  config = pretraining('tiny')
+  config.data.update(format='jsonl', vocab=f'{tmp_path}/vocab.txt', dupe_factor=1,
+                     input=f'full={source},empty={tmp_path}/empty.jsonl')  # fmt: skip
+  with pytest.raises(ValueError, match='the source empty is empty or of unknown size'):
+    prepare.streamed_text(config)
+  config.data.mixture = 'full=0.5,empty=0.5'
+  with pytest.raises(ValueError, match=r'held-out documents of data\.input=.*/empty\.jsonl'):
+    prepare.streamed_text(config).heldout(64)
 
 
 @pytest.mark.parametrize('kind', ['nsp', 'doc_sentences'])

@@ -13,9 +13,12 @@ import re
 import subprocess
 import sys
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+from etils import epath
+from fsspec.implementations.memory import MemoryFileSystem
 
 from bertjax.data import text as text_lib
 
@@ -89,6 +92,55 @@ def test_folders_globs_and_lists_give_their_files_in_order(tmp_path, source, nam
 def test_a_key_of_one_s_own_is_read_from_json(tmp_path):
   path = write(tmp_path / 'a.jsonl', '{"body": "x", "text": "y"}')
   assert read(path, 'jsonl', text_key='body') == ['x']
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+  """The folder s3://bucket, which fsspec keeps in memory."""
+
+  class Memory(MemoryFileSystem):
+    protocol, store, pseudo_dirs = 's3', {}, ['']
+
+    @classmethod
+    def _strip_protocol(cls, path):
+      return super()._strip_protocol(str(path).removeprefix('s3://')).lstrip('/')
+
+  fsspec.register_implementation('s3', Memory, clobber=True)
+  backend = epath.backend.fsspec_backend
+  monkeypatch.setattr(epath.gpath, '_is_tf_installed', lambda: False)  # as by EPATH_USE_TF=false
+  monkeypatch.setattr(type(backend), '_get_filesystem', lambda _, name: fsspec.filesystem(name))
+  yield epath.Path('s3://bucket')
+  Memory.clear_instance_cache()
+  fsspec.register_implementation('s3', 's3fs.S3FileSystem', clobber=True)
+
+
+def test_a_bucket_is_read_by_file_folder_and_glob(bucket):
+  (bucket / 'texts' / 'deep').mkdir(parents=True)
+  texts = {'a.txt': b'A.', 'b.txt.gz': gzip.compress(b'B.'), 'c.txt': b'C.', 'deep/d.txt': b'D.'}
+  for name, content in texts.items():
+    (bucket / 'texts' / name).write_bytes(content)
+  assert read('s3://bucket/texts') == ['A.', 'B.', 'C.', 'D.']
+  assert read('s3://bucket/texts/*.txt') == ['A.', 'C.']
+  assert read('s3://bucket/*/[bc].txt*') == ['B.', 'C.']
+  assert read('s3://bucket/texts/c.txt,s3://bucket/texts/*/*.txt') == ['C.', 'D.']
+  assert text_lib.list_source('s3://bucket/texts/a*') == [('s3://bucket/texts/a.txt', 2, 0)]
+  with pytest.raises(ValueError, match=r'no match of the glob: s3://bucket/x\*$'):
+    read('s3://bucket/x*')
+  with pytest.raises(ValueError, match=r'/\*\*/a\.txt cannot be read: \*\* is for files of a disk'):
+    read('s3://bucket/**/a.txt')
+
+
+def test_parquet_of_a_bucket_is_read_by_row_groups(bucket):
+  bucket.mkdir()
+  table = pa.table({'text': ['One.', 'Two.', 'Three.']})
+  with (bucket / 'a.parquet').open('wb') as file:
+    pa.parquet.write_table(table, file, row_group_size=1)
+  assert read('s3://bucket/*.parquet', 'parquet') == ['One.', 'Two.', 'Three.']
+
+
+def test_a_storage_without_its_package_is_named(bucket):
+  with pytest.raises(ValueError, match=r'az://a/b cannot be read: .*az:// needs .* adlfs'):
+    read('az://a/b')
 
 
 @pytest.mark.parametrize(
@@ -337,8 +389,12 @@ def test_half_a_surrogate_pair_in_json_is_replaced_and_counted(tmp_path):
 @pytest.fixture(scope='module')
 def tfds_source(tmp_path_factory):
   """A TensorFlow data set of our own, as TFDS itself writes it."""
+  import tensorflow_datasets as tfds
+
   splits = {'train': [f'Text {i}.' for i in range(20)], 'test': ['Zürich.', b'bad \xff byte', ' ']}
-  return write_tfds(tmp_path_factory.mktemp('tfds'), splits)
+  source = write_tfds(folder := tmp_path_factory.mktemp('tfds'), splits)
+  tfds.core.add_data_dir(folder)  # finds it by name
+  return source
 
 
 def write_tfds(folder, splits: dict) -> str:
@@ -360,7 +416,6 @@ def write_tfds(folder, splits: dict) -> str:
     data_dir=folder,
     download_config=tfds.download.DownloadConfig(num_shards=3),
   )
-  tfds.core.add_data_dir(folder)
   return f'tfds:{builder.data_path}'
 
 
