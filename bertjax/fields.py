@@ -18,13 +18,15 @@ SHARED = {
                          "step 0), 'linear', 'cosine', 'one_minus_sqrt', 'constant', or 'wsd', "
                          "'wsd_linear', 'wsd_cosine' (constant, then 1 - sqrt or another decay)"),
   'decay_ratio': (0.1, "fraction of the steps in the decay of the schedules 'wsd'"),
-  'optimizer.name': ('bert', "optimizer: 'bert' (AdamW without bias correction), 'adamw', 'lamb' "
-                             "or 'sgd'"),
+  'optimizer.name': ('bert', "optimizer: 'bert' (AdamW without bias correction), 'adamw', 'lamb', "
+                             "'muon' (for the layers' kernels, AdamW for the rest) or 'sgd'"),
   'optimizer.b1': (0.9, 'decay rate of the first moment; momentum of sgd'),
   'optimizer.b2': (0.999, 'decay rate of the second moment'),
   'optimizer.eps': (1e-6, 'epsilon added to sqrt(v), outside the square root'),
   'optimizer.weight_decay': (0.01, 'decoupled weight decay; biases and LayerNorm are excluded'),
   'optimizer.clip_norm': (1.0, 'maximum global norm of the gradient; 0.0 = no clipping'),
+  'optimizer.average': (0.0, 'decay rate of a moving average of the parameters, which is evaluated '
+                             'and saved as the model, such as 0.999; 0.0 = the parameters are'),
   'data.length': (128, 'maximum sequence length in tokens'),
   'data.loader': ('auto', "input pipeline: 'tfdata', 'threads', or 'auto' = tfdata where "
                           'TensorFlow is installed'),

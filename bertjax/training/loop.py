@@ -424,7 +424,7 @@ def fit(
       if evaluate_fn and (step == steps or (eval_every and step % eval_every == 0)):
         flush()
         watch(step, 'evaluating')
-        scores = last_scores = evaluate_fn(state.params)
+        scores = last_scores = evaluate_fn(trained_params(state))
         log.evaluation(step, scores)
         last_log = time.perf_counter()
       if save and (scores or step == steps or (save_every and step % save_every == 0)):
@@ -434,6 +434,11 @@ def fit(
     if save and saved != step:
       save_now()
   return state, last_scores, 0 if ended else stop.received
+
+
+def trained_params(state: TrainState) -> dict:
+  """What is evaluated and saved: the average of the parameters if the optimizer keeps it."""
+  return optax.tree.get(state.opt_state, 'average', state.params)
 
 
 def _runs(pending: list[dict]) -> bool:

@@ -16,7 +16,7 @@ import optax
 
 from bertjax.training.mesh import AxisTable, logical_axes, path_name
 
-OPTIMIZERS = ('bert', 'adamw', 'lamb', 'sgd')
+OPTIMIZERS = ('bert', 'adamw', 'lamb', 'muon', 'sgd')
 
 # Decays from 1 to 0 over progress t in [0, 1]; 'one_minus_sqrt' is Haegele et al. (2024).
 _DECAYS = {
@@ -33,8 +33,12 @@ SCHEDULES = {'google': 'linear', **{name: name for name in _DECAYS}, 'wsd': 'one
 # pattern is ('LayerNorm', 'layer_norm', 'bias') on its own variable names.
 NO_DECAY = r'(layer_norm|bias)'
 
-# One tensor of ours holds several of Google's along these axes; LAMB's norms are taken per tensor.
+# One tensor of ours holds several of Google's along these axes: LAMB takes the norm of each, and
+# Muon orthogonalises each.
 _SEPARATE_AXES = ('layers', 'qkv')
+
+_MUON_KERNELS = r'(attention|mlp)/\w+/kernel$'  # of the encoder's layers; AdamW trains the rest
+_MUON_POLYNOMIAL = (3.4445, -4.7750, 2.0315)
 
 
 def scale_by_bert_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
@@ -79,6 +83,68 @@ def scale_by_layer_trust_ratio(table: AxisTable) -> optax.GradientTransformation
     return jax.tree.map_with_path(scale, updates, params), state
 
   return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def scale_by_muon(
+  table: AxisTable, b1: float, b2: float, eps: float, momentum: float = 0.95
+) -> optax.GradientTransformation:
+  """Muon (Jordan et al. 2024) for the kernels of the encoder's layers, Adam for the rest.
+
+  The Nesterov momentum of each matrix is brought near to an orthogonal one by 5 Newton-Schulz
+  steps, and multiplied by 0.2 sqrt(longer side), which gives it about the size of Adam's updates
+  (Liu et al. 2025). Layers, and queries, keys and values, are separate matrices.
+  """
+
+  def orthogonalize(path, x):
+    axes = logical_axes(table, path, x.ndim)
+    separate = [i for i, axis in enumerate(axes) if axis in (*_SEPARATE_AXES, None)]
+    row = axes.index('embed')
+    columns = [i for i in range(x.ndim) if i not in (*separate, row)]
+    order = (*separate, row, *columns)
+    x = x.transpose(order)
+    matrix = x.reshape(*x.shape[: len(separate) + 1], -1)
+    size = 0.2 * max(matrix.shape[-2:]) ** 0.5
+    matrix /= jnp.linalg.norm(matrix, axis=(-2, -1), keepdims=True) + 1e-8
+    a, b, c = _MUON_POLYNOMIAL
+    for _ in range(5):
+      square = matrix @ matrix.mT
+      matrix = a * matrix + (b * square + c * square @ square) @ matrix
+    return (size * matrix).reshape(x.shape).transpose(np.argsort(order))
+
+  def kinds(params):
+    return jax.tree.map_with_path(
+      lambda path, _: 'muon' if re.search(_MUON_KERNELS, path_name(path)) else 'adam', params
+    )
+
+  orthogonal = optax.stateless(lambda u, _: jax.tree.map_with_path(orthogonalize, u))
+  muon = optax.chain(optax.trace(momentum, nesterov=True), orthogonal)
+  return optax.partition({'muon': muon, 'adam': optax.scale_by_adam(b1, b2, eps)}, kinds)
+
+
+class AverageState(NamedTuple):
+  """State of `average_params`."""
+
+  count: jax.Array  # type: ignore[assignment]  # int32 [], steps done; tuples have a count()
+  average: optax.Params
+
+
+def average_params(decay: float) -> optax.GradientTransformation:
+  """Keeps the exponential moving average of the parameters; the last part of an optimizer.
+
+  average = d average + (1 - d) params, where d is min(decay, (1 + step) / (10 + step)), so that the
+  first steps do not keep the initial weights.
+  """
+
+  def init(params):
+    return AverageState(jnp.zeros([], jnp.int32), jax.tree.map(jnp.copy, params))
+
+  def update(updates, state, params):
+    rate = jnp.minimum(decay, (1 + state.count) / (10 + state.count))
+    new = optax.apply_updates(params, updates)
+    average = optax.incremental_update(new, state.average, 1 - rate)
+    return updates, AverageState(state.count + 1, average)
+
+  return optax.GradientTransformation(init, update)
 
 
 Factors = Callable[[str], float | np.ndarray]
@@ -177,6 +243,7 @@ def make_optimizer(
   eps: float = 1e-6,
   weight_decay: float = 0.01,
   clip_norm: float = 1.0,
+  average: float = 0.0,
   param_axes: AxisTable = (),
   factors: Factors | None = None,
 ) -> optax.GradientTransformation:
@@ -184,7 +251,8 @@ def make_optimizer(
 
   Args:
     name: 'bert' (AdamW without bias correction, the paper's), 'adamw' (optax's, with it), 'lamb'
-      (You et al. 2019; decay and trust ratio skip biases and LayerNorm) or 'sgd' (momentum b1).
+      (You et al. 2019; decay and trust ratio skip biases and LayerNorm), 'muon' (see
+      `scale_by_muon`) or 'sgd' (momentum b1).
     learning_rate: peak learning rate.
     schedule: step -> fraction of the peak, as returned by `make_schedule`; None is constant.
     b1: first-moment decay, or the momentum of 'sgd'.
@@ -193,7 +261,8 @@ def make_optimizer(
     weight_decay: decoupled decay, scaled by the learning rate, on all but `NO_DECAY`.
     clip_norm: global norm the gradient of the global batch is clipped to; 0.0 switches it off.
       Google's TPU code clips each core's gradient before it sums them; we clip the sum.
-    param_axes: path -> axes table; 'lamb' needs it to separate stacked layers.
+    average: decay rate of the moving average of the parameters, see `average_params`; 0.0 = none.
+    param_axes: path -> axes table; 'lamb' and 'muon' need it to separate stacked layers.
     factors: path of a parameter -> factor of its learning rate, or one factor per stacked layer;
       parameters with factor 0 have no moments.
 
@@ -210,7 +279,7 @@ def make_optimizer(
   """
   if name not in OPTIMIZERS:
     raise ValueError(f'optimizer.name must be one of {OPTIMIZERS}, got {name!r}.')
-  for field, value in (('b1', b1), ('b2', b2)):
+  for field, value in (('b1', b1), ('b2', b2), ('average', average)):
     if not 0 <= value < 1:
       raise ValueError(f'optimizer.{field} must be in [0, 1), got {value}.')
   for field, value in (('weight_decay', weight_decay), ('clip_norm', clip_norm)):
@@ -221,6 +290,7 @@ def make_optimizer(
     'bert': scale_by_bert_adam(b1, b2, eps),
     'adamw': optax.scale_by_adam(b1, b2, eps),
     'lamb': optax.scale_by_adam(b1, b2, eps),
+    'muon': scale_by_muon(param_axes, b1, b2, eps),
     'sgd': optax.trace(decay=b1),
   }[name]
   steps = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
@@ -230,7 +300,8 @@ def make_optimizer(
   direction = optax.chain(*steps)
   if factors:
     direction = scale_by_part(direction, factors)
-  return optax.chain(direction, scale_by_peak_rate(learning_rate, schedule))
+  steps = [direction, scale_by_peak_rate(learning_rate, schedule)]
+  return optax.chain(*steps, *([average_params(average)] if average else []))
 
 
 def check_rate(name: str, value: float) -> None:

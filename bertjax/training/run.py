@@ -162,7 +162,7 @@ def train(
     checkpoints.close()  # first: it waits for pending writes
     run_log.close()
   exit_if_stopped(stopped, step)
-  return finish(state.params, loop.step_of(state), run.evaluations)
+  return finish(loop.trained_params(state), loop.step_of(state), run.evaluations)
 
 
 class _Run:

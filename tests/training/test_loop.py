@@ -133,6 +133,7 @@ OPTAX = {
   'scheduled': lambda: optax.adamw(optax.schedules.linear_schedule(0.0, 1e-3, 5)),
   'chain': lambda: optax.chain(optax.clip_by_global_norm(0.5), optax.sgd(0.1, momentum=0.9)),
   'hyperparams': lambda: optax.inject_hyperparams(optax.adamw)(learning_rate=1e-3),
+  'muon': lambda: make_optimizer('muon', 1e-3, param_axes=PARAM_AXES, average=0.9),
   'multi_steps': lambda: optax.MultiSteps(optax.adamw(1e-3), 2).gradient_transformation(),
 }
 
@@ -166,7 +167,7 @@ def optax_loop(optimizer, accumulation, batches):
 
 @pytest.mark.parametrize(('name', 'accumulation'), [
   ('adamw', 1), ('adamw', 4), ('hyperparams', 1), ('multi_steps', 1),
-  *(pytest.param(name, 1, marks=pytest.mark.full) for name in ('scheduled', 'chain')),
+  *(pytest.param(name, 1, marks=pytest.mark.full) for name in ('scheduled', 'chain', 'muon')),
 ])  # fmt: skip
 @pytest.mark.e2e
 def test_any_optax_optimizer_trains_as_in_a_hand_written_loop(name, accumulation):
@@ -182,7 +183,7 @@ def test_any_optax_optimizer_trains_as_in_a_hand_written_loop(name, accumulation
   for batch in batches:
     state, metrics = step(state, batch)
     values.append(float(metrics['loss']))
-  assert ('learning_rate' in metrics) == (name == 'hyperparams')
+  assert ('learning_rate' in metrics) == (name in ('hyperparams', 'muon'))
   if accumulation == 1:
     assert values == expected
     jax.tree.map(np.testing.assert_array_equal, state.params, params)
@@ -191,7 +192,9 @@ def test_any_optax_optimizer_trains_as_in_a_hand_written_loop(name, accumulation
 
 
 @pytest.mark.parametrize(('name', 'sizes'), [
-  ('adamw', (2, 2, 2)), pytest.param('hyperparams', (8, 1, 1), marks=pytest.mark.full),
+  ('muon', (2, 2, 2)),
+  *(pytest.param(name, sizes, marks=pytest.mark.full)
+    for name, sizes in (('adamw', (2, 2, 2)), ('hyperparams', (8, 1, 1)))),
 ])  # fmt: skip
 @pytest.mark.e2e
 def test_any_optax_optimizer_trains_on_eight_devices(name, sizes):
@@ -299,6 +302,21 @@ def fit(steps=10, batches=None, **options):
     **options,
   )  # fmt: skip
   return result, log, saves
+
+
+def test_the_average_of_the_parameters_is_evaluated():
+  optimizer = make_optimizer('sgd', 1.0, average=0.5, weight_decay=0.0)
+  step = loop.make_train_step(
+    lambda params, batch, rng: ({'fit': jnp.square(params['w'] - 1).sum()}, {}),
+    lambda batch: {'fit': 1.0}, optimizer,
+  )  # fmt: skip
+  state, seen = loop.TrainState.create({'w': jnp.zeros(1)}, optimizer, jax.random.key(0)), []
+  state, *_ = loop.fit(
+    state, step, itertools.repeat({}), steps=1, log=Recorder(), log_every=1,
+    evaluate_fn=lambda params: seen.append(float(params['w'][0])) or {'loss': 0.0},
+  )  # fmt: skip
+  assert float(state.params['w'][0]) == 1.0  # the gradient -2, clipped to length 1
+  assert seen == pytest.approx([0.9])  # 1 / 10 of the initial value
 
 
 def test_fit_logs_evaluates_and_saves_at_its_intervals():

@@ -11,7 +11,7 @@ from bertjax.model.heads import Bert, init_params
 from bertjax.training import optimizer
 from bertjax.training.mesh import path_name
 from bertjax.training.optimizer import decay_mask, make_optimizer, make_schedule
-from tests.model.test_encoder import TINY
+from tests.model.test_encoder import PRE_NORM, TINY
 
 
 @pytest.fixture(scope='module')
@@ -97,6 +97,73 @@ def test_lamb_takes_a_norm_for_each_layer_and_projection(params):
       expected = u * np.linalg.norm(p.ravel()) / np.linalg.norm(u.ravel())
       np.testing.assert_allclose(kernel(scaled)[layer, :, part], expected, rtol=1e-4)
   np.testing.assert_array_equal(scaled['nsp']['bias'], plain['nsp']['bias'])
+
+
+@pytest.mark.parametrize('config', [TINY, PRE_NORM['modernbert']], ids=['bert', 'modernbert'])
+def test_muon_orthogonalizes_each_kernel_of_a_layer_and_adam_trains_the_rest(config):
+  params = init_params(Bert(config), jax.random.key(0))
+  options = {'weight_decay': 0.0, 'clip_norm': 0.0, 'learning_rate': 1.0}
+  muon = make_optimizer('muon', **options, param_axes=PARAM_AXES)
+  alone = optax.contrib.scale_by_muon()  # of a matrix; its first step has the plain direction
+  adam = make_optimizer('adamw', **options)
+  state, adam_state, momentum = muon.init(params), adam.init(params), {}
+  for step in range(2):
+    grads = gradients(params, step)
+    updates, state = muon.update(grads, state, params)
+    plain, adam_state = adam.update(grads, adam_state, params)
+    steps = dict(zip(paths(params), jax.tree.leaves(updates), strict=True))
+    alone_steps = {}
+    for name, grad in zip(paths(params), jax.tree.leaves(grads), strict=True):
+      for key, matrix in matrices(name, grad):
+        momentum[key] = matrix + 0.95 * momentum.get(key, 0)
+        nesterov = matrix + 0.95 * momentum[key]
+        alone_steps[key], _ = alone.update(nesterov, alone.init(nesterov))
+  assert len(alone_steps) >= 6 * 3
+  for name, value in zip(paths(params), jax.tree.leaves(plain), strict=True):
+    if not (found := matrices(name, steps[name])):
+      np.testing.assert_array_equal(steps[name], value, err_msg=name)
+    for key, matrix in found:
+      expected = -0.2 * max(matrix.shape) ** 0.5 * alone_steps[key]
+      np.testing.assert_allclose(matrix, expected, rtol=1e-3, atol=1e-3, err_msg=str(key))
+      singular = np.linalg.svd(matrix, compute_uv=False) / (0.2 * max(matrix.shape) ** 0.5)
+      assert 0.3 < np.median(singular) < 1.3
+
+
+def paths(params):
+  return [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+
+
+def matrices(name, value):
+  """The matrices [inputs, outputs] of a kernel of stacked or single layers; [] for the rest."""
+  value, stacked, found = np.asarray(value), 'layers/' in name, []
+  kind = '/'.join(name.split('/')[-3:-1])
+  if not name.endswith('kernel') or kind.split('/')[0] not in ('attention', 'mlp'):
+    return []
+  for layer, kernel in enumerate(value if stacked else value[None]):
+    if kind == 'attention/qkv':
+      parts = [kernel[:, i].reshape(len(kernel), -1) for i in range(3)]
+    elif kind == 'mlp/gated_in':
+      parts = [kernel[:, i] for i in range(2)]
+    else:
+      parts = [kernel.reshape(-1, kernel.shape[-1])]
+    found += [((name, layer, i), part) for i, part in enumerate(parts)]
+  return found
+
+
+def test_the_average_follows_the_parameters(params):
+  transform = make_optimizer('sgd', 0.1, average=0.9, weight_decay=0.0)
+  state, now = transform.init(params), params
+  expected = params['nsp']['kernel']
+  for step in range(30):
+    updates, state = transform.update(gradients(params, step), state, now)
+    now = optax.apply_updates(now, updates)
+    rate = min(0.9, (1 + step) / (10 + step))
+    expected = rate * expected + (1 - rate) * now['nsp']['kernel']
+  average = optax.tree.get(state, 'average')
+  np.testing.assert_allclose(average['nsp']['kernel'], expected, rtol=1e-5)
+  assert jax.tree.structure(average) == jax.tree.structure(params)
+  with pytest.raises(ValueError, match=r'optimizer.average must be in \[0, 1\), got 1.0'):
+    make_optimizer(average=1.0)
 
 
 def test_sgd_has_momentum():
