@@ -342,6 +342,26 @@ def config_from_json(content: dict, source: str) -> EncoderConfig:
     if content.get(name, value) not in allowed:
       raise ValueError(f'{source}: {name}={content[name]!r} is not supported.')
   known = family.fields | _OWN_FIELDS
+  fields = _read_fields(family, known, content, source)
+  try:
+    config = EncoderConfig(**fields)
+  except ValueError as error:
+    raise ValueError(f'{source}: {error}') from error
+  for name, ours in family.same.items():
+    value = getattr(config, ours)
+    if content.get(name, value) != value:
+      raise ValueError(f'{source}: {name}={content[name]!r} must be the {value} of {known[ours]}.')
+  if wrong := family.differences(config):
+    expected = family.fixed.get(wrong[0], family.choices.get(wrong[0]))
+    raise ValueError(
+      f'{source}: a {family.model_type} has {wrong[0]}={expected!r}, got '
+      f'{getattr(config, wrong[0])!r}.'
+    )
+  return config
+
+
+def _read_fields(family: Family, known: Mapping, content: Mapping, source: str) -> dict:
+  """The fields of an `EncoderConfig` in `config.json`, whose names of them `known` has."""
   fields = family.defaults | {
     ours: content[theirs] for ours, theirs in known.items() if theirs in content
   }
@@ -385,25 +405,9 @@ def config_from_json(content: dict, source: str) -> EncoderConfig:
   ):
     fields.pop('embedding_size', None)
   fields = family.fixed | fields
-  if offset := fields.get('position_offset'):
-    fields['max_positions'] = (
-      fields.get('max_positions', 512) - offset
-    )  # those that tokens can have
-  try:
-    config = EncoderConfig(**fields)
-  except ValueError as error:
-    raise ValueError(f'{source}: {error}') from error
-  for name, ours in family.same.items():
-    value = getattr(config, ours)
-    if content.get(name, value) != value:
-      raise ValueError(f'{source}: {name}={content[name]!r} must be the {value} of {known[ours]}.')
-  if wrong := family.differences(config):
-    expected = family.fixed.get(wrong[0], family.choices.get(wrong[0]))
-    raise ValueError(
-      f'{source}: a {family.model_type} has {wrong[0]}={expected!r}, got '
-      f'{getattr(config, wrong[0])!r}.'
-    )
-  return config
+  if offset := fields.get('position_offset'):  # tokens can have so many fewer
+    fields['max_positions'] = fields.get('max_positions', 512) - offset
+  return fields
 
 
 def check_padding(config: EncoderConfig, pad_id: int) -> None:
