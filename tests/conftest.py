@@ -45,11 +45,6 @@ LONG = {'test_compile', 'test_finetune', 'test_pretrain', 'test_quickstart', 'e2
 FULL = {f'e2e/test_{name}' for name in ('benchmarks', 'doc_code', 'finetune_parity', 'readme',
                                         'recovery', 'stages', 'tpu', 'ways')}  # fmt: skip
 
-# Files whose longer tests the gate also runs on the newest stack.
-STACK = {'test_compile', 'test_export', 'training/test_distributed',
-         *(f'e2e/test_{name}' for name in ('distributed', 'tpu'))}  # fmt: skip
-
-
 # Fixtures that train, or build the documentation; tests that use one are end-to-end tests.
 RUNS = {'finished', 'site', 'trained', 'uninterrupted'}
 
@@ -75,8 +70,6 @@ def pytest_collection_modifyitems(config, items):
   for item in items:
     if name(item) in FULL:
       item.add_marker('full')
-    if name(item) in STACK:
-      item.add_marker('stack')
     if name(item).startswith('e2e/') or RUNS & set(item.fixturenames):
       item.add_marker('e2e')
     if 'slow' in item.keywords and not config.getoption('--slow'):

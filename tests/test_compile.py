@@ -40,6 +40,7 @@ def report(slice_of_8):
 
 
 @pytest.mark.full
+@pytest.mark.stack
 def test_the_step_for_an_absent_slice_has_the_models_flops_and_fits(report):
   assert report['devices'] == 8 and report['device'] == 'TPU v5 lite'
   assert report['product_flops'] == pytest.approx(report['model_flops'], rel=1e-3)
@@ -61,12 +62,13 @@ MESH = {'mesh.data': 2, 'mesh.fsdp': 2, 'mesh.tensor': 2}
 
 
 @pytest.mark.full
-def test_the_rules_rematerialize_nothing_and_a_bad_one_is_counted(slice_of_8, monkeypatch):
+@pytest.mark.parametrize('times', [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_the_rules_rematerialize_nothing_and_a_bad_one_is_counted(slice_of_8, monkeypatch, times):
   report = report_of(slice_of_8, **MESH)
   assert report['rematerialized'] == 0 and 'all-gather' in report['collectives']
   bad = ((r'embeddings/word/embedding$', (None, 'embed')), *encoder.PARAM_AXES[1:])
   monkeypatch.setattr(encoder, 'PARAM_AXES', bad)
-  for _ in range(2):  # the second program is not read from the disk, without warnings
+  for _ in range(times):  # the second program is not read from the disk, without warnings
     assert report_of(slice_of_8, **MESH)['rematerialized'] > 0
 
 

@@ -87,6 +87,7 @@ def test_a_real_models_sentence_vectors_are_the_predictors(tmp_path, data_dir):
 
 
 @pytest.mark.full
+@pytest.mark.stack
 def test_stablehlo_takes_any_batch_and_length_on_any_platform(tmp_path, vocab):
   bert, params, tokenizer = model(vocab, 'mlm', 'classification', 'tagging', 'span', labels=3)
   names = {'labels': ['a', 'b', 'c'], 'problem_type': 'multi_label_classification'}
@@ -111,6 +112,7 @@ def test_stablehlo_takes_any_batch_and_length_on_any_platform(tmp_path, vocab):
 
 
 @pytest.mark.full
+@pytest.mark.stack
 def test_a_saved_model_of_tokens_returns_their_ids(tmp_path, vocab):
   tf = pytest.importorskip('tensorflow')
   predictor = save(tmp_path / 'm', vocab, 'span')

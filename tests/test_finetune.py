@@ -265,12 +265,12 @@ def logged(workdir):
 @pytest.mark.full
 def test_a_killed_run_resumes_bitwise(make, tmp_path, monkeypatch):
   config = make('sst2')
-  config.save_every = 4
+  config.save_every, config.num_train_epochs = 4, 2.0
   finetune.run(config, workdir=str(tmp_path / 'whole'))
   train = RunLog.train
 
   def killed(self, now, *rest):
-    if now == 41:
+    if now == 21:
       raise KeyboardInterrupt
     train(self, now, *rest)
 

@@ -27,6 +27,7 @@ from bertjax.interop import loading
 from bertjax.training.metrics import read_metrics
 from tests.waiting import until
 
+ONE_DEVICE = {'XLA_FLAGS': '--xla_backend_optimization_level=0'}  # compiles faster
 QUIET = ['--config.log_every=1', '--config.eval_every=0', '--config.save_every=20']
 
 
@@ -39,7 +40,7 @@ def arguments(rows, workdir, *more):
 
 def start(args, **environment):
   """Starts the command as a separate process, on one device."""
-  env = os.environ | {'XLA_FLAGS': '', **environment}
+  env = os.environ | ONE_DEVICE | environment
   return subprocess.Popen(
     [sys.executable, '-m', 'bertjax', *args], env=env, stderr=subprocess.PIPE, text=True,
     preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job ignores it
@@ -145,7 +146,7 @@ def test_training_fine_tuning_and_prediction_need_no_tensorflow(tiny_rows, tmp_p
   run.mkdir()
   (run / 'a.csv').write_text('x,y\n' + 'a value,0\nan error,1\n' * 20)
   args = arguments(tiny_rows, run, '--config.data.loader=threads')
-  env = os.environ | {'PYTHONPATH': str(block), 'XLA_FLAGS': ''}
+  env = os.environ | ONE_DEVICE | {'PYTHONPATH': str(block)}
   done = subprocess.run(
     [sys.executable, '-c', code, str(run), *args], env=env, capture_output=True, text=True
   )

@@ -110,6 +110,7 @@ MESHES = [
 
 
 @pytest.mark.full
+@pytest.mark.stack
 @pytest.mark.parametrize(('processes', 'mesh'), MESHES)
 def test_processes_bring_the_same_batches_to_the_same_losses(
   single, tmp_path, tiny_rows, processes, mesh
@@ -130,6 +131,7 @@ def command(words, devices=DEVICES):
   """Runs a `bertjax` command as two processes; returns what process 0 wrote to stdout."""
   shared = [*words, f'--coordinator_address=localhost:{free_port()}', '--num_processes=2']
   flags = f'--xla_force_host_platform_device_count={devices // 2}'
+  flags += ' --xla_backend_optimization_level=0'
   processes = [
     subprocess.Popen(
       [sys.executable, '-m', 'bertjax', *shared, f'--process_id={i}'], text=True,

@@ -10,6 +10,8 @@ import sys
 
 import pytest
 
+from tests.test_pretrain import ONE_DEVICE
+
 ROOT = pathlib.Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / 'notebooks').glob('*.ipynb'))
 
@@ -46,7 +48,7 @@ def test_a_notebook_runs(path, real_model, tmp_path, monkeypatch):
   nbformat = pytest.importorskip('nbformat')
   monkeypatch.setenv('BERTJAX_SMALL', '1')
   monkeypatch.setenv('BERTJAX_MODEL', str(real_model))
-  monkeypatch.setenv('XLA_FLAGS', '')
+  monkeypatch.setenv('XLA_FLAGS', ONE_DEVICE['XLA_FLAGS'])
   monkeypatch.setenv('MPLBACKEND', 'agg')
   said = execute(nbformat.read(path, as_version=4), tmp_path)
   assert 'Traceback' not in said and 'error:' not in said

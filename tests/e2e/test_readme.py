@@ -37,9 +37,7 @@ SMALLER = (
   (r'(--config=(?:glue|table)\S*)', r'\1 --config.data.length=32 '
    '--config.num_train_epochs=1.0 --config.batch_size=8'),
   (r'--config=embed(?=[ :])(:?)', r'--config=embed:smoke,'),
-  (r'(bertjax quickstart)', r'\1 --config=quickstart:smoke'),
   (r'--size=8192', '--size=700'),
-  (r'(three_stages,smoke)', r'\1 --config.stages[1].batch_size=8 --config.stages[2].batch_size=8'),
   (r'(length_512,smoke)', r'\1 --config.data.length=256'),  # four times the length of smoke
   (r'warmup_steps=30000', 'warmup_steps=6 --config.batch_size=64'),
   (r'--checkpoint=\d+', '--checkpoint=20'),
@@ -49,11 +47,13 @@ SMALLER = (
   (r'=bert-base-uncased', '=MODEL'),
 )  # fmt: skip
 
-# These need other processes, a bucket or many devices; the test files named run them.
+# These need other processes, a bucket or many devices, or are long; the test files named run them.
 ELSEWHERE = {
   '--coordinator_address=': 'tests/e2e/test_distributed.py',
   '=hf:': 'tests/data/test_remote.py',
+  'bertjax quickstart': 'tests/test_quickstart.py',
   'bertjax serve': 'tests/test_serve.py',
+  ':three_stages': 'tests/e2e/test_stages.py',
   'gs://': 'tests/test_prepare.py',
 }
 
@@ -67,7 +67,9 @@ def commands():
   assert len(lines) > 25, lines
   for line, page in lines.items():
     if not any(part in line for part in ELSEWHERE):
-      marks = [pytest.mark.slow] if '--sweep' in line else []  # two TPU programs; test_compile.py
+      # Two TPU programs, test_compile.py; four sizes of batches, test_stages.py.
+      long = '--sweep' in line or 'batch_size_warmup_steps' in line
+      marks = [pytest.mark.slow] if long else []
       yield pytest.param(line, id=f'{page}: {line[8:60]}', marks=marks)
 
 
@@ -103,7 +105,8 @@ def home(tmp_path_factory, corpus, vocab):
     config = EncoderConfig(vocab_size=tokenizer.vocab_size, hidden_size=32, num_layers=2,
                            num_heads=2, mlp_size=64, max_positions=64)  # fmt: skip
     params = jax.device_get(init_params(Bert(config), jax.random.key(0)))
-    loading.save_model('MODEL', Bert(config), params, tokenizer)
+    for name in ('MODEL', 'bertjax-quickstart/model'):
+      loading.save_model(name, Bert(config), params, tokenizer)
     google.save_google('uncased_L-12_H-768_A-12', config, params, tokenizer)
     heads = Bert(config, heads=('mlm', 'nsp', 'classification', 'span'), num_labels=2)
     params = jax.device_get(init_params(heads, jax.random.key(0)))
@@ -168,8 +171,6 @@ def promised(block: str):
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.stem)
 def test_python_blocks_run_and_give_the_shapes_of_their_comments(page, home):
-  if not pathlib.Path('bertjax-quickstart').exists():
-    main(['quickstart', '--config=quickstart:smoke'])
   names = {}
   for block in re.findall(r'^```python\n(.*?)^```$', page.read_text(), re.M | re.S):
     exec(block, names)

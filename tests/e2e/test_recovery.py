@@ -2,10 +2,8 @@
 
 import itertools
 
-import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from bertjax import config as config_lib
 from bertjax import pretrain
@@ -13,16 +11,6 @@ from bertjax.data.loader import Batches
 from bertjax.training import loop
 from bertjax.training.checkpoint import Checkpoints
 from bertjax.training.metrics import read_metrics
-
-
-@pytest.fixture(scope='module', autouse=True)
-def compiled_once(tmp_path_factory):
-  """The runs here share their compiled programs in a cache, as by `compilation_cache_dir`."""
-  folder = tmp_path_factory.mktemp('xla')
-  jax.config.update('jax_compilation_cache_dir', str(folder))
-  yield folder
-  jax.config.update('jax_compilation_cache_dir', None)
-  compilation_cache.reset_cache()
 
 
 def config_of(rows, **fields):

@@ -7,7 +7,6 @@ import logging
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from bertjax import prepare, pretrain
 from bertjax.__main__ import main
@@ -15,15 +14,6 @@ from bertjax.config import load_recipe, stage
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.training.checkpoint import Checkpoints
 from bertjax.training.metrics import RunLog, read_metrics
-
-
-@pytest.fixture(scope='module', autouse=True)
-def compiled_once(tmp_path_factory):
-  """The runs here share their compiled programs in a cache, as by `compilation_cache_dir`."""
-  jax.config.update('jax_compilation_cache_dir', str(tmp_path_factory.mktemp('xla')))
-  yield
-  jax.config.update('jax_compilation_cache_dir', None)
-  compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope='module')

@@ -57,7 +57,13 @@ def mesh():
   return mesh_lib.make_mesh(2, 2, 2, devices=devices)
 
 
-@pytest.fixture(scope='module', params=[(128, 0.1), (512, 0.0)], ids=['xla', 'splash'])
+PROGRAMS = [
+  pytest.param((128, 0.1), id='xla', marks=pytest.mark.stack),
+  pytest.param((512, 0.0), id='splash'),
+]
+
+
+@pytest.fixture(scope='module', params=PROGRAMS)
 def program(mesh, request):
   """(length, attention dropout, optimized HLO)."""
   length, rate = request.param

@@ -281,7 +281,7 @@ def test_tags_are_chosen_by_a_crf(make, tmp_path):  # noqa: F811
 
 
 def test_resumed_trials_equal_uninterrupted_ones(own, tmp_path, monkeypatch):
-  own.num_seeds, own.num_train_epochs = 2, 2.0
+  own.num_seeds, own.num_train_epochs, own.data.buckets = 2, 2.0, ''
   finetune.run(own, workdir=str(tmp_path / 'whole'))
   real = loop.fit
 

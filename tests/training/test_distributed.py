@@ -62,6 +62,7 @@ def test_a_process_with_other_flags_is_named_to_all(monkeypatch):
 
 
 @pytest.mark.full
+@pytest.mark.stack
 @pytest.mark.parametrize('blocked', ['', 'jax._src.clusters', 'jax._src.distributed'])
 def test_slurm_identifies_the_processes(blocked):
   """Also with a jax that has moved the private names of its detection and its store."""
