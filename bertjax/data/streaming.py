@@ -7,8 +7,8 @@ A batch is a function of its number, given the run's seed, settings and text:
             that order, or with fewer shards than groups its part of the documents of one. It makes
             the same rows of every global batch, whichever processes these rows belong to. Of a
             mixture, it reads each source and takes rows from them as `data.mixture` says.
-  blocks    of the documents of a group and source, see `data.blocks`. A record waits for 0 to 31
-            further blocks, at random, so a batch mixes the text of 32; none waits beyond the
+  blocks    of the documents of a group and source, see `data.blocks`. A record waits for 0 to 63
+            further blocks, at random, so a batch mixes the text of 64; none waits beyond the
             end of its epoch.
   position  where the oldest block begins of which a record waits, and how many records are used of
             those that the newest block let go; it is saved with a checkpoint. Resuming reads these
@@ -36,7 +36,7 @@ from bertjax.data.mixture import Mixed, Mixture, heldout_each
 
 _log = logging.getLogger(__name__)
 
-_MIXED_BLOCKS = 32
+_MIXED_BLOCKS = 64
 _KEPT_POSITIONS = 64  # of the newest batches: more than are on their way to the devices
 # The position of a reader: where the oldest block begins of which records wait, its number, that of
 # the newest block of which records are used (`block`), how many it let go are used (`taken`), and
