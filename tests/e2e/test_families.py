@@ -11,11 +11,13 @@ from bertjax.config import load_recipe
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.inference.predictor import Predictor
 from bertjax.interop.loading import load_model
-from tests.interop.test_families import TINY, class_of
+from tests.interop import test_neobert
+from tests.interop.test_families import TINY, class_of, theirs, vocabulary
 from tests.test_finetune import write_sst2
 
 transformers = pytest.importorskip('transformers')
 torch = pytest.importorskip('torch')
+safetensors = pytest.importorskip('safetensors.numpy')
 
 
 def check_loads(folder, model_type, architecture):
@@ -27,6 +29,64 @@ def check_loads(folder, model_type, architecture):
   )
   assert not any(info[kind] for kind in ('missing_keys', 'unexpected_keys', 'mismatched_keys'))
   return model.eval()
+
+
+def convert(source, out, *flags):
+  assert main(['convert', f'--from={source}', f'--out={out}', *flags]) == 0
+
+
+def arrays(folder):
+  """The tensors of a folder as files have them."""
+  return safetensors.load_file(folder / 'model.safetensors')
+
+
+def check_round_trip(folder, tmp_path, tokenizer, *, formats=('hf', 'hf')):
+  """Converts a folder of transformers' by the command, and what that wrote once more."""
+  tokenizer.save(folder)
+  first, second = tmp_path / 'first', tmp_path / 'second'
+  for source, out, form in zip((folder, first), (first, second), formats, strict=True):
+    convert(source, out, f'--format={form}')
+  before, after = arrays(folder), arrays(second)
+  assert before.keys() == after.keys()
+  for name, tensor in before.items():
+    assert tensor.dtype == after[name].dtype and np.array_equal(tensor, after[name]), name
+  return second
+
+
+@pytest.mark.parametrize(('name', 'heads'), [
+  *((name, heads) for name in TINY for heads in (*TINY[name][1], ('classification',))),
+  ('XLMRoberta', ('classification',)), ('Camembert', ('mlm',)),
+])  # fmt: skip
+def test_a_folder_of_transformers_is_converted_there_and_back_bit_for_bit(name, heads, tmp_path):
+  like = name if name in TINY else 'Roberta'
+  model = theirs(like, heads)
+  if name != like:  # the same model under another name
+    theirs_too = getattr(transformers, type(model).__name__.replace(like, name))
+    model = theirs_too(theirs_too.config_class(**model.config.to_dict()))
+  model.save_pretrained(tmp_path / 'theirs')
+  tokenizer = vocabulary(getattr(model.config, 'pad_token_id', 0))
+  last = check_round_trip(tmp_path / 'theirs', tmp_path, tokenizer)
+  check_loads(last, like.lower(), class_of(like, heads).__name__)
+  for file in ('config.json', 'model.safetensors', 'tokenizer_config.json', 'vocab.txt'):
+    assert (last / file).read_bytes() == (tmp_path / 'first' / file).read_bytes()
+
+
+def test_a_neobert_is_converted_there_and_back_bit_for_bit(tmp_path):
+  test_neobert.write(tmp_path / 'theirs', test_neobert.tensors())
+  check_round_trip(tmp_path / 'theirs', tmp_path, vocabulary(0))
+
+
+def test_an_albert_is_converted_to_google_s_files_and_back_bit_for_bit(tmp_path):
+  model = theirs('Albert', ('mlm', 'nsp'))
+  model.save_pretrained(tmp_path / 'theirs')
+  last = check_round_trip(tmp_path / 'theirs', tmp_path, vocabulary(0), formats=('google', 'hf'))
+  assert (tmp_path / 'first' / 'albert_config.json').is_file()
+  check_loads(last, 'albert', 'AlbertForPreTraining')
+  convert(last, tmp_path / 'again', '--format=google')
+  names = sorted(path.name for path in (tmp_path / 'first').iterdir())
+  assert names == sorted(path.name for path in (tmp_path / 'again').iterdir())
+  for name in names:
+    assert (tmp_path / 'again' / name).read_bytes() == (tmp_path / 'first' / name).read_bytes()
 
 
 @pytest.mark.full

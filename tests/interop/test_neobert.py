@@ -39,6 +39,15 @@ def tensors(seed=0):
           for name, shape in shapes.items()}  # fmt: skip
 
 
+def write(folder, weights):
+  """A folder as the authors' are; returns the tensors in it."""
+  folder.mkdir()
+  own = {name: w.detach().contiguous() for name, w in weights.items()}
+  safetensors.save_file(own, folder / 'model.safetensors')
+  (folder / 'config.json').write_text(json.dumps(CONTENT))
+  return own
+
+
 def turn(x):
   """Rotary positions as complex numbers: neighbours are real and imaginary part."""
   length, size = x.shape[1], x.shape[-1]
@@ -73,10 +82,7 @@ def reference(w, ids, real):
 
 def test_outputs_and_gradients_equal_the_published_equations_and_files_the_way_back(tmp_path):
   weights, batch = tensors(), batch_of()
-  (tmp_path / 'theirs').mkdir()
-  own = {name: w.detach().contiguous() for name, w in weights.items()}
-  safetensors.save_file(own, tmp_path / 'theirs' / 'model.safetensors')
-  (tmp_path / 'theirs' / 'config.json').write_text(json.dumps(CONTENT))
+  own = write(tmp_path / 'theirs', weights)
   config, params = load_hf(tmp_path / 'theirs')
   assert (config.mlp_size, config.max_positions) == (MLP, 64)
   bert = Bert(config, ('mlm', 'classification'), False, LABELS)
