@@ -442,7 +442,9 @@ def _class(family, config, heads, pooler):
   if name is None:
     task = tuple(head for head in heads if head in TASK_HEADS)[:1]
     name = family.classes.get(task or heads[:1], family.classes[()])
-    _log.warning('transformers has no class with the heads %s; saved as %s', heads, name)
+    _log.warning(
+      'transformers has no class with the heads %s; saved as %s', heads, family.name + name
+    )
   elif pooler and heads and not set(heads) & set(config.pooled_heads):
-    _log.warning("%s has no pooler: transformers will not read this model's", name)
+    _log.warning("%s has no pooler: transformers will not read this model's", family.name + name)
   return name

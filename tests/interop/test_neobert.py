@@ -8,8 +8,9 @@ import pytest
 
 from bertjax.interop import huggingface
 from bertjax.interop.huggingface import load_hf, save_hf
+from bertjax.interop.loading import load_model, save_model
 from bertjax.model.heads import Bert
-from tests.interop.models import check_same
+from tests.interop.models import check_same, random_params
 from tests.interop.test_families import LABELS, V, batch_of, check_close, vocabulary
 
 torch = pytest.importorskip('torch')
@@ -23,10 +24,10 @@ CONTENT = {
 }  # fmt: skip
 
 
-def tensors(seed=0):
+def tensors(seed=0, words=V):
   """A random model under the names of the authors' files, with both heads."""
-  shapes = {'model.encoder.weight': (V, D), 'model.layer_norm.weight': (D,),
-            'decoder.weight': (V, D), 'decoder.bias': (V,), 'dense.weight': (D, D),
+  shapes = {'model.encoder.weight': (words, D), 'model.layer_norm.weight': (D,),
+            'decoder.weight': (words, D), 'decoder.bias': (words,), 'dense.weight': (D, D),
             'dense.bias': (D,), 'classifier.weight': (LABELS, D),
             'classifier.bias': (LABELS,)}  # fmt: skip
   for i in range(LAYERS):
@@ -107,4 +108,16 @@ def test_outputs_and_gradients_equal_the_published_equations_and_files_the_way_b
   assert saved.keys() == own.keys() and all(torch.equal(saved[name], own[name]) for name in own)
   again, params_again = load_hf(tmp_path / 'ours')
   assert again == config
+  check_same(params, params_again)
+
+
+def test_a_head_that_the_authors_do_not_have_is_saved_for_us_alone(tmp_path, caplog):
+  write(tmp_path / 'theirs', tensors())
+  config, params = load_hf(tmp_path / 'theirs', heads=())
+  bert = Bert(config, ('span',), pooler=False)
+  params |= random_params(config, ('span',), pooler=False)
+  save_model(tmp_path / 'ours', bert, params, vocabulary(0))
+  assert "no class with the heads ('span',); saved as NeoBERT" in caplog.text
+  again, params_again, _ = load_model(tmp_path / 'ours')
+  assert again == bert
   check_same(params, params_again)
