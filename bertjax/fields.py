@@ -18,8 +18,9 @@ SHARED = {
                          "step 0), 'linear', 'cosine', 'one_minus_sqrt', 'constant', or 'wsd', "
                          "'wsd_linear', 'wsd_cosine' (constant, then 1 - sqrt or another decay)"),
   'decay_ratio': (0.1, "fraction of the steps in the decay of the schedules 'wsd'"),
-  'optimizer.name': ('bert', "optimizer: 'bert' (AdamW without bias correction), 'adamw', 'lamb', "
-                             "'muon' (for the layers' kernels, AdamW for the rest) or 'sgd'"),
+  'optimizer.name': ('bert', "optimizer: 'bert' (AdamW without bias correction), 'adamw', "
+                             "'stable_adamw', 'lamb', 'muon' (for the layers' kernels, AdamW for "
+                             "the rest) or 'sgd'"),
   'optimizer.b1': (0.9, 'decay rate of the first moment; momentum of sgd'),
   'optimizer.b2': (0.999, 'decay rate of the second moment'),
   'optimizer.eps': (1e-6, 'epsilon added to sqrt(v), outside the square root'),

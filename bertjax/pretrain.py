@@ -15,6 +15,7 @@ second aborts. The workdir gets `checkpoints/`, `logs/` (JSONL, TensorBoard), `l
 `run.json`, `metrics.json` and `model/`, a model directory that Hugging Face's transformers loads.
 """
 
+import dataclasses
 import functools
 import logging
 import math
@@ -219,13 +220,19 @@ def describe_losses(setup: Setup) -> dict:
 
 
 def load(setup: Setup, make) -> dict:
-  """The weights of `init_from`; `make()` returns freshly initialised ones."""
-  config = setup.config
-  _log.info('starting from the weights of %s', config.init_from)
+  """The weights of `init_from`; `make()` returns freshly initialised ones.
+
+  Their `rope_theta` is that of the run's model; its first stage may have another one.
+  """
+  config, model = setup.config, setup.models[0]
+  trained, first = config.model.rope_theta, model.config.rope_theta
+  change = '' if first == trained else f', from rope_theta={trained} to {first}'
+  _log.info('starting from the weights of %s%s', config.init_from, change)
+  model = model.clone(config=dataclasses.replace(model.config, rope_theta=trained))
   options: dict = {'tokenizer': setup.tokenizer, 'resize': config.init_resize}
   initial = make() if config.init_resize else None
-  params = loading.load_params(config.init_from, setup.models[0], initial=initial, **options)
-  if generator := build.make_generator(config, setup.models[0]):
+  params = loading.load_params(config.init_from, model, initial=initial, **options)
+  if generator := build.make_generator(config, model):
     _log.info('starting from the generator %s', config.generator_from)
     initial = heads.generator_params(initial) if initial else None
     full = loading.load_params(config.generator_from, generator, initial=initial, **options)

@@ -356,6 +356,7 @@ def _match_tokens(source, config, wanted, tokenizer, resize):
       raise ValueError(f'{source} has vocab_size={config.vocab_size}; give a tokenizer to resize.')
     return None
   theirs = load_tokenizer(source)
+  huggingface.check_vocabulary(config, theirs, source)
   if theirs.lowercase != tokenizer.lowercase:
     raise ValueError(
       f'{source} has a tokenizer with lowercase={theirs.lowercase}, this run one with '

@@ -16,7 +16,7 @@ import optax
 
 from bertjax.training.mesh import AxisTable, logical_axes, path_name
 
-OPTIMIZERS = ('bert', 'adamw', 'lamb', 'muon', 'sgd')
+OPTIMIZERS = ('bert', 'adamw', 'stable_adamw', 'lamb', 'muon', 'sgd')
 
 # Decays from 1 to 0 over progress t in [0, 1]; 'one_minus_sqrt' is Haegele et al. (2024).
 _DECAYS = {
@@ -83,6 +83,37 @@ def scale_by_layer_trust_ratio(table: AxisTable) -> optax.GradientTransformation
     return jax.tree.map_with_path(scale, updates, params), state
 
   return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def clip_by_surprise(
+  transform: optax.GradientTransformation, b2: float, eps: float, table: AxisTable
+) -> optax.GradientTransformation:
+  """StableAdamW (Wortsman et al. 2023, arXiv 2304.13013, algorithm 2), which needs no clipping of
+  the gradient: a step of Adam, decay included, divided by max(1, RMS).
+
+  RMS is the root of the mean of g^2 / max(v, eps^2) over a parameter, of each layer separately,
+  with the second moment v corrected for its start at 0.
+
+  Args:
+    transform: Adam and weight decay, from gradient to direction.
+    b2: decay rate of the second moment.
+    eps: as Adam's.
+    table: path -> axes, which names the axis of layers.
+  """
+
+  def update(grads, state, params):
+    steps, state = transform.update(grads, state, params)
+    corrected = 1 - b2 ** optax.tree.get(state, 'count')
+
+    def clip(path, step, g, v):
+      axes = logical_axes(table, path, g.ndim)
+      over = tuple(i for i, axis in enumerate(axes) if axis != 'layers')
+      ratio = jnp.square(g) / jnp.maximum(v / corrected, eps**2)
+      return step / jnp.maximum(1.0, jnp.sqrt(jnp.mean(ratio, over, keepdims=True)))
+
+    return jax.tree.map_with_path(clip, steps, grads, optax.tree.get(state, 'nu')), state
+
+  return optax.GradientTransformation(transform.init, update)
 
 
 def scale_by_muon(
@@ -250,9 +281,10 @@ def make_optimizer(
   """Makes an optimizer with its learning rate, for `make_train_step` or any optax training loop.
 
   Args:
-    name: 'bert' (AdamW without bias correction, the paper's), 'adamw' (optax's, with it), 'lamb'
-      (You et al. 2019; decay and trust ratio skip biases and LayerNorm), 'muon' (see
-      `scale_by_muon`) or 'sgd' (momentum b1).
+    name: 'bert' (AdamW without bias correction, the paper's), 'adamw' (optax's, with it),
+      'stable_adamw' (`clip_by_surprise`, ModernBERT's, with clip_norm 0), 'lamb' (You et al. 2019;
+      decay and trust ratio skip biases and LayerNorm), 'muon' (see `scale_by_muon`) or 'sgd'
+      (momentum b1).
     learning_rate: peak learning rate.
     schedule: step -> fraction of the peak, as returned by `make_schedule`; None is constant.
     b1: first-moment decay, or the momentum of 'sgd'.
@@ -262,7 +294,7 @@ def make_optimizer(
     clip_norm: global norm the gradient of the global batch is clipped to; 0.0 switches it off.
       Google's TPU code clips each core's gradient before it sums them; we clip the sum.
     average: decay rate of the moving average of the parameters, see `average_params`; 0.0 = none.
-    param_axes: path -> axes table; 'lamb' and 'muon' need it to separate stacked layers.
+    param_axes: path -> axes table; 'stable_adamw', 'lamb' and 'muon' separate stacked layers by it.
     factors: path of a parameter -> factor of its learning rate, or one factor per stacked layer;
       parameters with factor 0 have no moments.
 
@@ -289,12 +321,16 @@ def make_optimizer(
   scale = {
     'bert': scale_by_bert_adam(b1, b2, eps),
     'adamw': optax.scale_by_adam(b1, b2, eps),
+    'stable_adamw': optax.scale_by_adam(b1, b2, eps),
     'lamb': optax.scale_by_adam(b1, b2, eps),
     'muon': scale_by_muon(param_axes, b1, b2, eps),
     'sgd': optax.trace(decay=b1),
   }[name]
   steps = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
-  steps += [scale, optax.add_decayed_weights(weight_decay, mask=decay_mask)]
+  adam = [scale, optax.add_decayed_weights(weight_decay, mask=decay_mask)]
+  if name == 'stable_adamw':
+    adam = [clip_by_surprise(optax.chain(*adam), b2, eps, param_axes)]
+  steps += adam
   if name == 'lamb':
     steps.append(optax.masked(scale_by_layer_trust_ratio(param_axes), decay_mask))
   direction = optax.chain(*steps)

@@ -5,9 +5,9 @@
   bertjax pretrain --config=modernbert_base --workdir=DIR --config.data.prepared=ROWS
 
 Packed rows of 1,024 tokens, no next-sentence prediction, 30% masks, no dropout, rotary theta 10,000
-in all layers, peak learning rate 8e-4 after 3 B tokens of warm-up. The paper took 4,608 rows a step
-for 1.72 T tokens on 8 H100 (GLUE 88.4); these are 50 B tokens of 512 rows a step, which fit a small
-slice: set `num_train_steps`, `batch_size` and the mesh for more.
+in all layers, StableAdamW with a peak learning rate of 8e-4 after 3 B tokens of warm-up. The paper
+took 4,608 rows a step for 1.72 T tokens on 8 H100 (GLUE 88.4); these are 50 B tokens of 512 rows a
+step, which fit a small slice: set `num_train_steps`, `batch_size` and the mesh for more.
 
 Words after a colon: `three_stages` adds rows of 8,192 tokens with theta 160,000, then a decay by
 1 - sqrt with half the masks; `smoke` (seconds) and the other words of `bert_base`.
@@ -26,6 +26,6 @@ def get_config(arg=''):
   config.masking.rate, config.masking.max_predictions = 0.3, -1
   config.batch_size, config.num_train_steps, config.warmup_steps = 512, 95_000, 5_700
   config.learning_rate, config.schedule = 8e-4, 'linear'
-  config.optimizer.name, config.optimizer.weight_decay = 'adamw', 1e-5
-  config.optimizer.b2 = 0.98
+  config.optimizer.name, config.optimizer.weight_decay = 'stable_adamw', 1e-5
+  config.optimizer.b2, config.optimizer.clip_norm = 0.98, 0.0
   return vary(config, arg)

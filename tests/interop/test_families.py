@@ -12,6 +12,8 @@ import numpy as np
 import optax
 import pytest
 
+from bertjax import pretrain
+from bertjax.config import load_recipe
 from bertjax.data.sentencepiece import train_sentencepiece
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.interop import families, huggingface, mapping
@@ -679,6 +681,21 @@ def test_a_distilbert_is_saved_with_its_dropout_for_answers_too():
   assert config_from_json(content, 'config.json').hidden_dropout == 0.2
 
 
+def test_sinusoids_of_a_distilbert_are_a_table_that_is_trained_as_in_transformers(tmp_path):
+  config = transformers.DistilBertConfig(vocab_size=V, sinusoidal_pos_embds=True, **DISTILBERT)
+  model = transformers.DistilBertForMaskedLM(config).eval()
+  table = model.distilbert.embeddings.position_embeddings.weight
+  assert table.requires_grad and table[1, 0].item() == pytest.approx(np.sin(1.0))
+  model.save_pretrained(tmp_path / 'theirs')
+  ours, params = load_hf(tmp_path / 'theirs')
+  ids = batch_of()['input_ids']
+  out = Bert(ours, ('mlm',), False).apply({'params': params}, {'input_ids': ids})
+  check_close(np.asarray(out['mlm_logits']), model(torch.tensor(ids).long()).logits)
+  save_hf(tmp_path / 'ours', ours, params, vocabulary(0))
+  again = transformers.DistilBertForMaskedLM.from_pretrained(tmp_path / 'ours')
+  assert torch.equal(again.distilbert.embeddings.position_embeddings.weight, table)
+
+
 def test_a_modernbert_pools_by_cls_or_mean_only():
   late = model_config.modernbert_base(classifier_pooling='late')
   with pytest.raises(ValueError, match="no model with classifier_pooling='late'; a modernbert is"):
@@ -692,6 +709,24 @@ def test_weights_of_another_rotary_base_are_refused_with_the_flag(tmp_path):
     wanted = Bert(dataclasses.replace(config, **{name: value}), (), False)
     with pytest.raises(ValueError, match=f'--config.model.{name}={getattr(config, name)}'):
       load_params('weights', wanted, weights=(config, params))
+
+
+def test_the_first_stage_may_have_another_rotary_base_than_the_weights(tmp_path, caplog):
+  bert = Bert(
+    model_config.modernbert_base(**SMALL_MODERNBERT, rope_theta=10_000.0), ('mlm',), pooler=False
+  )
+  params = jax.jit(lambda: init_params(bert, jax.random.key(0)))()
+  save_hf(tmp_path / 'm', bert.config, params, vocabulary(0))
+  config = load_recipe('modernbert_base:smoke')  # with rope_theta=10000
+  config.init_from = str(tmp_path / 'm')
+  longer = bert.clone(config=dataclasses.replace(bert.config, rope_theta=160_000.0))
+  setup = pretrain.Setup(config, [], vocabulary(0), [longer], None, None, '', {})
+  caplog.set_level('INFO')
+  check_same(pretrain.load(setup, None), params)
+  assert 'from rope_theta=10000.0 to 160000.0' in caplog.text
+  config.model.rope_theta = 160_000.0
+  with pytest.raises(ValueError, match=r'--config.model.rope_theta=10000.0'):
+    pretrain.load(setup, None)
 
 
 @pytest.mark.parametrize('types', [0, 1, 2])

@@ -111,7 +111,7 @@ def test_outputs_and_gradients_equal_the_published_equations_and_files_the_way_b
   check_same(params, params_again)
 
 
-def test_a_head_that_the_authors_do_not_have_is_saved_for_us_alone(tmp_path, caplog):
+def test_a_head_that_the_authors_do_not_have_is_saved_with_our_names(tmp_path, caplog):
   write(tmp_path / 'theirs', tensors())
   config, params = load_hf(tmp_path / 'theirs', heads=())
   bert = Bert(config, ('span',), pooler=False)

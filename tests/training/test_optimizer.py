@@ -166,6 +166,31 @@ def test_the_average_follows_the_parameters(params):
     make_optimizer(average=1.0)
 
 
+def test_stable_adamw_divides_each_layer_s_step_by_its_surprise():
+  """Two layers by hand: the second one's gradient is ten times as large from the third step on."""
+  b1, b2, eps, rate, decay = 0.9, 0.98, 1e-6, 0.1, 0.01
+  rng = np.random.default_rng(0)
+  kernel, grads = rng.normal(size=(2, 3, 4)), rng.normal(size=(4, 2, 3, 4))
+  grads[2:, 1] *= 10
+  grads[1:, 0] *= 0.1
+  transform = make_optimizer('stable_adamw', rate, b1=b1, b2=b2, eps=eps, weight_decay=decay,
+                             clip_norm=0.0, param_axes=PARAM_AXES)  # fmt: skip
+  params = {'layers': {'mlp': {'in': {'kernel': jnp.asarray(kernel, jnp.float32)}}}}
+  state, m, v, surprises = transform.init(params), 0.0, 0.0, []
+  for t, g in enumerate(grads, start=1):
+    tree = jax.tree.map(lambda _, g=g: jnp.asarray(g, jnp.float32), params)
+    updates, state = transform.update(tree, state, params)
+    params = optax.apply_updates(params, updates)
+    m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
+    mean, square = m / (1 - b1**t), v / (1 - b2**t)
+    surprise = np.sqrt((g**2 / np.maximum(square, eps**2)).mean((1, 2), keepdims=True))
+    step = mean / (np.sqrt(square) + eps) + decay * kernel
+    kernel = kernel - rate / np.maximum(1, surprise) * step
+    surprises.append(surprise.ravel())
+    np.testing.assert_allclose(params['layers']['mlp']['in']['kernel'], kernel, rtol=1e-5, atol=1e-6)
+  assert surprises[2][1] > 1.5 and surprises[3][0] < 1
+
+
 def test_sgd_has_momentum():
   params = {'nsp': {'kernel': jnp.ones((2, 2))}}
   transform = make_optimizer('sgd', 1.0, b1=0.5, weight_decay=0.0, clip_norm=0.0)
@@ -270,7 +295,7 @@ def test_wsd_equals_transformers(name, shape):
 @pytest.mark.parametrize(
   ('call', 'words'),
   [
-    (lambda: make_optimizer('adam'), "'adamw', 'lamb'"),
+    (lambda: make_optimizer('adam'), "'adamw', 'stable_adamw', 'lamb'"),
     (lambda: make_optimizer(b1=1.0), 'b1'),
     (lambda: make_optimizer(clip_norm=-1.0), 'clip_norm'),
     (lambda: make_schedule('cosin', 10, 1), "'google'"),
