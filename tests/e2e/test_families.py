@@ -89,6 +89,50 @@ def test_an_albert_is_converted_to_google_s_files_and_back_bit_for_bit(tmp_path)
     assert (tmp_path / 'again' / name).read_bytes() == (tmp_path / 'first' / name).read_bytes()
 
 
+def rewrite(path, **changes):
+  path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+  ('change', 'command', 'words'),
+  [
+    ('rows', 'predict --model={0} --text=w1', 'has a vocabulary of 61 entries, and the word table'),
+    ('rows', 'finetune --config=glue:sst2 --workdir={1}/run --config.init_from={0} '
+     '--config.data.length=32 --config.data.source={1}/sst2',
+     'has a vocabulary of 61 entries, and the word table'),
+    ('component', 'predict --model={0} --text=w1', 'cannot read its normalizer (Telepathy)'),
+    ('layers', 'convert --from={0} --out={1}/out', 'layer_types must make every n-th layer'),
+    ('architecture', 'convert --from={0} --out={1}/out', "describes a 'deberta-v2' model; known"),
+    ('', 'pretrain --config=modernbert_base:smoke --workdir={1}/run --config.data.input={1} '
+     '--config.model.position_offset=2', "position_offset=2 needs positions='learned'"),
+    ('', 'pretrain --config=modernbert_base:smoke --workdir={1}/run --config.data.input={1} '
+     '--config.model.embedding_size=8', 'embedding_size=8; a modernbert is the nearest'),
+    ('', 'pretrain --config=bert_mini:smoke --workdir={1}/run --config.init_from={0} '
+     '--config.data.prepared={2}', 'has vocab_size=60, this run wants 600'),
+  ],
+)  # fmt: skip
+def test_a_mistake_about_a_model_gets_one_sentence(
+  change, command, words, tiny_rows, tmp_path, capsys
+):
+  folder, extra = tmp_path / 'm', ['more'] if change == 'rows' else []
+  theirs('ModernBert', ('mlm',)).save_pretrained(folder)
+  Tokenizer([*vocabulary(0).vocab, *extra]).save(folder)
+  if change == 'component':
+    rewrite(folder / 'tokenizer_config.json', tokenizer_class='PreTrainedTokenizerFast')
+    rewrite(folder / 'tokenizer.json', normalizer={'type': 'Telepathy'})
+  if change == 'layers':
+    rewrite(folder / 'config.json', layer_types=['sliding_attention'] * 7)
+  if change == 'architecture':
+    rewrite(folder / 'config.json', model_type='deberta-v2', architectures=['DebertaV2Model'])
+  (tmp_path / 'sst2').mkdir()
+  write_sst2(tmp_path / 'sst2')
+  capsys.readouterr()
+  assert main(command.format(folder, tmp_path, tiny_rows).split()) == 2
+  lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith('bertjax')]
+  assert len(lines) == 1 and words in lines[0], lines
+  assert not (tmp_path / 'out').exists() and not list(tmp_path.glob('run/checkpoints/*'))
+
+
 @pytest.mark.full
 @pytest.mark.parametrize(
   ('recipe', 'architecture', 'flags'),

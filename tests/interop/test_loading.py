@@ -65,6 +65,9 @@ def test_a_vocabulary_larger_than_the_word_table_is_refused(saved, folder, tmp_p
   with pytest.raises(ValueError, match='602 entries'):
     save_hf(tmp_path / 'new', saved[1], saved[2], tokenizer)
   assert not (tmp_path / 'new').exists()
+  for resize in (False, True):
+    with pytest.raises(ValueError, match='602 entries'):
+      load_params(folder, Bert(saved[1]), tokenizer=tokenizer, resize=resize, weights=saved[1:])
 
 
 def test_a_failed_save_leaves_the_old_model_and_no_half(saved, folder, vocab):

@@ -187,7 +187,9 @@ def test_stable_adamw_divides_each_layer_s_step_by_its_surprise():
     step = mean / (np.sqrt(square) + eps) + decay * kernel
     kernel = kernel - rate / np.maximum(1, surprise) * step
     surprises.append(surprise.ravel())
-    np.testing.assert_allclose(params['layers']['mlp']['in']['kernel'], kernel, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+      params['layers']['mlp']['in']['kernel'], kernel, rtol=1e-5, atol=1e-6
+    )
   assert surprises[2][1] > 1.5 and surprises[3][0] < 1
 
 
