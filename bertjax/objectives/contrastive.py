@@ -7,6 +7,7 @@ encoded separately have the gradient of the complete batch (`Objective.coupled`)
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -99,7 +100,7 @@ def encoder_of(model: Bert, pooling: str) -> Callable:
 
   def encode(params, batch, rng):
     rngs = None if rng is None else {'dropout': rng}
-    out = model.apply({'params': params}, batch, train=rng is not None, rngs=rngs)
+    out: Any = model.apply({'params': params}, batch, train=rng is not None, rngs=rngs)
     return pool(out, batch, pooling)
 
   return encode

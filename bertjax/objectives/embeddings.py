@@ -39,7 +39,7 @@ class Embedding(Label):
     named = {name: text for name, text in self.prompts.items() if text}
     return {'pooling': self.pooling, 'prompts': named}
 
-  def losses(self, vectors, labels, weights):  # type: ignore[override]
+  def row_losses(self, vectors, labels, weights):
     """Losses [B] of vectors [B, R, D], from labels [B, R] and weights [B]."""
     raise NotImplementedError
 
@@ -59,7 +59,7 @@ class Embedding(Label):
     return self._objective(model).coupled
 
   def _objective(self, model):
-    return contrastive.make_objective(model, self.pooling, self.losses, self.rows, self.widths)
+    return contrastive.make_objective(model, self.pooling, self.row_losses, self.rows, self.widths)
 
   def select(self, out, batch):
     return similarity.unit(similarity.pool(out, batch, self.pooling))
@@ -85,7 +85,7 @@ class Positives(Embedding):
   temperature: float = 0.05
   symmetric: bool = False
 
-  def losses(self, vectors, labels, weights):
+  def row_losses(self, vectors, labels, weights):
     return contrastive.info_nce(
       vectors, labels, weights, temperature=self.temperature, symmetric=self.symmetric
     )
@@ -117,7 +117,7 @@ class Similarity(Embedding, Regression):
   max_score: float = 1.0
   unit: str = 'squared error'  # type: ignore[misc]
 
-  def losses(self, vectors, labels, weights):
+  def row_losses(self, vectors, labels, weights):
     return contrastive.cosine_regression(vectors, labels[:, 0])
 
   def column(self, labels):
@@ -146,7 +146,7 @@ class Retrieval(Embedding):
   rows: int = 1  # type: ignore[misc]
   unit: str = ''  # type: ignore[misc]
 
-  def losses(self, vectors, labels, weights):
+  def row_losses(self, vectors, labels, weights):
     return 0 * weights  # ranked, not trained
 
   def column(self, labels):

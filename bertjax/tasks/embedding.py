@@ -70,46 +70,41 @@ def embed(
       raise ValueError(f'task.{name} must be above 0, got {number}.')
   prompts = {'query': query_prompt, 'document': document_prompt}
   common = {'pooling': pooling or 'mean', 'prompts': prompts}
-  layouts = functools.partial(
+  make_layouts = functools.partial(
     classification.make_layouts, on_bad_row=on_bad_row, delimiter=delimiter, encoding=encoding
   )
+  scored = functools.partial(Similarity, max_score=max_score, **common)
+  others = {split: file for split, file in files.items() if split != 'train'}
 
-  def similarity(some: Mapping[str, str], label_of) -> Task:
-    layout = layouts(some, (text, pair), label)
-    read = functools.partial(
-      classification.read_texts, source=source, layouts=layout, label=label_of
-    )
-    write = functools.partial(classification.write_texts, label=label_of)
-    measure = functools.partial(classification.score, label=label_of, measure=metrics.correlations)
-    return _task(label_of, read, measure, write, some)
+  def similarity(kind: Similarity, some: Mapping[str, str]) -> Task:
+    layouts = make_layouts(some, (text, pair), label)
+    read = functools.partial(classification.read_texts, source=source, layouts=layouts, label=kind)
+    score = functools.partial(classification.score, label=kind, measure=metrics.correlations)
+    write = functools.partial(classification.write_texts, label=kind)
+    return _task(kind, read, score, write, some)
 
   if loss == 'cosine':
-    return similarity(files, Similarity(max_score=max_score, widths=tuple(widths), **common))
-  made = Positives(
-    rows=2 + (num_negatives or len(negatives)), temperature=temperature, symmetric=symmetric,
-    widths=tuple(widths), **common,
-  )  # fmt: skip
-  layout = layouts(files, (text, pair, *negatives), '')
-  read = functools.partial(read_pairs, source=source, layouts=layout, most=made.rows - 2)
-  if evaluation == 'similarity':
-    others = {split: file for split, file in files.items() if split != 'train'}
-    scored = Similarity(max_score=max_score, unit='', **common)
-    judged_by = lambda task: similarity(others, scored)  # noqa: E731
-  elif evaluation == 'beir':
-    paths = {split: epath.Path(source) / file for split, file in files.items() if split != 'train'}
-    judged_by = lambda task: _retrieval(  # noqa: E731
-      lambda split: read_beir(known_split(split, paths)), paths, common
-    )
-  else:
-    judged_by = lambda task: _retrieval(  # noqa: E731
-      lambda split: as_corpus(task.read(split)), task.splits, common
-    )
+    return similarity(scored(widths=tuple(widths)), files)
   if evaluation != 'retrieval' and 'dev' not in files:
     raise ValueError(
       f'task.evaluation={evaluation!r} needs a dev split of another kind than the training pairs; '
       'set --config.data.dev_file.'
     )
-  return dataclasses.replace(_task(made, read, None, None, files), judged_by=judged_by)
+  judges = {
+    'similarity': lambda task: similarity(scored(unit=''), others),
+    'retrieval': lambda task: _retrieval(lambda split: as_corpus(task.read(split)), task, common),
+    'beir': lambda task: _retrieval(
+      lambda split: read_beir(epath.Path(source) / known_split(split, others)), task, common
+    ),
+  }
+  kind = Positives(
+    rows=2 + (num_negatives or len(negatives)), temperature=temperature, symmetric=symmetric,
+    widths=tuple(widths), **common,
+  )  # fmt: skip
+  layouts = make_layouts(files, (text, pair, *negatives), '')
+  read = functools.partial(read_pairs, source=source, layouts=layouts, most=kind.rows - 2)
+  task = _task(kind, read, None, None, files)
+  return dataclasses.replace(task, judged_by=judges[evaluation])
 
 
 def _task(label: Embedding, read, measure, write, splits) -> Task:
@@ -117,8 +112,8 @@ def _task(label: Embedding, read, measure, write, splits) -> Task:
   return Task('embed', label, read, encoder, label.decode, measure, write, tuple(splits))
 
 
-def _retrieval(read, splits, common: dict) -> Task:
-  return _task(Retrieval(**common), read, score_rankings, write_rankings, splits)
+def _retrieval(read, task: Task, common: dict) -> Task:
+  return _task(Retrieval(**common), read, score_rankings, write_rankings, task.splits)
 
 
 def read_pairs(split: str, *, source: str, layouts: Mapping, most: int) -> list[Example]:
