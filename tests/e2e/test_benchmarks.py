@@ -112,3 +112,22 @@ def test_plain_text_is_printed_as_usual():
   text, places = plain_text(words)
   assert text == 'He said: "It\'s (1%) $5, no."'
   assert [text[start:end] for start, end in places] == words
+
+
+def test_embeddings_beside_sentence_transformers(model, tmp_path):  # noqa: F811
+  pytest.importorskip('sentence_transformers')
+  from benchmarks import embeddings
+
+  texts = [f'the name of {word}' for word in ('a class', 'the file', 'an error', 'a list')]
+  pairs = list(zip(texts, texts[1:] + texts[:1], strict=True))
+  for name, split, columns, label in (
+    ('RTE', 'train', 'sentence1\tsentence2\tlabel', 'entailment'),
+    ('MRPC', 'train', '#1 String\t#2 String\tQuality', '1'),
+    ('STS-B', 'dev', 'sentence1\tsentence2\tscore', None),
+  ):
+    (tmp_path / name).mkdir()
+    rows = [f'{a}\t{b}\t{label or n}' for n, (a, b) in enumerate(pairs)]
+    (tmp_path / name / f'{split}.tsv').write_text('\n'.join([columns, *rows, '']))
+  sizes = {'seeds': 1, 'layers': 1, 'epochs': 1.0, 'batch_size': 4, 'microbatches': 2}
+  found = embeddings.run(**defaults(embeddings, glue=str(tmp_path), model=str(model), **sizes))
+  assert all(math.isfinite(found[name][0]) for name in ('start', 'ours', 'theirs'))
