@@ -58,7 +58,7 @@ def run(glue, model, seeds, layers, max_train, max_dev, epochs, batch_size, micr
       'task.evaluation': 'similarity', 'data.max_train_examples': max_train,
       'num_train_epochs': epochs, 'batch_size': batch_size, 'learning_rate': learning_rate,
       'gradient_accumulation_steps': microbatches, 'optimizer.name': 'adamw', 'schedule': 'linear',
-      'eval_every': 10**9, 'mesh.data': 1,
+      'eval_every': 10**9,
     })  # fmt: skip
     for seed in range(seeds):
       config.seed, config.init_from, config.reinit_top_layers = seed, model, layers

@@ -128,6 +128,6 @@ def test_embeddings_beside_sentence_transformers(model, tmp_path):  # noqa: F811
     (tmp_path / name).mkdir()
     rows = [f'{a}\t{b}\t{label or n}' for n, (a, b) in enumerate(pairs)]
     (tmp_path / name / f'{split}.tsv').write_text('\n'.join([columns, *rows, '']))
-  sizes = {'seeds': 1, 'layers': 1, 'epochs': 1.0, 'batch_size': 4, 'microbatches': 2}
+  sizes = {'seeds': 1, 'layers': 1, 'epochs': 1.0, 'batch_size': 16, 'microbatches': 2}
   found = embeddings.run(**defaults(embeddings, glue=str(tmp_path), model=str(model), **sizes))
   assert all(math.isfinite(found[name][0]) for name in ('start', 'ours', 'theirs'))
