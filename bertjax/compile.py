@@ -29,6 +29,7 @@ from bertjax import config as config_lib
 from bertjax.data.dataset import Arrays
 from bertjax.data.loader import Batches
 from bertjax.data.masking import Masking
+from bertjax.model import flops
 from bertjax.training import hlo
 from bertjax.training import layout as layout_lib
 from bertjax.training import mesh as mesh_lib
@@ -151,6 +152,11 @@ def report_of(stage, devices, *, measure: bool = False) -> dict:
   # XLA's warning that a sharding makes every device hold a complete array for a moment.
   report['rematerialized'] = written[0].count('nvoluntary full rematerialization')
   report |= costs_of(compiled)
+  report['kernel_flops'] = 0.0  # which the program's text does not have
+  if 'splash_mha' in compiled.as_text():
+    models = filter(None, (bert, build.make_generator(config, bert)))
+    each = sum(flops.splash_flops(model.config, config.data.length) for model in models)
+    report['kernel_flops'] = each * size / len(devices)
   report |= bounds_of(report)
   if measure:
     state, _, _ = layout_lib.restore_or_init(objective, optimizer, layout)
@@ -198,7 +204,7 @@ def bounds_of(report: dict) -> dict:
     for kind, (_, size) in report['collectives'].items()
   )
   seconds = {
-    'products': report['product_flops'] / sheet.flops,
+    'products': (report['product_flops'] + report['kernel_flops']) / sheet.flops,
     'traffic': report['traffic_bytes'] / sheet.hbm_bandwidth,
     'collectives': sent / sheet.network if report['devices'] > 1 else 0.0,
   }
@@ -252,12 +258,13 @@ def describe(report: dict) -> str:
     of = f' of {r["hbm_bytes"] / gb:.0f}' if 'hbm_bytes' in r else ''
     sent = [f'{count:.0f} {kind} of {size / gb:.3f} GB'
             for kind, (count, size) in sorted(r['collectives'].items())]  # fmt: skip
+    kernels = f', flash kernels {r["kernel_flops"] / r["model_flops"]:.3f}'
     rows |= {
       'memory': f'{r["peak_bytes"] / gb:.2f}{of} GB a device: arguments '
       f'{r["argument_bytes"] / gb:.2f}, temporaries {r["temporary_bytes"] / gb:.2f}',
       'FLOPs': f'{r["flops"]:.4g} compiled a device, {r["model_flops"]:.4g} of the model: '
       f'{r["flops"] / r["model_flops"]:.3f} (matmuls only '
-      f'{r["product_flops"] / r["model_flops"]:.3f})',
+      f'{r["product_flops"] / r["model_flops"]:.3f}{kernels if r["kernel_flops"] else ""})',
       'traffic': f'{r["traffic_bytes"] / gb:.1f} GB a device',
       'collectives': f'{", ".join(sent) or "none"}; {r["rematerialized"]} involuntary '
       'rematerializations',

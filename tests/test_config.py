@@ -68,6 +68,15 @@ def test_words_of_stages_are_relative_to_the_other_words():
     assert config.model.max_positions == 256 and first.config.data.length == 64
 
 
+def test_the_word_mini_gives_any_recipe_the_sizes_of_bert_mini_and_its_own_proportions():
+  for recipe, mlp in (('bert_base', 1024), ('roberta_base', 1024), ('modernbert_base', 384)):
+    model = config_lib.load_recipe(f'{recipe}:mini').model
+    assert (model.num_layers, model.hidden_size, model.num_heads) == (4, 256, 4)
+    assert (model.mlp_size, model.dtype) == (mlp, 'float32')
+  config = config_lib.load_recipe('modernbert_base:size_10_512_8,mini,smoke')
+  assert (config.model.num_layers, config.masking.rate) == (2, 0.3)  # mini comes first
+
+
 def test_three_stages_of_modernbert_change_the_rotary_base():
   stages = plan_lib.stages(config_lib.load_recipe('modernbert_base:three_stages'))
   assert [s.stop - s.start for s in stages] == [76_000, 9_500, 9_500]

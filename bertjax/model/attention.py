@@ -24,6 +24,7 @@ _FLASH_LENGTH = 384
 _TILE = 128
 # Finite, so that a row without any visible key gives a uniform distribution and not NaN.
 _MASKED = -1e9
+CONTEXT = 'attention_context'  # name of the result for a policy of rematerialisation
 
 
 def attention(
@@ -176,7 +177,7 @@ def _splash(q, k, v, segment_ids, causal, window, mesh, interpret=False):
   from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
   length = q.shape[1]
-  tile = next(n for n in (512, 384, 256, _TILE) if length % n == 0)
+  tile = splash_tile(length)
   names = ('q', 'kv', 'kv_compute', 'q_dkv', 'kv_dkv', 'kv_dkv_compute', 'q_dq', 'kv_dq')
   tiles: dict[str, Any] = {f'block_{name}': tile for name in names}
   shape, half = (length, length), window // 2
@@ -189,7 +190,7 @@ def _splash(q, k, v, segment_ids, causal, window, mesh, interpret=False):
   def local(q, k, v, segment_ids):
     kernel = kernels.make_splash_mha(
       masks.MultiHeadMask([mask] * q.shape[2]), head_shards=1, q_seq_shards=1,
-      block_sizes=kernels.BlockSizes(**tiles),
+      block_sizes=kernels.BlockSizes(**tiles), residual_checkpoint_name=CONTEXT,
       interpret=interpret,
     )  # fmt: skip
     q, k, v = (x.swapaxes(1, 2) for x in (q * q.shape[-1] ** -0.5, k, v))  # [B, H, L, K]
@@ -203,6 +204,11 @@ def _splash(q, k, v, segment_ids, causal, window, mesh, interpret=False):
   return jax.shard_map(
     local, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False
   )(q, k, v, segment_ids)
+
+
+def splash_tile(length: int) -> int:
+  """The side of splash's tiles of queries and keys, for rows of a multiple of 128 tokens."""
+  return next(n for n in (512, 384, 256, _TILE) if length % n == 0)
 
 
 Angles = tuple[jax.Array, jax.Array]

@@ -27,6 +27,7 @@ sharding annotations: `PARAM_AXES` names the axes of each parameter by its path,
 `training.mesh` turns the names into shardings.
 """
 
+import dataclasses
 import functools
 import math
 from typing import Any
@@ -36,8 +37,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import export
+from jax.ad_checkpoint import checkpoint_name
 
-from bertjax.model.attention import Angles, attention, rotary_angles, rotate
+from bertjax.model.attention import CONTEXT, Angles, attention, rotary_angles, rotate
 from bertjax.model.config import EncoderConfig
 from bertjax.model.dropout import dropout
 
@@ -109,9 +111,14 @@ ACTIVATION = {
   'relu': jax.nn.relu,
 }
 
+# 'dots' also keeps attention's result, which costs two matmuls of [L, L] to compute again and no
+# more memory than the projection after it.
 _REMAT = {
   'full': jax.checkpoint_policies.nothing_saveable,
-  'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  'dots': jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    jax.checkpoint_policies.save_only_these_names(CONTEXT),
+  ),
 }
 
 
@@ -307,7 +314,7 @@ class SelfAttention(nn.Module):
       impl='xla' if self.is_initializing() else config.attention, return_probs=capture,
     )  # fmt: skip
     out = dense(config, config.hidden_size, 'out', axis=(-2, -1), bias=bias, output=True)
-    return out(context), probs
+    return out(checkpoint_name(context, CONTEXT)), probs
 
 
 class Mlp(nn.Module):
@@ -432,6 +439,8 @@ class Encoder(nn.Module):
     so that each of a group has a static window; then the rest."""
     config, total = self.config, self.config.num_layers
     every = config.global_every if config.local_window else 1
+    if self.is_initializing():  # as in SelfAttention, which runs apart from this module
+      config = dataclasses.replace(config, attention='xla')
     params = self.param('layers', _init_layers, config)
     dropout = train and max(config.hidden_dropout, config.attention_dropout) > 0
     keys = jax.random.split(self.make_rng('dropout'), total) if dropout else None
@@ -445,24 +454,26 @@ class Encoder(nn.Module):
       rngs = None if key is None else {'dropout': key}
       return block.apply({'params': params}, x, segment_ids, angles[local], rngs=rngs)
 
+    count = (total - 1) // every
+    lone = looped = layer
     if config.remat != 'none':
-      unrolled, policy = config.unroll >= total, _REMAT[config.remat]
-      layer = jax.checkpoint(layer, prevent_cse=unrolled, policy=policy, static_argnums=0)
+      # XLA merges the recomputation with the original unless a loop or a barrier separates them.
+      lone, looped = (
+        jax.checkpoint(layer, prevent_cse=barrier, policy=_REMAT[config.remat], static_argnums=0)
+        for barrier in (True, config.unroll > (count - 1) * every)
+      )
 
     def alone(i, x):  # arrays of N - 1 rows have none for the first layer, which reads none
-      x, output = layer(
-        i, x, *jax.tree.map(lambda a: a[max(i - total + len(a), 0)], (params, keys))
-      )
+      x, output = lone(i, x, *jax.tree.map(lambda a: a[max(i - total + len(a), 0)], (params, keys)))
       return x, jax.tree.map(lambda a: a[None], output)
 
     def group(x, rows):
       outputs = []
       for j in range(every):
-        x, output = layer(j + 1, x, *jax.tree.map(lambda a: a[j], rows))  # noqa: B023
+        x, output = looped(j + 1, x, *jax.tree.map(lambda a: a[j], rows))  # noqa: B023
         outputs.append(output)
       return x, jax.tree.map(lambda *a: jnp.stack(a), *outputs)
 
-    count = (total - 1) // every
     x, output = alone(0, x)
     outputs = [output]
     if count:

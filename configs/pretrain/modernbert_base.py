@@ -7,7 +7,8 @@
 Packed rows of 1,024 tokens, no next-sentence prediction, 30% masks, no dropout, rotary theta 10,000
 in all layers, StableAdamW with a peak learning rate of 8e-4 after 3 B tokens of warm-up. The paper
 took 4,608 rows a step for 1.72 T tokens on 8 H100 (GLUE 88.4); these are 50 B tokens of 512 rows a
-step, which fit a small slice: set `num_train_steps`, `batch_size` and the mesh for more.
+step. Of 16 GB a chip, 4 rows take 9.7 (docs/benchmarks.md): `gradient_accumulation_steps` is 16 on
+v5e:2x4, 2 on v5e:8x8.
 
 Words after a colon: `three_stages` adds rows of 8,192 tokens with theta 160,000, then a decay by
 1 - sqrt with half the masks; `smoke` (seconds) and the other words of `bert_base`.

@@ -8,8 +8,8 @@
 8,192 rows of 512 tokens for 500,000 steps, learning rate 6e-4 after 24,000 steps of warm-up, Adam
 with b2 = 0.98, no clipping. Rows are full sentences of one or more documents, and masks are sampled
 again in each epoch. The paper used 160 GB of text and 1,024 V100 GPUs; the published model has
-87.6 on MNLI and 94.8 on SST-2 (development sets).
-
+87.6 on MNLI and 94.8 on SST-2 (development sets). Of 16 GB a chip, 8 rows of BERT-base take 5.9
+(docs/benchmarks.md): on v5e:16x16, which has 32 rows a chip, set `gradient_accumulation_steps=4`.
 
 `model.position_offset` is the id of the tokenizer's padding token + 1: 2 for a byte-level BPE of
 RoBERTa's order (<s>, <pad>, </s>), 1 for a vocab.txt that begins with [PAD].

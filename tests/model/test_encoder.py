@@ -15,9 +15,11 @@ from bertjax.interop import mapping
 from bertjax.model import attention as attention_lib
 from bertjax.model import config as config_lib
 from bertjax.model import encoder
+from bertjax.model import flops as flops_lib
 from bertjax.model.attention import attention
 from bertjax.model.config import EncoderConfig
 from bertjax.model.heads import Bert, init_params
+from bertjax.training import hlo
 from bertjax.training.mesh import path_name
 
 TINY = EncoderConfig(
@@ -235,6 +237,32 @@ def test_a_bidirectional_encoder_attends_to_later_tokens(params):
 def test_unrolling_and_rematerialising_change_no_gradient(gradient, changes):
   other = gradient(dataclasses.replace(TINY, **changes))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), gradient(TINY), other)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize('config', [TINY, PRE_NORM['modernbert']], ids=['bert', 'modernbert'])
+def test_dots_computes_nothing_of_attention_again_but_the_scores(config):
+  config = dataclasses.replace(config, hidden_dropout=0.0, attention_dropout=0.0)
+  rows, length = 2, 40
+  batch = {'input_ids': np.ones((rows, length), np.int32)}
+
+  def flops(remat):
+    bert = Bert(dataclasses.replace(config, remat=remat, max_positions=length), ('mlm',))
+    params = jax.eval_shape(lambda: init_params(bert, jax.random.key(0)))
+    loss = jax.grad(lambda p: (bert.apply({'params': p}, batch)['mlm_logits'] ** 2).mean())
+    return hlo.costs(jax.jit(loss).lower(params).compile().as_text()).product_flops
+
+  scores = 2 * rows * length**2 * config.hidden_size
+  # A local layer has blocks of 4 queries with 12 keys.
+  local = flops_lib.local_layers(config)
+  again = (config.num_layers - local) * scores + local * scores * 12 / length
+  assert flops('dots') - flops('none') == again
+
+
+def test_a_flash_kernel_is_not_used_to_initialise():
+  for config in (TINY, PRE_NORM['modernbert']):
+    bert = Bert(dataclasses.replace(config, attention='splash'), ('mlm',))
+    jax.eval_shape(lambda bert=bert: init_params(bert, jax.random.key(0)))
 
 
 @pytest.fixture(scope='module')

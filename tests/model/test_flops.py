@@ -3,7 +3,8 @@
 import pytest
 
 from bertjax.model import config as model_config
-from bertjax.model.flops import train_flops
+from bertjax.model.attention import splash_tile
+from bertjax.model.flops import splash_flops, train_flops
 
 
 @pytest.mark.parametrize(
@@ -33,3 +34,21 @@ def test_windows_gates_and_grouped_heads_are_counted_pair_by_pair():
   assert train_flops(config, length, predictions) == 6 * (
     5 * layer * length + 2 * pairs * 32 + head
   )
+
+
+@pytest.mark.parametrize(('length', 'window'), [(384, 0), (1024, 128), (1024, 1026), (896, 258)])
+def test_the_kernels_flops_are_those_of_the_tiles_that_splash_visits(length, window):
+  from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+  from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask_info as info
+
+  config = model_config.modernbert_base(num_layers=4, hidden_size=64, local_window=window)
+  tile = splash_tile(length)
+
+  def tiles(mask):
+    found, _ = info.process_mask(masks.MultiHeadMask([mask]), (tile, tile))
+    return (length // tile) ** 2 if found.block_mask is None else (found.block_mask > 0).sum()
+
+  local = masks.LocalMask((length, length), (window // 2, window // 2), offset=0)
+  every = tiles(masks.FullMask((length, length)))
+  count = 2 * every + 2 * tiles(local) if window else 4 * every  # layers 0 and 3 are global
+  assert splash_flops(config, length) == 9 * count * 2 * tile**2 * 64
