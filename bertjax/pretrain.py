@@ -122,8 +122,6 @@ def set_up(config, hub_commits: Mapping[str, str] = MappingProxyType({})) -> Set
     texts = {}  # the parts of a stage whose batch grows share their text
     for stage in planned:
       texts[stage.name] = texts.get(stage.name) or prepare.streamed_text(stage.config)
-      if stage.start:
-        _log.warning('from step %d on, the text is read from the start again', stage.start)
     stages = [stage._replace(text=texts[stage.name]) for stage in planned]
   else:
     stages = [

@@ -13,6 +13,8 @@ A batch is a function of its number, given the run's seed, settings and text:
   position  where the oldest block begins of which a record waits, and how many records are used of
             those that the newest block let go; it is saved with a checkpoint. Resuming reads these
             blocks again.
+  stages    continue where the stage before ended. Where records have another length, what waits is
+            dropped: reading continues behind the newest block.
 
 A run on another number of hosts makes the same batches: a group whose rows belong to two processes
 is read by both.
@@ -39,9 +41,9 @@ _log = logging.getLogger(__name__)
 _MIXED_BLOCKS = 64
 _KEPT_POSITIONS = 64  # of the newest batches: more than are on their way to the devices
 # The position of a reader: where the oldest block begins of which records wait, its number, that of
-# the newest block of which records are used (`block`), how many it let go are used (`taken`), and
-# where it begins (`read`): its epoch, and the documents before it.
-_START = FRONT | {'oldest': 0, 'block': 0, 'taken': 0, 'read': [1, 0]}
+# the newest block of which records are used (`block`), how many it let go are used (`taken`), where
+# it begins (`newest`), and the last block of which no record is used (`dropped`).
+_START = FRONT | {'oldest': 0, 'block': 0, 'taken': 0, 'newest': FRONT, 'dropped': -1}
 _MARKS = ('key', 'epoch', 'block', 'index', 'source')  # of a record, beside its columns
 
 
@@ -86,14 +88,13 @@ class Reader:
     text: the source.
     number: of the source in a mixture; None = the only one.
     group, groups: which part of each epoch's shards it reads.
-    stage: a number; stages of a run read the shards in other orders.
     front: the position to start from.
     size: of the global batch, for the message if there are fewer records.
   """
 
-  def __init__(self, text: Text, number, group: int, groups: int, stage: int, front: dict, size):
+  def __init__(self, text: Text, number, group: int, groups: int, front: dict, size):
     self.text, self.front, self._size = text, front, size
-    self._group, self._groups, self._stage = group, groups, stage
+    self._group, self._groups = group, groups
     self._number, self._filled = number, front['epoch']  # the newest epoch that gave records
     self._begins: dict[int, dict] = {}  # positions of blocks
     self._arrived, self._epoch = front['oldest'], front['epoch']  # of the next block to shuffle
@@ -102,7 +103,7 @@ class Reader:
   def shards(self, epoch: int) -> list[tuple[Shard, int, int]]:
     """(shard, index, count): what the group reads in an epoch, see `Text.blocks`."""
     shards, seed = self.text.shards, self.text.settings.seed
-    key = prng.hash_u64(seed, prng.ORDER, self._stage, epoch)
+    key = prng.hash_u64(seed, prng.ORDER, 0, epoch)
     order = prng.permute(np.arange(len(shards)), len(shards), key).tolist()
     if len(shards) >= self._groups:
       return [(shards[i], 0, 1) for i in order[self._group :: self._groups]]
@@ -119,11 +120,12 @@ class Reader:
 
   def position(self, block: int, taken: int) -> dict:
     """Where the reader is when `taken` of the records are used that a block let go."""
-    oldest = max(block - _MIXED_BLOCKS + 1, 0)
+    oldest = max(block - _MIXED_BLOCKS + 1, self.front['oldest'])
     for old in [number for number in list(self._begins) if number < oldest]:  # a thread adds to it
       del self._begins[old]
-    read = [self._begins[block][name] for name in ('epoch', 'documents')]
-    return self._begins[oldest] | {'oldest': oldest, 'block': block, 'taken': taken, 'read': read}
+    return self._begins[oldest] | {'oldest': oldest, 'block': block, 'taken': taken,
+                                   'newest': self._begins[block],
+                                   'dropped': self.front['dropped']}  # fmt: skip
 
   def encode(self, block: tuple[int, int, list[str]]) -> dict[str, np.ndarray]:
     epoch, number, documents = block
@@ -134,6 +136,8 @@ class Reader:
     """The records of a block, with `_MARKS`; tokens as for `Text.records`."""
     epoch, block = int(epoch), int(block)
     records = self.text.records(*tokens, *self._key(block))
+    if block <= self.front['dropped']:
+      records = {name: column[:0] for name, column in records.items()}
     count = len(records['key'])
     self._filled = max(self._filled, epoch if count else 0)
     if epoch > self._filled + 1:
@@ -164,7 +168,7 @@ class Reader:
 
   def _key(self, block: int) -> tuple[int, ...]:
     source = () if self._number is None else (self._number,)
-    return self._stage, self._group, block, *source
+    return 0, self._group, block, *source
 
   def too_few(self) -> str:
     return (
@@ -182,7 +186,7 @@ class Stream:
     targets: `loader.Batches.targets`, which masks records.
     mixture: which source an example comes from; None = there is one.
     groups: G of a new run.
-    stage: a number; stages of a run read the shards in other orders.
+    stage: a number; a position of another one is that of the end of the stage before.
     local: rows of the global batch that this process makes; None = all.
     loader: 'tfdata' or 'threads'; the batches are the same.
     workers: threads; 0 = one per core, at most 8.
@@ -198,6 +202,7 @@ class Stream:
     self._local = np.arange(batch_size) if local is None else local
     self._new_groups, self._loader = groups, loader
     self._workers = workers or min(worker_lib.cores(), 8)
+    self._identities = {name: text.identity for name, text in texts.items()}
     self._positions: dict[int, dict] = {}  # of batches, the newest ones
     self._error: Exception | None = None
 
@@ -210,8 +215,9 @@ class Stream:
     before batch `number`, one of the newest}; {} without a mixture."""
     fronts, result = self.position(number)['groups'], {}
     for name, text in self._texts.items() if self._mixture else ():
-      of = [f['read'] for key, f in fronts.items() if key.partition('/')[2] == name]
-      result[f'epoch/{name}'] = float(np.mean([text.epochs(*read, self._groups) for read in of]))
+      of = [f['newest'] for key, f in fronts.items() if key.partition('/')[2] == name]
+      of = [text.epochs(begin['epoch'], begin['documents'], self._groups) for begin in of]
+      result[f'epoch/{name}'] = float(np.mean(of))
     return result
 
   def batches(self, number: int = 0, position: dict | None = None) -> Iterator[dict]:
@@ -219,7 +225,8 @@ class Stream:
 
     Args:
       number: of the first batch in this stage.
-      position: a saved one of all groups, at or before that batch; None = the front of the text.
+      position: a saved one of all groups, at or before that batch, or of the end of the stage
+        before; None = the front of the text.
 
     Raises:
       ValueError: if the text cannot be read, has changed, or gives fewer records than a batch.
@@ -227,7 +234,8 @@ class Stream:
     fronts = position['groups'] if position else {}
     groups = len({key.partition('/')[0] for key in fronts}) or self._new_groups
     if not position or position['stage'] != self._stage:
-      position, fronts = {'batch': 0}, {}
+      fronts = self._follow(fronts, position['texts']) if position else {}
+      position = {'batch': 0}
     self._groups, owner = groups, np.arange(self._size) * groups // self._size
     wanted = sorted(set(owner[self._local].tolist()))
     local = np.isin(np.flatnonzero(np.isin(owner, wanted)), self._local)
@@ -236,7 +244,7 @@ class Stream:
       for i, (name, text) in enumerate(self._texts.items()):
         key, number_of_source = f'{group}/{name}'.rstrip('/'), i if self._mixture else None
         readers[key] = Reader(
-          text, number_of_source, group, groups, self._stage, fronts.get(key, _START), self._size
+          text, number_of_source, group, groups, fronts.get(key, _START), self._size
         )
     rows = [np.flatnonzero(owner == group) for group in wanted]
     positions = {key: reader.front for key, reader in readers.items()}
@@ -252,8 +260,23 @@ class Stream:
         if following > number:
           yield batch
 
+  def _follow(self, fronts: dict, texts: dict[str, dict]) -> dict:
+    """Where the readers of a stage begin, of where those of the stage before, on these `texts`,
+    ended; a source of other files begins at its front."""
+    result = {}
+    for key, front in fronts.items():
+      name, block = key.partition('/')[2], front['block']
+      before, now = texts[name], self._identities.get(name, {'data.input': ''})
+      if before['data.input'] == now['data.input']:
+        behind = {'newest': front['newest'], 'oldest': block, 'block': block, 'taken': 0,
+                  'dropped': block}  # fmt: skip
+        same = before == now or not front['taken']
+        result[key] = front if same else front['newest'] | behind
+    return result
+
   def _keep(self, number: int, positions: dict) -> None:
-    self._positions[number] = {'stage': self._stage, 'batch': number, 'groups': dict(positions)}
+    self._positions[number] = {'stage': self._stage, 'batch': number, 'groups': dict(positions),
+                               'texts': self._identities}  # fmt: skip
     self._positions.pop(number - _KEPT_POSITIONS, None)
 
   def _choose(self, rows: np.ndarray, batch: int) -> np.ndarray:

@@ -39,7 +39,8 @@ class Stage(NamedTuple):
     objective: an `objectives.Objective`; all stages have the same parameters. Stages that share an
       objective share its compiled programs.
     batches: n -> iterator over this process's rows of the stage's batches n, n + 1, ...; where
-      there is `position`, also gets the `position` of the checkpoint that the run resumes from.
+      there is `position`, also gets the newest one of the run: that of the checkpoint it resumes
+      from, or of the end of the stage before.
     evaluate: params -> the scores of each run (one, unless the layout is a sweep), with 'loss'.
     model: facts about the model for the checkpoints, see `model_facts`.
     tokens: tokens of a global batch including padding; 0 counts those of each batch.
@@ -218,12 +219,15 @@ class _Run:
       distributed.Watch(options.stall_seconds) as watch,
     ):
       batches = loop.to_device(self._log.watched(stream), self._layout.mesh)
-      return loop.fit(
+      ended = loop.fit(
         state, self._train_steps[id(stage.objective)], batches, steps=stage.stop, log=self._log,
         log_every=options.log_every, evaluate_fn=lambda params: self._evaluate(stage, params),
         eval_every=options.eval_every, save=save, save_every=options.save_every,
         finished=lambda: not any(self._alive()), watch=watch.at, spike=options.loss_spike_threshold,
       )  # fmt: skip
+    if stage.position:  # the next stage continues there
+      self._position = stage.position(loop.step_of(ended[0]) + offset)
+    return ended
 
   def _roll_back(self, abstract, error: DivergedError) -> TrainState:
     state, meta = self._checkpoints.restore_newest(abstract)

@@ -290,7 +290,7 @@ def test_a_group_reads_every_document_once_an_epoch(source, tokenizer, groups):
   text = stream(source, tokenizer)._text
   read = []
   for group in range(groups):
-    reader = streaming.Reader(text, None, group, groups, 0, streaming._START, BATCH)
+    reader = streaming.Reader(text, None, group, groups, streaming._START, BATCH)
     for epoch, _, texts in reader.blocks():
       if epoch > 1:
         break
@@ -303,7 +303,7 @@ def test_a_group_reads_every_document_once_an_epoch(source, tokenizer, groups):
 
 def test_a_record_goes_with_one_of_the_next_blocks_of_its_epoch(source, tokenizer):
   text = stream(source, tokenizer)._text
-  reader = streaming.Reader(text, None, 0, 1, 0, streaming._START, BATCH)
+  reader = streaming.Reader(text, None, 0, 1, streaming._START, BATCH)
   came, went, last = {}, {}, {}
   for block in reader.blocks():
     if block[0] > 3:
@@ -330,14 +330,64 @@ def test_epochs_have_other_orders_and_masks(source, tokenizer):
   assert len(np.unique(ids, axis=0)) > 0.95 * len(ids)  # some are very short
 
 
-def test_stages_read_in_another_order_with_the_groups_of_the_run(source, tokenizer):
+def records(source, tokenizer, **options):
+  """A stream of records without masks, with the epoch and key of each."""
+  made = stream(source, tokenizer, **options)
+  made._targets = lambda records, epoch, key: records | {'epoch': epoch, 'key': key}
+  return made
+
+
+@pytest.mark.parametrize('groups', [1, 2])
+def test_a_stage_continues_where_the_one_before_ended(source, tokenizer, groups):
+  """With records of another length, no document is read twice in an epoch; bitwise resumable."""
+  options = {'groups': groups}
+  first = records(source, tokenizer, options=options)
+  batches = take(first.batches(), 9)
+  settings = {'length': 64, 'batch_size': 4, 'options': options | {'stage': 9}}
+  second, position = records(source, tokenizer, **settings), first.position(9)
+  later = take(second.batches(0, json.loads(json.dumps(position))), 40)
+  begun = [
+    (epoch, int(word))
+    for batch in (*batches, *later)
+    for ids, epoch in zip(batch['input_ids'].tolist(), batch['epoch'].tolist(), strict=True)
+    for doc, word in itertools.pairwise(ids)
+    if doc == tokenizer.vocab.index('doc')
+  ]  # a document begins with its number
+  assert len(set(begun)) == len(begun) > 100
+  assert len({epoch for epoch, _ in begun}) > 1
+  for start in (1, 12):
+    again = records(source, tokenizer, **settings)
+    assert hashes(take(again.batches(start, second.position(start)), 3)) == (
+      hashes(later[start : start + 3])
+    )
+
+
+@pytest.mark.parametrize('groups', [1, 2])
+def test_a_larger_batch_of_the_same_records_leaves_none_out(source, tokenizer, groups):
+  """As in the warm-up of the batch size, across the end of an epoch."""
+  options = {'groups': groups}
+  whole = records(source, tokenizer, options=options)
+  expected = take(whole.batches(), 60)
+  first = records(source, tokenizer, options=options)
+  batches = take(first.batches(), 9)
+  second = records(source, tokenizer, batch_size=2 * BATCH, options={'groups': 1, 'stage': 9})
+  batches += take(second.batches(0, first.position(9)), 20)
+  for group in range(groups):
+    rows, wanted = (
+      np.concatenate([np.split(batch['key'], groups)[group] for batch in made])
+      for made in (batches, expected)
+    )
+    np.testing.assert_array_equal(rows, wanted[: len(rows)])
+
+
+def test_a_stage_on_other_text_begins_at_its_front(source, tokenizer, tmp_path):
+  (tmp_path / 'other.jsonl').write_text((source / '0.jsonl').read_text())
   first = stream(source, tokenizer, options={'groups': 2})
   take(first.batches(), 5)
-  later = stream(source, tokenizer, options={'groups': 1, 'stage': 40})
-  got = hashes(take(later.batches(0, first.position(5)), 5))
-  same = stream(source, tokenizer, options={'groups': 2, 'stage': 40})
-  assert got == hashes(take(same.batches(), 5))
-  assert got != hashes(take(stream(source, tokenizer, options={'groups': 2}).batches(), 5))
+  make = lambda: stream(  # noqa: E731
+    tmp_path / 'other.jsonl', tokenizer, options={'groups': 2, 'stage': 5}
+  )
+  assert hashes(take(make().batches(0, first.position(5)), 5)) == hashes(take(make().batches(), 5))
 
 
 @pytest.mark.parametrize('format', ['prose', 'google', 'wikitext', 'parquet', 'jsonl'])

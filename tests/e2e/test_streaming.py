@@ -75,6 +75,41 @@ def test_two_processes_resume_as_one(corpus, vocab, tmp_path):
   assert list(ends[0]['groups']) == ['0', '1']
 
 
+@pytest.mark.slow  # smaller version: a mixture of hosts in tests/data/test_streaming.py
+def test_a_mixture_of_two_processes_resumes_bitwise_after_a_kill(documents, vocab, tmp_path):
+  for number, text in enumerate(documents):
+    folder = tmp_path / ('few' if number > 28 else 'many')
+    folder.mkdir(exist_ok=True)
+    (folder / f'{number}.txt').write_text(text)
+  fields = {'data.input': f'many={tmp_path}/many,few={tmp_path}/few', 'data.vocab': str(vocab),
+            'data.mixture': 'many=0.75,few=0.25', 'data.streaming': True,
+            'data.heldout_fraction': 0.2}  # fmt: skip
+  whole = distributed.run(tmp_path / 'whole', '', 2, **fields)
+  folder = tmp_path / 'run'
+  codes, errors = distributed.finish(
+    distributed.launch(folder, '', 2, fault='kill 0,1 18', **fields)
+  )
+  assert codes == [-signal.SIGKILL] * 2, errors
+  kept = distributed.checkpoint_steps(folder)[-1]
+  distributed.run(folder, '', 2, **fields)
+  expected, resumed = distributed.batches(whole, 2), distributed.batches(folder, 2)
+  assert min(resumed) == kept > 0
+  for step in range(kept, distributed.STEPS):
+    np.testing.assert_array_equal(resumed[step], expected[step])
+  assert distributed.losses(folder) == distributed.losses(whole)
+
+
+@pytest.mark.slow  # smaller version: a truncated shard in tests/data/test_streaming.py
+def test_a_shard_that_one_process_cannot_read_ends_both(corpus, vocab, tmp_path):
+  fields = {'data.input': str(corpus), 'data.vocab': str(vocab), 'data.streaming': True,
+            'data.heldout_fraction': 0.2}  # fmt: skip
+  codes, errors = distributed.finish(
+    distributed.launch(tmp_path / 'run', '', 2, fault='fail 1 9', **fields)
+  )
+  assert 0 not in codes
+  assert 'ValueError: a.jsonl can no longer be read.' in errors[1]
+
+
 @pytest.mark.slow  # smaller versions: test_recovery.py, and tests/data/test_streaming.py
 def test_a_divergence_skips_batches_of_the_stream(corpus, vocab, tmp_path, monkeypatch):
   """After it, batches continue behind those since the checkpoint."""
