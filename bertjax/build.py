@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from etils import epath
@@ -19,10 +20,10 @@ from bertjax.config import flat
 from bertjax.data import dataset, masking, mixture, remote
 from bertjax.data import loader as loader_lib
 from bertjax.fields import OF_TASKS, REPLACED
-from bertjax.interop import families, loading, sentences
+from bertjax.interop import families, huggingface, loading, sentences
 from bertjax.model import config as model_config
 from bertjax.model import encoder, flops, heads
-from bertjax.objectives import Objective, electra, mlm
+from bertjax.objectives import Objective, distill, electra, mlm
 from bertjax.tasks import task as task_lib
 from bertjax.training import layout as layout_lib
 from bertjax.training import loop, optimizer
@@ -67,6 +68,10 @@ def check(config) -> None:
       "seed=%d: jax's keys, for weights and dropout, use its lower 32 bits, %d.",
       config.seed, config.seed % 2**32,
     )  # fmt: skip
+  if fields.get('init_layers') and not fields['init_from']:
+    raise ValueError(
+      f'init_layers={config.init_layers!r} are layers of init_from, which is empty; name a model.'
+    )
   if fields.get('data.input') and fields['data.heldout_fraction'] == 1:
     raise ValueError(
       'data.heldout_fraction=1 leaves no document to train on; it is for `bertjax evaluate`. Use '
@@ -107,6 +112,8 @@ def loss_terms(config) -> tuple[str, ...]:
   """The heads of the model that a config trains: its discriminator with ELECTRA."""
   if config.objective == 'electra':
     return ('rtd',)
+  if config.objective == 'distill' and not config.distill.mlm_weight + config.distill.soft_weight:
+    return ()
   return ('mlm', 'nsp') if config.nsp else ('mlm',)
 
 
@@ -141,11 +148,85 @@ def make_generator(config, model: heads.Bert) -> heads.Bert | None:
   return electra.make_generator(model.config, config.generator_size)
 
 
-def make_objective(config, model: heads.Bert) -> Objective:
-  """The pre-training objective of a config."""
+def make_objective(config, model: heads.Bert, mesh, tokenizer) -> Objective:
+  """The pre-training objective of a config, its teacher on the devices of a mesh."""
   if generator := make_generator(config, model):
     return electra.pretraining(model, generator, config.rtd_weight)
-  return mlm.pretraining(model)
+  check_teacher(config)
+  if config.objective != 'distill':
+    return mlm.pretraining(model)
+  options = config.distill.to_dict()
+  scale = {term: options[f'{term}_weight'] for term in (*distill.DISTILBERT, *distill.MINILM)}
+  teacher, frozen = load_teacher(
+    config, model, ('mlm',) if scale['soft'] else (), mesh, tokenizer, config.data.length
+  )
+  return distill.pretraining(
+    model, teacher, scale, temperature=options['temperature'], layer=options['layer'],
+    frozen=frozen,
+  )  # fmt: skip
+
+
+def check_teacher(config) -> None:
+  """Raises ValueError if pre-training has a teacher without distillation, or the reverse."""
+  if (config.objective == 'distill') != bool(config.distill.teacher):
+    raise ValueError(
+      f'objective={config.objective} and distill.teacher={config.distill.teacher!r} do not fit: '
+      "distillation needs a teacher; set objective='distill' and name one, or neither."
+    )
+  if config.objective == 'distill' and config.nsp:
+    raise ValueError("objective='distill' has no next-sentence prediction; set nsp=False.")
+
+
+def load_teacher(config, model: heads.Bert, names: tuple[str, ...], mesh, tokenizer, length: int):
+  """The teacher of a config and its parameters {'teacher': bfloat16 arrays} on a mesh.
+
+  Args:
+    config: of a run.
+    model: the student.
+    names: the heads of the teacher that the loss reads.
+    mesh: of the run.
+    tokenizer: of the run.
+    length: tokens of the longest row.
+
+  Raises:
+    ValueError: if the teacher has another vocabulary, no such head or too few positions.
+  """
+  source = config.distill.teacher
+  if loading.load_tokenizer(source).fingerprint != tokenizer.fingerprint:
+    raise ValueError(
+      f'the teacher {source} has another vocabulary than the student; train the student with '
+      f'--config.data.vocab={source}, or start it from a model with the same tokenizer.'
+    )
+  encoder_config, params = loading.load_weights(source)
+  huggingface.check_heads(names, params, source)
+  if length > encoder_config.max_positions:
+    raise ValueError(
+      f'rows have {length} tokens, and the teacher {source} only {encoder_config.max_positions} '
+      'positions; lower data.length.'
+    )
+  encoder_config = dataclasses.replace(
+    encoder_config, dtype=model.config.dtype, attention=model.config.attention
+  )
+  pooler = bool({*names} & {*encoder_config.pooled_heads})
+  teacher = heads.Bert(encoder_config, heads=names, pooler=pooler, num_labels=model.num_labels)
+  parts = {'encoder', *names, *(['pooler'] if pooler else [])}
+  kept = {'teacher': {name: params[name] for name in sorted(parts)}}
+  kept = jax.tree.map(lambda x: np.asarray(x, jnp.bfloat16), kept)
+  _log.info('teacher: %s, %d layers of width %d, frozen', source, encoder_config.num_layers,
+            encoder_config.hidden_size)  # fmt: skip
+  return teacher, jax.device_put(kept, mesh_lib.tree_shardings(mesh, encoder.PARAM_AXES, kept))
+
+
+def source_weights(config):
+  """The config and parameters of `init_from`, with the layers of `init_layers` only."""
+  weights = loading.load_weights(config.init_from)
+  if not config.init_layers:
+    return weights
+  try:
+    layers = [int(number) for number in config.init_layers.split(',')]
+  except ValueError:
+    raise ValueError(f"init_layers are written '0,2,4', got {config.init_layers!r}.") from None
+  return loading.take_layers(*weights, layers, config.init_from)
 
 
 def train_flops(config, model: heads.Bert, predictions: int) -> float:
@@ -192,7 +273,9 @@ def make_evaluate(objective, mesh, loader: str) -> Callable:
 
   The scores are those of all rows together; of named sources there is also 'LOSS/SOURCE'.
   """
-  eval_step = loop.make_eval_step(objective.loss, objective.weights, mesh=mesh)
+  eval_step = loop.make_eval_step(
+    objective.loss, objective.weights, mesh=mesh, frozen=objective.frozen
+  )
 
   def sums(params, heldout: loader_lib.Batches, most: int):
     stream = loader_lib.iterate(heldout.evaluation, 0, heldout.steps_for(most), loader=loader)
@@ -253,6 +336,12 @@ _SAME = ('init_from', 'init_resize', 'nsp', 'objective', 'seed', 'prng_impl', 'b
          'masking')  # fmt: skip
 
 
+def distillation_fields(config) -> dict:
+  """The fields of a teacher, and of the layers to start from, for the identity of a run."""
+  fields = flat({'distill': config.distill.to_dict()}) if config.distill.teacher else {}
+  return fields | ({'init_layers': config.init_layers} if config.init_layers else {})
+
+
 def pretraining_identity(config, encoder_config, stages: list[plan.StagePlan]) -> dict:
   """Flat {field: value} of everything that may not change when a run is resumed."""
   fields = flat({name: config.to_dict()[name] for name in _SAME})
@@ -261,6 +350,7 @@ def pretraining_identity(config, encoder_config, stages: list[plan.StagePlan]) -
     fields['decay_ratio'] = config.decay_ratio
   if config.objective == 'electra':
     fields |= {name: config[name] for name in ('generator_size', 'generator_from', 'rtd_weight')}
+  fields |= distillation_fields(config)
   model = dataclasses.asdict(encoder_config)
   free = ('attention', 'classifier_dropout', 'remat', 'unroll', *OF_TASKS)  # change no result
   fields |= {f'model.{k}': v for k, v in model.items() if k not in free}

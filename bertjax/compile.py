@@ -118,11 +118,15 @@ def vary(config, sweep: str):
 def report_of(stage, devices, *, measure: bool = False) -> dict:
   """Compiles the step of one stage of a run; with `measure` also runs it on `devices`."""
   config, layout = stage.config, build.make_layout(stage.config, devices)
+  if config.objective == 'distill':
+    raise ValueError(
+      "compile knows no teacher; set --config.objective=mlm for the student's step without it."
+    )
   mesh = layout.mesh
   mesh_lib.check_batch_size(mesh, config.batch_size, layout.accumulation)
   bert = build.make_model(config, config.model.vocab_size or VOCAB_SIZE)
   optimizer = build.make_optimizer(config, plan.make_schedule(config))
-  objective = build.make_objective(config, bert)
+  objective = build.make_objective(config, bert, mesh, None)
   abstract, shardings = layout_lib.abstract_state(objective, optimizer, layout)
   step = layout.train_step(objective, optimizer, shardings)
   sharding, size = mesh_lib.batch_sharding(mesh), config.batch_size

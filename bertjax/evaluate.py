@@ -109,10 +109,11 @@ def evaluate_text(
   }
   if workdir:
     bert = build.make_model(config, tokenizer.vocab_size)
-    params = _checkpoint_params(config, bert, mesh, checkpoints, step)
+    objective = build.make_objective(config, bert, mesh, tokenizer)
+    params = _checkpoint_params(config, objective, mesh, checkpoints, step)
   else:
     bert, params = _directory_params(config, model, tokenizer, mesh)
-  objective = build.make_objective(config, bert)
+    objective = build.make_objective(config, bert, mesh, tokenizer)
   score = build.make_evaluate(objective, mesh, loader_lib.choose_loader(config.data.loader))
   scores = score(params, heldout, rows)
   if unigram:
@@ -234,10 +235,10 @@ def _choose(config, workdir, which: str):
   return checkpoints, named[which]
 
 
-def _checkpoint_params(config, bert, mesh, checkpoints, step: int):
+def _checkpoint_params(config, objective, mesh, checkpoints, step: int):
   layout = layout_lib.Layout(mesh, encoder.PARAM_AXES, config.seed, config.prng_impl)
   optimizer = build.make_optimizer(config, plan.make_schedule(config))
-  abstract, _ = layout_lib.abstract_state(build.make_objective(config, bert), optimizer, layout)
+  abstract, _ = layout_lib.abstract_state(objective, optimizer, layout)
   state, _ = checkpoints.restore(step, abstract)
   return state.params
 

@@ -9,6 +9,13 @@ from bertjax.model import config as model_config
 SHARED = {
   'init_from': ('', 'model to start from: a model directory (bertjax, Hugging Face, Google), a '
                     "run's workdir or a hub name"),
+  'init_layers': ('', 'layers of init_from that the model starts with, from 0, such as '
+                      '0,2,4,7,9,11; empty = all'),
+  'distill.teacher': ('', 'frozen teacher: a model of any kind with the same vocabulary; empty = '
+                          'none'),
+  'distill.temperature': (2.0, 'divisor of the logits of student and teacher in soft targets'),
+  'distill.soft_weight': (0.5, "weight of the teacher's soft targets; the task's loss has the "
+                               'rest'),
   'seed': (0, 'seed of initial weights, data order, masks and dropout'),
   'prng_impl': ('threefry2x32', "generator of dropout: 'threefry2x32', or 'rbg' (faster on TPU, "
                                 'but its bits depend on the mesh)'),
@@ -44,11 +51,18 @@ PRETRAINING = SHARED | {
   'nsp': (True, 'next-sentence prediction beside the masked LM; False = full sentences in one '
                 'segment'),
   'objective': ('mlm', "training objective: 'mlm', 'electra' (generator and discriminator, needs "
-                       "nsp=False) or 'next_token' (left-to-right ablation, needs "
-                       'model.causal=True)'),
+                       "nsp=False), 'distill' (from distill.teacher, needs nsp=False) or "
+                       "'next_token' (left-to-right ablation, needs model.causal=True)"),
   'generator_size': (0.25, "width of ELECTRA's generator as a fraction of the discriminator's"),
   'generator_from': ('', "model from which ELECTRA's generator starts, where init_from names its "
                          'discriminator'),
+  'distill.mlm_weight': (2.0, 'weight of the masked LM beside the terms of the teacher'),
+  'distill.soft_weight': (5.0, "weight of the teacher's masked-LM probabilities"),
+  'distill.cosine_weight': (1.0, "weight of the cosine to the teacher's last states"),
+  'distill.attention_weight': (0.0, "weight of the relations of a layer's queries and keys "
+                                    '(MiniLM)'),
+  'distill.value_weight': (0.0, "weight of the relations of a layer's values (MiniLM)"),
+  'distill.layer': (-1, "the teacher's layer of these relations, from 0; -1 = the last"),
   'rtd_weight': (50.0, "weight of ELECTRA's replaced-token detection beside the masked LM"),
   'init_resize': (False, 'permission for init_from to have another vocabulary or maximum length'),
   'num_train_steps': (1_000_000, 'total number of training steps; 0 = the sum of the stages'),

@@ -30,7 +30,7 @@ from bertjax.data import loader as loader_lib
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.interop import huggingface, loading
 from bertjax.model import encoder, heads
-from bertjax.objectives import Objective
+from bertjax.objectives import Objective, distill
 from bertjax.scoring import check_labels, decode_and_score, make_predict, score, with_loss
 from bertjax.tasks import report
 from bertjax.tasks import task as task_lib
@@ -140,7 +140,7 @@ def set_up(config) -> Setup:
   build.check(config)
   task, layout = build.make_task(config), make_layout(config)
   tokenizer = loading.load_tokenizer(config.init_from)
-  weights = loading.load_weights(config.init_from)
+  weights = build.source_weights(config)
   huggingface.check_padding(weights[0], tokenizer.pad_id)
   model = make_model(config, task, weights[0])
   if not config.reinit_head and set(task.heads) & set(weights[1]):
@@ -175,8 +175,8 @@ def set_up(config) -> Setup:
   transform = build.make_optimizer(config, schedule, learning_rate=rate, factors=factors)
   return Setup(
     config, task, tokenizer, model, weights, layout,
-    make_objective(config, model, task, columns, factors), transform, columns, training, examples,
-    dev, steps,
+    make_objective(config, model, task, columns, factors, tokenizer, layout), transform, columns,
+    training, examples, dev, steps,
   )  # fmt: skip
 
 
@@ -241,16 +241,24 @@ def make_model(config, task, encoder_config) -> heads.Bert:
   )
 
 
-def make_objective(config, model, task, columns, factors) -> Objective:
+def make_objective(config, model, task, columns, factors, tokenizer, layout) -> Objective:
   """The objective of a task; parameters with factor 0 get no gradient."""
   weights = task.label.parse_class_weights(config.class_weights, columns['labels'])
-  loss, loss_weights = task.label.make_loss(model, weights)
-  coupled = task.label.make_coupled(model)
-  if factors is not None:
-    stop = functools.partial(optimizer.stop_gradients, factors=factors)
-    loss = _after(stop, loss)
-    coupled = coupled and (_after(stop, coupled[0]), coupled[1])
-  return Objective(functools.partial(heads.init_params, model), loss, loss_weights, coupled=coupled)
+  if config.distill.teacher:
+    objective = _distillation(config, model, task, weights, tokenizer, layout)
+  else:
+    loss, loss_weights = task.label.make_loss(model, weights)
+    init, coupled = functools.partial(heads.init_params, model), task.label.make_coupled(model)
+    objective = Objective(init, loss, loss_weights, coupled=coupled)
+  if factors is None:
+    return objective
+
+  def stop(params):
+    own = {name: part for name, part in params.items() if name not in (objective.frozen or {})}
+    return params | optimizer.stop_gradients(own, factors)
+
+  coupled = objective.coupled and (_after(stop, objective.coupled[0]), objective.coupled[1])
+  return objective._replace(loss=_after(stop, objective.loss), coupled=coupled)
 
 
 def _after(change, function):
@@ -262,6 +270,24 @@ def sentence_of(setup: Setup) -> dict:
   """Pooling, prompts and maximum length of embeddings, for the model's files; {} without."""
   facts = setup.training.label.sentence
   return facts and {**facts, 'max_length': setup.config.data.length}
+
+
+def _distillation(config, model, task, class_weights, tokenizer, layout) -> Objective:
+  """The objective of a task with a teacher that was fine-tuned on it."""
+  options = config.distill
+  distill.check_temperature(options.temperature)
+  if not task.head:
+    raise ValueError(
+      f'distill.teacher={options.teacher!r} is for tasks with a head, and {task.name} trains '
+      'embeddings; leave it out.'
+    )
+  length = max(config.data.length, build.packed_length(config, task.label, model.config))
+  teacher, frozen = build.load_teacher(config, model, (task.head,), layout.mesh, tokenizer, length)
+  check_labels(options.teacher, frozen['teacher'], task)
+  return distill.task(
+    task.label, model, teacher, temperature=options.temperature,
+    soft_weight=options.soft_weight, class_weights=class_weights, frozen=frozen,
+  )  # fmt: skip
 
 
 def load(setup: Setup, make) -> dict:
@@ -301,7 +327,7 @@ def identity_of(setup: Setup) -> dict:
   return {name: value for name, value in fields.items() if name not in _FREE} | {
     'data.packed_length': config.data.packed_length, 'data.buckets': config.data.buckets,
     'trials': [list(run) for run in list_runs(config)],
-    'tokenizer': setup.tokenizer.fingerprint, **digests,
+    'tokenizer': setup.tokenizer.fingerprint, **digests, **build.distillation_fields(config),
   }  # fmt: skip
 
 

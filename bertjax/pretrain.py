@@ -115,6 +115,7 @@ def set_up(config, hub_commits: Mapping[str, str] = MappingProxyType({})) -> Set
     model = build.make_model(stage.config, vocab_size=1)
     families.family_of(model.config)  # could it be saved?
     build.make_generator(stage.config, model)
+    build.check_teacher(stage.config)
     Masking(**stage.config.masking)
   optimizer = build.make_optimizer(config, plan.make_schedule(config))
   loader = loader_lib.choose_loader(config.data.loader)
@@ -143,7 +144,7 @@ def make_stages(setup: Setup) -> list[run_lib.Stage]:
 
   @functools.cache  # stages with the same model share its programs
   def programs(model):
-    objective = build.make_objective(setup.config, model)
+    objective = build.make_objective(setup.config, model, mesh, setup.tokenizer)
     return objective, build.make_evaluate(objective, mesh, setup.loader)
 
   def evaluate(params, score, heldout):  # a list: the scores of each run, of which there is one
@@ -229,7 +230,8 @@ def load(setup: Setup, make) -> dict:
   model = model.clone(config=dataclasses.replace(model.config, rope_theta=trained))
   options: dict = {'tokenizer': setup.tokenizer, 'resize': config.init_resize}
   initial = make() if config.init_resize else None
-  params = loading.load_params(config.init_from, model, initial=initial, **options)
+  weights = build.source_weights(config) if config.init_layers else None
+  params = loading.load_params(config.init_from, model, initial=initial, weights=weights, **options)
   if generator := build.make_generator(config, model):
     _log.info('starting from the generator %s', config.generator_from)
     initial = heads.generator_params(initial) if initial else None

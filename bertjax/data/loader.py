@@ -23,7 +23,7 @@ from bertjax.data.prng import ORDER, SAMPLE, hash_u64, permute, training_slots
 
 _log = logging.getLogger(__name__)
 
-OBJECTIVES = ('mlm', 'electra', 'next_token')
+OBJECTIVES = ('mlm', 'electra', 'distill', 'next_token')
 PREDICTIONS = ('masked_lm_positions', 'masked_lm_ids', 'masked_lm_weights')
 
 
@@ -39,7 +39,8 @@ class Batches:
     vocab_size: V, range of random replacements.
     special: {'pad': id, 'cls': id, 'sep': id, 'mask': id}.
     word_flags: `Tokenizer.word_flags`, uint8 [V]; for masks of whole words and spans.
-    objective: 'mlm', 'electra' (adds 'sample_seeds' [B]) or 'next_token' (left-to-right).
+    objective: 'mlm' or 'distill', 'electra' (adds 'sample_seeds' [B]), or 'next_token'
+      (left-to-right).
     local: which rows of the global batch this process makes (`mesh.local_rows`); None = all.
     first: number of the first training example, in the infinite shuffled stream of the rows;
       0 for a mixture, whose sources each have their own.

@@ -6,6 +6,7 @@ are read without the moments, its `meta` carries the model's config and labels, 
 WORKDIR/tokenizer.
 """
 
+import dataclasses
 import json
 import logging
 from collections.abc import Sequence
@@ -388,6 +389,26 @@ def _move_rows(params, initial, paths, theirs, ours):
     table[ours] = flat[path][theirs]
     flat[path] = table
   return flax.traverse_util.unflatten_dict(flat)
+
+
+def take_layers(
+  config: EncoderConfig, params: dict, layers: Sequence[int], source
+) -> tuple[EncoderConfig, dict]:
+  """A model with some of the layers of another, such as every second one, in the order given.
+
+  Raises:
+    ValueError: for a layer that is not there, or a model whose layers differ or share weights.
+  """
+  if wrong := [number for number in layers if not 0 <= number < config.num_layers]:
+    raise ValueError(
+      f'init_layers has {wrong[0]}, and the {config.num_layers} layers of {source} are numbered '
+      f'from 0 to {config.num_layers - 1}.'
+    )
+  if config.shared_layers or config.patterned:
+    raise ValueError(f'the layers of {source} are not all of one kind; leave init_layers out.')
+  stacked = jax.tree.map(lambda x: x[np.array(layers)], params['encoder']['layers'])
+  params = params | {'encoder': params['encoder'] | {'layers': stacked}}
+  return dataclasses.replace(config, num_layers=len(layers)), params
 
 
 def reinit_top_layers(params: dict, drawn: dict, count: int, shared: bool = False) -> dict:

@@ -1,7 +1,7 @@
 """Objectives: what a run minimises, as sums and weights that are exact however a batch is split.
 
 `mlm.pretraining` has the losses of BERT's pre-training, `electra.pretraining` ELECTRA's, `labels`
-those of tasks, and `contrastive` those of sentence embeddings.
+those of tasks, `contrastive` those of sentence embeddings and `distill` those with a teacher.
 
 >>> import bertjax, jax
 >>> model = bertjax.Bert(bertjax.bert_tiny(vocab_size=100), heads=('mlm',), pooler=False)
@@ -32,6 +32,8 @@ class Objective(NamedTuple):
       encode(params, batch, rng) -> outputs [rows, ...], each of its row only;
       couple(outputs, batch) -> what `loss` returns, which is their composition. Microbatches then
       go through gradient caching. None = rows do not depend on each other.
+    frozen: device arrays that the loss finds in `params` and that no optimizer trains, such as
+      {'teacher': params}; they are in no checkpoint.
   """
 
   init: Callable
@@ -39,10 +41,11 @@ class Objective(NamedTuple):
   weights: Callable
   scale: Mapping[str, float] = {}
   coupled: tuple[Callable, Callable] | None = None
+  frozen: dict | None = None
 
 
 def __getattr__(name: str):
   # On first use: they import the model, whose users may need none of them.
-  if name in ('contrastive', 'electra', 'labels', 'mlm'):
+  if name in ('contrastive', 'distill', 'electra', 'labels', 'mlm'):
     return importlib.import_module(f'bertjax.objectives.{name}')
   raise AttributeError(f'bertjax.objectives has no {name!r}.')

@@ -18,7 +18,7 @@ import numpy as np
 import optax
 
 from bertjax.model import crf
-from bertjax.objectives.mlm import cross_entropy, token_weights
+from bertjax.objectives.mlm import cross_entropy, soft_cross_entropy, token_weights
 
 _NEVER = -1e9  # the logit of what cannot be chosen
 _MOST_NAMES = 30  # that a log line counts
@@ -111,6 +111,10 @@ class Label:
   def losses(self, logits: jax.Array, batch: dict) -> jax.Array:
     """The unweighted losses, in the shape of `weights`."""
     return cross_entropy(logits, jnp.maximum(batch['labels'], 0))
+
+  def soft_losses(self, logits, targets, batch: dict, temperature: float) -> jax.Array:
+    """Losses in the shape of `losses` whose targets are a teacher's logits, of the same shape."""
+    return soft_cross_entropy(logits, targets, temperature)
 
   def weights(self, batch: dict, class_weights: Sequence[float] = ()) -> jax.Array:
     """How much each of `losses` counts."""
@@ -301,6 +305,10 @@ class Multilabel(FieldLabel):
   def losses(self, logits, batch):
     return optax.losses.sigmoid_binary_cross_entropy(logits, batch['labels']).mean(-1)
 
+  def soft_losses(self, logits, targets, batch, temperature):
+    ours, theirs = (jnp.stack([x, jnp.zeros_like(x)], -1) for x in (logits, targets))
+    return soft_cross_entropy(ours, theirs, temperature).mean(-1)  # yes and no of each class
+
   def shape(self, length):
     return (self.num_outputs,)
 
@@ -362,6 +370,9 @@ class Regression(FieldLabel):
 
   def losses(self, logits, batch):
     return jnp.square(logits[..., 0] - batch['labels'])
+
+  def soft_losses(self, logits, targets, batch, temperature):
+    return jnp.square(logits[..., 0] - targets[..., 0])
 
   def column(self, labels):
     return np.array([math.nan if label is None else label for label in labels], np.float32)
@@ -499,12 +510,21 @@ class Span(Label):
   num_outputs = 2
 
   def losses(self, logits, batch):
-    labels, segments = batch['labels'], batch['segment_ids']
+    labels = batch['labels']
     pairs = jnp.maximum(labels, 0).reshape(len(labels), -1, 2).swapaxes(1, 2)  # [B, 2, S]
-    own = segments[:, None] == jnp.arange(1, pairs.shape[2] + 1)[:, None]  # [B, S, L]
+    return cross_entropy(self._allowed(logits, batch), pairs).mean(1).reshape(labels.shape[:-1])
+
+  def soft_losses(self, logits, targets, batch, temperature):
+    ours, theirs = self._allowed(logits, batch), self._allowed(targets, batch)
+    nats = soft_cross_entropy(ours, theirs, temperature)  # [B, 2, S]
+    return nats.mean(1).reshape(batch['labels'].shape[:-1])
+
+  def _allowed(self, logits, batch):
+    """The logits [B, L, 2] as [B, 2, S, L], -1e9 outside of each packed sequence."""
+    slots = batch['labels'].reshape(len(logits), -1, 2).shape[1]
+    own = batch['segment_ids'][:, None] == jnp.arange(1, slots + 1)[:, None]  # [B, S, L]
     allowed = own[:, None] | self.includes_padding
-    logits = jnp.where(allowed, logits.swapaxes(1, 2)[:, :, None], _NEVER)
-    return cross_entropy(logits, pairs).mean(1).reshape(labels.shape[:-1])
+    return jnp.where(allowed, logits.swapaxes(1, 2)[:, :, None], _NEVER)
 
   def weights(self, batch, class_weights=()):
     return batch['example_weights'] * (batch['labels'][..., 0] >= 0)
@@ -555,6 +575,10 @@ class Choice(Label):
   def losses(self, logits, batch):
     labels = batch['labels'].reshape(-1, self.rows)[:, 0]
     return cross_entropy(logits.reshape(-1, self.rows), labels)
+
+  def soft_losses(self, logits, targets, batch, temperature):
+    ours, theirs = (x.reshape(-1, self.rows) for x in (logits, targets))
+    return soft_cross_entropy(ours, theirs, temperature)
 
   def weights(self, batch, class_weights=()):
     return batch['example_weights'].reshape(-1, self.rows)[:, 0]

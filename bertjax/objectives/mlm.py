@@ -43,6 +43,14 @@ def _cross_entropy_gradient(saved, cotangent):
 cross_entropy.defvjp(_cross_entropy, _cross_entropy_gradient)
 
 
+def soft_cross_entropy(logits: jax.Array, targets: jax.Array, temperature: float) -> jax.Array:
+  """temperature^2 * KL(softmax(targets / t) || softmax(logits / t)): [..., C] to [...], float32."""
+  ours, theirs = (
+    jax.nn.log_softmax(x.astype(jnp.float32) / temperature) for x in (logits, targets)
+  )
+  return temperature**2 * (jnp.exp(theirs) * (theirs - ours)).sum(-1)
+
+
 def _label_logits(logits, labels):
   """The logits [...] of the labels."""
   return jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0].astype(jnp.float32)
@@ -126,5 +134,7 @@ def token_weights(batch: dict) -> jax.Array:
 
 
 def add_perplexity(scores: dict[str, float]) -> dict[str, float]:
-  """The scores of an evaluation and 'mlm_perplexity', exp of the masked-LM loss."""
+  """The scores of an evaluation and 'mlm_perplexity', exp of the masked-LM loss if they have it."""
+  if 'mlm_loss' not in scores:
+    return scores
   return scores | {'mlm_perplexity': math.exp(min(scores['mlm_loss'], 80.0))}

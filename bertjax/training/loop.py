@@ -99,6 +99,7 @@ def make_train_step(
   scale: Mapping[str, float] | None = None,
   wrap: Callable[[Callable], Callable] = lambda step: step,
   coupled: tuple[Callable, Callable] | None = None,
+  frozen: dict | None = None,
 ) -> Callable:
   """Compiles `step(state, batch) -> (state, metrics)`; the old state's buffers are donated.
 
@@ -117,6 +118,7 @@ def make_train_step(
     coupled: (encode, couple) of a loss that couples the rows of a batch, see
       `objectives.Objective`. Microbatches are encoded twice: for the gradient of the batch
       with respect to their outputs, and to continue it to the parameters (Gao et al. 2021).
+    frozen: device arrays that `loss_fn` finds among the parameters and that are not trained.
 
   Returns:
     The compiled step. Its metrics are scalars: those of `means`, 'grad_norm' before clipping, and
@@ -137,7 +139,7 @@ def make_train_step(
     True
   """
 
-  def step(state: TrainState, batch: dict):
+  def step(state: TrainState, batch: dict, frozen: dict | None = None):
     weights = loss_weights(batch)
     rng = jax.random.fold_in(state.rng, state.step)
 
@@ -145,7 +147,7 @@ def make_train_step(
       return means(losses, {}, weights, scale)['loss'], (losses, sums)
 
     def objective(params, part, key):
-      return total(*loss_fn(params, part, key))
+      return total(*loss_fn(_join_params(params, frozen), part, key))
 
     def gradients(part, key):
       with _compiling_for(mesh):
@@ -172,10 +174,20 @@ def make_train_step(
     return new, metrics
 
   rows = batch_sharding(mesh) if mesh else None  # None: wherever the arguments are
-  return jax.jit(
-    wrap(step), donate_argnums=0, in_shardings=(state_shardings, rows),
+  if frozen is None:
+    return jax.jit(
+      wrap(step), donate_argnums=0, in_shardings=(state_shardings, rows),
+      out_shardings=(state_shardings, None),
+    )  # fmt: skip
+  compiled = jax.jit(
+    wrap(step), donate_argnums=0, in_shardings=(state_shardings, rows, None),
     out_shardings=(state_shardings, None),
   )  # fmt: skip
+  return lambda state, batch: compiled(state, batch, frozen)
+
+
+def _join_params(params, frozen: dict | None):
+  return params | frozen if frozen else params  # params may be any tree
 
 
 def _split(batch, accumulation: int):
@@ -224,13 +236,16 @@ def learning_rate_of(opt_state: optax.OptState) -> dict[str, jax.Array]:
   return {'learning_rate': rates[0]} if len(rates) == 1 else {}
 
 
-def make_eval_step(loss_fn: Callable, loss_weights: Callable, *, mesh) -> Callable:
+def make_eval_step(
+  loss_fn: Callable, loss_weights: Callable, *, mesh, frozen: dict | None = None
+) -> Callable:
   """Compiles `eval_step(params, batch) -> (loss sums, metric sums, weights)`, without dropout.
 
   Args:
     loss_fn: as for `make_train_step`; its rng is None.
     loss_weights: as for `make_train_step`.
     mesh: device mesh; batches are split by row over it.
+    frozen: as for `make_train_step`.
 
   Example:
     >>> import bertjax, jax, jax.numpy as jnp
@@ -244,11 +259,12 @@ def make_eval_step(loss_fn: Callable, loss_weights: Callable, *, mesh) -> Callab
     1.0
   """
 
-  def step(params, batch):
+  def step(params, batch, frozen: dict | None):
     with _compiling_for(mesh):
-      return *loss_fn(params, batch, None), loss_weights(batch)
+      return *loss_fn(_join_params(params, frozen), batch, None), loss_weights(batch)
 
-  return jax.jit(step, in_shardings=(None, batch_sharding(mesh)))
+  compiled = jax.jit(step, in_shardings=(None, batch_sharding(mesh), None))
+  return lambda params, batch: compiled(params, batch, frozen)
 
 
 def means(

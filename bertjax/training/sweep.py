@@ -39,8 +39,11 @@ class Sweep(Layout):
     sharding = NamedSharding(self.mesh, PartitionSpec(AXES))
     return jax.tree.map(lambda _: sharding, tree)
 
-  def train_step(self, objective, optimizer, state_shardings, wrap=jax.vmap):
-    return super().train_step(objective, optimizer, state_shardings, wrap)
+  def train_step(self, objective, optimizer, state_shardings, wrap=None):
+    def side_by_side(step):  # the runs share what is frozen
+      return lambda state, batch, *frozen: jax.vmap(lambda s, b: step(s, b, *frozen))(state, batch)
+
+    return super().train_step(objective, optimizer, state_shardings, wrap or side_by_side)
 
   def summary(self, scores, values, options):
     """Means over the runs; the main metric is that of the best run."""

@@ -32,7 +32,7 @@ PAGES = (ROOT / 'README.md', *(ROOT / 'docs' / f'{name}.md' for name in _GUIDES)
 # What makes a command small, by regular expressions.
 SMALLER = (
   (r'--config=(bert_\w+):(\w+)', r'--config=\1:\2,smoke --config.data.heldout_fraction=0.2'),
-  (r'--config=(bert_\w+|electra_small)(?![:\w])',
+  (r'--config=(bert_\w+|electra_small|distil_base|minilm)(?![:\w])',
    r'--config=\1:smoke --config.data.heldout_fraction=0.2'),
   (r'(--config=(?:glue|table)\S*)', r'\1 --config.data.length=32 '
    '--config.num_train_epochs=1.0 --config.batch_size=8'),
