@@ -460,7 +460,8 @@ def trained_params(state: TrainState) -> dict:
 def _runs(pending: list[dict]) -> bool:
   """Whether the devices still have a step to run, by its outputs."""
   outputs = jax.tree.leaves(pending[-1:])
-  return any(isinstance(output, jax.Array) and not output.is_ready() for output in outputs)
+  ready = [output.is_ready() for output in outputs if isinstance(output, jax.Array)]  # type: ignore[attr-defined]
+  return not all(ready)
 
 
 def _check(metrics: dict, step: int, before: collections.deque, spike: float) -> None:
