@@ -218,6 +218,7 @@ def save_savedmodel(folder, predictor: Predictor, output: str, limit: int) -> No
   module = tf.Module()
   variables = jax.tree.map(tf.Variable, params)
   module.params = jax.tree.map(lambda x: x, variables)  # a copy: TensorFlow wraps the dicts it gets
+  module.tokenizer = graph
   strings = tf.TensorSpec([None], tf.string)
 
   def answer(*texts):

@@ -11,9 +11,13 @@ import pytest
 
 from bertjax import export
 from bertjax.__main__ import main
+from bertjax.data.sentencepiece import train_sentencepiece
+from bertjax.data.tokenizer import Tokenizer
 from bertjax.inference.predictor import Predictor
 from bertjax.interop.loading import save_model
-from tests.models import model
+from bertjax.model.config import EncoderConfig
+from bertjax.model.heads import Bert, init_params
+from tests.models import SIZES, model
 
 TEXTS = ['the name', '', 'A value, or None: "naïve" [MASK] …', 'Returns the class. ' * 4]
 
@@ -126,6 +130,22 @@ def test_a_saved_model_of_tokens_returns_their_ids(tmp_path, vocab):
   assert found['input_ids'].numpy().tolist() == batch['input_ids'].tolist()
   expected = predictor.runner.logits(predictor.runner.params, batch, 'span')
   np.testing.assert_allclose(found['logits'], expected, atol=1e-5)
+
+
+@pytest.mark.full
+def test_a_saved_model_has_the_model_of_sentencepiece(tmp_path, documents):
+  tf = pytest.importorskip('tensorflow')
+  tokenizer = Tokenizer(train_sentencepiece(documents, 600))
+  config = EncoderConfig(vocab_size=tokenizer.vocab_size, **SIZES)
+  bert = Bert(config, ('classification',))
+  params = jax.jit(lambda: init_params(bert, jax.random.key(0)))()
+  save_model(tmp_path / 'm', bert, params, tokenizer)
+  export.run(model=str(tmp_path / 'm'), out=str(tmp_path / 'out'))
+  run = tf.saved_model.load(str(tmp_path / 'out')).signatures['serving_default']
+  expected = Predictor(bert, params, tokenizer).classify(TEXTS)
+  probs = [[*item.scores.values()] for item in expected]
+  found = run(text=tf.constant(TEXTS))['probabilities']
+  np.testing.assert_allclose(found, probs, atol=1e-5)
 
 
 def test_a_saved_model_is_serialised_for_the_installed_tensorflow():

@@ -49,8 +49,10 @@ def unsupported(tokenizer: Tokenizer) -> str:
   return ''
 
 
-class GraphTokenizer:
+class GraphTokenizer(tf.Module):
   """Maps strings to ids within a TensorFlow graph.
+
+  A SavedModel must have it as an attribute, or the model of SentencePiece is not saved.
 
   Args:
     tokenizer: whose vocabulary, case and rules to take.
@@ -66,7 +68,8 @@ class GraphTokenizer:
         'the graph (`export --format=stablehlo` takes ids).'
       )
     make = _sentencepiece if tokenizer.kind == 'sentencepiece' else _wordpiece
-    self._pattern, self._quick, self._exact = make(tokenizer)
+    super().__init__()
+    self._pattern, self._quick, self._exact, self.resource = make(tokenizer)
 
   def __call__(self, strings: tf.Tensor) -> tf.RaggedTensor:
     """Maps UTF-8 strings [B] to a RaggedTensor of int32 ids [B, tokens].
@@ -105,7 +108,8 @@ def _merge(mask: tf.Tensor, true: tf.RaggedTensor, false: tf.RaggedTensor) -> tf
 
 
 def _wordpiece(tokenizer: Tokenizer):
-  """Returns the pattern of the easy texts, their tokenizer and that of the others."""
+  """Returns the pattern of the easy texts, their tokenizer, that of the others, and what a
+  SavedModel must keep."""
   longest = MAX_CHARS_PER_WORD[tokenizer.rules]
   last = {piece: i for i, piece in enumerate(tokenizer.vocab)}
   # Empty entries, and all but the last of equal ones, become what no word can be.
@@ -136,7 +140,7 @@ def _wordpiece(tokenizer: Tokenizer):
     words = words.with_values(tf.where(too_long, unknown, words.values))
     return wordpiece.tokenize(words).merge_dims(-2, -1)
 
-  return (_ASCII_PLAIN if markers else _ASCII), ascii_only.tokenize, exact
+  return (_ASCII_PLAIN if markers else _ASCII), ascii_only.tokenize, exact, None
 
 
 def _sentencepiece(tokenizer: Tokenizer):
@@ -161,7 +165,7 @@ def _sentencepiece(tokenizer: Tokenizer):
     merged = _merge(special, known, pieces.tokenize(normalize(plain)))
     return parts.with_values(merged).merge_dims(-2, -1)
 
-  return _ASCII_NO_BRACKET, quick, exact
+  return _ASCII_NO_BRACKET, quick, exact, pieces
 
 
 def _mark(strings: tf.Tensor, replacements: dict[str, str]) -> tf.Tensor:
