@@ -37,7 +37,8 @@ FLAGS = {
 }
 RECIPES = {'bert_base': 'wordpiece', 'roberta_base': 'bpe', 'modernbert_base': 'bpe'}
 SAME = {'nsp': False, 'data.kind': 'full_sentences', 'data.lowercase': False,
-        'data.short_seq_prob': 0.0, 'data.max_sequences_per_row': 1}  # fmt: skip
+        'data.short_seq_prob': 0.0, 'data.max_sequences_per_row': 1,
+        'data.dupe_factor': 1}  # fmt: skip
 
 
 def run(books, folder, only, size, steps, seeds, repeats, words, out):

@@ -479,7 +479,10 @@ def check_refused(args, capsys, *words):
     (['--config.data.loader=torch'], ['tfdata']),
     (['--config.schedule=cosin'], ['google']),
     (['--config.warmup_steps=21'], ['warmup_steps=21']),
-    (['--config.gradient_accumulation_steps=0'], ['accumulation=0', 'try 8']),
+    (
+      ['--config.gradient_accumulation_steps=0'],
+      ['gradient_accumulation_steps must be at least 1, got 0'],
+    ),
     ([f'--config.seed={2**63}'], ['seed', 'below 2**63', str(2**63)]),
     (['--config.seed=-1'], ['seed', 'at least 0', '-1']),
     ([f'--config.num_train_steps={2**31}'], ['steps', 'below 2**31']),
@@ -493,7 +496,10 @@ def check_refused(args, capsys, *words):
     (['--config.masking.mask_prob=nan'], ['masking.mask_prob', 'nan']),
     (['--config.model.hidden_dropout=0.9999'], ['hidden_dropout', '0.99']),
     (['--config.model.type_vocab_size=1'], ['type_vocab_size of 2', '--config.nsp=False']),
-    (['--config.objective=next'], ["objective must be one of ('mlm', 'next_token')"]),
+    (
+      ['--config.objective=next'],
+      ["objective must be one of ('mlm', 'electra', 'distill', 'next_token')"],
+    ),
     (['--config.max_eval_examples=0'], ['max_eval_examples', 'at least 1']),
     (['--config.init_from=nowhere'], ['nowhere', 'config.json']),
     (['--workdri=x'], ['workdir']),

@@ -125,7 +125,7 @@ def _labels(batch: dict, term: str) -> tuple[jax.Array, jax.Array]:
 def token_weights(batch: dict) -> jax.Array:
   """[B, L]: 1 for the tokens of a batch, 0 for padding; `example_weights` [B] or [B, S] of their
   sequences where there are any."""
-  segments = batch.get('segment_ids', jnp.ones(batch['input_ids'].shape, jnp.int32))
+  segments = batch['segment_ids'] if 'segment_ids' in batch else jnp.ones_like(batch['input_ids'])
   real = (segments > 0).astype(jnp.float32)
   if 'example_weights' not in batch:
     return real
