@@ -1,6 +1,6 @@
 """Every program on a tiny model of every family, each with a tokenizer of its kind.
 
-One family runs with --full, all with --slow. Recipes and fine-tuning by the command are in
+They take minutes and run with --slow. Recipes and fine-tuning by the command are in
 test_families.py; outputs and gradients in tests/interop.
 """
 
@@ -60,10 +60,8 @@ def make_tokenizer(kind: str, folder, documents, vocab) -> Tokenizer:
 
 
 @pytest.fixture(
-  scope='module',
-  params=[pytest.param(name, marks=pytest.mark.full if name == 'ModernBert' else pytest.mark.slow)
-          for name in TOKENIZERS],
-)  # fmt: skip
+  scope='module', params=[pytest.param(n, marks=pytest.mark.slow) for n in TOKENIZERS]
+)
 def start(request, documents, vocab, tmp_path_factory) -> Start:
   name, folder = request.param, tmp_path_factory.mktemp('family') / request.param
   tokenizer = make_tokenizer(TOKENIZERS[name], tmp_path_factory.mktemp('t'), documents, vocab)

@@ -107,17 +107,18 @@ def test_muon_orthogonalizes_each_kernel_of_a_layer_and_adam_trains_the_rest(con
   alone = optax.contrib.scale_by_muon()  # of a matrix; its first step has the plain direction
   adam = make_optimizer('adamw', **options)
   state, adam_state, momentum = muon.init(params), adam.init(params), {}
+  update, adam_update, alone_update = map(jax.jit, (muon.update, adam.update, alone.update))
   for step in range(2):
     grads = gradients(params, step)
-    updates, state = muon.update(grads, state, params)
-    plain, adam_state = adam.update(grads, adam_state, params)
+    updates, state = update(grads, state, params)
+    plain, adam_state = adam_update(grads, adam_state, params)
     steps = dict(zip(paths(params), jax.tree.leaves(updates), strict=True))
     alone_steps = {}
     for name, grad in zip(paths(params), jax.tree.leaves(grads), strict=True):
       for key, matrix in matrices(name, grad):
         momentum[key] = matrix + 0.95 * momentum.get(key, 0)
         nesterov = matrix + 0.95 * momentum[key]
-        alone_steps[key], _ = alone.update(nesterov, alone.init(nesterov))
+        alone_steps[key], _ = alone_update(nesterov, alone.init(nesterov))
   assert len(alone_steps) >= 6 * 3
   for name, value in zip(paths(params), jax.tree.leaves(plain), strict=True):
     if not (found := matrices(name, steps[name])):
