@@ -31,7 +31,7 @@ from bertjax.interop import loading
 from bertjax.model import encoder, heads
 from bertjax.tasks import report
 from bertjax.tasks import task as task_lib
-from bertjax.training import distributed
+from bertjax.training import distributed, loop
 from bertjax.training import layout as layout_lib
 from bertjax.training import mesh as mesh_lib
 from bertjax.training.checkpoint import Checkpoints, check_path
@@ -240,7 +240,7 @@ def _checkpoint_params(config, objective, mesh, checkpoints, step: int):
   optimizer = build.make_optimizer(config, plan.make_schedule(config))
   abstract, _ = layout_lib.abstract_state(objective, optimizer, layout)
   state, _ = checkpoints.restore(step, abstract)
-  return state.params
+  return loop.trained_params(state)
 
 
 def _directory_params(config, model, tokenizer, mesh):

@@ -210,6 +210,24 @@ def test_fewer_steps_than_the_newest_checkpoint_has_are_refused(finished, tiny_r
   assert sorted(finished.rglob('*')) == before
 
 
+@pytest.mark.full
+def test_a_checkpoint_is_read_as_the_average_of_its_parameters(tiny_rows, tmp_path, capsys):
+  """With `optimizer.average`, as the model that the run writes, by each reader of checkpoints."""
+  more = ('--config.optimizer.average=0.9', '--config.num_train_steps=6', '--config.log_every=6')
+  assert main(arguments(tiny_rows, tmp_path, *more)) == 0
+  (_, model), (_, checkpoint) = (
+    loading.load_weights(folder) for folder in (tmp_path / 'model', tmp_path / 'checkpoints/6')
+  )
+  jax.tree.map(np.testing.assert_array_equal, checkpoint, model)
+  capsys.readouterr()
+  assert main(['evaluate', f'--workdir={tmp_path}', '--checkpoint=6']) == 0
+  found, saved = (
+    json.loads(capsys.readouterr().out),
+    json.loads((tmp_path / 'metrics.json').read_text()),
+  )
+  assert found['mlm_loss'] == pytest.approx(saved['mlm_loss'], rel=1e-6)
+
+
 def test_evaluate_prints_what_the_run_wrote_and_the_unigram_figure(finished, capsys):
   assert main(['evaluate', f'--workdir={finished}', '--checkpoint=newest']) == 0
   printed = json.loads(capsys.readouterr().out)

@@ -7,8 +7,10 @@ WORKDIR/tokenizer.
 """
 
 import dataclasses
+import functools
 import json
 import logging
+import re
 from collections.abc import Sequence
 
 import flax.traverse_util
@@ -236,6 +238,8 @@ def _read_model(folder) -> dict:
 def load_checkpoint(folder, heads=None) -> tuple[EncoderConfig, dict]:
   """The config and parameters (NumPy) of a checkpoint, each array compared with its checksum.
 
+  They are the average of the parameters if the optimizer keeps one, as in the model of the run.
+
   Args:
     folder: WORKDIR/checkpoints/STEP.
     heads: heads to keep; None keeps all there are.
@@ -252,20 +256,29 @@ def load_checkpoint(folder, heads=None) -> tuple[EncoderConfig, dict]:
   import orbax.checkpoint as ocp  # here: most readers of models need none
 
   _log.info('reading %s', folder)
-  reader = ocp.PyTreeCheckpointHandler()
+  reader, sums = ocp.PyTreeCheckpointHandler(), _read_meta(folder)['checksums']
+  averages = (re.match(r'opt_state/\d+/average/', path) for path in sums)
+  root = next((found[0] for found in averages if found), 'params/')
+  name = functools.partial(jax.tree_util.keystr, simple=True, separator='/')
   try:
-    tree = {'params': reader.metadata(folder / 'state').tree['params']}
-    item = jax.tree.map(lambda _: 0, tree)
+    tree = reader.metadata(folder / 'state').tree
+    item = jax.tree.map_with_path(
+      lambda path, _: 0 if name(path).startswith(root) else ocp.PLACEHOLDER, tree
+    )
     arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-    args = ocp.args.PyTreeRestore(item=item, restore_args=arrays, partial_restore=True)
-    params = reader.restore(folder / 'state', args=args)['params']
+    args = ocp.args.PyTreeRestore(item=item, restore_args=arrays)
+    state = reader.restore(folder / 'state', args=args)
   except Exception as error:  # orbax, tensorstore and json each raise their own
     reason = (str(error).strip() or repr(error)).splitlines()[0]
     raise ValueError(f'{folder} cannot be read ({reason[:200]}).') from error
-  sums = _read_meta(folder)['checksums']
-  for path, array in flax.traverse_util.flatten_dict({'params': params}, sep='/').items():
+  found = {name(path): array for path, array in jax.tree_util.tree_leaves_with_path(state)}
+  found = {path: array for path, array in found.items() if path.startswith(root)}
+  for path, array in found.items():
     if sums.get(path) != _checksum(array):
       raise ValueError(f'{folder} is corrupt: {path} differs from its checksum.')
+  params = flax.traverse_util.unflatten_dict(
+    {path.removeprefix(root): array for path, array in found.items()}, sep='/'
+  )
   if 'generator' in params:  # of ELECTRA: the model with the masked-LM head
     if 'mlm' in (heads or ()):
       model, params = model['generator'], generator_params(params)
