@@ -27,6 +27,7 @@ FLAGS = {
   'books': ('', 'a folder of prose, a file a document'),
   'vocab': ('', 'vocab.txt, uncased'),
   'repeats': (3, 'processes per figure'),
+  'warmup': (800, 'batches before them: at first more text is read than used, to mix it'),
   'batches': (400, 'measured batches of 256 rows of 128 tokens'),
   'only': ('', 'LOADER,KIND,FOLDER to measure in this process: what each process does'),
   'out': ('', 'JSON file to write'),
@@ -34,9 +35,9 @@ FLAGS = {
 KINDS = ('doc_sentences', 'nsp')
 
 
-def run(books, vocab, repeats, batches, only, out):
+def run(books, vocab, repeats, warmup, batches, only, out):
   if only:
-    print(json.dumps(measured(*only.split(','), vocab, batches)))
+    print(json.dumps(measured(*only.split(','), vocab, warmup, batches)))
     return None
   found = []
   with tempfile.TemporaryDirectory() as folder:
@@ -81,7 +82,7 @@ def fill(folder, books, size):
         copy += 1
 
 
-def measured(loader, kind, folder, vocab, count) -> dict:
+def measured(loader, kind, folder, vocab, warmup, count) -> dict:
   import psutil
 
   process, begun = psutil.Process(), time.perf_counter()
@@ -95,6 +96,8 @@ def measured(loader, kind, folder, vocab, count) -> dict:
   stream = streaming.Stream({'': text}, 256, masks.targets, loader=loader).batches()
   next(stream)
   first, tokens, most = time.perf_counter() - begun, 0, 0
+  for _ in range(warmup):
+    next(stream)
   begun = time.perf_counter()
   for number in range(count):
     tokens += int((next(stream)['segment_ids'] > 0).sum())

@@ -154,7 +154,8 @@ class Reader:
     seed = self.text.settings.seed
     delays = prng.hash_u64(seed, prng.ORDER, records['key']) % _MIXED_BLOCKS
     for delay, waiting in enumerate(self._waiting):
-      waiting.append({name: column[delays == delay] for name, column in records.items()})
+      own = np.flatnonzero(delays == delay)
+      waiting.append({name: column[own] for name, column in records.items()})
     self._waiting.append([])
     records = _joined(self._waiting.popleft())
     count = len(records['key'])

@@ -174,16 +174,12 @@ def make_train_step(
     return new, metrics
 
   rows = batch_sharding(mesh) if mesh else None  # None: wherever the arguments are
-  if frozen is None:
-    return jax.jit(
-      wrap(step), donate_argnums=0, in_shardings=(state_shardings, rows),
-      out_shardings=(state_shardings, None),
-    )  # fmt: skip
+  more = () if frozen is None else (frozen,)
   compiled = jax.jit(
-    wrap(step), donate_argnums=0, in_shardings=(state_shardings, rows, None),
+    wrap(step), donate_argnums=0, in_shardings=(state_shardings, rows, *(None for _ in more)),
     out_shardings=(state_shardings, None),
   )  # fmt: skip
-  return lambda state, batch: compiled(state, batch, frozen)
+  return (lambda state, batch: compiled(state, batch, *more)) if more else compiled
 
 
 def _join_params(params, frozen: dict | None):

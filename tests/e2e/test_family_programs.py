@@ -26,6 +26,7 @@ from bertjax.training import loop
 from bertjax.training.metrics import read_metrics
 from tests import test_finetune
 from tests.data import test_tokenizer_json
+from tests.e2e.test_ways import make_sums
 from tests.interop import test_neobert
 from tests.interop.test_families import TINY, class_of
 
@@ -152,13 +153,7 @@ def test_a_task_has_the_same_loss_and_gradient_packed_and_in_buckets(start, task
   config.data.buckets = '' if config.data.packed_length else '12,20'
   packed = finetune.set_up(config)
   params = finetune.load(single, lambda: init_params(single.model, jax.random.key(0)))
-  _, loss_fn, loss_weights, *_ = single.objective
-
-  @jax.jit
-  def sums(params, batch):
-    loss, gradient = jax.value_and_grad(lambda p: loss_fn(p, batch, None)[0]['task'])(params)
-    return {'loss': loss, 'weight': loss_weights(batch)['task'], 'gradient': gradient}
-
+  sums = make_sums(single.objective)
   batch, other = packed.batches.training(0), single.batches.training(0)
   assert batch['input_ids'].size != other['input_ids'].size
   one, two = sums(params, batch), sums(params, other)

@@ -124,6 +124,18 @@ def test_buckets_change_no_loss_and_compile_few_programs(own):
   assert sorted(seen[weights > 0]) == list(range(80))
 
 
+def make_sums(objective):
+  """Returns (params, batch) -> the loss, weight and gradient of a task."""
+
+  @jax.jit
+  def sums(params, batch):
+    loss = lambda params: objective.loss(params, batch, None)[0]['task']  # noqa: E731
+    value, gradient = jax.value_and_grad(loss)(params)
+    return {'loss': value, 'weight': objective.weights(batch)['task'], 'gradient': gradient}
+
+  return sums
+
+
 @pytest.mark.parametrize(
   ('task', 'recipe', 'changes'),
   [
@@ -144,13 +156,7 @@ def test_packed_examples_have_the_losses_and_gradients_of_single_ones(
   config.data.packed_length = 0
   single = finetune.set_up(config)
   params = finetune.load(single, lambda: init_params(single.model, jax.random.key(0)))
-  _, loss_fn, loss_weights, *_ = single.objective
-
-  @jax.jit
-  def sums(params, batch):
-    loss, gradient = jax.value_and_grad(lambda p: loss_fn(p, batch, None)[0]['task'])(params)
-    return {'loss': loss, 'weight': loss_weights(batch)['task'], 'gradient': gradient}
-
+  sums = make_sums(single.objective)
   for step in range(2):
     batch, other = packed.batches.training(step), single.batches.training(step)
     used = batch['example_ids'][batch['example_weights'] > 0]
