@@ -13,7 +13,7 @@ import pathlib
 import numpy as np
 
 from benchmarks import machine
-from bertjax import build, finetune, pretrain
+from bertjax import build, build_objective, finetune, pretrain
 from bertjax.config import load_recipe
 
 FLAGS = {
@@ -54,7 +54,8 @@ def run(input, vocab, glue, workdir, steps, layers, width, generator_size, batch
   for objective in ('electra', 'mlm'):
     config.objective = objective
     model = build.make_model(config, len(pathlib.Path(vocab).read_text('utf-8').splitlines()))
-    costs[objective] = batch_size * build.train_flops(config, model, config.masking.max_predictions)
+    predictions = config.masking.max_predictions
+    costs[objective] = batch_size * build_objective.train_flops(config, model, predictions)
   for objective in ('electra', 'mlm'):
     config.objective = objective
     if objective == 'mlm':  # BERT's own rates

@@ -24,7 +24,7 @@ import numpy as np
 from jax.experimental import topologies
 from jax.experimental.compilation_cache import compilation_cache
 
-from bertjax import build, io, plan
+from bertjax import build, build_objective, io, plan
 from bertjax import config as config_lib
 from bertjax.data.dataset import Arrays
 from bertjax.data.loader import Batches
@@ -126,7 +126,7 @@ def report_of(stage, devices, *, measure: bool = False) -> dict:
   mesh_lib.check_batch_size(mesh, config.batch_size, layout.accumulation)
   bert = build.make_model(config, config.model.vocab_size or VOCAB_SIZE)
   optimizer = build.make_optimizer(config, plan.make_schedule(config))
-  objective = build.make_objective(config, bert, mesh, None)
+  objective = build_objective.make_objective(config, bert, mesh, None)
   abstract, shardings = layout_lib.abstract_state(objective, optimizer, layout)
   step = layout.train_step(objective, optimizer, shardings)
   sharding, size = mesh_lib.batch_sharding(mesh), config.batch_size
@@ -135,7 +135,7 @@ def report_of(stage, devices, *, measure: bool = False) -> dict:
     name: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype, sharding=sharding)
     for name, x in rows.items()
   }
-  model_flops = build.train_flops(config, bert, rows['masked_lm_ids'].shape[1]) * size
+  model_flops = build_objective.train_flops(config, bert, rows['masked_lm_ids'].shape[1]) * size
   report = {'stage': stage.label} if stage.label else {}
   report |= {
     'device': devices[0].device_kind, 'devices': len(devices), 'mesh': dict(mesh.shape),
@@ -158,7 +158,7 @@ def report_of(stage, devices, *, measure: bool = False) -> dict:
   report |= costs_of(compiled)
   report['kernel_flops'] = 0.0  # which the program's text does not have
   if 'splash_mha' in compiled.as_text():
-    models = filter(None, (bert, build.make_generator(config, bert)))
+    models = filter(None, (bert, build_objective.make_generator(config, bert)))
     each = sum(flops.splash_flops(model.config, config.data.length) for model in models)
     report['kernel_flops'] = each * size / len(devices)
   report |= bounds_of(report)

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from bertjax import build, plan, prepare, scoring
+from bertjax import build, build_objective, plan, prepare, scoring
 from bertjax import config as config_lib
 from bertjax.data import loader as loader_lib
 from bertjax.data import text as text_lib
@@ -109,11 +109,11 @@ def evaluate_text(
   }
   if workdir:
     bert = build.make_model(config, tokenizer.vocab_size)
-    objective = build.make_objective(config, bert, mesh, tokenizer)
+    objective = build_objective.make_objective(config, bert, mesh, tokenizer)
     params = _checkpoint_params(config, objective, mesh, checkpoints, step)
   else:
     bert, params = _directory_params(config, model, tokenizer, mesh)
-    objective = build.make_objective(config, bert, mesh, tokenizer)
+    objective = build_objective.make_objective(config, bert, mesh, tokenizer)
   score = build.make_evaluate(objective, mesh, loader_lib.choose_loader(config.data.loader))
   scores = score(params, heldout, rows)
   if unigram:
@@ -257,7 +257,7 @@ def _directory_params(config, model, tokenizer, mesh):
       f'--config.data.vocab={loading.find_model(model)} '
       f'--config.data.lowercase={own.lowercase}.'
     )
-  terms = build.loss_terms(config)
+  terms = build_objective.loss_terms(config)
   missing = [term for term in terms if term not in params]
   if missing:
     raise ValueError(f'{model} has no {missing} head; it has {sorted(params)}.')

@@ -24,7 +24,7 @@ import jax
 import numpy as np
 import optax
 
-from bertjax import build, io
+from bertjax import build, build_objective, io
 from bertjax.config import flat
 from bertjax.data import loader as loader_lib
 from bertjax.data.tokenizer import Tokenizer
@@ -140,7 +140,7 @@ def set_up(config) -> Setup:
   build.check(config)
   task, layout = build.make_task(config), make_layout(config)
   tokenizer = loading.load_tokenizer(config.init_from)
-  weights = build.source_weights(config)
+  weights = build_objective.source_weights(config)
   huggingface.check_padding(weights[0], tokenizer.pad_id)
   model = make_model(config, task, weights[0])
   if not config.reinit_head and set(task.heads) & set(weights[1]):
@@ -282,7 +282,9 @@ def _distillation(config, model, task, class_weights, tokenizer, layout) -> Obje
       'embeddings; leave it out.'
     )
   length = max(config.data.length, build.packed_length(config, task.label, model.config))
-  teacher, frozen = build.load_teacher(config, model, (task.head,), layout.mesh, tokenizer, length)
+  teacher, frozen = build_objective.load_teacher(
+    config, model, (task.head,), layout.mesh, tokenizer, length
+  )
   check_labels(options.teacher, frozen['teacher'], task)
   return distill.task(
     task.label, model, teacher, temperature=options.temperature,

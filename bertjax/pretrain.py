@@ -28,7 +28,7 @@ import ml_collections
 import numpy as np
 import optax
 
-from bertjax import build, io, plan, prepare
+from bertjax import build, build_objective, io, plan, prepare
 from bertjax import config as config_lib
 from bertjax.config import flat
 from bertjax.data import loader as loader_lib
@@ -114,8 +114,8 @@ def set_up(config, hub_commits: Mapping[str, str] = MappingProxyType({})) -> Set
     mesh_lib.check_batch_size(layout.mesh, stage.config.batch_size, layout.accumulation)
     model = build.make_model(stage.config, vocab_size=1)
     families.family_of(model.config)  # could it be saved?
-    build.make_generator(stage.config, model)
-    build.check_teacher(stage.config)
+    build_objective.make_generator(stage.config, model)
+    build_objective.check_teacher(stage.config)
     Masking(**stage.config.masking)
   optimizer = build.make_optimizer(config, plan.make_schedule(config))
   loader = loader_lib.choose_loader(config.data.loader)
@@ -144,7 +144,7 @@ def make_stages(setup: Setup) -> list[run_lib.Stage]:
 
   @functools.cache  # stages with the same model share its programs
   def programs(model):
-    objective = build.make_objective(setup.config, model, mesh, setup.tokenizer)
+    objective = build_objective.make_objective(setup.config, model, mesh, setup.tokenizer)
     return objective, build.make_evaluate(objective, mesh, setup.loader)
 
   def evaluate(params, score, heldout):  # a list: the scores of each run, of which there is one
@@ -162,7 +162,8 @@ def make_stages(setup: Setup) -> list[run_lib.Stage]:
       train = build.make_batches(stage.config, rows, setup.tokenizer, mesh, first)
       batches, position = functools.partial(iterate, train.training), None
       progress = train.progress
-    flops_per_row = build.train_flops(stage.config, model, stage.config.masking.max_predictions)
+    predictions = stage.config.masking.max_predictions
+    flops_per_row = build_objective.train_flops(stage.config, model, predictions)
     changes = plan.describe_stage(stage, setup.stages[number - 1] if number else None)
     stages.append(run_lib.Stage(
       stage.stop, objective, batches,
@@ -175,7 +176,8 @@ def make_stages(setup: Setup) -> list[run_lib.Stage]:
 
 def model_facts(setup: Setup, model: heads.Bert) -> dict:
   """What a checkpoint says of its model, and of ELECTRA's generator."""
-  facts, generator = run_lib.model_facts(model.config), build.make_generator(setup.config, model)
+  facts = run_lib.model_facts(model.config)
+  generator = build_objective.make_generator(setup.config, model)
   return facts | ({'generator': run_lib.model_facts(generator.config)} if generator else {})
 
 
@@ -230,9 +232,9 @@ def load(setup: Setup, make) -> dict:
   model = model.clone(config=dataclasses.replace(model.config, rope_theta=trained))
   options: dict = {'tokenizer': setup.tokenizer, 'resize': config.init_resize}
   initial = make() if config.init_resize else None
-  weights = build.source_weights(config) if config.init_layers else None
+  weights = build_objective.source_weights(config) if config.init_layers else None
   params = loading.load_params(config.init_from, model, initial=initial, weights=weights, **options)
-  if generator := build.make_generator(config, model):
+  if generator := build_objective.make_generator(config, model):
     _log.info('starting from the generator %s', config.generator_from)
     initial = heads.generator_params(initial) if initial else None
     full = loading.load_params(config.generator_from, generator, initial=initial, **options)
@@ -252,7 +254,7 @@ def save(workdir, setup: Setup, params, scores) -> None:
   params = distributed.host_copy(params)
   if jax.process_index() == 0:
     model = setup.models[-1]
-    if generator := build.make_generator(setup.config, model):
+    if generator := build_objective.make_generator(setup.config, model):
       full = heads.generator_params(params)
       loading.save_model(workdir / 'generator', generator, full, setup.tokenizer)
       _log.info('generator written to %s', workdir / 'generator')
