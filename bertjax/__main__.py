@@ -117,7 +117,9 @@ def parse(verb: str, arguments: list[str]) -> dict:
       values[name.removeprefix('no')] = False
     else:
       raise ValueError(_unknown(typed, program, fields))
-  if len(texts) == 1 and program.argument:
+  if isinstance(values.get(program.argument), tuple):
+    values[program.argument], texts = tuple(map(expand_home, texts)), []
+  elif len(texts) == 1 and program.argument:
     values[program.argument] = texts.pop()
   if texts:
     raise ValueError(f'unexpected argument {texts[0]!r}; options are written --name=value.')

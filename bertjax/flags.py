@@ -34,7 +34,8 @@ class Verb(NamedTuple):
     recipes: the kind of recipe that --config takes, 'pretrain' or 'finetune'; '' = both, or none.
     short: short flag -> the field of the config that it sets.
     smaller: what to change where memory is short.
-    argument: the flag that may be given without its name.
+    argument: the flag that may be given without its name; the texts of a tuple are as many as are
+      given.
   """
 
   summary: str
@@ -127,6 +128,16 @@ VERBS = {
     } | _PROCESSES,
     smaller='evaluate the model directory (--model, --config=RECIPE) with a lower '
             '--config.batch_size',
+  ),
+  'compare': Verb(
+    'compare runs side by side, and with the band of reference runs',
+    {
+      'runs': ((), 'directories of runs, one after the other, without the name of the flag'),
+      'out': ('', 'HTML page with curves to write; an existing one is replaced (logged)'),
+      'band': ('', 'JSON file of a band; exit code 1 if a run leaves it'),
+      'write_band': ('', 'JSON file to write: the band of these runs, which differ in their seed'),
+    },
+    argument='runs',
   ),
   'predict': Verb(
     "a model's answers for a text or a file of texts",

@@ -1,10 +1,8 @@
 """HTML report of a fine-tuned model: scores, baseline, curves, calibration and mistakes."""
 
 import html
-import io
 import logging
-import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -15,11 +13,6 @@ from bertjax.tasks.task import Example, Task
 _log = logging.getLogger(__name__)
 
 _MISTAKES = 20
-_STYLE = """<style>
-  svg { max-width: 100%; height: auto; } td { min-width: 3em; } td.text { min-width: 16em; }
-  .flow > p { width: 100%; }
-  p > strong { color: #b42318; }
-</style>"""
 
 
 def page(
@@ -50,8 +43,8 @@ def page(
   facts = {**facts, 'dev labels': ', '.join(task.label.describe(labels)), **_origin(run)}
   with matplotlib.rc_context({'text.parse_math': False}):  # a label may have dollar signs
     sections = {
-      'Run': _table(facts.items()) + _settings(run.get('config', {})),
-      'Scores': _table((name, f'{value:.4f}') for name, value in scores.items()),
+      'Run': pages.table(facts.items()) + _settings(run.get('config', {})),
+      'Scores': pages.table((name, f'{value:.4f}') for name, value in scores.items()),
       'Curves': _curves(task, rows, baseline),
       'Sweep': _sweep(trials) if trials else '',
       'Predictions': _picture(task, labels, predictions) + _precision_recall(task, labels, logits),
@@ -61,14 +54,7 @@ def page(
   summary = f'{task.name}: {task.metric} {scores[task.metric]:.4f} on {len(items):,} dev examples'
   if baseline:
     summary += f'; {baseline[1]:.4f} by always predicting {baseline[0]!r}'
-  title = name or task.name
-  body = [_STYLE, f'<h1>{html.escape(title)}</h1><p>{html.escape(summary)}.</p>']
-  body += [f'<p><strong>{html.escape(note)}.</strong></p>' for note in notes]
-  body += [
-    f'<section><h2>{heading}</h2><div class="flow scroll">{content}</div></section>'
-    for heading, content in sections.items() if content
-  ]  # fmt: skip
-  return pages.render(f'{title}: report', ''.join(body))
+  return pages.report(name or task.name, 'report', sections, summary, notes)
 
 
 def majority_score(task: Task, items: Sequence[Example]) -> tuple[str, float] | None:
@@ -133,55 +119,15 @@ def _settings(config: dict) -> str:
 
   if not config:
     return ''
-  return f'<details><summary>Data and hyperparameters</summary>{_table(flat(config))}</details>'
-
-
-def _table(rows: Iterable, head: Sequence[str] = ()) -> str:
-  """An HTML table; columns of numbers only are aligned right. Without a head, facts by name."""
-  lines = [''.join(f'<th>{html.escape(cell)}</th>' for cell in head)] if head else []
-  rows = [[f'{cell:g}' if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
-  numeric = [all(map(_is_number, column)) for column in zip(*rows, strict=True)]
-  for cells in rows:
-    kinds = ['n' if number else 'text' * (len(cell) > 40)
-             for number, cell in zip(numeric, cells, strict=True)]  # fmt: skip
-    lines.append(''.join(f'<td class="{kind}">{html.escape(cell)}</td>' if kind else
-                         f'<td>{html.escape(cell)}</td>'
-                         for kind, cell in zip(kinds, cells, strict=True)))  # fmt: skip
-  kind = '' if head else ' class="facts"'
-  return f'<table{kind}>{"".join(f"<tr>{line}</tr>" for line in lines)}</table>'
-
-
-def _is_number(cell: str) -> bool:
-  return cell.replace('.', '', 1).lstrip('-').isdecimal()
-
-
-def _axes(width: float = 4.8, height: float = 3.4, **labels):
-  from matplotlib.figure import Figure
-
-  axes = Figure(figsize=(width, height), layout='constrained').add_subplot()
-  axes.grid(alpha=0.3)
-  axes.set(**labels)
-  return axes
-
-
-def _svg(axes) -> str:
-  """Text stays text, so that the reader's fonts show labels of any language."""
-  import matplotlib
-
-  if 0 < len(axes.get_legend_handles_labels()[1]) <= 12:
-    axes.legend(fontsize=8)
-  out = io.StringIO()
-  with matplotlib.rc_context({'svg.fonttype': 'none'}), warnings.catch_warnings():
-    warnings.filterwarnings('ignore', 'Glyph .* missing from font')
-    axes.figure.savefig(out, format='svg')
-  return out.getvalue().partition('?>')[2].partition('>')[2]  # without the XML head and doctype
+  rows = pages.table(flat(config))
+  return f'<details><summary>Data and hyperparameters</summary>{rows}</details>'
 
 
 def _curves(task: Task, rows, baseline) -> str:
   """Training and dev loss in one figure, the metric in another; '' where there is one point."""
   shown = ''
   for name, kinds in (('loss', ('train', 'eval')), (task.metric, ('eval',))):
-    axes, longest = _axes(xlabel='step', title=name), 0
+    axes, longest = pages.axes(xlabel='step', title=name), 0
     for kind in kinds:
       points = [(r['step'], r[name]) for r in rows if r['kind'] == kind and name in r]
       longest = max(longest, len(points))
@@ -190,7 +136,7 @@ def _curves(task: Task, rows, baseline) -> str:
         axes.plot(*zip(*points, strict=True), label=label, marker=marker)
     if baseline and name == task.metric:
       axes.axhline(baseline[1], color='gray', ls=':', label=f'always {baseline[0]}')
-    shown += _svg(axes) if longest > 1 else ''
+    shown += pages.svg(axes) if longest > 1 else ''
   return shown
 
 
@@ -204,21 +150,21 @@ def _sweep(trials: dict) -> str:
     for rate, row in trials['learning_rates'].items()
   ]  # fmt: skip
   head = ('learning rate', *(f'seed {seed}' for seed in seeds), 'mean', 'deviation', 'failed')
-  axes = _axes(xlabel='step', title=f'{trials["metric"]} of each trial')
+  axes = pages.axes(xlabel='step', title=f'{trials["metric"]} of each trial')
   colors = {rate: f'C{i}' for i, rate in enumerate(trials['learning_rates'])}
   for (rate, seed), trial in each.items():
     label = f'rate {rate}' if seed == seeds[0] else None
     axes.plot(trials['steps'], trial['values'], color=colors[rate], marker='.', label=label)
   sentence = html.escape(f'Best {trials["metric"]} of each trial; the report is of the best one.')
-  return f'<p>{sentence}</p>{_table(rows, head)}{_svg(axes)}'
+  return f'<p>{sentence}</p>{pages.table(rows, head)}{pages.svg(axes)}'
 
 
 def _picture(task: Task, labels, predictions) -> str:
   """A confusion matrix, or numbers against numbers."""
   if task.label.numeric:
-    axes = _axes(4.5, 4, xlabel='gold', ylabel='predicted')
+    axes = pages.axes(4.5, 4, xlabel='gold', ylabel='predicted')
     axes.scatter(labels, predictions, s=8, alpha=0.5)
-    return _svg(axes)
+    return pages.svg(axes)
   counted = task.label.confusion(labels, predictions)
   if counted is None:
     return ''
@@ -228,7 +174,7 @@ def _picture(task: Task, labels, predictions) -> str:
 
 def _confusion(counts: np.ndarray, names: Sequence[str]) -> str:
   size = min(3 + 0.55 * len(names), 12)
-  axes = _axes(size + 0.8, size, xlabel='predicted', ylabel='gold')
+  axes = pages.axes(size + 0.8, size, xlabel='predicted', ylabel='gold')
   axes.grid(False)
   fractions = counts / np.maximum(counts.sum(1, keepdims=True), 1)
   axes.imshow(fractions, cmap='Blues', vmin=0, vmax=1)
@@ -237,7 +183,7 @@ def _confusion(counts: np.ndarray, names: Sequence[str]) -> str:
     axes.text(j, i, f'{counts[i, j]:,}', ha='center', va='center', color=color, fontsize=9)
   axes.set_xticks(range(len(names)), names, rotation=45 if max(map(len, names)) > 3 else 0)
   axes.set_yticks(range(len(names)), names)
-  return _svg(axes)
+  return pages.svg(axes)
 
 
 def _precision_recall(task: Task, labels, logits: np.ndarray) -> str:
@@ -246,13 +192,13 @@ def _precision_recall(task: Task, labels, logits: np.ndarray) -> str:
   if columns is None:
     return ''
   gold, logits = columns
-  axes = _axes(xlabel='recall', ylabel='precision', xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+  axes = pages.axes(xlabel='recall', ylabel='precision', xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
   names = list(enumerate(task.labels))[len(task.labels) == 2 :]  # of two, the second is enough
   for number, name in names:
     if gold[:, number].any():
       precision, recall, mean = metrics.precision_recall(gold[:, number], logits[:, number])
       axes.plot(recall, precision, label=f'{name} (mean {mean:.3f})')
-  return _svg(axes)
+  return pages.svg(axes)
 
 
 def _calibration(task: Task, items, predictions, confidence) -> str:
@@ -264,13 +210,13 @@ def _calibration(task: Task, items, predictions, confidence) -> str:
   bins = np.array([(confidence[tenth == i].mean(), right[tenth == i].mean(), (tenth == i).sum())
                    for i in np.unique(tenth)])  # fmt: skip
   error = np.average(np.abs(bins[:, 0] - bins[:, 1]), weights=bins[:, 2])
-  axes = _axes(xlabel='probability of the prediction', ylabel='fraction that is right',
+  axes = pages.axes(xlabel='probability of the prediction', ylabel='fraction that is right',
                title=f'expected calibration error {error:.3f}')  # fmt: skip
   axes.plot([0, 1], [0, 1], color='gray', ls=':', label='calibrated')
   axes.plot(bins[:, 0], bins[:, 1], marker='o', label='dev, with the number of examples')
   for p, fraction, count in bins:
     axes.annotate(f'{count:,.0f}', (p, fraction), (5, -10), textcoords='offset points', fontsize=8)
-  return _svg(axes)
+  return pages.svg(axes)
 
 
 def _compared(task: Task, items, predictions) -> list[tuple[str, str]]:
@@ -299,7 +245,7 @@ def _mistakes(task: Task, items, predictions, confidence=None) -> str:
   cut = f' ({_MISTAKES} are shown)' if len(wrong) > _MISTAKES else ''
   sentence = f'{len(wrong):,} of {len(items):,} examples differ{order}{cut}:'
   head = ('example', 'text', 'gold', 'predicted', *([] if confidence is None else ['probability']))
-  return f'<p>{sentence}</p>{_table(rows, head)}'
+  return f'<p>{sentence}</p>{pages.table(rows, head)}'
 
 
 def _shorten(text: str, most: int = 240) -> str:

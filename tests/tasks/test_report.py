@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 
+from bertjax import pages
 from bertjax.objectives import labels
 from bertjax.tasks import TASKS, question_answering, report
 from bertjax.tasks.question_answering import Answer
@@ -203,6 +204,6 @@ def test_the_report_shows_remarks():
 
 
 def test_only_columns_of_numbers_are_aligned_right():
-  facts = report._table([('from', 'model'), ('step', 43)])
+  facts = pages.table([('from', 'model'), ('step', 43)])
   assert 'class="n"' not in facts and facts.startswith('<table class="facts">')
-  assert report._table([('accuracy', '0.5'), ('loss', '0.7')]).count('class="n"') == 2
+  assert pages.table([('accuracy', '0.5'), ('loss', '0.7')]).count('class="n"') == 2
