@@ -25,7 +25,7 @@ from bertjax.model import encoder, heads
 from bertjax.objectives import mlm
 from bertjax.tasks import task as task_lib
 from bertjax.training import layout as layout_lib
-from bertjax.training import loop, optimizer
+from bertjax.training import loop, metrics, optimizer
 from bertjax.training import mesh as mesh_lib
 from bertjax.training import run as run_lib
 
@@ -67,6 +67,7 @@ def check(config) -> None:
       "seed=%d: jax's keys, for weights and dropout, use its lower 32 bits, %d.",
       config.seed, config.seed % 2**32,
     )  # fmt: skip
+  metrics.check_trackers(config.trackers)
   if fields.get('init_layers') and not fields['init_from']:
     raise ValueError(
       f'init_layers={config.init_layers!r} are layers of init_from, which is empty; name a model.'

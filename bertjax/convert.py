@@ -66,8 +66,8 @@ def run(
     )  # fmt: skip
   _log.info('written to %s: %s', out, ', '.join(model[1]))
   if hub:
-    scores = _scores(given)
-    card = hub_lib.model_card(hub, model[0], model[1], labels, scores)
+    about = files.read_json(epath.Path(given) / 'run.json', optional=True)
+    card = hub_lib.model_card(hub, model[0], model[1], labels, _scores(given), about)
     (target / 'README.md').write_text(card, encoding='utf-8')
     _log.info('uploaded to %s', hub_lib.push(target, hub))
 

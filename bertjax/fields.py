@@ -43,6 +43,8 @@ SHARED = {
   'mesh.tensor': (1, 'devices that shard each layer (tensor parallelism)'),
   'patience': (0, 'evaluations without improvement before the run stops early; 0 = never'),
   'log_every': (100, 'steps between log lines'),
+  'trackers': ('', "services that get the metrics too: 'wandb', 'trackio', or both with a comma"),
+  'license': ('', "licence of the model for its card, such as 'apache-2.0'; empty = 'unknown'"),
   'max_to_keep': (2, 'newest checkpoints that are kept, beside the best one'),
 }  # fmt: skip
 

@@ -28,7 +28,7 @@ from bertjax import build, build_objective, io
 from bertjax.config import flat
 from bertjax.data import loader as loader_lib
 from bertjax.data.tokenizer import Tokenizer
-from bertjax.interop import huggingface, loading
+from bertjax.interop import hub, huggingface, loading
 from bertjax.model import encoder, heads
 from bertjax.objectives import Objective, distill
 from bertjax.scoring import check_labels, decode_and_score, make_predict, score, with_loss
@@ -344,9 +344,14 @@ def save(setup: Setup, workdir, predict, params, chosen: dict, evaluations) -> d
     return scores
   for split, examples, predicted in splits:
     task.write(workdir / 'predictions', split, examples, predicted)
+  about = json.loads((workdir / 'run.json').read_text())
+  best = about['config'] | {k: chosen[k] for k in ('seed', 'learning_rate') if k in chosen}
   loading.save_model(
     workdir / 'model', setup.model, params, setup.tokenizer,
     labels=task.labels, problem_type=task.label.problem_type, sentence=sentence_of(setup),
+    card=hub.model_card(
+      f'{workdir.name}/model', setup.model, params, task.labels, scores, about | {'config': best}
+    ),
   )  # fmt: skip
   table = trials_table(setup, evaluations) if setup.runs else {}
   if table:
@@ -360,7 +365,7 @@ def save(setup: Setup, workdir, predict, params, chosen: dict, evaluations) -> d
   notes = report.remarks(task, config.data.dev, setup.examples, predictions, scores)
   page = report.page(
     task, setup.examples, predictions, logits, scores, metrics.read_metrics(workdir), facts, table,
-    notes, name=workdir.name, run=json.loads((workdir / 'run.json').read_text()),
+    notes, name=workdir.name, run=about,
   )  # fmt: skip
   io.write_text(workdir / 'report.html', page)
   _log.info(

@@ -17,6 +17,7 @@ second aborts. The workdir gets `checkpoints/`, `logs/` (JSONL, TensorBoard), `l
 
 import dataclasses
 import functools
+import json
 import logging
 import math
 from collections.abc import Mapping
@@ -35,7 +36,7 @@ from bertjax.data import loader as loader_lib
 from bertjax.data import streaming, unigram
 from bertjax.data.masking import Masking
 from bertjax.data.tokenizer import Tokenizer
-from bertjax.interop import families, huggingface, loading
+from bertjax.interop import families, hub, huggingface, loading
 from bertjax.model import heads
 from bertjax.objectives import electra
 from bertjax.training import checkpoint, distributed
@@ -259,6 +260,8 @@ def save(workdir, setup: Setup, params, scores) -> None:
       loading.save_model(workdir / 'generator', generator, full, setup.tokenizer)
       _log.info('generator written to %s', workdir / 'generator')
       params = {name: part for name, part in params.items() if name != 'generator'}
-    loading.save_model(workdir / 'model', model, params, setup.tokenizer)
+    about = json.loads((workdir / 'run.json').read_text())
+    card = hub.model_card(f'{workdir.name}/model', model, params, scores=scores, run=about)
+    loading.save_model(workdir / 'model', model, params, setup.tokenizer, card=card)
     io.write_json(workdir / 'metrics.json', scores)
     _log.info('model written to %s', workdir / 'model')

@@ -261,7 +261,11 @@ class Hub(http.server.BaseHTTPRequestHandler):
 def test_a_model_is_uploaded_to_the_hub_with_a_card(model, tmp_path):
   run = tmp_path / 'run'
   save_model(run / 'model', *model)
-  (run / 'run.json').write_text('{}')
+  about = {
+    'config': {'seed': 3, 'license': 'mit', 'data': {'input': 'texts'}}, 'command': ['bertjax'],
+    'versions': {'jax': '0.10.2'}, 'started': '2026-11-26',
+  }  # fmt: skip
+  (run / 'run.json').write_text(json.dumps(about))
   (run / 'metrics.json').write_text('{"mlm_loss": 1.2345678, "step": 7}')
   server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Hub)
   threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -284,6 +288,7 @@ def test_a_model_is_uploaded_to_the_hub_with_a_card(model, tmp_path):
     assert (tmp_path / 'a' / name).read_bytes() == content
   card = Hub.files['README.md'].decode()
   assert 'pipeline_tag: fill-mask' in card and "load_model('me/mine')" in card
+  assert '\nlicense: mit\n' in card and '| `data.input` | `texts` |\n| `seed` | `3` |' in card
   assert '| Heads | mlm, nsp |' in card and '| `mlm_loss` | 1.235 |' in card
   for number, (name, token, message) in enumerate(
     (('mine', 'hf_secret', "'mine' is no repository of the hub; name one as OWNER/NAME"),

@@ -228,6 +228,16 @@ def test_a_checkpoint_is_read_as_the_average_of_its_parameters(tiny_rows, tmp_pa
   assert found['mlm_loss'] == pytest.approx(saved['mlm_loss'], rel=1e-6)
 
 
+def test_the_card_of_a_model_says_from_what_and_how_it_was_trained(finished):
+  card, scores = (finished / 'model' / 'README.md').read_text(), json.loads(
+    (finished / 'metrics.json').read_text())  # fmt: skip
+  config = json.loads((finished / 'run.json').read_text())['config']
+  assert f'| `mlm_loss` | {scores["mlm_loss"]:.4g} |' in card and 'license: unknown' in card
+  for field, value in (('num_train_steps', config['num_train_steps']), ('seed', config['seed'])):
+    assert f'| `{field}` | `{value}` |' in card
+  assert f'jax {jax.__version__}' in card
+
+
 def test_evaluate_prints_what_the_run_wrote_and_the_unigram_figure(finished, capsys):
   assert main(['evaluate', f'--workdir={finished}', '--checkpoint=newest']) == 0
   printed = json.loads(capsys.readouterr().out)

@@ -5,6 +5,7 @@ import re
 import jax
 import numpy as np
 from etils import epath
+from flax import traverse_util
 
 from bertjax import io
 from bertjax.interop import sentences
@@ -55,6 +56,7 @@ def find_root(path_or_name) -> epath.Path:
 
 _CARD = """---
 library_name: transformers
+license: {license}
 tags: [bert, bertjax]{pipeline}
 ---
 
@@ -82,15 +84,27 @@ _PIPELINES = {
 }
 
 
-def model_card(name: str, model: Bert, params: dict, labels=(), scores: dict | None = None) -> str:
-  """The README.md of a model on the hub.
+_FIELDS = (
+  'init_from', 'task.name', 'data.input', 'data.prepared', 'data.source', 'data.train_file',
+  'data.dev_file', 'objective', 'num_train_steps', 'num_train_epochs', 'batch_size',
+  'learning_rate', 'schedule', 'warmup_steps', 'warmup_ratio', 'optimizer.name', 'masking.rate',
+  'data.length', 'seed',
+)  # fmt: skip
+
+
+def model_card(
+  name: str, model: Bert, params: dict, labels=(), scores: dict | None = None,
+  run: dict | None = None,
+) -> str:  # fmt: skip
+  """The README.md of a model: sizes, and of a run its data, recipe, versions and scores.
 
   Args:
-    name: repository, 'owner/name'.
+    name: what the example loads: a repository of the hub, 'owner/name', or 'RUN/model'.
     model: the module.
     params: its parameters.
     labels: class names, by index.
     scores: metric -> score of the run that trained the model.
+    run: the content of its run.json; the field `license` of its config is that of the model.
   """
   config = model.config
   size = sum(np.size(leaf) for leaf in jax.tree.leaves(params))
@@ -105,9 +119,17 @@ def model_card(name: str, model: Bert, params: dict, labels=(), scores: dict | N
   if labels:
     facts['Labels'] = ', '.join(labels)
   facts |= {f'`{metric}`': f'{score:.4g}' for metric, score in (scores or {}).items()}
+  fields = traverse_util.flatten_dict((run or {}).get('config', {}), sep='.')
+  named = [field for field in _FIELDS if fields.get(field) not in (None, '')]
+  facts |= {f'`{field}`': f'`{fields[field]}`' for field in named}
+  if versions := (run or {}).get('versions'):
+    facts['Versions'] = ', '.join(f'{package} {version}' for package, version in versions.items())
+    facts['Command'] = f'`{" ".join(run["command"])}`'
+    facts['Started'] = run['started']
   pipelines = [_PIPELINES[head] for head in model.heads if head in _PIPELINES]
   return _CARD.format(
-    title=name.partition('/')[2], name=name,
+    title=name.removesuffix('/model').rpartition('/')[2], name=name,
+    license=fields.get('license') or 'unknown',
     pipeline=f'\npipeline_tag: {pipelines[-1]}' if pipelines else '',
     facts='\n'.join(f'| {fact} | {value} |' for fact, value in facts.items()),
   )  # fmt: skip

@@ -91,6 +91,7 @@ def save_hf(
   labels: Sequence[str] = (),
   problem_type: str = '',
   sentence: dict | None = None,
+  card: str = '',
 ) -> None:
   """Writes a model directory; an older one at the same path is replaced when this is complete.
 
@@ -103,6 +104,7 @@ def save_hf(
     problem_type: Hugging Face's 'regression', 'single_label_classification' or
       'multi_label_classification', or '' to say nothing.
     sentence: arguments of `sentences.write_layers`, to write sentence-transformers' files too.
+    card: text of README.md; '' writes none.
 
   Raises:
     ValueError: if the folder holds something else, which would be lost, or the parts do not fit
@@ -120,6 +122,8 @@ def save_hf(
     tokenizer.save(folder, max_length=config.max_positions, token_types=config.type_vocab_size > 1)
     if sentence:
       sentences.write_layers(folder, config.hidden_size, **sentence)
+    if card:
+      (folder / 'README.md').write_text(card, encoding='utf-8')
 
 
 def check_vocabulary(config: EncoderConfig, tokenizer: Tokenizer, source) -> None:

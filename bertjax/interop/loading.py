@@ -107,7 +107,7 @@ def load_model(
 
 def save_model(
   directory, model: Bert, params: dict, tokenizer: Tokenizer, *, labels: Sequence[str] = (),
-  problem_type: str = '', format: str = 'hf', sentence: dict | None = None,
+  problem_type: str = '', format: str = 'hf', sentence: dict | None = None, card: str = '',
 ) -> None:  # fmt: skip
   """Writes a model directory, which `load_model` and transformers' `from_pretrained` read.
 
@@ -128,6 +128,7 @@ def save_model(
       bert_model.ckpt.*, vocab.txt; needs TensorFlow).
     sentence: {'pooling': 'mean', 'cls' or 'last', 'prompts': {name: text}, 'max_length': tokens} of
       an embedding model; format 'hf' then writes sentence-transformers' files too.
+    card: text of README.md, such as `interop.hub.model_card` makes; '' writes none.
 
   Raises:
     ValueError: if the directory holds something else, the parameters are not those of the model,
@@ -144,9 +145,9 @@ def save_model(
       f'params has the parts {sorted(params)}, but the model consists of {sorted(parts)}; a model '
       'directory has no place for others.'
     )
-  if sentence and format != 'hf':
-    raise ValueError(f"pooling and prompts are written in format 'hf' only, got {format!r}.")
-  extra = {'sentence': sentence} if sentence else {}
+  if (sentence or card) and format != 'hf':
+    raise ValueError(f"pooling, prompts and cards are written in format 'hf' only, got {format!r}.")
+  extra = {'sentence': sentence, 'card': card} if format == 'hf' else {}
   savers[format](
     directory, model.config, params, tokenizer, labels=labels, problem_type=problem_type, **extra
   )

@@ -1,4 +1,4 @@
-"""Metric logging: console, JSONL, TensorBoard, loss curves, `run.json`.
+"""Metric logging: console, JSONL, TensorBoard, trackers, loss curves, `run.json`.
 
 Each start of the process writes a new file under `logs/`, so nothing is appended to a file that an
 earlier, killed process may have left incomplete. `read_metrics` joins them; where a
@@ -7,13 +7,16 @@ resumed run repeats steps, the later file counts.
 
 import datetime
 import importlib.metadata
+import importlib.util
 import json
 import logging
+import os
 import platform
+import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -34,6 +37,7 @@ class RunLog:
     steps: the last step, for the progress bar and the remaining time.
     start: the step the run starts from.
     active: False on all processes but the first.
+    trackers: runs of `start_trackers`, which get what the files get.
 
   Attributes:
     tokens_per_step: real and padding tokens of a global batch; set by the caller, or
@@ -45,7 +49,10 @@ class RunLog:
   line, under `logs/`.
   """
 
-  def __init__(self, workdir, *, steps: int, start: int, active: bool = True):
+  def __init__(
+    self, workdir, *, steps: int, start: int, active: bool = True, trackers: Sequence = ()
+  ):
+    self._trackers = list(trackers)
     self._active, self._steps, self._workdir = active, steps, epath.Path(workdir)
     self.tokens_per_step, self.flops_per_step = 0, 0.0
     self.progress: Callable[[int], dict] = lambda step: {}
@@ -170,6 +177,8 @@ class RunLog:
     if self._active:
       self._file.close()
       self._board.close()
+      for tracker in self._trackers:
+        tracker.finish()
       plot_curves(self._workdir)
 
   def _write(self, kind, step, metrics):
@@ -183,6 +192,55 @@ class RunLog:
     values = [Summary.Value(tag=f'{kind}/{k}', simple_value=v) for k, v in metrics.items()]
     self._board.write_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
     self._board.flush()
+    for tracker in list(self._trackers):
+      try:
+        tracker.log({f'{kind}/{k}': v for k, v in metrics.items()}, step=step)
+      except Exception as error:  # a service that is away must not end a run
+        self._trackers.remove(tracker)
+        _log.warning('%s is not used any more: %s', type(tracker).__module__, error)
+
+
+TRACKERS = ('wandb', 'trackio')
+
+
+def check_trackers(names: str) -> None:
+  """Raises ValueError for a tracker that is not known, or not installed.
+
+  >>> check_trackers('')
+  >>> check_trackers('mlflow')
+  Traceback (most recent call last):
+    ...
+  ValueError: trackers must be 'wandb', 'trackio', both with a comma, or empty, got 'mlflow'.
+  """
+  for name in filter(None, names.split(',')):
+    if name not in TRACKERS:
+      raise ValueError(
+        f"trackers must be 'wandb', 'trackio', both with a comma, or empty, got {names!r}."
+      )
+    if not importlib.util.find_spec(name):
+      raise ValueError(f'trackers={names} needs a package; pip install {name}.')
+
+
+def start_trackers(names: str, workdir, config: dict) -> list:
+  """Runs of Weights & Biases or trackio (checked by `check_trackers`), continued where a run
+  resumes.
+
+  The project is that of the environment variable WANDB_PROJECT, else 'bertjax'.
+  """
+  started, path = [], epath.Path(workdir) / 'logs' / 'tracker'
+  if names and not path.exists():
+    io.write_text(path, secrets.token_hex(4))
+  for name in filter(None, names.split(',')):
+    number, title = path.read_text(), epath.Path(workdir).name
+    own = (
+      {'id': number, 'name': title, 'dir': str(path.parent)}
+      if name == 'wandb'
+      else {'name': f'{title}-{number}'}
+    )
+    project = os.environ.get('WANDB_PROJECT', 'bertjax')
+    module = importlib.import_module(name)
+    started.append(module.init(project=project, config=config, resume='allow', **own))
+  return started
 
 
 def _brief(metrics: dict) -> str:

@@ -83,6 +83,7 @@ class Options:
     loss_spike_threshold: nats above the median of the last 100 losses that count as a divergence;
       0.0 = none.
     stall_seconds: a step that takes longer ends the process; 0.0 = never.
+    trackers: 'wandb', 'trackio', both with a comma, or '', which get the metrics too.
   """
 
   log_every: int = 100
@@ -96,6 +97,7 @@ class Options:
   skip_divergence: bool = False
   loss_spike_threshold: float = 0.0
   stall_seconds: float = 0.0
+  trackers: str = ''
 
 
 def train(
@@ -137,7 +139,9 @@ def train(
   state, shardings, meta = restore_or_init(
     stages[0].objective, optimizer, layout, checkpoints, load, num_train_steps=stages[-1].stop
   )
+  trackers: list = []
   if jax.process_index() == 0:
+    trackers = metrics.start_trackers(options.trackers, workdir, config)
     metrics.write_run(workdir / 'run.json', config, identity=identity, **(about or {}))
     begin()
   objectives = {id(stage.objective): stage.objective for stage in stages}
@@ -145,7 +149,11 @@ def train(
     key: layout.train_step(objective, optimizer, shardings) for key, objective in objectives.items()
   }
   run_log = metrics.RunLog(
-    workdir, steps=stages[-1].stop, start=loop.step_of(state), active=jax.process_index() == 0
+    workdir,
+    steps=stages[-1].stop,
+    start=loop.step_of(state),
+    active=jax.process_index() == 0,
+    trackers=trackers,
   )
   facts = {'identity': identity, 'config': config}
   starts = [0, *(stage.stop for stage in stages[:-1])]

@@ -2,6 +2,7 @@
 
 import json
 import struct
+import sys
 import types
 
 import jax.numpy as jnp
@@ -186,3 +187,42 @@ def test_a_resumed_run_continues_its_curve_in_tensorboard(tmp_path):
       events += [(event.step, v.simple_value) for v in event.summary.value if v.tag == 'train/loss']
       content = content[16 + length :]
   assert events == [(5, 1.0), (10, 6.0), (15, 6.0)]
+
+
+def test_trackers_get_the_metrics_of_the_files_and_resume_under_one_name(tmp_path, monkeypatch):
+  calls = []
+
+  class Run:
+    def log(self, values, step):
+      calls.append((step, values))
+      if step == 30:
+        raise ConnectionError('away')
+
+    def finish(self):
+      calls.append('finish')
+
+  module = types.ModuleType('wandb')
+  module.init = lambda **options: calls.append(options) or Run()
+  monkeypatch.setitem(sys.modules, 'wandb', module)
+  monkeypatch.setenv('WANDB_PROJECT', 'mine')
+  for start in (0, 20):
+    trackers = metrics.start_trackers('wandb', tmp_path, {'seed': 1})
+    log = RunLog(tmp_path, steps=40, start=start, trackers=trackers)
+    log.evaluation(start + 10, {'loss': 2.0})
+    log.close()
+  first, second = calls[0], calls[3]
+  assert first == second and first['project'] == 'mine' and first['name'] == tmp_path.name
+  assert (first['resume'], first['config']) == ('allow', {'seed': 1})
+  assert calls[1:3] == [(10, {'eval/loss': 2.0}), 'finish']
+  assert calls[4:] == [(30, {'eval/loss': 2.0})]  # it failed and is not used any more
+  assert logged(tmp_path)['step'] == 30
+
+
+@pytest.mark.parametrize(
+  ('names', 'words'),
+  [('mlflow', "must be 'wandb', 'trackio'"), ('wandb', 'pip install wandb')],
+)
+def test_an_unknown_tracker_is_refused(names, words, monkeypatch):
+  monkeypatch.setattr(metrics.importlib.util, 'find_spec', lambda name: None)
+  with pytest.raises(ValueError, match=words):
+    metrics.check_trackers(names)
