@@ -254,6 +254,9 @@ def entry() -> None:
   except BrokenPipeError:  # the reader of a pipe, such as head, has closed it
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     code = 141  # what a shell reports for SIGPIPE
+  distributed = sys.modules.get('bertjax.training.distributed')
+  if distributed and code not in (0, 130):  # on Ctrl-C all processes end together
+    distributed.leave(code)
   sys.exit(code)
 
 

@@ -36,6 +36,7 @@ except (ImportError, AttributeError):
 _log = logging.getLogger(__name__)
 
 START_SECONDS = 300  # how long the first process waits for the last one
+LEAVE_SECONDS = 5  # how long a process that failed waits for others that fail too
 
 
 def start(coordinator_address: str = '', num_processes: int = 0, process_id: int = -1) -> None:
@@ -72,10 +73,34 @@ def start(coordinator_address: str = '', num_processes: int = 0, process_id: int
       raise SystemExit(STOPPED_EXIT_CODE) from error
     _keep_stdout()
     jax.distributed.initialize(coordinator, processes, process, local_device_ids=local)
+    sys.excepthook = _leave_after_error
   if jax.distributed.is_initialized():
     if jax.process_index():
       logging.getLogger('bertjax').setLevel(logging.WARNING)  # process 0 logs for all
     _log.info('%d processes, %d devices', jax.process_count(), jax.device_count())
+
+
+def leave(code: int) -> None:
+  """Ends this process after an error; returns if it is the only one.
+
+  jax's own end waits five minutes for the other processes, which wait for this one in a
+  collective. If all of them fail alike they still end together, so that each logs its error;
+  otherwise jax ends the others when it notices, by a broken connection or missing heartbeats.
+  """
+  if not jax.distributed.is_initialized():
+    return
+  sys.stdout.flush()
+  sys.stderr.flush()
+  together = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+  together.start()
+  together.join(LEAVE_SECONDS)
+  os._exit(code)
+
+
+def _leave_after_error(kind, error, trace) -> None:
+  sys.__excepthook__(kind, error, trace)
+  if issubclass(kind, Exception):
+    leave(1)
 
 
 def _keep_stdout() -> None:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import types
 
 import pytest
@@ -83,6 +84,39 @@ def test_slurm_identifies_the_processes(blocked):
   ]  # fmt: skip
   out = [p.communicate(timeout=300)[0].strip().splitlines()[-1] for p in processes]
   assert out == ['0 2 True False', '1 2 True False']
+
+
+@pytest.mark.full
+def test_an_error_in_one_process_ends_all_of_them_soon():
+  """By the command; process 0 waits for process 1."""
+  program = f"""
+import jax, sys, bertjax.__main__ as command
+from bertjax.training import distributed as d
+
+def main():
+  try:
+    d.start('localhost:{free_port()}', 2, int(sys.argv[1].removeprefix('--process_id=')))
+    if jax.process_index():
+      raise ValueError('the disk is gone')
+    d.all_true(True)
+  except ValueError as error:
+    print(error, file=sys.stderr)
+    return 2
+command.main = main
+command.entry()
+"""
+  processes = [
+    subprocess.Popen(
+      [sys.executable, '-c', program, f'--process_id={i}'], stderr=subprocess.PIPE, text=True,
+      env=os.environ | {'XLA_FLAGS': '', 'JAX_PLATFORMS': 'cpu'},
+    )
+    for i in range(2)
+  ]  # fmt: skip
+  assert any('the disk is gone' in line for line in processes[1].stderr)
+  start = time.monotonic()
+  codes = [p.wait(timeout=250) for p in processes]  # jax's own end takes 300 s
+  assert codes[0] != 0 and codes[1] == 2
+  assert time.monotonic() - start < 200
 
 
 def test_flags_that_contradict_are_one_sentence():
