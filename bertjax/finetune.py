@@ -128,7 +128,7 @@ def run(config, *, workdir: str, **processes) -> dict[str, float]:
     [run_lib.Stage(setup.steps, setup.objective, stream, evaluate, model)], setup.optimizer,
     layout=setup.layout, workdir=workdir, identity=identity_of(setup), config=config.to_dict(),
     finish=finish, options=setup.options, load=functools.partial(load, setup),
-    about={'losses': {'task_loss': {'unit': setup.training.label.unit}}},
+    about={'losses': {'task_loss': {'unit': setup.training.label.unit, 'heldout': 'loss'}}},
     begin=lambda: setup.tokenizer.save(
       workdir / 'tokenizer', max_length=setup.model.config.max_positions
     ),

@@ -322,7 +322,11 @@ def test_google_s_files_start_the_same_run_as_hugging_face_s(make, model, tmp_pa
     ({'init_from': ''}, '--config.init_from=MODEL'),
     ({'data.length': 256}, 'data.length=256 is longer than the 128 positions'),
     ({'data.dev': 'dve'}, "no split 'dve'"),
-    ({'task.stride': 9}, 'sst2 has no option task.stride; its options are none'),
+    (
+      {'task.stride': 9},
+      'sst2 has no option task.stride; its options are none; '
+      'task.stride is an option of squad1, squad2.',
+    ),
     ({'task.name': 'squad1', 'task.context': True}, 'squad1 has no option task.context; .*stride'),
     ({'data.dev': 'test'}, 'need labels, example 0 has none'),
     ({'data.train': 'test'}, 'need labels, example 0 has none'),

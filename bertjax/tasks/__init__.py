@@ -66,8 +66,10 @@ def make_task(
   missing = next((o for o, p in known.items() if p.default is p.empty and not given.get(o)), None)
   if unknown or missing:
     problem = f'has no option task.{unknown}' if unknown else f'needs --config.task.{missing}'
-    listed = ', '.join(f'task.{option}' for option in known)
-    raise ValueError(f'{name} {problem}; its options are {listed or "none"}.')
+    listed = ', '.join(f'task.{option}' for option in known) or 'none'
+    others = ', '.join(other for other in TASKS if unknown in options(other))
+    others = f'; task.{unknown} is an option of {others}' if others else ''
+    raise ValueError(f'{name} {problem}; its options are {listed}{others}.')
   given = {option: value for option, value in given.items() if option in known}
   task = TASKS[name](source, files=dict(files or {}), **given)
   return hold_out(task, dev_fraction) if dev_fraction else task

@@ -198,7 +198,7 @@ def _precision_recall(task: Task, labels, logits: np.ndarray) -> str:
     if gold[:, number].any():
       precision, recall, mean = metrics.precision_recall(gold[:, number], logits[:, number])
       axes.plot(recall, precision, label=f'{name} (mean {mean:.3f})')
-  return pages.svg(axes)
+  return pages.svg(axes) if axes.lines else ''
 
 
 def _calibration(task: Task, items, predictions, confidence) -> str:

@@ -267,7 +267,7 @@ def plot_curves(workdir) -> None:
   starts of the stages.
 
   `run.json` may describe the losses: {'losses': {'mlm_loss': {'unit': 'nats per token', 'baseline':
-  7.1, 'baseline_name': 'unigram'}}}.
+  7.1, 'baseline_name': 'unigram', 'heldout': name of the held-out loss if another}}}.
   """
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
@@ -287,14 +287,15 @@ def plot_curves(workdir) -> None:
   figure.suptitle(workdir.name)
   for axes, name in zip(np.atleast_1d(figure.subplots(1, len(names))), names, strict=True):
     parts = sorted({key for row in rows for key in row if key.startswith(f'{name}/')})
-    curves = [('train', name, 'training', 1), ('eval', name, 'held-out', 2)]
+    about = losses.get(name, {})
+    heldout = about.get('heldout', name)
+    curves = [('train', name, 'training', 1), ('eval', heldout, 'held-out', 2)]
     curves += [('eval', part, f'held-out {part.partition("/")[2]}', 1) for part in parts]
     for kind, key, label, width in curves:
       points = [(r['step'], r[key]) for r in rows if r['kind'] == kind and key in r]
       if points:
         marker = 'o' if kind == 'eval' or len(points) == 1 else ''
         axes.plot(*zip(*points, strict=True), label=label, lw=width, marker=marker, alpha=0.8)
-    about = losses.get(name, {})
     if 'baseline' in about:
       axes.axhline(about['baseline'], color='gray', ls=':', label=about['baseline_name'])
     for number, step in starts.items():

@@ -30,10 +30,10 @@ RUN = {
 }  # fmt: skip
 
 
-def made(logits=LOGITS, rows=(), trials=None, **more):
+def made(logits=LOGITS, rows=(), trials=None, items=ITEMS, **more):
   predictions = logits.argmax(1)
-  scores = TABLE.score(ITEMS, predictions)
-  return report.page(TABLE, ITEMS, predictions, logits, scores, rows, {}, trials or {}, **more)
+  scores = TABLE.score(items, predictions)
+  return report.page(TABLE, items, predictions, logits, scores, rows, {}, trials or {}, **more)
 
 
 def test_the_report_says_what_was_run_on_what():
@@ -67,6 +67,13 @@ def test_calibration_is_the_mean_gap_of_probability_and_accuracy():
   # 0.92 is right and 0.96 wrong in one tenth; 0.72 is wrong, 0.64 and 0.84 are right
   error = (2 * abs(0.94 - 0.5) + 0.72 + 0.36 + 0.16) / 5
   assert f'expected calibration error {error:.3f}' in made()
+
+
+def test_a_class_without_examples_has_no_empty_figure():
+  ham = [item._replace(label=0) for item in ITEMS]
+  page = made(items=ham)
+  assert '>recall</text>' in made() and '>recall</text>' not in page
+  assert '>predicted</text>' in page
 
 
 def test_a_curve_has_two_points_at_least():

@@ -150,8 +150,9 @@ def test_curves_have_units_baselines_and_the_rate(tmp_path, monkeypatch):
     {'kind': 'train', 'step': s, 'nsp_loss': 0.7, 'task_loss': 0.5, 'learning_rate': s / 10}
     for s in (1, 2, 3)
   ]
-  rows.append({'kind': 'eval', 'step': 3, 'nsp_loss': 0.6})
-  losses = {'nsp_loss': {'unit': 'nats per pair', 'baseline': 0.693, 'baseline_name': 'chance'}}
+  rows.append({'kind': 'eval', 'step': 3, 'nsp_loss': 0.6, 'loss': 0.4})
+  losses = {'nsp_loss': {'unit': 'nats per pair', 'baseline': 0.693, 'baseline_name': 'chance'},
+            'task_loss': {'heldout': 'loss'}}  # fmt: skip
   figure = drawn(tmp_path, monkeypatch, rows, losses=losses)
   assert figure.get_suptitle() == tmp_path.name
   nsp, task, rate = figure.axes
@@ -160,6 +161,7 @@ def test_curves_have_units_baselines_and_the_rate(tmp_path, monkeypatch):
   training, heldout, chance = nsp.lines
   assert (training.get_marker(), heldout.get_marker()) == ('', 'o')  # one point is visible
   assert list(chance.get_ydata()) == [0.693, 0.693] and chance.get_label() == 'chance'
+  assert [line.get_ydata().tolist() for line in task.lines] == [[0.5] * 3, [0.4]]
   assert rate.lines[0].get_ydata().tolist() == [0.1, 0.2, 0.3]
 
 
