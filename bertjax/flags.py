@@ -129,6 +129,19 @@ VERBS = {
     smaller='evaluate the model directory (--model, --config=RECIPE) with a lower '
             '--config.batch_size',
   ),
+  'doctor': Verb(
+    'look at data, model and machine of a run before it starts: findings, time and memory',
+    {
+      'config': ('bert_mini', 'recipe of the run, with its fields'),
+      'workdir': ('', 'directory that the run would have, for the space on its disk'),
+      'megabytes': (20, 'text to read, in MB'),
+      'probe': (True, 'compilation and a few steps, for time and memory'),
+    },
+    short={'input': 'data.input', 'vocab': 'data.vocab', 'prepared': 'data.prepared',
+           'train_file': 'data.train_file', 'dev_file': 'data.dev_file', 'text': 'task.text',
+           'pair': 'task.pair', 'label': 'task.label', 'model': 'init_from'},
+    smaller='set --noprobe, or lower --config.batch_size',
+  ),
   'compare': Verb(
     'compare runs side by side, and with the band of reference runs',
     {

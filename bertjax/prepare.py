@@ -185,17 +185,24 @@ def load_vocab(config) -> Tokenizer:
 
 def warn_of_case(tokenizer: Tokenizer) -> None:
   """Logs a warning if a vocabulary does not go with the tokenizer's case."""
+  if problem := case_problem(tokenizer):
+    _log.warning(problem)
+
+
+def case_problem(tokenizer: Tokenizer) -> str:
+  """Why a vocabulary does not go with the tokenizer's case; '' if it does."""
   cased, entries = count_cased(tokenizer)
   if tokenizer.lowercase and cased > 0.01 * entries:
-    _log.warning(
-      '%d of %d vocabulary entries have capitals and are never used with data.lowercase=True; is '
-      'this a cased vocabulary (--config.data.lowercase=False)?', cased, entries,
-    )  # fmt: skip
-  elif not tokenizer.lowercase and entries and not cased:
-    _log.warning(
+    return (
+      f'{cased} of {entries} vocabulary entries have capitals and are never used with '
+      'data.lowercase=True; is this a cased vocabulary (--config.data.lowercase=False)?'
+    )
+  if not tokenizer.lowercase and entries and not cased:
+    return (
       'no vocabulary entry has capitals, and data.lowercase=False keeps those of the text: they '
       'become [UNK]; is this an uncased vocabulary (--config.data.lowercase=True)?'
     )
+  return ''
 
 
 def cache_folder(cache_dir: str = '') -> epath.Path:
