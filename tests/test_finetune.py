@@ -35,7 +35,7 @@ def model(tmp_path_factory, vocab) -> pathlib.Path:
   )  # fmt: skip
   path = tmp_path_factory.mktemp('model') / 'model'
   bert = Bert(config)
-  params = jax.device_get(init_params(bert, jax.random.key(0)))
+  params = jax.device_get(jax.jit(init_params, static_argnums=0)(bert, jax.random.key(0)))
   loading.save_model(path, bert, params, tokenizer)
   return path
 
@@ -124,6 +124,7 @@ def make(model, tmp_path):
 
 
 @pytest.mark.e2e
+@pytest.mark.stack
 def test_a_sentence_task_is_learnt_scored_written_and_saved(make, tmp_path, caplog):
   scores = finetune.run(make('sst2'), workdir=str(tmp_path / 'run'))
   assert scores['accuracy'] > 0.9
@@ -156,7 +157,7 @@ def test_a_sentence_task_is_learnt_scored_written_and_saved(make, tmp_path, capl
       finetune.set_up(config)
 
 
-@pytest.mark.e2e
+@pytest.mark.full
 def test_the_last_step_or_any_other_becomes_the_model(make, tmp_path):
   config, run = make('sst2'), tmp_path / 'run'
   config.num_train_epochs, config.max_to_keep, config.save_model, config.data.test = (

@@ -25,9 +25,10 @@ from bertjax.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from bertjax.inference.predictor import Predictor
 from bertjax.interop import loading
 from bertjax.training.metrics import read_metrics
+from tests.flags import QUICK
 from tests.waiting import until
 
-ONE_DEVICE = {'XLA_FLAGS': '--xla_backend_optimization_level=0'}  # compiles faster
+ONE_DEVICE = {'XLA_FLAGS': QUICK}
 QUIET = ['--config.log_every=1', '--config.eval_every=0', '--config.save_every=20']
 
 
@@ -92,8 +93,9 @@ def test_the_loss_falls(uninterrupted):
   ('kill', 'code'),
   [
     pytest.param(signal.SIGKILL, -signal.SIGKILL, marks=pytest.mark.full),
-    (signal.SIGTERM, 75),
-    pytest.param(signal.SIGINT, 130, marks=pytest.mark.full),
+    pytest.param(signal.SIGTERM, 75, marks=pytest.mark.stack),
+    # Smaller version: the loop stops and saves, in tests/training/test_loop.py.
+    pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
   ],
 )
 def test_a_killed_and_resumed_run_is_bitwise_the_uninterrupted_one(
@@ -113,7 +115,8 @@ def test_a_killed_and_resumed_run_is_bitwise_the_uninterrupted_one(
   assert weights(tmp_path) == weights(uninterrupted)
 
 
-@pytest.mark.e2e
+@pytest.mark.full
+@pytest.mark.stack
 def test_training_fine_tuning_and_prediction_need_no_tensorflow(tiny_rows, tmp_path):
   block = tmp_path / 'block'
   block.mkdir()
@@ -690,7 +693,7 @@ def test_a_disk_that_fills_loses_no_checkpoint(tiny_rows, small_disk):
   run = small_disk / 'run'
   args = arguments(tiny_rows, run, '--config.num_train_steps=300', *QUIET)
   process = start(args)
-  wait_for_step(process, run, 45, seconds=180)
+  wait_for_step(process, run, 25, seconds=180)
   filler = small_disk / 'filler'
   with contextlib.suppress(OSError), filler.open('wb', buffering=0) as file:
     while True:
@@ -700,9 +703,9 @@ def test_a_disk_that_fills_loses_no_checkpoint(tiny_rows, small_disk):
   (line,) = [line for line in errors.splitlines() if line.startswith('bertjax pretrain:')]
   assert re.search('No space left|MB are free', line)
   filler.unlink()
-  errors = finish(start([*args, '--config.num_train_steps=60']))
+  errors = finish(start([*args, '--config.num_train_steps=42']))
   assert re.search('resuming from step (20|40) ', errors)
-  assert sorted(losses(run))[-1] == 60
+  assert sorted(losses(run))[-1] == 42
 
 
 def test_an_unknown_verb_names_the_nearest(capsys):

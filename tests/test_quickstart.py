@@ -16,6 +16,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 
 @pytest.mark.e2e
+@pytest.mark.stack
 def test_quickstart_trains_evaluates_fills_masks_and_saves(tmp_path, monkeypatch, capsys):
   monkeypatch.setenv('BERTJAX_CACHE', str(tmp_path / 'cache'))
   args = ['quickstart', f'--workdir={tmp_path}/run', '--config=quickstart:smoke']

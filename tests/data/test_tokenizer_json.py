@@ -347,7 +347,10 @@ def test_a_predictor_fills_tags_and_answers_with_byte_level_bpe(folders):
   heads = ('mlm', 'tagging', 'span')
   model = Bert(config, heads=heads, num_labels=3)
   predictor = Predictor(
-    model, init_params(model, jax.random.key(0)), tokenizer, labels=('O', 'B-X', 'I-X')
+    model,
+    jax.jit(init_params, static_argnums=0)(model, jax.random.key(0)),
+    tokenizer,
+    labels=('O', 'B-X', 'I-X'),
   )
   [[fills]] = predictor.fill_mask(['The <mask> ran.'], top_k=3)
   assert len(fills) == 3 and all(fill.text.startswith('The') for fill in fills)

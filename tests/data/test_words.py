@@ -121,7 +121,7 @@ def stub(tokenizer, *heads, labels=2, **fields) -> Predictor:
     max_positions=64, initializer_range=0.3, **fields,
   )  # fmt: skip
   bert = Bert(config, heads=heads, pooler=False, num_labels=labels)
-  params = jax.device_get(init_params(bert, jax.random.key(0)))
+  params = jax.device_get(jax.jit(init_params, static_argnums=0)(bert, jax.random.key(0)))
   return Predictor(bert, params, tokenizer, batch_size=4)
 
 

@@ -16,6 +16,7 @@ from bertjax.__main__ import main
 from bertjax.data import dataset
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.training.metrics import read_metrics
+from tests.flags import QUICK
 
 STEPS, DEVICES = 20, 4
 FIELDS = {
@@ -37,8 +38,7 @@ def launch(folder, rows, processes, *, fault='none - 0', devices=DEVICES, **fiel
   folder.mkdir(exist_ok=True)
   (folder / 'fields.json').write_text(json.dumps(FIELDS | {'data.prepared': str(rows)} | fields))
   coordinator = f'localhost:{free_port()}' if processes > 1 else ''
-  flags = f'--xla_force_host_platform_device_count={devices // processes} '
-  flags += '--xla_backend_optimization_level=0'  # most of the time is compilation
+  flags = f'--xla_force_host_platform_device_count={devices // processes} {QUICK}'
   environment = os.environ | {'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu', 'FAULT': fault}
   command = [sys.executable, '-m', 'tests.e2e.worker', folder, folder / 'fields.json', coordinator]
   return [
@@ -130,8 +130,7 @@ def test_processes_bring_the_same_batches_to_the_same_losses(
 def command(words, devices=DEVICES):
   """Runs a `bertjax` command as two processes; returns what process 0 wrote to stdout."""
   shared = [*words, f'--coordinator_address=localhost:{free_port()}', '--num_processes=2']
-  flags = f'--xla_force_host_platform_device_count={devices // 2}'
-  flags += ' --xla_backend_optimization_level=0'
+  flags = f'--xla_force_host_platform_device_count={devices // 2} {QUICK}'
   processes = [
     subprocess.Popen(
       [sys.executable, '-m', 'bertjax', *shared, f'--process_id={i}'], text=True,

@@ -104,12 +104,12 @@ def home(tmp_path_factory, corpus, vocab):
     tokenizer = Tokenizer.from_file(vocab)
     config = EncoderConfig(vocab_size=tokenizer.vocab_size, hidden_size=32, num_layers=2,
                            num_heads=2, mlp_size=64, max_positions=64)  # fmt: skip
-    params = jax.device_get(init_params(Bert(config), jax.random.key(0)))
+    params = jax.device_get(jax.jit(init_params, static_argnums=0)(Bert(config), jax.random.key(0)))
     for name in ('MODEL', 'bertjax-quickstart/model'):
       loading.save_model(name, Bert(config), params, tokenizer)
     google.save_google('uncased_L-12_H-768_A-12', config, params, tokenizer)
     heads = Bert(config, heads=('mlm', 'nsp', 'classification', 'span'), num_labels=2)
-    params = jax.device_get(init_params(heads, jax.random.key(0)))
+    params = jax.device_get(jax.jit(init_params, static_argnums=0)(heads, jax.random.key(0)))
     loading.save_model('DIR', heads, params, tokenizer)
     yield folder
 

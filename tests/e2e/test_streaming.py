@@ -14,6 +14,7 @@ from bertjax.__main__ import main
 from bertjax.data import remote
 from bertjax.training import loop
 from bertjax.training.checkpoint import Checkpoints
+from bertjax.training.metrics import RunLog
 from tests.data.test_remote import hub, table  # noqa: F401 (a fixture)
 from tests.e2e import test_distributed as distributed
 from tests.e2e.test_recovery import config_of
@@ -34,6 +35,31 @@ STAGES = ['--config.num_train_steps=90', '--config.stages[0].steps=54',
           '--config.stages[1].batch_size=16', *QUIET]  # fmt: skip
 
 
+def test_an_interrupted_run_resumes_bitwise(corpus, vocab, tmp_path, monkeypatch):
+  """Of two stages, one in one go and fed by tf.data."""
+  fields = ['--config.num_train_steps=24', '--config.stages[0].steps=14', *STAGES[2:],
+            '--config.save_every=5']  # fmt: skip
+  loaders = {'whole': 'tfdata', 'cut': 'threads'}
+  whole, cut = (
+    arguments(corpus, vocab, tmp_path / name, *fields, f'--config.data.loader={loader}')
+    for name, loader in loaders.items()
+  )
+  assert main(whole) == 0
+  train, last = RunLog.train, random.randint(6, 23)
+
+  def interrupted(self, now, *rest):
+    if now == last:
+      raise KeyboardInterrupt
+    train(self, now, *rest)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(RunLog, 'train', interrupted)
+    assert main(cut) == 130
+  assert main(cut) == 0
+  assert losses(tmp_path / 'cut') == losses(tmp_path / 'whole')
+  assert weights(tmp_path / 'cut') == weights(tmp_path / 'whole')
+
+
 @pytest.fixture(scope='module')
 def uninterrupted(corpus, vocab, tmp_path_factory):
   """Two stages in one go, fed by tf.data; both read the text more than once."""
@@ -42,9 +68,9 @@ def uninterrupted(corpus, vocab, tmp_path_factory):
   return folder
 
 
+@pytest.mark.slow  # smaller version: the interrupted run above
 @pytest.mark.parametrize(
-  ('kill', 'code'),
-  [(signal.SIGKILL, -signal.SIGKILL), pytest.param(signal.SIGTERM, 75, marks=pytest.mark.slow)],
+  ('kill', 'code'), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 75)]
 )
 def test_a_killed_run_resumes_bitwise(kill, code, uninterrupted, corpus, vocab, tmp_path):
   args = arguments(corpus, vocab, tmp_path, *STAGES, '--config.data.loader=threads')

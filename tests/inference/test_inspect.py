@@ -246,7 +246,7 @@ def trained(vocab):
     change, moments = transform.update(gradient, moments)
     return optax.apply_updates(params, change), moments, value
 
-  params = init_params(bert, jax.random.key(0))
+  params = jax.jit(init_params, static_argnums=0)(bert, jax.random.key(0))
   moments = transform.init(params)
   for _ in range(400):
     rows = rng.choice(1024, 64, replace=False)

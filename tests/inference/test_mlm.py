@@ -118,7 +118,7 @@ def test_rows_of_the_word_table_beyond_the_vocabulary_are_never_proposed(vocab):
   bert, _, tokenizer = model(vocab, 'mlm')
   config = dataclasses.replace(bert.config, vocab_size=tokenizer.vocab_size + 7)
   bert = Bert(config, heads=('mlm',), pooler=False)
-  params = init_params(bert, jax.random.key(0))
+  params = jax.jit(init_params, static_argnums=0)(bert, jax.random.key(0))
   params['mlm']['bias'] = params['mlm']['bias'].at[-7:].set(50.0)
   predictor = Predictor(bert, params, tokenizer)
   [fills] = predictor.fill_mask('the [MASK]', top_k=tokenizer.vocab_size)

@@ -47,7 +47,6 @@ def sentences(data_dir):
 
 
 @pytest.mark.data
-@pytest.mark.e2e
 def test_embeddings_equal_sentence_transformers(minilm, sentences):
   library = pytest.importorskip('sentence_transformers')
   expected = library.SentenceTransformer(str(minilm)).encode(sentences, normalize_embeddings=True)
@@ -55,8 +54,8 @@ def test_embeddings_equal_sentence_transformers(minilm, sentences):
   np.testing.assert_allclose(ours, expected, atol=1e-5)
 
 
+@pytest.mark.full
 @pytest.mark.data
-@pytest.mark.e2e
 def test_classes_equal_transformers(minilm, tokenizer, sentences, tmp_path):
   names = {0: 'bad', 1: 'fair', 2: 'good'}
   theirs, ours = with_head(
@@ -77,8 +76,8 @@ def test_classes_equal_transformers(minilm, tokenizer, sentences, tmp_path):
   np.testing.assert_allclose([[*p.scores.values()] for p in pairs], probs, atol=1e-4)
 
 
+@pytest.mark.full
 @pytest.mark.data
-@pytest.mark.e2e
 def test_tags_are_transformers_spans(minilm, tokenizer, sentences, tmp_path):
   names = dict(enumerate(['O', 'B-PER', 'I-PER', 'B-LOC', 'I-LOC']))
   theirs, ours = with_head(
@@ -100,8 +99,8 @@ def test_tags_are_transformers_spans(minilm, tokenizer, sentences, tmp_path):
   assert spans > 100
 
 
+@pytest.mark.full
 @pytest.mark.data
-@pytest.mark.e2e
 def test_answers_are_those_of_transformers_logits(minilm, tokenizer, data_dir, tmp_path):
   theirs, ours = with_head(minilm, tokenizer, tmp_path, 'BertForQuestionAnswering', std=0.3)
   content = json.loads((data_dir / 'squad' / 'dev-v1.1-first24articles.json').read_text())

@@ -147,7 +147,7 @@ def test_pretraining_equals_transformers_in_outputs_losses_and_gradients(
   check_return(tmp_path, config, params, tokenizer, model)
 
 
-@pytest.mark.e2e
+@pytest.mark.full
 def test_a_base_shaped_model_equals_transformers(tmp_path):
   sizes = transformers.BertConfig()
   names = [*TINY, 'hidden_act']

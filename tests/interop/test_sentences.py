@@ -189,6 +189,10 @@ def test_export_takes_the_models_pooling_and_refuses_dense_layers(encoder, tmp_p
   signature = json.loads((tmp_path / 'b' / 'signature.json').read_text())
   assert (signature['output'], signature['max_length']) == ('cls', 8)
   program = jax.export.deserialize((tmp_path / 'b' / 'model.stablehlo').read_bytes())
+  predictor, texts = Predictor.from_dir(cls), ['the name', 'a']
+  batch = predictor.tokenizer(texts)
+  found = program.call(*(batch[name] for name in signature['inputs']))
+  np.testing.assert_allclose(found['embedding'], predictor.embed(texts), atol=1e-5)
   arrays = [np.ones((2, 9), np.int32)] * 3
   assert program.call(*(a[:, :8] for a in arrays))['embedding'].shape == (2, 16)
   with pytest.raises(ValueError, match='shapes'):

@@ -272,7 +272,7 @@ def teachers(vocab, tmp_path_factory):
     loading.save_model(
       folder / name,
       model,
-      jax.device_get(init_params(model, jax.random.key(2))),
+      jax.device_get(jax.jit(init_params, static_argnums=0)(model, jax.random.key(2))),
       tokenizer,
       **named,
     )
@@ -399,7 +399,7 @@ def test_a_task_refuses_a_teacher_that_does_not_fit(flags, words, teachers, tmp_
 def test_a_teacher_with_another_number_of_labels_is_refused(teachers, tmp_path, capsys):
   model, params, tokenizer = bertjax.load_model(teachers / 'sst2')
   wide = Bert(model.config, ('classification',), num_labels=3)
-  params = jax.device_get(init_params(wide, jax.random.key(0)))
+  params = jax.device_get(jax.jit(init_params, static_argnums=0)(wide, jax.random.key(0)))
   loading.save_model(tmp_path / 'three', wide, params, tokenizer)
   assert main(fine_tuning(tmp_path, teachers / 'mlm', tmp_path / 'three')) == 2
   assert 'predicts 3 labels' in capsys.readouterr().err

@@ -77,7 +77,7 @@ def total(params, batch):
 @jax.jit
 def sampled(params, batch):
   """(ids, replaced) that the discriminator gets."""
-  out = GENERATOR.apply({'params': generator_params(params)}, batch)
+  out = jax.jit(GENERATOR.apply)({'params': generator_params(params)}, batch)
   return electra.replace_masked(out['mlm_logits'], batch)
 
 
@@ -356,7 +356,7 @@ def test_a_run_resumes_bit_for_bit_and_leaves_two_models_of_transformers(
     assert not any(info[key] for key in ('missing_keys', 'unexpected_keys', 'mismatched_keys'))
     model, params, tokenizer = loading.load_model(run / name)
     batch = tokenizer(['the name of a [MASK]', 'or'])
-    out = model.apply({'params': params}, batch)[f'{model.heads[0]}_logits']
+    out = jax.jit(model.apply)({'params': params}, batch)[f'{model.heads[0]}_logits']
     with torch.no_grad():
       logits = theirs.eval()(
         torch.tensor(batch['input_ids']).long(),

@@ -46,7 +46,7 @@ def run(packed):
     vocab_size=600, hidden_size=32, num_layers=2, num_heads=4, mlp_size=64, max_positions=LENGTH
   )
   model = Bert(config)
-  params = init_params(model, jax.random.key(0))
+  params = jax.jit(init_params, static_argnums=0)(model, jax.random.key(0))
   return jax.jit(lambda batch: model.apply({'params': params}, batch))
 
 

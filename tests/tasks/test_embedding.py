@@ -38,7 +38,8 @@ def model(tmp_path_factory, vocab):
   config = EncoderConfig(tokenizer.vocab_size, 16, 2, 2, 24, 40)
   bert = Bert(config, heads=(), pooler=False)
   folder = tmp_path_factory.mktemp('encoder') / 'model'
-  loading.save_model(folder, bert, init_params(bert, jax.random.key(0)), tokenizer)
+  params = jax.jit(init_params, static_argnums=0)(bert, jax.random.key(0))
+  loading.save_model(folder, bert, params, tokenizer)
   return folder
 
 

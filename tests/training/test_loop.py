@@ -78,9 +78,9 @@ def train(config, sizes, devices, steps=20, **options):
 
 @pytest.mark.parametrize(
   ('config', 'sizes'),
-  [(SHAKY, (8, 1, 1)), pytest.param(SHAKY, (4, 2, 1), marks=pytest.mark.full),
-   (SHAKY, (2, 2, 2)), pytest.param(SHAKY, (1, 4, 2), marks=pytest.mark.full),
-   pytest.param(MODERN, (2, 2, 2), marks=pytest.mark.full)],
+  [(SHAKY, (8, 1, 1)), pytest.param(SHAKY, (2, 2, 2), marks=pytest.mark.stack),
+   *(pytest.param(*pair, marks=pytest.mark.full)
+     for pair in ((SHAKY, (4, 2, 1)), (SHAKY, (1, 4, 2)), (MODERN, (2, 2, 2))))],
 )  # fmt: skip
 @pytest.mark.e2e
 def test_any_mesh_gives_the_losses_of_one_device_with_dropout(config, sizes):
@@ -166,7 +166,8 @@ def optax_loop(optimizer, accumulation, batches):
 
 
 @pytest.mark.parametrize(('name', 'accumulation'), [
-  ('adamw', 1), ('adamw', 4), ('hyperparams', 1), ('multi_steps', 1),
+  pytest.param('adamw', 1, marks=pytest.mark.stack), ('adamw', 4), ('hyperparams', 1),
+  ('multi_steps', 1),
   *(pytest.param(name, 1, marks=pytest.mark.full) for name in ('scheduled', 'chain', 'muon')),
 ])  # fmt: skip
 @pytest.mark.e2e

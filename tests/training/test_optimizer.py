@@ -16,7 +16,9 @@ from tests.model.test_encoder import PRE_NORM, TINY
 
 @pytest.fixture(scope='module')
 def params():
-  return jax.tree.map(np.asarray, init_params(Bert(TINY), jax.random.key(0)))
+  return jax.tree.map(
+    np.asarray, jax.jit(init_params, static_argnums=0)(Bert(TINY), jax.random.key(0))
+  )
 
 
 def gradients(params, step):
@@ -101,7 +103,7 @@ def test_lamb_takes_a_norm_for_each_layer_and_projection(params):
 
 @pytest.mark.parametrize('config', [TINY, PRE_NORM['modernbert']], ids=['bert', 'modernbert'])
 def test_muon_orthogonalizes_each_kernel_of_a_layer_and_adam_trains_the_rest(config):
-  params = init_params(Bert(config), jax.random.key(0))
+  params = jax.jit(init_params, static_argnums=0)(Bert(config), jax.random.key(0))
   options = {'weight_decay': 0.0, 'clip_norm': 0.0, 'learning_rate': 1.0}
   muon = make_optimizer('muon', **options, param_axes=PARAM_AXES)
   alone = optax.contrib.scale_by_muon()  # of a matrix; its first step has the plain direction
