@@ -366,7 +366,7 @@ def test_an_import_of_tensorflow_leaves_its_remarks_off_the_console(capfd):
   ]  # fmt: skip
 
 
-@pytest.mark.e2e
+@pytest.mark.full
 def test_the_console_has_only_our_lines(run, tmp_path):
   """With TensorFlow, which Google's files need, and JAX's and orbax's loggers."""
   pytest.importorskip('tensorflow')

@@ -319,9 +319,9 @@ def test_one_line_of_many_megabytes(make, tmp_path, texts, tokenizer, megabytes)
   times = megabytes * 10**6 // len(line)
   path = tmp_path / 'in' / 'line.txt'
   path.write_text('\n\n'.join([line * times, *(f'Document {i}.' for i in range(10))]))
-  start = time.monotonic()
+  start = time.process_time()
   counts = make(source=path, kind='doc_sentences')[1]['counts']
-  assert time.monotonic() - start < 10 * megabytes
+  assert time.process_time() - start < 10 * megabytes
   assert counts['documents'] == 11
   ids = tokenizer.encode([line, *(f'Document {i}.' for i in range(10))])
   assert counts['train_tokens'] + counts['heldout_tokens'] == times * len(ids[0]) + sum(
@@ -333,9 +333,9 @@ def test_one_line_of_many_megabytes(make, tmp_path, texts, tokenizer, megabytes)
 def test_a_million_empty_documents_are_none(make, tmp_path, texts):
   path = tmp_path / 'in' / 'empty.txt'
   path.write_text('\n' * 10**6 + ('\n' * 10**5).join(texts) + ' \n' * 10**6)
-  start = time.monotonic()
+  start = time.process_time()
   with_empty = make('with', path)[1]
-  assert time.monotonic() - start < 60
+  assert time.process_time() - start < 60
   assert with_empty['shards'] == make('without')[1]['shards']
 
 

@@ -100,9 +100,9 @@ def test_splitting_loses_nothing_but_white_space(text, format):
 
 
 def test_splitting_takes_linear_time_on_a_long_run_of_dots():
-  start = time.monotonic()
+  start = time.process_time()
   assert len(sentences.split_prose('Contents ' + '.' * 100_000 + '7')) == 1
-  assert time.monotonic() - start < 10  # 100 s when quadratic
+  assert time.process_time() - start < 10  # 100 s when quadratic
 
 
 @pytest.mark.data

@@ -29,6 +29,7 @@ def run_python(code, **environment):
   return out.stdout + out.stderr
 
 
+@pytest.mark.e2e
 def test_a_hub_name_is_read_from_the_cache_by_revision(saved, folder, tmp_path):
   change_config(folder, layer_norm_eps=1e-5)
   in_cache(tmp_path, saved[0], 'main', '1' * 40)
@@ -80,7 +81,8 @@ def test_an_error_of_the_hub_is_complete_and_says_what_to_do(tmp_path):
     '  except ValueError as error:\n'
     '    print(error)\n'
   )
-  out = run_python(code, HF_HOME=str(tmp_path), HF_HUB_OFFLINE='0', HF_ENDPOINT=address)
+  where = {'HF_HOME': str(tmp_path), 'HF_ENDPOINT': address}
+  out = run_python(code, HF_HUB_OFFLINE='0', HF_HUB_ETAG_TIMEOUT='60', **where)
   server.shutdown()
   lines = [line for line in out.splitlines() if line.startswith('someone/')]
   for line, (name, (_, _, says, advice)) in zip(lines, answers.items(), strict=True):

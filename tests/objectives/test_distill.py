@@ -50,6 +50,7 @@ def params():
   return init(STUDENT, jax.random.key(0)) | {'teacher': init(TEACHER, jax.random.key(1))}
 
 
+@pytest.mark.e2e
 def test_all_losses_equal_torch(params, batch):
   """Those of DistilBERT's training code, and MiniLM's, on the states of transformers' models."""
   torch, transformers = pytest.importorskip('torch'), pytest.importorskip('transformers')
@@ -191,6 +192,7 @@ def run(devices, sizes, accumulation):
   ('devices', 'sizes', 'accumulation'),
   [(8, (2, 2, 2), 1), pytest.param(1, (1, 1, 1), 4, marks=pytest.mark.full)],
 )
+@pytest.mark.e2e
 def test_any_mesh_and_microbatches_train_the_same(devices, sizes, accumulation, params, batch):
   one, last = run(1, (1, 1, 1), 1)(params, batch)
   other, others = run(devices, sizes, accumulation)(params, batch)

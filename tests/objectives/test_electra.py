@@ -81,6 +81,7 @@ def sampled(params, batch):
   return electra.replace_masked(out['mlm_logits'], batch)
 
 
+@pytest.mark.e2e
 def test_losses_and_gradients_equal_transformers(params, batches, tmp_path, vocab):
   """Both of its classes with the same weights and the same samples, their embeddings tied."""
   torch, transformers = pytest.importorskip('torch'), pytest.importorskip('transformers')
@@ -202,6 +203,7 @@ def steps(devices: int, accumulation: int, objective=OBJECTIVE):
   ('devices', 'accumulation'),
   [pytest.param(8, 1, marks=pytest.mark.full), pytest.param(1, 4, marks=pytest.mark.full), (4, 2)],
 )
+@pytest.mark.e2e
 def test_devices_and_microbatches_sample_and_train_the_same(devices, accumulation, params, batches):
   data = [batches(step) for step in range(3)]
   one, last = steps(1, 1)(params, data)
