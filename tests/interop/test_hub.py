@@ -96,6 +96,7 @@ def test_an_error_of_the_hub_is_complete_and_says_what_to_do(tmp_path):
 
 
 @pytest.mark.parametrize('name', ['no/such/folder', 'gs-no//x', '../x'])
-def test_what_is_no_hub_name_is_not_looked_up(name):
+def test_what_is_no_hub_name_is_not_looked_up(name, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
   with pytest.raises(ValueError, match='no folder'):
     hub.find_directory(name)
