@@ -104,7 +104,7 @@ def on_the_hosts(machine):
 
 
 def wait_for(path, text):
-  until(lambda: path.exists() and text in path.read_text(), f'{text!r} in {path}', 10)
+  until(lambda: path.exists() and text in path.read_text(), f'{text!r} in {path}')
   return path.read_text()
 
 

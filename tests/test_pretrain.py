@@ -54,7 +54,7 @@ def finish(process, code=0):
   return errors
 
 
-def wait_for_step(process, workdir, step, seconds=60):
+def wait_for_step(process, workdir, step, seconds=600):
   """Waits until the log has a step, then returns."""
 
   def logged():
@@ -693,7 +693,7 @@ def test_a_disk_that_fills_loses_no_checkpoint(tiny_rows, small_disk):
   run = small_disk / 'run'
   args = arguments(tiny_rows, run, '--config.num_train_steps=300', *QUIET)
   process = start(args)
-  wait_for_step(process, run, 25, seconds=180)
+  wait_for_step(process, run, 25)
   filler = small_disk / 'filler'
   with contextlib.suppress(OSError), filler.open('wb', buffering=0) as file:
     while True:
@@ -772,7 +772,7 @@ def test_the_mini_recipe_on_books_killed_and_resumed_is_bitwise_the_same(data_di
   for kill, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 75)):
     run = tmp_path / kill.name
     process = start([*common, f'--workdir={run}'])
-    wait_for_step(process, run, random.randint(21, 100), seconds=600)
+    wait_for_step(process, run, random.randint(21, 100))
     process.send_signal(kill)
     finish(process, code)
     finish(start([*common, f'--workdir={run}']))

@@ -3,7 +3,7 @@
 import time
 
 
-def until(condition, what: str, seconds: float = 60):
+def until(condition, what: str, seconds: float = 300):
   """Returns the first true value of `condition()`; raises after `seconds`."""
   deadline = time.monotonic() + seconds
   while not (value := condition()):

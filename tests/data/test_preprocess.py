@@ -339,6 +339,7 @@ def test_a_million_empty_documents_are_none(make, tmp_path, texts):
   assert with_empty['shards'] == make('without')[1]['shards']
 
 
+@pytest.mark.e2e
 def test_rows_are_the_same_with_tensorflow_text(make, monkeypatch, tensorflow):
   from bertjax.data import tokenizer_tf
 
@@ -352,6 +353,7 @@ def test_rows_are_the_same_with_tensorflow_text(make, monkeypatch, tensorflow):
   assert contents(graph) == contents(without)
 
 
+@pytest.mark.e2e
 def test_entries_too_long_for_tensorflow_are_used(make, tokenizer, texts, tmp_path, tensorflow):
   word = 'ก' * 90
   (tmp_path / 'thai.txt').write_text('\n\n'.join(f'{text}\n{word}' for text in texts))

@@ -477,7 +477,7 @@ def test_truncated_parquet_is_named(tmp_path, tokenizer):
     take(stream(folder, tokenizer, format='parquet').batches(), 60)
 
 
-def error_of(batches, seconds: float = 60) -> str:
+def error_of(batches, seconds: float = 300) -> str:
   """The one sentence that reading further raises within some time."""
   errors = []
 

@@ -75,7 +75,7 @@ def uninterrupted(corpus, vocab, tmp_path_factory):
 def test_a_killed_run_resumes_bitwise(kill, code, uninterrupted, corpus, vocab, tmp_path):
   args = arguments(corpus, vocab, tmp_path, *STAGES, '--config.data.loader=threads')
   process = start(args)
-  wait_for_step(process, tmp_path, random.randint(21, 80), seconds=300)
+  wait_for_step(process, tmp_path, random.randint(21, 80))
   process.send_signal(kill)
   finish(process, code)
   finish(start(args))
