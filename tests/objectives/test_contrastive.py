@@ -166,7 +166,10 @@ def batch_at(step: int, examples: int = 16, rows: int = 3, length: int = 12) -> 
 
 @pytest.mark.parametrize(
   ('devices', 'accumulation'),
-  [(1, 8), *(pytest.param(*pair, marks=pytest.mark.full) for pair in ((8, 1), (4, 4)))],
+  [
+    pytest.param(1, 8, marks=pytest.mark.stack),
+    *(pytest.param(*pair, marks=pytest.mark.full) for pair in ((8, 1), (4, 4))),
+  ],
 )
 @pytest.mark.e2e
 def test_microbatches_and_devices_give_the_gradient_of_one_batch(devices, accumulation):

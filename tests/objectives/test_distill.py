@@ -190,7 +190,10 @@ def run(devices, sizes, accumulation):
 
 @pytest.mark.parametrize(
   ('devices', 'sizes', 'accumulation'),
-  [(8, (2, 2, 2), 1), pytest.param(1, (1, 1, 1), 4, marks=pytest.mark.full)],
+  [
+    pytest.param(8, (2, 2, 2), 1, marks=pytest.mark.stack),
+    pytest.param(1, (1, 1, 1), 4, marks=pytest.mark.full),
+  ],
 )
 @pytest.mark.e2e
 def test_any_mesh_and_microbatches_train_the_same(devices, sizes, accumulation, params, batch):

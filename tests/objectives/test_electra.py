@@ -201,7 +201,10 @@ def steps(devices: int, accumulation: int, objective=OBJECTIVE):
 
 @pytest.mark.parametrize(
   ('devices', 'accumulation'),
-  [pytest.param(8, 1, marks=pytest.mark.full), pytest.param(1, 4, marks=pytest.mark.full), (4, 2)],
+  [
+    pytest.param(4, 2, marks=pytest.mark.stack),
+    *(pytest.param(*pair, marks=pytest.mark.full) for pair in ((8, 1), (1, 4))),
+  ],
 )
 @pytest.mark.e2e
 def test_devices_and_microbatches_sample_and_train_the_same(devices, accumulation, params, batches):
