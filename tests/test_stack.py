@@ -74,7 +74,7 @@ NEEDS = [
 
 
 def test_what_needs_tensorflow_says_so():
-  """In one process, which prints what each piece of code raised."""
+  """In one process, which prints what each line of code raised."""
   code = WITHOUT + f'for code in {[code for code, _ in NEEDS]!r}:\n' + (
     '  try:\n'
     '    exec(code)\n'

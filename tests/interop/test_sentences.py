@@ -192,7 +192,7 @@ def test_export_takes_the_models_pooling_and_refuses_dense_layers(encoder, tmp_p
   predictor, texts = Predictor.from_dir(cls), ['the name', 'a']
   batch = predictor.tokenizer(texts)
   found = program.call(*(batch[name] for name in signature['inputs']))
-  np.testing.assert_allclose(found['embedding'], predictor.embed(texts, normalise=False), atol=1e-5)
+  np.testing.assert_allclose(found['embedding'], predictor.embed(texts, normalise=True), atol=1e-5)
   arrays = [np.ones((2, 9), np.int32)] * 3
   assert program.call(*(a[:, :8] for a in arrays))['embedding'].shape == (2, 16)
   with pytest.raises(ValueError, match='shapes'):
