@@ -19,6 +19,7 @@ from bertjax.interop import families
 from bertjax.interop.family import Family
 from bertjax.model.config import HEADS, TASK_HEADS, EncoderConfig
 from bertjax.model.heads import Bert, init_params
+from bertjax.model.lora import Matrix
 
 # What a tensor is -> how its name ends in Hugging Face's, Google's and the former Flax format.
 _ENDINGS = {
@@ -53,6 +54,18 @@ class Entry:
   def kind(self) -> str:
     kind = self.path.rsplit('/', 1)[1]
     return 'shift' if self.path.endswith('layer_norm/bias') else kind
+
+  @property
+  def layer(self) -> int | None:
+    """Its row of our array where that stacks layers."""
+    return self.index[0] if self.index and isinstance(self.index[0], int) else None
+
+  @property
+  def matrix(self) -> str:
+    """Our name of a matrix, 'encoder/layers/attention/query' also where 'qkv' holds it."""
+    parent, _, name = self.path.rpartition('/')[0].rpartition('/')
+    part = _FUSED[name][self.index[-1]] if len(self.index) > 1 else name
+    return f'{parent}/{part}'.lstrip('/')
 
   def name(self, style: str) -> str:
     """Their name, or ours where they have none."""
@@ -119,6 +132,29 @@ def head_entries(head: str, config: EncoderConfig) -> Iterator[Entry]:
   for path, shape in shapes(config, HEADS, True).items():
     if path.startswith(f'{head}/'):
       yield from _entries(path, shape, config, family)
+
+
+def matrices(config: EncoderConfig, pooler: bool) -> dict[str, tuple[Matrix, str]]:
+  """The matrices of an encoder and its pooler by our name, as transformers has them: (where it is,
+  the name of their module in the first layer).
+
+  >>> from bertjax.interop import mapping
+  >>> from bertjax.model.config import bert_tiny
+  >>> matrix, module = mapping.matrices(bert_tiny(), False)['encoder/layers/attention/query']
+  >>> matrix.kernel, matrix.shape, module
+  ('encoder/layers/attention/qkv', (2, 128, 128), 'bert.encoder.layer.0.attention.self.query')
+  """
+  found, all_shapes = {}, shapes(config, (), pooler)
+  for entry in entries(config, (), pooler):
+    if entry.kind != 'kernel' or entry.module == _OWN or entry.matrix in found:
+      continue
+    shape, index = all_shapes[entry.path], entry.index
+    sides = entry.write(np.broadcast_to(np.float32(0), shape), 'google').shape
+    layers = shape[:1] if entry.layer is not None else ()
+    index = (slice(None), *index[1:]) if layers and index[1:] else index[1:] and index
+    kernel = entry.path.removesuffix('/kernel')
+    found[entry.matrix] = Matrix(kernel, index, (*layers, *sides)), entry.module
+  return found
 
 
 def _entries(path: str, shape, config: EncoderConfig, family: Family) -> Iterator[Entry]:

@@ -67,6 +67,7 @@ PARAM_AXES = (
   (r'mlm/output/embedding$', ('vocab', None)),
   (r'mlm/bias$', ('vocab',)),
   (r'(nsp|rtd|classification|tagging|span|choice)(/hidden)?/kernel$', ('embed', None)),
+  (r'(^|/)lora/.*/[ab]$', (None, None)),  # small
   # Replicated: a sharded kernel would add a collective to each step of the LSTM's scan.
   (r'bilstm_\d+_\w+/\w+/kernel$|tagging/transitions$', (None, None)),
   (r'(layer_norm/(scale|bias)|bias|layer_weights|tagging/(start|end))$', (None,)),

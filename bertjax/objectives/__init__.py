@@ -1,7 +1,8 @@
 """Objectives: what a run minimises, as sums and weights that are exact however a batch is split.
 
 `mlm.pretraining` has the losses of BERT's pre-training, `electra.pretraining` ELECTRA's, `labels`
-those of tasks, `contrastive` those of sentence embeddings and `distill` those with a teacher.
+those of tasks, `contrastive` those of sentence embeddings and `distill` those with a teacher;
+`lora.adapt` turns any of them into that of adapters.
 
 >>> import bertjax, jax
 >>> model = bertjax.Bert(bertjax.bert_tiny(vocab_size=100), heads=('mlm',), pooler=False)
@@ -46,6 +47,6 @@ class Objective(NamedTuple):
 
 def __getattr__(name: str):
   # On first use: they import the model, whose users may need none of them.
-  if name in ('contrastive', 'distill', 'electra', 'labels', 'mlm'):
+  if name in ('contrastive', 'distill', 'electra', 'labels', 'lora', 'mlm'):
     return importlib.import_module(f'bertjax.objectives.{name}')
   raise AttributeError(f'bertjax.objectives has no {name!r}.')

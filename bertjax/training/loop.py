@@ -160,9 +160,11 @@ def make_train_step(
       parts, keys = _split(batch, accumulation), jax.random.split(rng, accumulation)
       if coupled:
         with _compiling_for(mesh):
+          encode, couple = coupled
           grads, (losses, sums) = _cached_gradients(
-            *coupled, state.params, parts, keys, batch, total
-          )
+            lambda params, *rest: encode(_join_params(params, frozen), *rest), couple,
+            state.params, parts, keys, batch, total,
+          )  # fmt: skip
       else:
         grads, (losses, sums) = _add_up(gradients, parts, keys)
 
