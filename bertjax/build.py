@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 _LEAST = {
   1: ('batch_size', 'gradient_accumulation_steps', 'log_every', 'max_eval_examples', 'max_to_keep'),
-  0: ('patience', 'eval_every', 'save_every', 'stall_seconds', 'loss_spike_threshold',
+  0: ('lora.rank', 'patience', 'eval_every', 'save_every', 'stall_seconds', 'loss_spike_threshold',
       'data.max_train_examples', 'data.mixture_exponent', 'num_train_steps'),
 }  # fmt: skip
 _CHOICES = {

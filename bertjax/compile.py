@@ -122,6 +122,8 @@ def report_of(stage, devices, *, measure: bool = False) -> dict:
     raise ValueError(
       "compile knows no teacher; set --config.objective=mlm for the student's step without it."
     )
+  if config.lora.rank:
+    raise ValueError('compile knows no adapters; set --config.lora.rank=0.')
   mesh = layout.mesh
   mesh_lib.check_batch_size(mesh, config.batch_size, layout.accumulation)
   bert = build.make_model(config, config.model.vocab_size or VOCAB_SIZE)

@@ -5,12 +5,13 @@
 
   bertjax convert --from=WORKDIR --checkpoint=30000 --out=DIR
   bertjax convert --from=WORKDIR --out=DIR --hub=OWNER/NAME
+  bertjax convert --from=ADAPTERS --base=MODEL --out=DIR
 
 The first turns Google's files into Hugging Face's, the second goes back, the third makes a model of
-a checkpoint of a run, and the fourth uploads it to the Hugging Face hub, private and with a model
-card. Reads Hugging Face's folders and hub names (model.safetensors,
-pytorch_model.bin, former Flax's flax_model.msgpack) and Google's TF1 checkpoints, and says which it
-found. Weights stay bit for bit.
+a checkpoint of a run, the fourth uploads it to the Hugging Face hub, private and with a model card,
+and the last merges adapters (PEFT's LoRA) with their base model. Reads Hugging Face's folders and
+hub names (model.safetensors, pytorch_model.bin, former Flax's flax_model.msgpack) and Google's TF1
+checkpoints, and says which it found. Weights stay bit for bit.
 """
 
 import logging
@@ -25,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 def run(
   *, out: str, format: str = 'hf', heads: str = '', gelu='erf', lowercase='', checkpoint: int = -1,
-  hub: str = '', **flags,
+  base: str = '', hub: str = '', **flags,
 ) -> None:  # fmt: skip
   """Converts a model; `from` is among the flags because it is a word of Python's.
 
@@ -53,7 +54,7 @@ def run(
   )
   names = tuple(heads.split(',')) if heads else None
   case = {'true': True, 'false': False}.get(lowercase)
-  model = loading.load_model(source, heads=names, gelu=gelu, lowercase=case)
+  model = loading.load_model(source, heads=names, gelu=gelu, lowercase=case, base=base)
   labels, problem_type = loading.read_labels(source)
   sentence = _sentence(source) if format == 'hf' else None
   loading.save_model(

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from bertjax import build, build_objective, plan, prepare, scoring
+from bertjax import adapters, build, build_objective, plan, prepare, scoring
 from bertjax import config as config_lib
 from bertjax.data import loader as loader_lib
 from bertjax.data import text as text_lib
@@ -110,6 +110,9 @@ def evaluate_text(
   if workdir:
     bert = build.make_model(config, tokenizer.vocab_size)
     objective = build_objective.make_objective(config, bert, mesh, tokenizer)
+    if lora := adapters.of_text(config, bert):
+      _check_rows(workdir, {'lora.base': lora.digest})
+      objective = lora.adapt(objective, lora.place(mesh, bert.config.dtype))
     params = _checkpoint_params(config, objective, mesh, checkpoints, step)
   else:
     bert, params = _directory_params(config, model, tokenizer, mesh)
@@ -211,12 +214,12 @@ def run_config(workdir: str):
 
 
 def _check_rows(workdir, identity: dict) -> None:
-  """The rows must be those of the run: its text or its vocabulary may have changed since."""
+  """Text, vocabulary and base model must be those of the run; they may have changed since."""
   before = json.loads((epath.Path(workdir) / 'run.json').read_text())['identity']
   if any(before.get(name) != value for name, value in identity.items()):
     raise ValueError(
-      f'the text or the vocabulary of {workdir} has changed since its run; evaluate its model/ '
-      'with --model and --config instead.'
+      f'the text, the vocabulary or the base model of {workdir} has changed since its run; '
+      'evaluate its model/ with --model and --config instead.'
     )
 
 

@@ -16,6 +16,14 @@ SHARED = {
   'distill.temperature': (2.0, 'divisor of the logits of student and teacher in soft targets'),
   'distill.soft_weight': (0.5, "weight of the teacher's soft targets; the task's loss has the "
                                'rest'),
+  'lora.rank': (0, 'rank of adapters (LoRA), which are trained instead of init_from; 0 = none'),
+  'lora.alpha': (16.0, 'scale of the adapters times their rank'),
+  'lora.targets': ('query,value', 'matrices with adapters: names such as query, mlp/in or q_proj, '
+                                  'or patterns such as encoder/layers/.*'),
+  'lora.rslora': (False, 'scale alpha / sqrt(rank) instead of alpha / rank'),
+  'lora.modules_to_save': ('', 'heads trained completely beside a new one, such as pooler or mlm'),
+  'lora.save': ('merged', "form of model/: 'merged' with the weights of init_from, or 'peft' = a "
+                          'folder of adapters'),
   'seed': (0, 'seed of initial weights, data order, masks and dropout'),
   'prng_impl': ('threefry2x32', "generator of dropout: 'threefry2x32', or 'rbg' (faster on TPU, "
                                 'but its bits depend on the mesh)'),

@@ -24,7 +24,7 @@ import jax
 import numpy as np
 import optax
 
-from bertjax import build, build_objective, io
+from bertjax import adapters, build, build_objective, io
 from bertjax.config import flat
 from bertjax.data import loader as loader_lib
 from bertjax.data.tokenizer import Tokenizer
@@ -58,6 +58,7 @@ class Setup(NamedTuple):
   examples: list[task_lib.Example]  # of the dev split
   dev: task_lib.Encoded  # these, encoded
   steps: int  # of the run
+  lora: adapters.Lora | None = None  # with adapters
 
   @property
   def task(self) -> task_lib.Task:
@@ -68,6 +69,14 @@ class Setup(NamedTuple):
   def runs(self) -> tuple[tuple[int, float], ...]:
     """(seed, learning rate) of each run of a sweep; () for a single run."""
     return getattr(self.layout, 'runs', ())
+
+  def frozen(self, mesh) -> dict | None:
+    """The frozen parameters that adapters need, on a mesh."""
+    if self.lora is None:
+      return None
+    if mesh is self.layout.mesh:
+      return {'base': self.objective.frozen['base']}
+    return {'base': self.lora.place(mesh, self.model.config.dtype)}
 
   @property
   def num_train_examples(self) -> int:
@@ -100,7 +109,9 @@ def run(config, *, workdir: str, **processes) -> dict[str, float]:
   make = functools.partial(
     make_predict, setup.model, task, batch_size=config.batch_size, buckets=config.data.buckets
   )
-  predict = make(setup.layout.mesh, many=bool(setup.runs))
+  if setup.lora:
+    make = functools.partial(make, complete=setup.lora.adapters.complete)
+  predict = make(setup.layout.mesh, many=bool(setup.runs), frozen=setup.frozen(setup.layout.mesh))
 
   def evaluate(params):
     return [
@@ -113,7 +124,8 @@ def run(config, *, workdir: str, **processes) -> dict[str, float]:
       best = sweep.best_run(evaluations, step, setup.options)
       seed, rate = setup.runs[best]
       params, chosen = sweep.take(params, best), {'step': step, 'seed': seed, 'learning_rate': rate}
-      score_one = make(mesh_lib.make_mesh(devices=jax.devices()[:1]))
+      mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
+      score_one = make(mesh, frozen=setup.frozen(mesh))
       return save(setup, workdir, score_one, params, chosen, evaluations)
     return save(setup, workdir, predict, params, {'step': step}, evaluations)
 
@@ -123,6 +135,7 @@ def run(config, *, workdir: str, **processes) -> dict[str, float]:
   model = run_lib.model_facts(
     setup.model.config, labels=task.labels, problem_type=task.label.problem_type,
     trials=len(setup.runs) or 1, sentence=sentence_of(setup),
+    lora=setup.lora and setup.lora.facts(),
   )  # fmt: skip
   return run_lib.train(
     [run_lib.Stage(setup.steps, setup.objective, stream, evaluate, model)], setup.optimizer,
@@ -145,6 +158,7 @@ def set_up(config) -> Setup:
   model = make_model(config, task, weights[0])
   if not config.reinit_head and set(task.heads) & set(weights[1]):
     check_labels(config.init_from, weights[1], task)
+  lora = adapters.make(config, model, weights[1], task.heads)
   pack = build.packed_length(config, task.label, model.config)
   columns = build.training_columns(config, task, tokenizer)
   judge = task.judge
@@ -175,8 +189,8 @@ def set_up(config) -> Setup:
   transform = build.make_optimizer(config, schedule, learning_rate=rate, factors=factors)
   return Setup(
     config, task, tokenizer, model, weights, layout,
-    make_objective(config, model, task, columns, factors, tokenizer, layout), transform, columns,
-    training, examples, dev, steps,
+    make_objective(config, model, task, columns, factors, tokenizer, layout, lora), transform,
+    columns, training, examples, dev, steps, lora,
   )  # fmt: skip
 
 
@@ -241,7 +255,9 @@ def make_model(config, task, encoder_config) -> heads.Bert:
   )
 
 
-def make_objective(config, model, task, columns, factors, tokenizer, layout) -> Objective:
+def make_objective(
+  config, model, task, columns, factors, tokenizer, layout, lora=None
+) -> Objective:
   """The objective of a task; parameters with factor 0 get no gradient."""
   weights = task.label.parse_class_weights(config.class_weights, columns['labels'])
   if config.distill.teacher:
@@ -250,6 +266,8 @@ def make_objective(config, model, task, columns, factors, tokenizer, layout) -> 
     loss, loss_weights = task.label.make_loss(model, weights)
     init, coupled = functools.partial(heads.init_params, model), task.label.make_coupled(model)
     objective = Objective(init, loss, loss_weights, coupled=coupled)
+  if lora:
+    objective = lora.adapt(objective, lora.place(layout.mesh, model.config.dtype))
   if factors is None:
     return objective
 
@@ -305,7 +323,8 @@ def load(setup: Setup, make) -> dict:
       + (('pooler',) if config.reinit_top_layers else ()),
     )  # fmt: skip
     count, shared = config.reinit_top_layers, setup.model.config.shared_layers
-    loaded.append(loading.reinit_top_layers(params, fresh, count, shared))
+    params = loading.reinit_top_layers(params, fresh, count, shared)
+    loaded.append(setup.lora.start(params, fresh) if setup.lora else params)
   return jax.tree.map(lambda *x: np.stack(x), *loaded) if setup.runs else loaded[0]
 
 
@@ -330,6 +349,7 @@ def identity_of(setup: Setup) -> dict:
     'data.packed_length': config.data.packed_length, 'data.buckets': config.data.buckets,
     'trials': [list(run) for run in list_runs(config)],
     'tokenizer': setup.tokenizer.fingerprint, **digests, **build.distillation_fields(config),
+    **adapters.identity(config, setup.lora),
   }  # fmt: skip
 
 
@@ -346,11 +366,13 @@ def save(setup: Setup, workdir, predict, params, chosen: dict, evaluations) -> d
     task.write(workdir / 'predictions', split, examples, predicted)
   about = json.loads((workdir / 'run.json').read_text())
   best = about['config'] | {k: chosen[k] for k in ('seed', 'learning_rate') if k in chosen}
-  loading.save_model(
-    workdir / 'model', setup.model, params, setup.tokenizer,
+  full = setup.lora.merge(params) if setup.lora else params
+  write = setup.lora.writer(config.lora.save, params) if setup.lora else loading.save_model
+  write(
+    workdir / 'model', setup.model, full, setup.tokenizer,
     labels=task.labels, problem_type=task.label.problem_type, sentence=sentence_of(setup),
     card=hub.model_card(
-      f'{workdir.name}/model', setup.model, params, task.labels, scores, about | {'config': best}
+      f'{workdir.name}/model', setup.model, full, task.labels, scores, about | {'config': best}
     ),
   )  # fmt: skip
   table = trials_table(setup, evaluations) if setup.runs else {}

@@ -222,6 +222,7 @@ VERBS = {
     {
       'from': ('', f'model: {_SOURCE} (NAME@REVISION), or the prefix of a TF1 checkpoint'),
       'checkpoint': (-1, 'step of a checkpoint of --from=WORKDIR; -1 = model/, or the newest'),
+      'base': ('', 'base model of adapters in --from; empty = the one that they name'),
       'out': ('', 'directory to write; it must not exist, or be empty'),
       'format': ('hf', "format to write: 'hf' (model directory) or 'google' (bert_model.ckpt.*)"),
       'heads': ('', 'heads to keep, separated by commas; empty = all'),

@@ -29,7 +29,7 @@ import ml_collections
 import numpy as np
 import optax
 
-from bertjax import build, build_objective, io, plan, prepare
+from bertjax import adapters, build, build_objective, io, plan, prepare
 from bertjax import config as config_lib
 from bertjax.config import flat
 from bertjax.data import loader as loader_lib
@@ -59,6 +59,7 @@ class Setup(NamedTuple):
   loader: str  # 'threads' or 'tfdata'
   identity: dict  # what a resumed run must share with its start
   hub_commits: Mapping[str, str] = MappingProxyType({})  # {data set of the hub: commit}
+  lora: adapters.Lora | None = None  # with adapters
 
 
 def run(config, *, workdir: str, **processes) -> dict[str, float]:
@@ -117,6 +118,7 @@ def set_up(config, hub_commits: Mapping[str, str] = MappingProxyType({})) -> Set
     families.family_of(model.config)  # could it be saved?
     build_objective.make_generator(stage.config, model)
     build_objective.check_teacher(stage.config)
+    adapters.check(stage.config)
     Masking(**stage.config.masking)
   optimizer = build.make_optimizer(config, plan.make_schedule(config))
   loader = loader_lib.choose_loader(config.data.loader)
@@ -133,8 +135,12 @@ def set_up(config, hub_commits: Mapping[str, str] = MappingProxyType({})) -> Set
   tokenizer = stages[0].data.tokenizer
   models = [build.make_model(stage.config, tokenizer.vocab_size) for stage in stages]
   huggingface.check_padding(models[0].config, tokenizer.pad_id)
+  lora = adapters.of_text(config, models[-1])
   identity = build.pretraining_identity(config, models[0].config, stages)
-  return Setup(config, stages, tokenizer, models, optimizer, layout, loader, identity, hub_commits)
+  identity |= adapters.identity(config, lora)
+  return Setup(
+    config, stages, tokenizer, models, optimizer, layout, loader, identity, hub_commits, lora
+  )
 
 
 def make_stages(setup: Setup) -> list[run_lib.Stage]:
@@ -142,10 +148,13 @@ def make_stages(setup: Setup) -> list[run_lib.Stage]:
   mesh = setup.layout.mesh
   iterate = functools.partial(loader_lib.iterate, loader=setup.loader)
   stages = []
+  base = setup.lora and setup.lora.place(mesh, setup.models[0].config.dtype)
 
   @functools.cache  # stages with the same model share its programs
   def programs(model):
     objective = build_objective.make_objective(setup.config, model, mesh, setup.tokenizer)
+    if setup.lora:
+      objective = setup.lora.adapt(objective, base)
     return objective, build.make_evaluate(objective, mesh, setup.loader)
 
   def evaluate(params, score, heldout):  # a list: the scores of each run, of which there is one
@@ -165,6 +174,8 @@ def make_stages(setup: Setup) -> list[run_lib.Stage]:
       progress = train.progress
     predictions = stage.config.masking.max_predictions
     flops_per_row = build_objective.train_flops(stage.config, model, predictions)
+    if setup.lora:  # fewer, by how much depends on the targets
+      flops_per_row = 0.0
     changes = plan.describe_stage(stage, setup.stages[number - 1] if number else None)
     stages.append(run_lib.Stage(
       stage.stop, objective, batches,
@@ -177,7 +188,7 @@ def make_stages(setup: Setup) -> list[run_lib.Stage]:
 
 def model_facts(setup: Setup, model: heads.Bert) -> dict:
   """What a checkpoint says of its model, and of ELECTRA's generator."""
-  facts = run_lib.model_facts(model.config)
+  facts = run_lib.model_facts(model.config, lora=setup.lora and setup.lora.facts())
   generator = build_objective.make_generator(setup.config, model)
   return facts | ({'generator': run_lib.model_facts(generator.config)} if generator else {})
 
@@ -232,9 +243,11 @@ def load(setup: Setup, make) -> dict:
   _log.info('starting from the weights of %s%s', config.init_from, change)
   model = model.clone(config=dataclasses.replace(model.config, rope_theta=trained))
   options: dict = {'tokenizer': setup.tokenizer, 'resize': config.init_resize}
-  initial = make() if config.init_resize else None
+  initial = make() if config.init_resize or setup.lora else None
   weights = build_objective.source_weights(config) if config.init_layers else None
   params = loading.load_params(config.init_from, model, initial=initial, weights=weights, **options)
+  if setup.lora:
+    return setup.lora.start(params, initial)
   if generator := build_objective.make_generator(config, model):
     _log.info('starting from the generator %s', config.generator_from)
     initial = heads.generator_params(initial) if initial else None
@@ -260,8 +273,11 @@ def save(workdir, setup: Setup, params, scores) -> None:
       loading.save_model(workdir / 'generator', generator, full, setup.tokenizer)
       _log.info('generator written to %s', workdir / 'generator')
       params = {name: part for name, part in params.items() if name != 'generator'}
+    how, lora = setup.config.lora.save, setup.lora
+    write = lora.writer(how, params) if lora else loading.save_model
+    params = lora.merge(params) if lora else params
     about = json.loads((workdir / 'run.json').read_text())
     card = hub.model_card(f'{workdir.name}/model', model, params, scores=scores, run=about)
-    loading.save_model(workdir / 'model', model, params, setup.tokenizer, card=card)
+    write(workdir / 'model', model, params, setup.tokenizer, card=card)
     io.write_json(workdir / 'metrics.json', scores)
     _log.info('model written to %s', workdir / 'model')

@@ -17,16 +17,19 @@ _log = logging.getLogger(__name__)
 
 
 def make_predict(
-  model, task, mesh, batch_size: int, buckets: str = '', *, many: bool = False
-) -> Callable:
+  model, task, mesh, batch_size: int, buckets: str = '', *, many: bool = False,
+  complete: Callable = lambda params: params, frozen: dict | None = None,
+) -> Callable:  # fmt: skip
   """Returns (params, encoded) -> (logits [K, N, ...] in the order of rows, mean losses [K]).
 
   K is the number of runs in `params`, 1 unless `many`. With a CRF the logits are its tags
-  [K, N, L]. Every process gets all of them.
+  [K, N, L]. Every process gets all of them. `complete` makes the model's parameters of those of a
+  run and `frozen` ones, which all runs share.
   """
   loss_fn, loss_weights = task.label.make_loss(model)
 
-  def step(params, batch):
+  def step(params, frozen, batch):
+    params = complete(params | frozen)
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # kernels ask where they will run
       logits = task.label.select(model.apply({'params': params}, batch), batch)
       loss = loss_fn(params, batch, None)[0]['task']
@@ -35,7 +38,7 @@ def make_predict(
   everywhere = NamedSharding(mesh, PartitionSpec())
   sharding = everywhere if many else mesh_lib.batch_sharding(mesh)
   compiled = jax.jit(
-    jax.vmap(step, (0, None)) if many else step, in_shardings=(None, sharding),
+    jax.vmap(step, (0, None, None)) if many else step, in_shardings=(None, None, sharding),
     out_shardings=everywhere,
   )  # fmt: skip
 
@@ -44,7 +47,7 @@ def make_predict(
     data = loader.task_batches(task.label, encoded.columns, batch_size, buckets, local=local)
     stream = map(data.in_order, range(data.steps))
     stream = stream if many else loop.to_device(stream, mesh)
-    parts = jax.device_get([compiled(params, batch) for batch in stream])
+    parts = jax.device_get([compiled(params, frozen or {}, batch) for batch in stream])
     if not many:
       parts = jax.tree.map(lambda x: np.asarray(x)[None], parts)
     logits = loader.gather_logits(data, [part for part, _, _ in parts])

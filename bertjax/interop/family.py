@@ -111,6 +111,10 @@ class Family(NamedTuple):
     """First names of modules in a file of a bare encoder, which lacks the prefix."""
     return {name.split('.')[1] for name in self.modules.values() if name.startswith('.')}
 
+  def full_name(self, name: str, dot: str = '.') -> str:
+    """A name with the prefix, which a file of a bare encoder lacks."""
+    return f'{self.prefix}{dot}{name}' if name.split(dot)[0] in self.roots else name
+
   def differences(self, config: EncoderConfig) -> list[str]:
     """Fields of a config in which it is no model of this family."""
     wrong = []

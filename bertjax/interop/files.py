@@ -2,6 +2,7 @@
 
 import contextlib
 import pickle
+from collections.abc import Iterable
 
 import flax.serialization
 import flax.traverse_util
@@ -68,16 +69,17 @@ def read_json(path, kind: type = dict, *, optional: bool = False):
   return io.read_json(path, kind)
 
 
-def find_weights(directory) -> epath.Path:
-  """The file of weights in a folder, the newest format first.
+def find_weights(directory, names: Iterable[str] = ()) -> epath.Path:
+  """The file of weights in a folder, the newest format first; `names` are other files' names.
 
   Raises:
     ValueError: if there is none.
   """
-  found = [epath.Path(directory) / name for name in _READERS]
+  names = tuple(names) or MODELS
+  found = [epath.Path(directory) / name for name in names]
   path = next((path for path in found if path.is_file()), None)
   if path is None:
-    raise ValueError(f'{directory} has no weights: none of {", ".join(_READERS)}.')
+    raise ValueError(f'{directory} has no weights: none of {", ".join(names)}.')
   return path
 
 
@@ -168,3 +170,6 @@ _READERS = {
   'pytorch_model.bin.index.json': _read_shards,
   'flax_model.msgpack': _read_flax,
 }
+MODELS = tuple(_READERS)
+ADAPTERS = ('adapter_model.safetensors', 'adapter_model.bin')  # PEFT's
+_READERS |= dict(zip(ADAPTERS, (_read_safetensors, _read_torch), strict=True))

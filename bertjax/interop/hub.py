@@ -14,13 +14,15 @@ from bertjax.model.heads import Bert
 _TEXT_FILES = (
   'config.json', 'vocab.txt', 'spiece.model', 'tokenizer.json', 'tokenizer_config.json',
   'vocab.json', 'merges.txt', 'special_tokens_map.json', 'added_tokens.json', 'modules.json',
-  'sentence_*_config.json', '[0-9]_*/*',
+  'adapter_config.json', 'sentence_*_config.json', '[0-9]_*/*',
 )  # fmt: skip
 _HUB_WEIGHTS = (  # the first kind that a repository has is downloaded
-  ('model.safetensors', 'model.safetensors.index.json', 'model-*-of-*.safetensors'),
-  ('pytorch_model.bin', 'pytorch_model.bin.index.json', 'pytorch_model-*-of-*.bin'),
+  ('model.safetensors', 'model.safetensors.index.json', 'model-*-of-*.safetensors',
+   'adapter_model.safetensors'),
+  ('pytorch_model.bin', 'pytorch_model.bin.index.json', 'pytorch_model-*-of-*.bin',
+   'adapter_model.bin'),
   ('flax_model.msgpack',),
-)
+)  # fmt: skip
 
 
 def find_directory(path_or_name) -> epath.Path:

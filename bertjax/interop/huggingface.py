@@ -60,8 +60,7 @@ def load_hf(path_or_name, *, heads: Sequence[str] | None = None) -> tuple[Encode
   _log.info('reading %s', path)
   style = 'flax' if path.suffix == '.msgpack' else 'huggingface'
   family = families.family_of(config)
-  tied = family.tied if config.tied_embeddings else {}
-  tensors, untied = _canonical(files.read_tensors(path), style, family, tied)
+  tensors, untied = canonical(files.read_tensors(path), style, config)
   found = find_heads(config, tensors, style, content, path, heads)
   if untied and 'mlm' in found:
     original = family.expand(family.tied[untied])
@@ -110,11 +109,7 @@ def save_hf(
     ValueError: if the folder holds something else, which would be lost, or the parts do not fit
       each other.
   """
-  content = config_to_json(config, params, tokenizer.pad_id, labels, problem_type)
-  tokens = families.family_of(config).tokens
-  special = tokenizer.special
-  content |= {theirs: special[role] for theirs, role in tokens.items() if role in special}
-  check_vocabulary(config, tokenizer, 'the tokenizer')
+  content = model_json(config, params, tokenizer, labels, problem_type)
   with files.new_directory(directory, 'model.safetensors') as folder:
     (folder / 'config.json').write_text(json.dumps(content, indent=2) + '\n')
     tensors = to_tensors(config, params)
@@ -124,6 +119,16 @@ def save_hf(
       sentences.write_layers(folder, config.hidden_size, **sentence)
     if card:
       (folder / 'README.md').write_text(card, encoding='utf-8')
+
+
+def model_json(
+  config: EncoderConfig, params: Mapping, tokenizer: Tokenizer, labels=(), kind=''
+) -> dict:
+  """The content of `config.json` beside a tokenizer; see `config_to_json`."""
+  check_vocabulary(config, tokenizer, 'the tokenizer')
+  tokens, special = families.family_of(config).tokens, tokenizer.special
+  ids = {theirs: special[role] for theirs, role in tokens.items() if role in special}
+  return config_to_json(config, params, tokenizer.pad_id, labels, kind) | ids
 
 
 def check_vocabulary(config: EncoderConfig, tokenizer: Tokenizer, source) -> None:
@@ -238,15 +243,13 @@ def _tell(tensors, read, source):
     _log.info('%s: not read: %s', source, ', '.join(unread))
 
 
-def _canonical(
-  tensors: dict, style: str, family: Family, tied: Mapping[str, str]
-) -> tuple[dict, str]:
+def canonical(tensors: dict, style: str, config: EncoderConfig) -> tuple[dict, str]:
   """The tensors under today's names without copies of tied ones, and such a "copy" that differs."""
-  dot = '/' if style == 'flax' else '.'
+  dot, family = '/' if style == 'flax' else '.', families.family_of(config)
+  tied = family.tied if config.tied_embeddings else {}
   result = {}
   for name, tensor in tensors.items():
-    if name.split(dot)[0] in family.roots:  # of a bare encoder
-      name = f'{family.prefix}{dot}{name}'
+    name = family.full_name(name, dot)
     name = re.sub(r'LayerNorm\.gamma$', 'LayerNorm.weight', name)
     result[re.sub(r'LayerNorm\.beta$', 'LayerNorm.bias', name)] = tensor
   untied = ''

@@ -3,11 +3,13 @@
 A model directory is what Hugging Face reads: config, weights, vocabulary and tokenizer files. A
 checkpoint is WORKDIR/checkpoints/STEP of a run, written by `training.checkpoint`: its parameters
 are read without the moments, its `meta` carries the model's config and labels, and the tokenizer is
-WORKDIR/tokenizer.
+WORKDIR/tokenizer. A folder of PEFT's has adapters, which are merged with the base model that it
+names; so are those in a checkpoint of a run with LoRA.
 """
 
 import dataclasses
 import functools
+import hashlib
 import json
 import logging
 import re
@@ -19,11 +21,14 @@ import numpy as np
 from etils import epath
 
 from bertjax.data.tokenizer import Tokenizer
-from bertjax.interop import files, google, hub, huggingface, sentences
+from bertjax.interop import files, google, hub, huggingface, mapping, peft, sentences
 from bertjax.model.config import HEAD_FIELDS, HEADS, LABELLED_HEADS, TASK_HEADS, EncoderConfig
 from bertjax.model.heads import Bert, generator_params
+from bertjax.model.lora import Adapters
 
 _log = logging.getLogger(__name__)
+
+_TOKENIZERS = ('tokenizer.json', 'vocab.txt', 'spiece.model', 'vocab.json')  # one is in a folder
 
 # What a model's weights depend on.
 _SIZES = ('vocab_size', 'hidden_size', 'num_layers', 'num_heads', 'mlp_size', 'max_positions',
@@ -65,8 +70,9 @@ def find_model(source):
 
 
 def load_model(
-  source, *, heads: Sequence[str] | None = None, gelu: str = 'erf', lowercase: bool | None = None
-) -> tuple[Bert, dict, Tokenizer]:
+  source, *, heads: Sequence[str] | None = None, gelu: str = 'erf', lowercase: bool | None = None,
+  base: str = '',
+) -> tuple[Bert, dict, Tokenizer]:  # fmt: skip
   """Loads a model of any kind: (module, parameters, tokenizer).
 
   The module has the heads and the pooler that the files have. Parameters are float32 NumPy arrays,
@@ -83,19 +89,21 @@ def load_model(
   Args:
     source: a model directory, a run's workdir, a checkpoint WORKDIR/checkpoints/STEP, a folder of
       Hugging Face's or Google's, a prefix of Google's, or a hub name ('bert-base-uncased',
-      'name@revision'; `HF_HUB_OFFLINE=1` reads the local cache only).
+      'name@revision'; `HF_HUB_OFFLINE=1` reads the local cache only). A folder of PEFT's gives the
+      merged model.
     heads: heads to load, names out of `model.config.HEADS`; None loads all. Required where the file
       has a `classifier.weight` and `config.json` does not say which head it is.
     gelu: 'erf' or 'tanh', the form that 'gelu' means in Google's files; see `interop.google`.
     lowercase: overrides the case of the tokenizer's files.
+    base: base model of PEFT's adapters; '' = the one that they name.
 
   Raises:
     ValueError: if a file is missing, corrupt or of another architecture, or a head is missing;
       names the file, and the heads that it has.
   """
   source = find_model(source)
-  config, params = load_weights(source, heads=heads, gelu=gelu)
-  tokenizer = load_tokenizer(source, lowercase)
+  config, params = load_weights(source, heads=heads, gelu=gelu, base=base)
+  tokenizer = load_tokenizer(source, lowercase, base)
   huggingface.check_vocabulary(config, tokenizer, source)
   counts = {head: params[head]['bias'].size for head in LABELLED_HEADS if head in params}
   if len(set(counts.values())) > 1:
@@ -153,24 +161,76 @@ def save_model(
   )
 
 
-def load_weights(source, *, heads=None, gelu: str = 'erf') -> tuple[EncoderConfig, dict]:
+def load_weights(
+  source, *, heads=None, gelu: str = 'erf', base: str = ''
+) -> tuple[EncoderConfig, dict]:
   """The config and parameters of a model of any kind."""
   source = find_model(source)
+  if base and not is_peft(source):
+    raise ValueError(f'{source} is a complete model, not adapters of the base model {base}.')
   if is_checkpoint(source):
     return load_checkpoint(source, heads=heads)
   if google.is_google(source):
     return google.load_google(source, heads=heads, gelu=gelu)
+  if is_peft(source):
+    return load_peft(source, base, heads)
   return huggingface.load_hf(source, heads=heads)
 
 
-def load_tokenizer(source, lowercase: bool | None = None) -> Tokenizer:
-  """The tokenizer beside the weights; `lowercase` overrides what the files say."""
+def load_peft(source, base: str = '', heads=None) -> tuple[EncoderConfig, dict]:
+  """The config and parameters of PEFT's adapters, merged with their base model.
+
+  Args:
+    source: PEFT's folder, or a hub name.
+    base: the base model, of any kind; '' = the one that the folder names.
+    heads: as for `load_model`.
+
+  Raises:
+    ValueError: if the base model cannot be read or is another one, or the adapters are of a kind
+      that is not supported.
+  """
+  folder = hub.find_directory(source)
+  base = _base_of(folder, base)
+  _log.info('%s: adapters of the base model %s', folder, base)
+  try:
+    config, params = load_weights(base)
+  except ValueError as error:
+    raise ValueError(
+      f'{source} has adapters, and their base model {base!r} cannot be read ({error}) Name it: '
+      'bertjax convert --from=ADAPTERS --base=MODEL --out=DIR.'
+    ) from error
+  return peft.merge(folder, config, params, heads)
+
+
+def _base_of(folder, base: str = '') -> str:
+  """The base model of PEFT's folder."""
+  if named := base or peft.read_settings(folder)[0].base:
+    return named
+  raise ValueError(
+    f'{folder / peft.CONFIG} names no base model; name it: bertjax convert --from=ADAPTERS '
+    '--base=MODEL --out=DIR.'
+  )
+
+
+def is_peft(source) -> bool:
+  """Whether a model is a folder of PEFT's, adapters without their base model."""
+  if is_checkpoint(source) or google.is_google(source):
+    return False
+  return (hub.find_directory(source) / peft.CONFIG).is_file()
+
+
+def load_tokenizer(source, lowercase: bool | None = None, base: str = '') -> Tokenizer:
+  """The tokenizer beside the weights, or that of a base model, see `load_peft`; `lowercase`
+  overrides what the files say."""
   source = find_model(source)
   if is_checkpoint(source):
     source = epath.Path(source).parent.parent / 'tokenizer'
   if google.is_google(source):
     return google.load_tokenizer(source, lowercase)
-  return Tokenizer.from_dir(hub.find_directory(source), lowercase=lowercase)
+  folder = hub.find_directory(source)
+  if is_peft(source) and not any((folder / name).exists() for name in _TOKENIZERS):
+    return load_tokenizer(base or _base_of(folder), lowercase)
+  return Tokenizer.from_dir(folder, lowercase=lowercase)
 
 
 def read_labels(source) -> tuple[list[str], str]:
@@ -183,6 +243,8 @@ def read_labels(source) -> tuple[list[str], str]:
     path = google.config_file(google.locate(source)[0])
   else:
     path = hub.find_directory(source) / 'config.json'
+  if not path.exists() and is_peft(source):
+    return [], ''  # PEFT writes none
   return huggingface.labels_in(files.read_json(path), path)
 
 
@@ -202,6 +264,13 @@ def has_sentence_layers(source) -> bool:
   if google.is_google(source):
     return False
   return (hub.find_root(source) / 'modules.json').is_file()
+
+
+def is_huggingface(source) -> bool:
+  """Whether transformers can load a model: a folder with a complete model, or a hub name."""
+  if is_checkpoint(source) or google.is_google(source) or is_peft(source):
+    return False
+  return (hub.find_directory(source) / 'config.json').is_file()
 
 
 def is_checkpoint(source) -> bool:
@@ -284,9 +353,35 @@ def load_checkpoint(folder, heads=None) -> tuple[EncoderConfig, dict]:
     if 'mlm' in (heads or ()):
       model, params = model['generator'], generator_params(params)
     params.pop('generator', None)
+  config = EncoderConfig(**model['config'])
+  if 'lora' in model:
+    params = _with_base(params, config, model['lora'], folder)
   huggingface.check_heads(heads or (), params, folder)
   kept = params.keys() if heads is None else {'encoder', 'pooler', *heads}
-  return EncoderConfig(**model['config']), {k: v for k, v in params.items() if k in kept}
+  return config, {k: v for k, v in params.items() if k in kept}
+
+
+def _with_base(params: dict, config: EncoderConfig, facts: dict, folder) -> dict:
+  """The parameters of a checkpoint of adapters, merged with those of its base model."""
+  _, base = load_weights(facts['base'])
+  base = {name: base[name] for name in facts['frozen'] if name in base}
+  if digest_of(base) != facts['digest']:
+    raise ValueError(
+      f'{folder} has adapters of the base model {facts["base"]}, which has changed since; put the '
+      'model of the run there.'
+    )
+  known = mapping.matrices(config, 'pooler' in base)
+  matrices = {name: known[name][0] for name in facts['matrices']}
+  adapters = Adapters(matrices, facts['rank'], facts['scale'])
+  return jax.tree.map(np.asarray, adapters.complete(params | {'base': base}))
+
+
+def digest_of(params: dict) -> str:
+  """A hash of parameters, by which a base model is known again."""
+  digest, flat = hashlib.sha256(), flax.traverse_util.flatten_dict(params, sep='/')
+  for path in sorted(flat):
+    digest.update(path.encode() + np.ascontiguousarray(flat[path]).tobytes())
+  return digest.hexdigest()[:16]
 
 
 def _read_meta(folder) -> dict:

@@ -301,16 +301,22 @@ def still_running(values: np.ndarray | Sequence[Sequence[float]], patience: int)
 
 
 def model_facts(
-  config, *, labels=(), problem_type: str = '', trials: int = 1, sentence: dict | None = None
+  config,
+  *,
+  labels=(),
+  problem_type: str = '',
+  trials: int = 1,
+  sentence: dict | None = None,
+  lora: dict | None = None,
 ) -> dict:
   """The model's entry in a checkpoint's meta, which `interop.loading` reads: an `EncoderConfig`
-  without the fields that do not change the model, the labels, the number of runs in it, and the
-  pooling of embeddings."""
+  without the fields that do not change the model, the labels, the number of runs in it, the
+  pooling of embeddings, and the base model of adapters."""
   free = ('frozen', 'dtype', 'attention', 'remat', 'unroll')
   fields = {k: v for k, v in dataclasses.asdict(config).items() if k not in free}
   return {
     'config': fields, 'labels': list(labels), 'problem_type': problem_type, 'trials': trials,
-    **({'sentence': sentence} if sentence else {}),
+    **({'sentence': sentence} if sentence else {}), **({'lora': lora} if lora else {}),
   }  # fmt: skip
 
 
