@@ -33,6 +33,8 @@ _parts = re.compile(f'[{_UNSPACED}{_WIDE}][{_MARKS}]*|[^{_UNSPACED}{_WIDE}]+').f
 _whole = re.compile(
   r"(?:[^\W\d_]\.)+|(?:\w+\.)+\w\.|['’]\w+|[-+.]\d(?:.*\w)?|[A-Z]{1,3}\$|([-.*=_#~])\1+"
 ).fullmatch
+# Ends of English words that are words of their own: England's did n't
+_clitic = re.compile(r"(?<=[\w.])(?:n['’]t|['’](?:s|re|ve|ll|d|m))$", re.IGNORECASE).search
 
 
 def flags(token: str, continues: bool) -> int:
@@ -73,7 +75,8 @@ def split(text: str, rule: str = 'text') -> list[tuple[int, int]]:
   Args:
     text: a text.
     rule: 'spaces', nothing but white space separates words; or 'text', punctuation at the edges of
-      a word and each character of an unspaced script are words too, as in CoNLL's files.
+      a word, clitics of English such as 's and each character of an unspaced script are words too,
+      as in CoNLL's files.
   """
   runs = [match.span() for match in re.finditer(r'\S+', text)]
   if rule == 'spaces':
@@ -131,7 +134,9 @@ def _word(text: str, span: tuple[int, int]) -> Iterator[tuple[int, int]]:
   while start < last and _is_punctuation(text[last - 1]) and not _whole(text[start:last]):
     last -= 1
   if start < last:
-    yield start, last
+    clitic = _clitic(text[start:last])
+    middle = start + clitic.start() if clitic else last
+    yield from ((a, b) for a, b in ((start, middle), (middle, last)) if a < b)
   yield from ((i, i + 1) for i in range(last, end))
 
 

@@ -44,6 +44,28 @@ def spelt(text, spans):
       "J. Smith 's top-ten 1996-08-22 ...",
       ['J.', 'Smith', "'s", 'top-ten', '1996-08-22', '...'],
     ),
+    (
+      "England's (the U.S.'s) O’Neill’s; I'm, didn't.",
+      [
+        'England',
+        "'s",
+        '(',
+        'the',
+        'U.S.',
+        "'s",
+        ')',
+        'O’Neill',
+        '’s',
+        ';',
+        'I',
+        "'m",
+        ',',
+        'did',
+        "n't",
+        '.',
+      ],
+    ),
+    ("L'OR rock'n'roll 'S", ["L'OR", "rock'n'roll", "'S"]),
     ('+44 .500 US$ -- 3,000', ['+44', '.500', 'US$', '--', '3,000']),
     ('我用Python写，很快！', ['我', '用', 'Python', '写', '，', '很', '快', '！']),
     ('他说：“好……”', ['他', '说', '：', '“', '好', '…', '…', '”']),
@@ -71,6 +93,25 @@ def test_words_of_conll_2003_are_found_again_in_its_text(data_dir):
     own = {(end - len(word) - 1, end - 1) for word, end in zip(item.texts, ends, strict=True)}
     found, total = found + len(own & set(words.split(text))), total + len(own)
   assert total > 50_000 and found / total > 0.995
+
+
+def test_words_of_conll_2003_are_found_again_in_plain_text(data_dir):
+  """Also where the words are printed as usual: "England's", "(Lyon)"."""
+  from benchmarks.tag_text import plain_text
+  from bertjax.objectives.labels import entities
+  from bertjax.tasks.tagging import read_conll
+
+  kept, found = [], []
+  for _, item in read_conll(data_dir / 'conll2003' / 'eng.testa'):
+    text, places = plain_text(item.texts)
+    split = words.split(text)
+    found += [place in split for place in places]
+    starts, ends = map(set, zip(*split, strict=True))
+    kept += [
+      places[a][0] in starts and places[b - 1][1] in ends for _, a, b in entities(item.label)
+    ]
+  assert len(kept) == 5942
+  assert np.mean(found) > 0.99 and np.mean(kept) > 0.995
 
 
 def words_of(tokenizer, text):
