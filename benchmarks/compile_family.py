@@ -52,8 +52,9 @@ def run(out: str, topologies: str, largest: int) -> None:
       for topology in topologies.split(','):
         if topology[:3] in cell[6]:
           one = report(topology, cell, cell[2])
-          if largest_too:
-            lines.append(row(one, largest_of(lambda n: report(topology, cell, n), one)))  # noqa: B023
+          if largest_too == largest:
+            most = largest and largest_of(lambda n: report(topology, cell, n), one)  # noqa: B023
+            lines.append(row(one, most or None))
   print('\n'.join(lines))
 
 
@@ -93,8 +94,9 @@ def row(cell: dict, most: dict | None) -> str:
   if 'flops' not in cell:
     return f'{start} {cell["does_not_fit"]} |'
   kernels = cell['product_flops'] + cell['kernel_flops']
+  largest = f'{most["rows_per_chip"]} ({most["peak_bytes"] / 1e9:.1f} GB)' if most else ''
   return (
     f'{start} {cell["peak_bytes"] / 1e9:.1f} of {cell["hbm_bytes"] / 1e9:.0f} | '
     f'{cell["flops"] / cell["model_flops"]:.3f} | {kernels / cell["model_flops"]:.3f} | '
-    f'{most["rows_per_chip"]} ({most["peak_bytes"] / 1e9:.1f} GB) |'
+    f'{largest} |'
   )
