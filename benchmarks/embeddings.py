@@ -110,7 +110,7 @@ def write_start(config, folder: pathlib.Path) -> None:
   )
   loading.save_model(
     folder, setup.model, jax.device_get(state.params), setup.tokenizer,
-    sentence=finetune.sentence_of(setup),
+    sentence=setup.training.label.sentence(config.data.length),
   )  # fmt: skip
 
 

@@ -296,11 +296,6 @@ def make_task(config, model: str = ''):
     raise ValueError(
       f'num_trainable_layers=0 leaves nothing to train: {name} has no head; use at least 1.'
     )
-  if task.choices > 1 and config.gradient_accumulation_steps > 1 and task.heads:
-    raise ValueError(
-      f'gradient_accumulation_steps={config.gradient_accumulation_steps} would split the choices '
-      'of an example; use 1.'
-    )
   return task
 
 

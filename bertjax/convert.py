@@ -56,7 +56,7 @@ def run(
   case = {'true': True, 'false': False}.get(lowercase)
   model = loading.load_model(source, heads=names, gelu=gelu, lowercase=case, base=base)
   labels, problem_type = loading.read_labels(source)
-  sentence = _sentence(source) if format == 'hf' else None
+  sentence = _sentence(source, model[0].heads) if format == 'hf' else None
   loading.save_model(
     out, *model, labels=labels, problem_type=problem_type, format=format, sentence=sentence
   )
@@ -73,10 +73,13 @@ def run(
     _log.info('uploaded to %s', hub_lib.push(target, hub))
 
 
-def _sentence(source) -> dict | None:
-  """Pooling, prompts and maximum length of embeddings of length 1; None for other layers."""
+def _sentence(source, heads) -> dict | None:
+  """Pooling, prompts and maximum length of embeddings of length 1, or the activation of a
+  reranker's scores; None for other layers."""
   try:
     layers = loading.read_sentence_layers(source)
+    if not layers and 'classification' in heads and (found := loading.read_activation(source)):
+      return {'activation': found}
   except ValueError:
     return None
   if not layers or layers.steps != (sentences.normalise,) or layers.default_prompt:

@@ -189,32 +189,41 @@ FINETUNING = SHARED | {
 
 # Options of tasks; `tasks.make_task` accepts those of the task at hand.
 FINETUNING |= {
-  'task.text': ('', 'column of the text (table), or of the anchor (embed); a number from 0 in a '
-                    'file without a header'),
-  'task.pair': ('', 'column of the second text of a sentence pair (table), or of the positive '
-                    '(embed)'),
-  'task.label': ('label', 'column of the label (table, choice), or of the score of a pair (embed)'),
+  'task.text': ('', 'column of the text (table), of the anchor (embed) or of the query (rerank); a '
+                    'number from 0 in a file without a header'),
+  'task.pair': ('', 'column of the second text of a sentence pair (table), of the positive (embed, '
+                    'rerank) or of the document of a labelled pair (rerank)'),
+  'task.label': ('label', 'column of the label (table, choice, rerank), or of the score of a pair '
+                          "(embed); columns of the teacher's scores, joined by '|' (rerank with "
+                          'margin_mse)'),
   'task.kind': ('class', "kind of label: 'class', 'regression' or 'multilabel' (table)"),
   'task.labels': ('', "label names joined by '|' (table); empty = those of the training split"),
   'task.separator': ('|', 'separator of the labels in a multilabel field (table)'),
   'task.prompt': ('', 'column of the text that every ending completes (choice)'),
   'task.endings': ('', "columns of the endings, joined by '|' (choice)"),
   'task.start': ('', 'column of the text in front of every ending (choice)'),
-  'task.delimiter': ('', 'delimiter between columns (table, choice, embed): a character, or tab, '
-                         'comma, semicolon, pipe, space; empty = detect'),
+  'task.delimiter': ('', 'delimiter between columns (table, choice, embed, rerank): a character, '
+                         'or tab, comma, semicolon, pipe, space; empty = detect'),
   'task.encoding': ('utf-8', 'encoding of text files by its Python name (table, choice, conll, '
-                             'embed)'),
-  'task.on_bad_row': ('stop', "records without text or label (table, choice, embed): 'stop', or "
-                              "'skip' and count them"),
-  'task.negatives': ('', "columns of hard negatives, joined by '|' (embed); in JSONL and Parquet "
-                         'a column may hold a list'),
-  'task.num_negatives': (0, 'hard negatives of an example (embed), the first ones of longer lists; '
-                            '0 = one for each column'),
-  'task.loss': ('contrastive', "loss (embed): 'contrastive' (in-batch negatives), or 'cosine' "
-                               '(scores of pairs)'),
-  'task.evaluation': ('retrieval', "evaluation of a contrastive model (embed): 'retrieval' among "
-                                   "the texts of the split, 'similarity' (scored pairs) or 'beir' "
-                                   '(the file is FOLDER/qrels/NAME.tsv)'),
+                             'embed, rerank)'),
+  'task.on_bad_row': ('stop', "records without text or label (table, choice, embed, rerank): "
+                              "'stop', or 'skip' and count them"),
+  'task.negatives': ('', "columns of hard negatives, joined by '|' (embed, rerank); in JSONL and "
+                         'Parquet a column may hold a list'),
+  'task.num_negatives': (0, 'hard negatives of an example (embed, rerank), the first ones of '
+                            'longer lists; 0 = one for each column'),
+  'task.loss': ('contrastive', "loss (embed): 'contrastive' (in-batch negatives) or 'cosine' "
+                               "(scores of pairs); (rerank): 'binary' (each pair), 'listwise' "
+                               '(softmax over a positive and its negatives) or '
+                               "'margin_mse' (a teacher's scores)"),
+  'task.evaluation': ('retrieval', "evaluation (embed, rerank): 'retrieval' among the texts of the "
+                                   "split (embed) or of each query (rerank), 'similarity' (scored "
+                                   "pairs) or 'beir' (the file is FOLDER/qrels/NAME.tsv)"),
+  'task.candidates': ('', 'file of the candidates to rank (rerank with beir), in data.source: a '
+                          'run in the format of trec_eval, or a table with query-id, corpus-id '
+                          'and, if there is one, score'),
+  'task.num_candidates': (100, 'candidates of a query that are ranked (rerank with beir), those '
+                               'with the highest scores'),
   'task.max_score': (1.0, 'score of a pair that stands for a cosine of 1 (embed); 5.0 for STS-B'),
   'task.temperature': (0.05, 'temperature of the contrastive loss, the inverse of its scale '
                               '(embed)'),

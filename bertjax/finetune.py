@@ -134,7 +134,7 @@ def run(config, *, workdir: str, **processes) -> dict[str, float]:
   )
   model = run_lib.model_facts(
     setup.model.config, labels=task.labels, problem_type=task.label.problem_type,
-    trials=len(setup.runs) or 1, sentence=sentence_of(setup),
+    trials=len(setup.runs) or 1, sentence=setup.training.label.sentence(config.data.length),
     lora=setup.lora and setup.lora.facts(),
   )  # fmt: skip
   return run_lib.train(
@@ -266,6 +266,9 @@ def make_objective(
     loss, loss_weights = task.label.make_loss(model, weights)
     init, coupled = functools.partial(heads.init_params, model), task.label.make_coupled(model)
     objective = Objective(init, loss, loss_weights, coupled=coupled)
+  # A packed row has all of an example.
+  if not build.packed_length(config, task.label, model.config):
+    objective = objective._replace(group=task.label.rows)
   if lora:
     objective = lora.adapt(objective, lora.place(layout.mesh, model.config.dtype))
   if factors is None:
@@ -282,12 +285,6 @@ def make_objective(
 def _after(change, function):
   """A function of parameters that gets changed ones."""
   return lambda params, *rest: function(change(params), *rest)
-
-
-def sentence_of(setup: Setup) -> dict:
-  """Pooling, prompts and maximum length of embeddings, for the model's files; {} without."""
-  facts = setup.training.label.sentence
-  return facts and {**facts, 'max_length': setup.config.data.length}
 
 
 def _distillation(config, model, task, class_weights, tokenizer, layout) -> Objective:
@@ -370,7 +367,8 @@ def save(setup: Setup, workdir, predict, params, chosen: dict, evaluations) -> d
   write = setup.lora.writer(config.lora.save, params) if setup.lora else loading.save_model
   write(
     workdir / 'model', setup.model, full, setup.tokenizer,
-    labels=task.labels, problem_type=task.label.problem_type, sentence=sentence_of(setup),
+    labels=task.labels, problem_type=task.label.problem_type,
+    sentence=setup.training.label.sentence(config.data.length),
     card=hub.model_card(
       f'{workdir.name}/model', setup.model, full, task.labels, scores, about | {'config': best}
     ),

@@ -157,10 +157,11 @@ VERBS = {
     {
       'model': _MODEL,
       'do': ('', 'prediction: fill_mask, infill, score, continue, correct, classify, tag, answer, '
-                 "choose, next_sentence, embed, nearest, summarise; empty = by the model's only "
-                 'head'),
+                 'choose, rerank, next_sentence, embed, nearest, summarise; empty = by the '
+                 "model's only head"),
       'text': ('', 'input text; the first of a pair'),
-      'pair': ('', 'second text of a pair; choose: the endings, separated by |'),
+      'pair': ('', 'second text of a pair; choose: the endings, and rerank: the documents, '
+                   'separated by |'),
       'input': ('', 'file of inputs (.txt, .csv, .tsv, .jsonl, .parquet), instead of --text'),
       'columns': ('text', 'columns of --input that contain the texts, separated by commas; numbers '
                           'from 0 in a file without header'),
@@ -173,7 +174,7 @@ VERBS = {
       'corpus': ('', 'nearest: file of the texts to search, in the first of --columns or one per '
                      'line'),
       'index': ('', 'nearest: .npz file of the embedded corpus; written from --corpus if missing'),
-      'top_k': (0, 'number of proposals, answers or hits; 0 = the default of --do'),
+      'top_k': (0, 'number of proposals, answers, hits or documents; 0 = the default of --do'),
       'words': ('', "tag: definition of a word: 'text' (default), 'spaces' or 'tokens'"),
       'max_new_tokens': (0, 'continue: maximum number of new tokens; 0 = 32'),
       'seed': (0, 'continue: seed of the samples among the --top_k most probable tokens'),

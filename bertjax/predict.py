@@ -12,7 +12,8 @@ record, in order: in .jsonl {"result": ..., "input": {"text": ...}}, in .csv a c
 of a result. "error" says why a record cannot be answered: an empty text, null, a number, a missing
 column, or a text beyond the model's limit unless --long=window. --keep=id repeats other columns of
 the input than the texts. Run again after a kill, or after records with errors were corrected, the
-command keeps finished lines. For tag, .jsonl and .parquet may have a list of words as a text.
+command keeps finished lines. In .jsonl and .parquet a text may be a list of words for tag, and a
+list of documents for rerank.
 
   fill_mask, infill   proposals for each [MASK]; all of them filled one after another
   score, correct      pseudo-log-likelihood; likelier words in the place of unlikely ones
@@ -20,6 +21,7 @@ command keeps finished lines. For tag, .jsonl and .parquet may have a list of wo
   classify, tag       classes of --columns=TEXT or TEXT,PAIR; typed spans
   answer              out of --columns=QUESTION,CONTEXT, the context of any length
   choose              --columns=PROMPT,ENDING,ENDING,...
+  rerank              documents by their score: --columns=QUERY,DOCUMENT,..., or a list of them
   next_sentence       the probability that --columns=FIRST,SECOND follow one another
   embed, nearest      vectors; the nearest texts of --corpus
   summarise           the sentences that stand for a text
@@ -46,6 +48,7 @@ from bertjax.interop import loading
 _log = logging.getLogger(__name__)
 
 CHUNK = 1024  # records; the more, the better they fall into batches of a length
+LISTS = {'tag': 'words', 'rerank': 'texts'}  # what a list in a column is
 
 
 def run(
@@ -74,7 +77,8 @@ def run(
   options = {name: value for name, value in options.items() if value}
   names = columns.split(',')
   given = options | ({'corpus': corpus or index} if do == 'nearest' else {})
-  second = re.split(r'\s*[|\n]\s*', pair) if do == 'choose' else [pair]  # endings
+  several = do in ('choose', 'rerank')  # endings or documents
+  second = re.split(r'\s*[|\n]\s*', pair) if several else [pair]
   item = (text, *filter(None, second))
   predictor.check_call(do, len(names) if input else len(item), given)
   reading = {'delimiter': delimiter, 'encoding': encoding}
@@ -93,7 +97,7 @@ def run(
                       'batch_size': batch_size, 'files': files}  # fmt: skip
   count = answer_file(
     lambda items: predictor.call_each(do, items, options), input, out, names, settings,
-    keep.split(',') if keep else names, word_lists=do == 'tag', **reading,
+    keep.split(',') if keep else names, lists=LISTS.get(do, ''), **reading,
   )  # fmt: skip
   _log.info('%s: %s lines', out, f'{count:,}')
 
@@ -126,7 +130,7 @@ def _index(predictor: Predictor, texts: list[str] | None, index: str, pooling: s
 
 
 def read_items(
-  path, columns: Sequence[str], keep: Sequence[str] = (), word_lists: bool = False, **reading
+  path, columns: Sequence[str], keep: Sequence[str] = (), lists: str = '', **reading
 ) -> Iterator[tuple[tuple, str, dict]]:
   """Yields (texts, error, kept values) of each record: `error` is '' or why there are no texts.
 
@@ -134,17 +138,22 @@ def read_items(
     path: a table, see `data.tables.read_table`.
     columns: columns of the texts.
     keep: columns whose values are yielded beside the texts.
-    word_lists: whether a text may also be the list of its words, in .jsonl and .parquet.
+    lists: what a list in .jsonl and .parquet is: 'words' of a text, 'texts', or '' = an error.
     **reading: options of `read_table`.
   """
   asked = list(dict.fromkeys([*columns, *keep]))
   for row in tables.read_table(path, asked, **reading):
-    error = row.error or tables.text_problem(row.values, columns, blank=True, word_lists=word_lists)
+    error = row.error or tables.text_problem(
+      row.values, columns, blank=True, word_lists=bool(lists)
+    )
     kept = {column: row.values[column] for column in keep if column in row.values}
     if error:
       yield (), f'{row.where}: {error}.', kept
     else:
-      yield tuple(row.values[column] for column in columns), '', kept
+      texts = [row.values[column] for column in columns]
+      if lists == 'texts':
+        texts = [text for some in texts for text in (some if isinstance(some, list) else [some])]
+      yield tuple(texts), '', kept
 
 
 def answer_file(

@@ -8,6 +8,7 @@
                    are those of `bertjax predict`, but for nearest; of tag, a list is a text's words
   POST /embed      {"inputs": [texts], "pooling": "mean"}
   POST /nearest    {"inputs": [texts], "top_k": 5}: the nearest texts of --index
+  POST /rerank     {"query": text, "documents": [texts], "top_k": 5}: documents by their score
   GET  /           a page to try it; /explain?text= shows attention; /docs is the OpenAPI page
   GET  /healthz    the model, and what can be asked of it; /metrics is for Prometheus
 
@@ -50,7 +51,8 @@ except ModuleNotFoundError as error:
 _log = logging.getLogger(__name__)
 
 
-UNCOMPILED = {'infill', 'score', 'continue', 'correct', 'nearest', 'summarise'}  # by compile_all
+# By compile_all; rerank runs the program of classify.
+UNCOMPILED = {'infill', 'score', 'continue', 'correct', 'nearest', 'rerank', 'summarise'}
 
 Text = Annotated[str, pydantic.Field(max_length=50_000)]
 
@@ -90,6 +92,18 @@ class NearestQuestion(pydantic.BaseModel):
   model_config = pydantic.ConfigDict(extra='forbid')
   inputs: list[Text] = pydantic.Field(min_length=1, max_length=64)
   top_k: int = pydantic.Field(5, ge=1, le=100)
+
+
+class RerankQuestion(pydantic.BaseModel):
+  """A request to /rerank."""
+
+  model_config = pydantic.ConfigDict(extra='forbid', json_schema_extra={
+    'examples': [{'query': 'Where is my order?', 'top_k': 1,
+                  'documents': ['Orders are tracked under Account.', 'We sell books.']}]
+  })  # fmt: skip
+  query: Text
+  documents: list[Text] = pydantic.Field(min_length=1, max_length=999)
+  top_k: int = pydantic.Field(0, ge=0, le=999)  # 0 = all
 
 
 def run(
@@ -135,6 +149,8 @@ def make_app(
   app.post('/embed')(service.embed)
   if index is not None:
     app.post('/nearest')(service.nearest)
+  if 'rerank' in predictor.calls():
+    app.post('/rerank')(service.rerank)
   app.get('/explain', response_class=HTMLResponse)(service.explain)
   app.get('/healthz')(service.healthz)
   app.get('/metrics', response_class=PlainTextResponse)(service.metrics)
@@ -219,6 +235,12 @@ class Service:
     """The nearest texts of the index."""
     items = [(text,) for text in question.inputs]
     return {'results': await self._wait(('nearest', ('top_k', question.top_k)), items)}
+
+  async def rerank(self, question: RerankQuestion):
+    """The documents of a query, best first."""
+    item = (question.query, *question.documents)
+    [ranked] = await self._ask('rerank', [item], {'top_k': question.top_k})
+    return {'results': ranked}
 
   async def explain(self, text: str, pair: str = ''):
     """A page on one text: attention, layers, attributions."""

@@ -367,7 +367,7 @@ def test_the_command_names_the_fields_of_fine_tuning(capsys):
   assert (
     '--config.warmup_ratio=0.1' in text and 'fraction of the steps used for linear warm-up' in text
   )
-  assert 'Recipes: choice, embed, glue, squad, table, tagging' in text
+  assert 'Recipes: choice, embed, glue, rerank, squad, table, tagging' in text
   fields = [line.split(None, 1) for line in text.splitlines() if line.startswith('  --config.')]
   assert [field for field in fields if len(field) < 2] == []
   assert main(['finetune', '--config.epoch=3.0']) == 2

@@ -17,7 +17,15 @@ import numpy as np
 from bertjax.data.sentences import split_prose
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.inference import mlm, spans
-from bertjax.inference.results import Choice, Classification, Correction, Fill, Score, Span
+from bertjax.inference.results import (
+  Choice,
+  Classification,
+  Correction,
+  Fill,
+  Ranked,
+  Score,
+  Span,
+)
 from bertjax.inference.runner import POOLINGS, Runner, TextError
 from bertjax.inference.search import Hit, Index
 from bertjax.interop import loading, sentences
@@ -38,6 +46,7 @@ class Call(NamedTuple):
   most: int
   causal: bool | None  # the direction of the model that it needs; None = either
   options: list[str]  # the method's parameters that are no texts
+  outputs: int  # of the head; 0 = any number
 
 
 CALLS: dict[str, Call] = {}
@@ -45,6 +54,7 @@ CALLS: dict[str, Call] = {}
 
 def _call(
   head: str = '', least: int = 1, most: int = 1, *, causal: bool | None = None, name: str = '',
+  outputs: int = 0,
 ) -> Callable[[Callable[P, Any]], Callable[P, Any]]:  # fmt: skip
   """Enters a method in `CALLS`. Its first parameter is a list, the second, too, if an item may have
   several texts; decorated, it also takes, and returns, single items."""
@@ -66,14 +76,14 @@ def _call(
         )
       if not (single or len(first)):
         return []
-      bound.arguments['self'].runner.need(head, causal)
+      bound.arguments['self'].runner.need(head, causal, outputs)
       for item in items if single else ():
         if bound.arguments.get(item) is not None:
           bound.arguments[item] = [bound.arguments[item]]
       results = method(*bound.args, **bound.kwargs)
       return results[0] if single else results
 
-    CALLS[name or method.__name__] = Call(call, head, least, most, causal, options)
+    CALLS[name or method.__name__] = Call(call, head, least, most, causal, options, outputs)
     return call
 
   return decorate
@@ -98,10 +108,11 @@ class Predictor:
     problem_type: 'multi_label_classification', 'regression', or anything else for one class of
       several. A single label without a problem type is a yes or no, as in transformers' pipeline.
     batch_size: rows of a batch.
-    long: 'refuse' raises `TextError` for texts beyond the model's limit, 'window' splits them into
-      windows. Pairs, choices and texts with masks are refused in either case; texts of `tag` and
-      contexts of `answer` are always processed in windows.
+    long: 'refuse' raises `TextError` for texts beyond the model's limit, 'window' splits them, and
+      documents of `rerank`, into windows. Pairs, choices and texts with masks are refused in either
+      case; texts of `tag` and contexts of `answer` are always processed in windows.
     layers: pooling and further layers of a sentence-transformers model, for `embed`.
+    activation: of the scores of `rerank`, 'sigmoid' or 'identity'.
 
   Raises:
     ValueError: if the number of labels is not that of the head's outputs, or a setting is unknown.
@@ -111,11 +122,13 @@ class Predictor:
     self, model: Bert, params: dict, tokenizer: Tokenizer, *, labels: Sequence[str] = (),
     problem_type: str = '', batch_size: int = 32, long: str = 'refuse',
     layers: sentences.SentenceLayers | ValueError | None = None,
+    activation: str | ValueError = 'sigmoid',
   ):  # fmt: skip
     if long not in ('refuse', 'window'):
       raise ValueError(f"long must be 'refuse' or 'window', got {long!r}.")
     self.model, self.tokenizer, self.long, self._layers = model, tokenizer, long, layers
     self.runner = Runner(model, params, tokenizer, batch_size)
+    self._activation = activation
     self.problem_type = problem_type
     count = max(self.runner.num_labels.values(), default=0)
     self.labels = tuple(labels) or tuple(f'LABEL_{i}' for i in range(count))
@@ -142,8 +155,13 @@ class Predictor:
       layers: sentences.SentenceLayers | ValueError | None = loading.read_sentence_layers(path)
     except ValueError as error:  # raised where the layers are needed
       layers = error
+    try:
+      activation: str | ValueError = loading.read_activation(path) or 'sigmoid'
+    except ValueError as error:
+      activation = error
     names = labels if set(LABELLED_HEADS) & set(params) else ()
-    defaults = {'labels': names, 'problem_type': problem_type, 'layers': layers}
+    defaults = {'labels': names, 'problem_type': problem_type, 'layers': layers,
+                'activation': activation}  # fmt: skip
     return cls(model, params, tokenizer, **defaults | options)
 
   @property
@@ -156,6 +174,7 @@ class Predictor:
     return [
       name for name, call in CALLS.items()
       if call.head in ('', *self.runner.params) and call.causal in (None, self.config.causal)
+      and call.outputs in (0, self.runner.num_labels.get(call.head))
     ]  # fmt: skip
 
   def default_call(self) -> str:
@@ -175,7 +194,7 @@ class Predictor:
     if name not in CALLS:
       raise ValueError(f'there is no {name!r}; choose from {", ".join(CALLS)}.')
     call = CALLS[name]
-    self.runner.need(call.head, call.causal)
+    self.runner.need(call.head, call.causal, call.outputs)
     if not call.least <= count <= call.most:
       several = f'{call.least} to {call.most} texts'
       many = {1: 'one text', 2: 'two texts'}[call.most] if call.least == call.most else several
@@ -347,6 +366,38 @@ class Predictor:
       Choice(int(row.argmax()), options[row.argmax()], _softmax(row).tolist())
       for row, options in zip(rows, endings, strict=True)
     ]
+
+  @_call('classification', 2, 1000, outputs=1)
+  def rerank(self, queries, documents, *, top_k: int = 0) -> list[list[Ranked]]:
+    """The documents (a list of texts) of each query by a cross-encoder's score, best first.
+
+    With `long='window'`, the score of a document beyond the limit is that of its best window.
+
+    Args:
+      queries: N queries.
+      documents: N lists of texts.
+      top_k: number of documents to return; 0 = all.
+    """
+    if isinstance(self._activation, ValueError):
+      raise self._activation
+    if any(isinstance(texts, str) for texts in documents):
+      raise ValueError('the documents of a query are a list of texts, got one text.')
+    counts = [len(texts) for texts in documents]
+    if 0 in counts:
+      raise TextError(f'query {counts.index(0)} has no documents.')
+    if top_k < 0:
+      raise ValueError(f'top_k must be at least 1, or 0 for all documents, got {top_k}.')
+    firsts = [query for query, count in zip(queries, counts, strict=True) for _ in range(count)]
+    logits = self.runner.mean_outputs(
+      'classification', firsts, list(itertools.chain.from_iterable(documents)),
+      best_window=self.long == 'window',
+    )[:, 0]  # fmt: skip
+    scores = _sigmoid(logits) if self._activation == 'sigmoid' else logits
+    ranked = []
+    for texts, row in zip(documents, np.split(scores, np.cumsum(counts)[:-1]), strict=True):
+      order = np.argsort(-row, kind='stable')[: top_k or None].tolist()
+      ranked.append([Ranked(i, texts[i], float(row[i])) for i in order])
+    return ranked
 
   @_call('nsp', 2, 2)
   def next_sentence(self, first, second) -> list[float]:

@@ -37,6 +37,15 @@ class Choice:
 
 
 @dataclasses.dataclass(frozen=True)
+class Ranked:
+  """A document, its number among the candidates of the query, and its score."""
+
+  number: int
+  text: str
+  score: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Fill:
   """A token proposed for one mask, its probability, and the text with the token inserted."""
 

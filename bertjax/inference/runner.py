@@ -56,11 +56,17 @@ class Runner:
     self.lengths = (*(n for n in LENGTHS if n < limit), limit)
     self._apply = jax.jit(self.read, static_argnames=('output', 'top_k'))
 
-  def need(self, head: str, causal: bool | None = None) -> None:
-    """Raises ValueError if the model lacks a head ('' = none), or has the other direction."""
+  def need(self, head: str, causal: bool | None = None, outputs: int = 0) -> None:
+    """Raises ValueError if the model lacks a head ('' = none), the head has another number of
+    outputs (0 = any), or the model has the other direction."""
     if head and head not in self.params:
       raise ValueError(
         f'this needs a model with a {head} head; this one has {describe_heads(self.params)}.'
+      )
+    if outputs not in (0, self.num_labels.get(head)):
+      raise ValueError(
+        f'this needs a {head} head with {outputs} output; the head of this model has '
+        f'{self.num_labels[head]}.'
       )
     if causal is False and self.config.causal:
       raise ValueError('masks are filled by a bidirectional model; this one is causal.')
@@ -89,16 +95,21 @@ class Runner:
     self.check_length(length)  # before memory is allocated for it
     return loader.model_inputs(instances.lay_out(items, self.tokenizer, length))
 
-  def split(self, ids: list[int], limit: int = 0) -> list[list[int]]:
-    """Splits the ids of a text into the fewest windows that fit, all of about the same length."""
+  def split(self, item: Sequence[list[int]], limit: int = 0) -> list[tuple]:
+    """Splits (A,) or (A, B), lists of ids, into the fewest rows that fit and have a part of the
+    last text each, all of about the same length."""
+    *first, ids = item
     limit = limit or self.config.max_positions
-    count = max(1, -(-len(ids) // (limit - 2)))
+    room = limit - self.size((*first, []))
+    self.check_length(limit - room + 1, limit)
+    count = max(1, -(-len(ids) // room))
     bounds = np.linspace(0, len(ids), count + 1).round().astype(int)
-    return [ids[a:b] for a, b in itertools.pairwise(bounds)]
+    return [(*first, ids[a:b]) for a, b in itertools.pairwise(bounds)]
 
   def mean_outputs(
     self, output: str, texts: Sequence[str], pairs: Sequence[str] | None = None, *,
-    limit: int = 0, window: bool = False, activation: Callable = lambda logits: logits,
+    limit: int = 0, window: bool = False, best_window: bool = False,
+    activation: Callable = lambda logits: logits,
   ) -> np.ndarray:  # fmt: skip
     """One output [C] for each text or pair, float32 [N, C].
 
@@ -109,6 +120,7 @@ class Runner:
       limit: maximum tokens of a row, with its special tokens; 0 = the model's positions.
       window: splits a single text beyond the limit into windows; its output is the mean over them,
         weighted by their tokens.
+      best_window: likewise for pairs, by their second text; the output is the largest one.
       activation: applied to the output of each window.
 
     Raises:
@@ -123,8 +135,8 @@ class Runner:
       raise ValueError(f'texts and pairs must be as many, got {[len(c) for c in columns]}.')
     items = list(zip(*map(self.tokenizer.encode, columns), strict=True))
     parts = [[item] for item in items]
-    if pairs is None and window:
-      parts = [[(ids,) for ids in self.split(*item, limit)] for item in items]
+    if best_window or (pairs is None and window):
+      parts = [self.split(item, limit) for item in items]
     rows = list(itertools.chain.from_iterable(parts))
     sizes = np.array([self.size(row) for row in rows], np.int32)
     self.check_length(sizes.max(initial=0), limit)
@@ -132,6 +144,8 @@ class Runner:
     if len(rows) == len(items):
       return values
     firsts = np.cumsum([0, *map(len, parts)])[:-1]
+    if best_window:
+      return np.maximum.reduceat(values, firsts)
     weights = sizes.astype(np.float32).reshape(-1, *[1] * (values.ndim - 1))
     return np.add.reduceat(values * weights, firsts) / np.add.reduceat(weights, firsts)
 

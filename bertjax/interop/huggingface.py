@@ -102,7 +102,8 @@ def save_hf(
     labels: names of the classes of a 'classification' or 'tagging' head, by index.
     problem_type: Hugging Face's 'regression', 'single_label_classification' or
       'multi_label_classification', or '' to say nothing.
-    sentence: arguments of `sentences.write_layers`, to write sentence-transformers' files too.
+    sentence: arguments of `sentences.write_layers` or of `sentences.config_fields`, to write
+      what sentence-transformers reads too.
     card: text of README.md; '' writes none.
 
   Raises:
@@ -110,12 +111,13 @@ def save_hf(
       each other.
   """
   content = model_json(config, params, tokenizer, labels, problem_type)
+  content |= sentences.config_fields(sentence)
   with files.new_directory(directory, 'model.safetensors') as folder:
     (folder / 'config.json').write_text(json.dumps(content, indent=2) + '\n')
     tensors = to_tensors(config, params)
     (folder / 'model.safetensors').write_bytes(tensors_to_bytes(tensors, {'format': 'pt'}))
     tokenizer.save(folder, max_length=config.max_positions, token_types=config.type_vocab_size > 1)
-    if sentence:
+    if sentence and 'pooling' in sentence:
       sentences.write_layers(folder, config.hidden_size, **sentence)
     if card:
       (folder / 'README.md').write_text(card, encoding='utf-8')

@@ -135,7 +135,8 @@ def save_model(
     format: 'hf' (config.json, model.safetensors, tokenizer files) or 'google' (bert_config.json,
       bert_model.ckpt.*, vocab.txt; needs TensorFlow).
     sentence: {'pooling': 'mean', 'cls' or 'last', 'prompts': {name: text}, 'max_length': tokens} of
-      an embedding model; format 'hf' then writes sentence-transformers' files too.
+      an embedding model, or {'activation': 'sigmoid' or 'identity'} of a reranker; format 'hf' then
+      writes what sentence-transformers reads too.
     card: text of README.md, such as `interop.hub.model_card` makes; '' writes none.
 
   Raises:
@@ -154,7 +155,9 @@ def save_model(
       'directory has no place for others.'
     )
   if (sentence or card) and format != 'hf':
-    raise ValueError(f"pooling, prompts and cards are written in format 'hf' only, got {format!r}.")
+    raise ValueError(
+      f"pooling, prompts, activation and cards are written in format 'hf' only, got {format!r}."
+    )
   extra = {'sentence': sentence, 'card': card} if format == 'hf' else {}
   savers[format](
     directory, model.config, params, tokenizer, labels=labels, problem_type=problem_type, **extra
@@ -252,18 +255,28 @@ def read_sentence_layers(source) -> sentences.SentenceLayers | None:
   """What sentence-transformers puts after the encoder; None for models of other libraries."""
   source = find_model(source)
   if is_checkpoint(source):
-    facts = _read_model(source).get('sentence')
-    return sentences.SentenceLayers(steps=(sentences.normalise,), **facts) if facts else None
+    facts = _read_model(source).get('sentence') or {}
+    steps = (sentences.normalise,)
+    return sentences.SentenceLayers(steps=steps, **facts) if 'pooling' in facts else None
   return sentences.read_layers(hub.find_root(source)) if has_sentence_layers(source) else None
 
 
 def has_sentence_layers(source) -> bool:
   """Whether a model has sentence-transformers' list of modules."""
   if is_checkpoint(source):
-    return 'sentence' in _read_model(source)
+    return 'pooling' in _read_model(source).get('sentence', ())
   if google.is_google(source):
     return False
-  return (hub.find_root(source) / 'modules.json').is_file()
+  root = hub.find_root(source)
+  return (root / 'modules.json').is_file() and not sentences.is_cross_encoder(root)
+
+
+def read_activation(source) -> str:
+  """The activation of a reranker's scores, 'sigmoid' or 'identity'; '' if the files name none."""
+  source = find_model(source)
+  if is_checkpoint(source):
+    return _read_model(source).get('sentence', {}).get('activation', '')
+  return '' if google.is_google(source) else sentences.read_activation(hub.find_root(source))
 
 
 def is_huggingface(source) -> bool:

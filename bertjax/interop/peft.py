@@ -202,13 +202,14 @@ def save(
     'inference_mode': True,
   }  # fmt: skip
   about = huggingface.model_json(config, complete, tokenizer, labels, problem_type)
+  about |= sentences.config_fields(sentence)
   with files.new_directory(directory, CONFIG) as target:
     for name, value in ((CONFIG, content), ('config.json', about)):
       (target / name).write_text(json.dumps(value, indent=2) + '\n')
     named = {_PREFIX + name: tensor for name, tensor in tensors.items()}
     (target / 'adapter_model.safetensors').write_bytes(tensors_to_bytes(named, {'format': 'pt'}))
     tokenizer.save(target, max_length=config.max_positions, token_types=config.type_vocab_size > 1)
-    if sentence:
+    if sentence and 'pooling' in sentence:
       sentences.write_layers(target, config.hidden_size, **sentence)
     if card:
       (target / 'README.md').write_text(card, encoding='utf-8')

@@ -1,6 +1,7 @@
 """sentence-transformers' folders: how a model's token states become one vector for a text.
 
-`modules.json` lists what comes after the encoder: pooling, dense layers, scaling to length 1.
+`modules.json` lists what comes after the encoder: pooling, dense layers, scaling to length 1. A
+`CrossEncoder` is a classifier with one output, and its files name the activation of the score.
 """
 
 import dataclasses
@@ -18,6 +19,8 @@ _POOLINGS = {
   'lasttoken': 'last', 'last_token': 'last',
 }  # fmt: skip
 _ACTIVATIONS = {'Tanh': np.tanh, 'Identity': lambda x: x}
+_OF_SCORES = {'sigmoid': 'torch.nn.modules.activation.Sigmoid',
+              'identity': 'torch.nn.modules.linear.Identity'}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +79,41 @@ def write_layers(
     (folder / name).mkdir()
   for name, content in contents.items():
     (folder / name).write_text(json.dumps(content, indent=2) + '\n')
+
+
+def config_fields(sentence: Mapping | None) -> dict:
+  """The fields of `config.json` that name the 'activation' of a reranker's scores; {} without."""
+  if not sentence or 'activation' not in sentence:
+    return {}
+  return {'sentence_transformers': {'activation_fn': _OF_SCORES[sentence['activation']]}}
+
+
+def is_cross_encoder(root: epath.Path) -> bool:
+  """Whether the folder names itself a CrossEncoder, which has no layers that make vectors."""
+  settings = files.read_json(root / 'config_sentence_transformers.json', optional=True)
+  return settings.get('model_type') == 'CrossEncoder'
+
+
+def read_activation(root: epath.Path) -> str:
+  """The activation of a CrossEncoder's scores, 'sigmoid' or 'identity'; '' if none is named.
+
+  Raises:
+    ValueError: for another one, or a prompt in front of the texts.
+  """
+  settings = files.read_json(root / 'config_sentence_transformers.json', optional=True)
+  config = files.read_json(encoder_folder(root) / 'config.json')
+  own = config.get('sentence_transformers') or {}
+  name = str(settings.get('activation_fn') or own.get('activation_fn')
+             or config.get('sbert_ce_default_activation_function') or '')  # fmt: skip
+  found = {theirs.rpartition('.')[2]: ours for ours, theirs in _OF_SCORES.items()} | {'': ''}
+  if (kind := name.rpartition('.')[2]) not in found:
+    raise ValueError(
+      f'{root}: the activation {name} of its scores is not supported; supported are Sigmoid and '
+      'Identity.'
+    )
+  if is_cross_encoder(root) and settings.get('default_prompt_name'):
+    raise ValueError(f'{root}: prompts of a CrossEncoder are not supported.')
+  return found[kind]
 
 
 def encoder_folder(root: epath.Path) -> epath.Path:

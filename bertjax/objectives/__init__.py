@@ -35,6 +35,8 @@ class Objective(NamedTuple):
       go through gradient caching. None = rows do not depend on each other.
     frozen: device arrays that the loss finds in `params` and that no optimizer trains, such as
       {'teacher': params}; they are in no checkpoint.
+    group: consecutive rows of a batch that belong together, which no microbatch separates; of
+      `coupled` rows, which are encoded separately, any may.
   """
 
   init: Callable
@@ -43,6 +45,7 @@ class Objective(NamedTuple):
   scale: Mapping[str, float] = {}
   coupled: tuple[Callable, Callable] | None = None
   frozen: dict | None = None
+  group: int = 1
 
 
 def __getattr__(name: str):

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 from bertjax.model.heads import Bert, init_params
 from bertjax.model.similarity import cosines, pool, unit
 from bertjax.objectives import Objective
+from bertjax.objectives.labels import NEVER
 from bertjax.objectives.mlm import cross_entropy
 
 ABSENT = -1  # the number of a text that fills up a short list of negatives
-_NEVER = -1e9  # the score of what is no candidate
 
 
 def info_nce(
@@ -62,7 +62,7 @@ def info_nce(
 
 def _loss(scores, masked, labels):
   masked &= jnp.arange(scores.shape[1]) != labels[:, None]
-  return cross_entropy(jnp.where(masked, _NEVER, scores), labels)
+  return cross_entropy(jnp.where(masked, NEVER, scores), labels)
 
 
 def cosine_regression(vectors: jax.Array, scores: jax.Array) -> jax.Array:

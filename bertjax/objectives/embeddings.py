@@ -34,10 +34,9 @@ class Embedding(Label):
   head: ClassVar[str] = ''
   problem_type: ClassVar[str] = ''
 
-  @property
-  def sentence(self):
+  def sentence(self, max_length):
     named = {name: text for name, text in self.prompts.items() if text}
-    return {'pooling': self.pooling, 'prompts': named}
+    return {'pooling': self.pooling, 'prompts': named, 'max_length': max_length}
 
   def row_losses(self, vectors, labels, weights):
     """Losses [B] of vectors [B, R, D], from labels [B, R] and weights [B]."""

@@ -20,7 +20,7 @@ import optax
 from bertjax.model import crf
 from bertjax.objectives.mlm import cross_entropy, soft_cross_entropy, token_weights
 
-_NEVER = -1e9  # the logit of what cannot be chosen
+NEVER = -1e9  # the logit of what cannot be chosen
 _MOST_NAMES = 30  # that a log line counts
 
 
@@ -64,9 +64,12 @@ class Label:
     """C, logits of the head."""
     return max(len(self.names), 1)
 
-  @property
-  def sentence(self) -> dict:
-    """Pooling and prompts where the output is a vector of a text, for the model's files."""
+  def sentence(self, max_length: int) -> dict:
+    """What sentence-transformers reads in the model's files, see `interop.sentences`; {} = nothing.
+
+    Args:
+      max_length: tokens of a text in training.
+    """
     return {}
 
   # The loss.
@@ -306,8 +309,7 @@ class Multilabel(FieldLabel):
     return optax.losses.sigmoid_binary_cross_entropy(logits, batch['labels']).mean(-1)
 
   def soft_losses(self, logits, targets, batch, temperature):
-    ours, theirs = (jnp.stack([x, jnp.zeros_like(x)], -1) for x in (logits, targets))
-    return soft_cross_entropy(ours, theirs, temperature).mean(-1)  # yes and no of each class
+    return soft_binary_losses(logits, targets, temperature).mean(-1)
 
   def shape(self, length):
     return (self.num_outputs,)
@@ -356,6 +358,12 @@ class Multilabel(FieldLabel):
   def confidence(self, predictions, logits):
     yes = 1 / (1 + np.exp(-np.asarray(logits, np.float64)))
     return np.where(predictions, yes, 1 - yes).prod(1)
+
+
+def soft_binary_losses(logits: jax.Array, targets: jax.Array, temperature: float) -> jax.Array:
+  """`soft_cross_entropy` of yes and no, whose logits are those of yes, of any shape."""
+  ours, theirs = (jnp.stack([x, jnp.zeros_like(x)], -1) for x in (logits, targets))
+  return soft_cross_entropy(ours, theirs, temperature)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -524,14 +532,14 @@ class Span(Label):
     slots = batch['labels'].reshape(len(logits), -1, 2).shape[1]
     own = batch['segment_ids'][:, None] == jnp.arange(1, slots + 1)[:, None]  # [B, S, L]
     allowed = own[:, None] | self.includes_padding
-    return jnp.where(allowed, logits.swapaxes(1, 2)[:, :, None], _NEVER)
+    return jnp.where(allowed, logits.swapaxes(1, 2)[:, :, None], NEVER)
 
   def weights(self, batch, class_weights=()):
     return batch['example_weights'] * (batch['labels'][..., 0] >= 0)
 
   @property
   def fill(self):
-    return 0.0 if self.includes_padding else _NEVER
+    return 0.0 if self.includes_padding else NEVER
 
   def shape(self, length):
     return (2,)
@@ -543,7 +551,7 @@ class Span(Label):
     logits = super().select(out, batch)
     if self.includes_padding:
       return logits
-    return jnp.where(batch['segment_ids'][..., None] > 0, logits, _NEVER)
+    return jnp.where(batch['segment_ids'][..., None] > 0, logits, NEVER)
 
   def text(self, prediction):
     return prediction.text

@@ -4,7 +4,15 @@ import functools
 import inspect
 from collections.abc import Mapping
 
-from bertjax.tasks import choice, classification, embedding, glue, question_answering, tagging
+from bertjax.tasks import (
+  choice,
+  classification,
+  embedding,
+  glue,
+  question_answering,
+  rerank,
+  tagging,
+)
 from bertjax.tasks.task import Task, hold_out
 
 TASKS = {
@@ -20,6 +28,7 @@ TASKS = {
   'next_sentence': functools.partial(classification.sentence_pairs, order=False),
   'table': classification.table,
   'embed': embedding.embed,
+  'rerank': rerank.rerank,
 }
 
 

@@ -42,7 +42,7 @@ class Layout(NamedTuple):
 
   file: str  # name of the file; with `tfds:`, of the split
   texts: tuple  # one or two columns; numbers in a file without a header
-  label: str | int = ''  # column of the label; '' = the split has no labels
+  label: str | int | tuple = ''  # column or columns of the label; '' = the split has no labels
   optional: bool = False  # whether the column of the label may be missing
   named: bool = True  # whether classes of TFDS are given by name, not by number
   on_bad_row: str = 'stop'  # records without text or label: raise, or 'skip' them
@@ -51,7 +51,7 @@ class Layout(NamedTuple):
 
 
 def make_layouts(
-  files: Mapping[str, str], texts: tuple, label: str | int, unlabelled=('test',), *,
+  files: Mapping[str, str], texts: tuple, label: str | int | tuple, unlabelled=('test',), *,
   on_bad_row: str, **reading,
 ) -> dict[str, Layout]:  # fmt: skip
   """Layouts of files with the same columns; those of `unlabelled` splits may lack the label."""
@@ -146,7 +146,8 @@ def read_rows(source: str, layout: Layout) -> Iterator[tables.Row]:
   """Yields the records of a split from a directory, '' or 'tfds:NAME'."""
   needed, optional = list(layout.texts), []
   if layout.label != '':
-    (optional if layout.optional else needed).append(layout.label)
+    labels = layout.label if isinstance(layout.label, tuple) else (layout.label,)
+    (optional if layout.optional else needed).extend(labels)
   if source.startswith('tfds:'):
     named = str(layout.label) if layout.named else ''
     return tables.read_tfds(source.removeprefix('tfds:'), layout.file, needed, label=named)

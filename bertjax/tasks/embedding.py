@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import itertools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 from etils import epath
@@ -116,8 +116,18 @@ def _retrieval(read, task: Task, common: dict) -> Task:
   return _task(Retrieval(**common), read, score_rankings, write_rankings, task.splits)
 
 
-def read_pairs(split: str, *, source: str, layouts: Mapping, most: int) -> list[Example]:
+def read_pairs(
+  split: str, *, source: str, layouts: Mapping, most: int, targets: Callable | None = None
+) -> list[Example]:
   """The examples of a split: anchor, positive and up to `most` hard negatives.
+
+  Args:
+    split: name of the split.
+    source: see `classification.read_rows`.
+    layouts: split -> `classification.Layout`.
+    most: number of hard negatives.
+    targets: (values of a record, its texts) -> (a number for each positive and negative, '') or
+      (None, why there is none), for the label; None = the label is the number of negatives.
 
   Raises:
     ValueError: for a record without one of its texts, or a split whose positives are all equal.
@@ -126,9 +136,12 @@ def read_pairs(split: str, *, source: str, layouts: Mapping, most: int) -> list[
   found, skipped = [], []
   for number, row in enumerate(classification.read_rows(source, layout)):
     texts, error = _texts(row, layout.texts)
+    label = None
+    if targets and not error:
+      label, error = targets(row.values, texts)
     if not error:
       texts = texts[: 2 + most]
-      found.append(Example(str(number), texts, len(texts) - 2))
+      found.append(Example(str(number), texts, label[: 1 + most] if label else len(texts) - 2))
     elif layout.on_bad_row == 'skip':
       skipped.append(f'{row.where}: {error}')
     else:
@@ -178,34 +191,48 @@ def read_beir(qrels: epath.Path) -> list[Example]:
   Raises:
     ValueError: for a malformed record, a judged query that is missing, or no relevant document.
   """
-  folder, relevant = qrels.parent.parent, {}
-  for row in _records(qrels, ('query-id', 'corpus-id', 'score')):
+  return [*read_queries(qrels, read_qrels(qrels)), *read_corpus(qrels)]
+
+
+def read_qrels(qrels: epath.Path) -> dict[str, dict[str, int]]:
+  """{query: {document: relevance}} of FOLDER/qrels/NAME.tsv."""
+  judged: dict[str, dict[str, int]] = {}
+  for row in records(qrels, ('query-id', 'corpus-id', 'score')):
     query, document, score = row.values.values()
     if not score.strip().lstrip('-').isdecimal():
       raise ValueError(f'{row.where}: the relevance must be an integer, got {score!r}.')
-    relevant.setdefault(query, {})[document] = int(score)
-  relevant = {query: gold for query, gold in relevant.items() if max(gold.values()) > 0}
+    judged.setdefault(query, {})[document] = int(score)
+  return judged
+
+
+def read_queries(qrels: epath.Path, judged: Mapping[str, Mapping]) -> list[Example]:
+  """The queries that have a relevant document; the label is {document: relevance}."""
+  folder = qrels.parent.parent
+  relevant = {query: gold for query, gold in judged.items() if max(gold.values()) > 0}
   if not relevant:
     raise ValueError(f'{qrels} has no relevant document.')
   texts = {
     row.values['_id']: row.values['text']
-    for row in _records(folder / 'queries.jsonl', ('_id', 'text'))
+    for row in records(folder / 'queries.jsonl', ('_id', 'text'))
   }
   missing = [query for query in relevant if query not in texts]
   if missing:
     raise ValueError(
       f'{folder / "queries.jsonl"} has no query {missing[0]!r}, which {qrels} names.'
     )
-  documents = [
-    Example(values['_id'], (f'{values.get("title") or ""} {values["text"]}'.strip(),), {}, 1)
-    for values in (
-      row.values for row in _records(folder / 'corpus.jsonl', ('_id', 'text'), ('title',))
-    )
-  ]
-  return [Example(name, (texts[name],), gold) for name, gold in relevant.items()] + documents
+  return [Example(name, (texts[name],), gold) for name, gold in relevant.items()]
 
 
-def _records(path, columns, optional=()) -> Iterator[tables.Row]:
+def read_corpus(qrels: epath.Path) -> Iterator[Example]:
+  """Yields the documents beside a file of judgements."""
+  for row in records(qrels.parent.parent / 'corpus.jsonl', ('_id', 'text'), ('title',)):
+    values = row.values
+    text = f'{values.get("title") or ""} {values["text"]}'.strip()
+    yield Example(values['_id'], (text,), {}, document=1)
+
+
+def records(path, columns, optional=()) -> Iterator[tables.Row]:
+  """The rows of a table; raises ValueError for one without these texts."""
   for row in tables.read_table(path, columns, optional=optional):
     error = row.error or tables.text_problem(row.values, columns, blank=True)
     if error:

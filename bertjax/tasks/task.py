@@ -13,6 +13,7 @@ A task reads examples, encodes them, decodes the model's logits, scores and writ
 import dataclasses
 import hashlib
 import logging
+import operator
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -77,6 +78,7 @@ class Task:
     trainable: examples -> those that can be trained on; the others are logged.
     judged_by: this task -> that by which its models are evaluated, if it is another one: pairs to
       train on, and queries with documents.
+    key: example -> texts that are in one split only where a fraction is held out.
   """
 
   name: str
@@ -89,6 +91,7 @@ class Task:
   splits: tuple[str, ...]
   trainable: Callable[[list[Example]], list[Example]] = list
   judged_by: Callable[['Task'], 'Task'] | None = None
+  key: Callable[[Example], Sequence[str]] = operator.attrgetter('texts')
 
   @property
   def judge(self) -> 'Task':
@@ -129,7 +132,7 @@ class Task:
 def hold_out(task: Task, fraction: float) -> Task:
   """The task with a 'dev' split held out of 'train', unless it has one.
 
-  A hash of an example's texts decides, so equal texts are never in both splits.
+  A hash of an example's texts (`Task.key`) decides, so equal ones are never in both splits.
 
   Raises:
     ValueError: from `read`, if a split or a class of the training split would be empty.
@@ -144,7 +147,7 @@ def hold_out(task: Task, fraction: float) -> Task:
       return task.read(split)
     items, parts = task.read('train'), {'train': [], 'dev': []}
     for item in items:
-      text = '\0'.join(item.texts).encode('utf-8', 'replace')
+      text = '\0'.join(task.key(item)).encode('utf-8', 'replace')
       number = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), 'big')
       parts['dev' if number < fraction * 2**64 else 'train'].append(item)
     hint = 'name --config.data.dev_file=FILE, or change --config.data.dev_fraction'

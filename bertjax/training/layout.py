@@ -57,7 +57,7 @@ class Layout:
     return loop.make_train_step(
       objective.loss, objective.weights, optimizer, scale=objective.scale, mesh=self.mesh,
       state_shardings=state_shardings, accumulation=self.accumulation, wrap=wrap,
-      coupled=objective.coupled, frozen=objective.frozen,
+      coupled=objective.coupled, frozen=objective.frozen, group=objective.group,
     )  # fmt: skip
 
   def summary(self, scores: Sequence[dict], values: Sequence[float], options) -> dict[str, float]:

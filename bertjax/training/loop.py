@@ -100,6 +100,7 @@ def make_train_step(
   wrap: Callable[[Callable], Callable] = lambda step: step,
   coupled: tuple[Callable, Callable] | None = None,
   frozen: dict | None = None,
+  group: int = 1,
 ) -> Callable:
   """Compiles `step(state, batch) -> (state, metrics)`; the old state's buffers are donated.
 
@@ -119,6 +120,7 @@ def make_train_step(
       `objectives.Objective`. Microbatches are encoded twice: for the gradient of the batch
       with respect to their outputs, and to continue it to the parameters (Gao et al. 2021).
     frozen: device arrays that `loss_fn` finds among the parameters and that are not trained.
+    group: consecutive rows of a batch that no microbatch separates: those of an example.
 
   Returns:
     The compiled step. Its metrics are scalars: those of `means`, 'grad_norm' before clipping, and
@@ -157,7 +159,8 @@ def make_train_step(
     if accumulation == 1:
       grads, (losses, sums) = gradients(batch, rng)
     else:
-      parts, keys = _split(batch, accumulation), jax.random.split(rng, accumulation)
+      rows = 1 if coupled else group  # coupled rows do not depend on each other there
+      parts, keys = _split(batch, accumulation, rows), jax.random.split(rng, accumulation)
       if coupled:
         with _compiling_for(mesh):
           encode, couple = coupled
@@ -188,16 +191,21 @@ def _join_params(params, frozen: dict | None):
   return params | frozen if frozen else params  # params may be any tree
 
 
-def _split(batch, accumulation: int):
+def _split(batch, accumulation: int, group: int = 1):
   """Arrays [rows, ...] as microbatches [A, rows / A, ...].
 
-  Rows a, a + A, a + 2A, ... form microbatch a: each device splits the rows that it has.
+  Groups of rows a, a + A, a + 2A, ... form microbatch a: each device splits the rows that it has.
   """
-  return jax.tree.map(lambda x: x.reshape(-1, accumulation, *x.shape[1:]).swapaxes(0, 1), batch)
+
+  def split(x):
+    parts = x.reshape(-1, accumulation, group, *x.shape[1:]).swapaxes(0, 1)
+    return parts.reshape(accumulation, -1, *x.shape[1:])
+
+  return jax.tree.map(split, batch)
 
 
 def _join(parts):
-  """The rows of microbatches, as `_split` has found them."""
+  """The rows of microbatches, as `_split` has found them one by one."""
   return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), parts)
 
 

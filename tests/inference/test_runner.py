@@ -21,7 +21,7 @@ def test_the_number_of_programs_does_not_grow_with_the_texts(vocab):
 def test_a_window_counts_by_its_tokens_in_an_embedding(vocab):
   predictor = Predictor(*model(vocab), batch_size=4, long='window')
   tokenizer, text = predictor.tokenizer, LONG + ' the'
-  parts = predictor.runner.split(tokenizer.encode([text])[0])
+  parts = [part for (part,) in predictor.runner.split(tokenizer.encode([text]))]
   rows = [[tokenizer.cls_id, *part, tokenizer.sep_id] for part in parts]
   assert len(rows) > 2 and len(set(map(len, rows))) == 2
   apply, params = applied(predictor.config), predictor.runner.params
