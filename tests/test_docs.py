@@ -67,7 +67,7 @@ def test_files_that_a_page_names_exist(page):
 
 
 RECIPES = ('bert_mini:three_stages', 'glue', 'squad', 'tagging:conll', 'choice:choice', 'table',
-           'embed')  # fmt: skip
+           'embed', 'rerank')  # fmt: skip
 
 
 @pytest.mark.parametrize('page', [ROOT / 'README.md', *PAGES], ids=lambda page: page.stem)

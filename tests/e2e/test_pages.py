@@ -123,6 +123,19 @@ def test_the_service_shows_embeddings_and_neighbours(page, url, predictor):
   assert next(iter(bars(page).items())) == ('the name', pytest.approx(1, abs=2e-3))
 
 
+def test_the_service_of_a_reranker_ranks_documents(page, vocab):
+  from tests.test_serve import serving
+
+  reranker = Predictor(*model(vocab, 'classification', labels=1), batch_size=4)
+  texts = ['the name of a class', 'or None', 'the value']
+  with serving(reranker, timeout=120) as client:
+    page.goto(str(client.base_url))
+    ask(page, 'rerank', 'the name', '\n'.join(texts))
+    expected = {hit.text: hit.score for hit in reranker.rerank('the name', texts)}
+    assert bars(page) == pytest.approx(expected, abs=2e-3) and list(bars(page)) == list(expected)
+    assert '/rerank' in page.inner_text('#curl')
+
+
 def test_the_services_page_has_examples_latency_and_a_curl_line(page, url):
   page.goto(url)
   page.click('nav button[value=classify]')

@@ -26,7 +26,7 @@ from tests.test_docs import printed
 
 ROOT = pathlib.Path(__file__).parents[2]
 _GUIDES = ('quickstart', 'pretraining', 'objectives', 'data', 'runs', 'finetuning', 'embeddings',
-           'inference', 'interop', 'serving', 'scaling')  # fmt: skip
+           'reranking', 'inference', 'interop', 'serving', 'scaling')  # fmt: skip
 PAGES = (ROOT / 'README.md', *(ROOT / 'docs' / f'{name}.md' for name in _GUIDES))
 
 # What makes a command small, by regular expressions.
@@ -36,7 +36,7 @@ SMALLER = (
    r'--config=\1:smoke --config.data.heldout_fraction=0.2'),
   (r'(--config=(?:glue|table)\S*)', r'\1 --config.data.length=32 '
    '--config.num_train_epochs=1.0 --config.batch_size=8'),
-  (r'--config=embed(?=[ :])(:?)', r'--config=embed:smoke,'),
+  (r'--config=(embed|rerank)(?=[ :])(:?)', r'--config=\1:smoke,'),
   (r'--size=8192', '--size=700'),
   (r'(length_512,smoke)', r'\1 --config.data.length=256'),  # four times the length of smoke
   (r'warmup_steps=30000', 'warmup_steps=6 --config.batch_size=64'),
@@ -91,6 +91,10 @@ def home(tmp_path_factory, corpus, vocab):
     words = [text for text, _ in test_finetune.sentences(60, 60)]
     pairs = [{'query': a, 'answer': b} for a, b in itertools.pairwise(words)]
     pathlib.Path('pairs.jsonl').write_text('\n'.join(map(json.dumps, pairs)))
+    triplets = [row | {'negatives': words[3:5]} for row in pairs[6:]]
+    pathlib.Path('triplets.jsonl').write_text('\n'.join(map(json.dumps, triplets)))
+    asked = {'query': 'the name', 'documents': ['of a class', 'raises an exception']}
+    pathlib.Path('candidates.jsonl').write_text(json.dumps(asked) + '\n')
     scored = [f'{a}\t{b}\t{n % 6}' for n, (a, b) in enumerate(itertools.pairwise(words))]
     pathlib.Path('scored.tsv').write_text('\n'.join(['sentence1\tsentence2\tscore', *scored]))
     pathlib.Path('scifact/qrels').mkdir(parents=True)
@@ -111,6 +115,9 @@ def home(tmp_path_factory, corpus, vocab):
     heads = Bert(config, heads=('mlm', 'nsp', 'classification', 'span'), num_labels=2)
     params = jax.device_get(jax.jit(init_params, static_argnums=0)(heads, jax.random.key(0)))
     loading.save_model('DIR', heads, params, tokenizer)
+    heads = Bert(config, heads=('classification',), num_labels=1)
+    params = jax.device_get(init_params(heads, jax.random.key(0)))
+    loading.save_model('RERANKER', heads, params, tokenizer)
     yield folder
 
 
