@@ -16,9 +16,6 @@ from bertjax.model.config import EncoderConfig
 from bertjax.model.heads import Bert
 from bertjax.objectives import mlm
 
-tf = pytest.importorskip('tensorflow')
-v1 = tf.compat.v1
-
 SIZES = {'hidden_size': 48, 'num_hidden_layers': 3, 'num_attention_heads': 4,
          'intermediate_size': 80, 'max_position_embeddings': 40, 'type_vocab_size': 2,
          'hidden_act': 'gelu', 'hidden_dropout_prob': 0.1, 'attention_probs_dropout_prob': 0.1,
@@ -27,6 +24,14 @@ GELU = {
   'erf': lambda x: x * 0.5 * (1.0 + tf.math.erf(x / np.sqrt(2.0))),
   'tanh': lambda x: x * 0.5 * (1.0 + tf.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
 }
+
+
+@pytest.fixture(scope='module', autouse=True)
+def modules():
+  """TensorFlow is imported for the tests that run, not where they are only collected."""
+  global tf, v1
+  tf = pytest.importorskip('tensorflow')
+  v1 = tf.compat.v1
 
 
 class GoogleBert:
