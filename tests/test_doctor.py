@@ -27,6 +27,7 @@ def find(capsys, *arguments, code=0):
   return found
 
 
+@pytest.mark.e2e
 def test_a_sound_run_is_described_with_its_cost(corpus, vocab, tmp_path, capsys):
   found = find(
     capsys, '--config=bert_mini:smoke', f'--input={corpus}', f'--vocab={vocab}',
@@ -98,6 +99,7 @@ def model(tmp_path_factory, vocab):
   return path
 
 
+@pytest.mark.e2e
 def test_examples_in_both_splits_or_with_two_labels_are_named(tmp_path, model, capsys):
   rows = [(f'the value {i}', 'good') for i in range(20)] + [('an error', 'bad')] * 3
   train = write(tmp_path / 'train.csv', [*rows, ('the value 7', 'bad'), ('the ' * 99, 'bad')] * 2)

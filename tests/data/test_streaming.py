@@ -28,6 +28,7 @@ from tests.waiting import until
 WORDS = [f'w{i:03d}' for i in range(300)]
 BATCH = 8
 LOADERS = ['threads'] + ['tfdata'] * bool(importlib.util.find_spec('tensorflow_text'))
+EACH = [pytest.param(name, marks=pytest.mark.e2e) if name == 'tfdata' else name for name in LOADERS]
 
 
 @pytest.fixture(autouse=True)
@@ -436,7 +437,7 @@ def test_records_before_a_position_are_not_parsed(tmp_path):
 # Bad input: one sentence, from either loader, and nothing hangs
 
 
-@pytest.mark.parametrize('name', LOADERS)
+@pytest.mark.parametrize('name', EACH)
 def test_a_shard_that_vanishes_is_named(source, tokenizer, name):
   made = stream(source, tokenizer, options={'loader': name})
   (source / '3.jsonl').unlink()
@@ -504,8 +505,10 @@ def shards(hub):  # noqa: F811
   return files
 
 
-@pytest.mark.parametrize(('name', 'kind'), [*((name, 'hub') for name in LOADERS),
-                                            ('threads', 'addresses')])  # fmt: skip
+@pytest.mark.parametrize(('name', 'kind'), [
+  ('threads', 'hub'), ('threads', 'addresses'),
+  *(pytest.param(name, 'hub', marks=pytest.mark.e2e) for name in LOADERS[1:]),
+])  # fmt: skip
 def test_a_remote_shard_that_vanishes_in_mid_run_is_named(tokenizer, shards, name, kind):
   source = 'hf:me/texts'
   if kind == 'addresses':
@@ -516,7 +519,7 @@ def test_a_remote_shard_that_vanishes_in_mid_run_is_named(tokenizer, shards, nam
   assert 'train-1.parquet cannot be read: Entry Not Found' in error_of(batches)
 
 
-@pytest.mark.parametrize('name', LOADERS)
+@pytest.mark.parametrize('name', EACH)
 @pytest.mark.parametrize('ending', ['jsonl.gz', 'parquet'])
 def test_a_truncated_remote_shard_is_named(tokenizer, shards, name, ending):
   if ending == 'jsonl.gz':
@@ -634,7 +637,7 @@ def mixed(source, tokenizer, tmp_path):
   return make
 
 
-@pytest.mark.parametrize('groups', [1, 2, 4])
+@pytest.mark.parametrize('groups', [1, 4])
 def test_a_mixture_does_not_depend_on_workers_hosts_and_interruptions(mixed, groups):
   whole = mixed(groups=groups, workers=1)
   batches = whole.batches()

@@ -226,6 +226,7 @@ def test_the_graph_normalises_every_code_point_as_the_reference(rules, lowercase
   check_folds([f'a{c}b' for c in letters], rules, lowercase)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize('rules', normalization.RULES)
 def test_marks_come_in_canonical_order(rules):
   marks = [*LETTERS['kept marks'], '\u0301', '\u094d', '\u0900', '\u00ad', '\0', 'x', 'Σ', '한']
@@ -243,6 +244,7 @@ def small_twins(rules):
   return [(t, make_encoder(t), make_oracle(t)) for t in tokenizers]
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize('rules', normalization.RULES)
 @given(st.lists(st.sampled_from(PIECES + LETTERS['special']) | st.characters(), max_size=20))
 @settings(deadline=None, max_examples=150)

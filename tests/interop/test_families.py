@@ -733,6 +733,7 @@ def test_the_first_stage_may_have_another_rotary_base_than_the_weights(tmp_path,
     pretrain.load(setup, None)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize('types', [0, 1, 2])
 def test_a_tokenizer_gives_transformers_token_types_where_the_model_has_two(types, tmp_path):
   changes = {0: {'classifier_hidden': 'relu'},
@@ -770,6 +771,7 @@ def test_heads_that_share_a_tensor_are_not_saved_together(tmp_path):
     save_hf(tmp_path, config, params, vocabulary(0))
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize('kind', ['roberta', 'xlm'])
 def test_texts_and_pairs_have_the_logits_of_transformers(kind, documents, tmp_path):
   """From text to logits with byte-level BPE and Unigram: template of pairs, padding, positions."""

@@ -100,7 +100,14 @@ def test_rotary_scores_depend_on_distances_only():
 
 
 @pytest.mark.parametrize(
-  ('causal', 'window'), [(False, 0), (True, 0), (False, 128), (True, 128), (False, 32)]
+  ('causal', 'window'),
+  [
+    (False, 0),
+    (False, 32),
+    *(
+      pytest.param(*pair, marks=pytest.mark.e2e) for pair in ((True, 0), (False, 128), (True, 128))
+    ),
+  ],
 )
 def test_splash_equals_xla_on_packed_and_padded_rows(causal, window):
   segments = np.ones((2, 256), np.int32)

@@ -357,6 +357,7 @@ def test_labelled_spans_of_real_files_decode_to_the_labelled_answers(data_dir, t
 
 
 @pytest.mark.data
+@pytest.mark.e2e
 def test_training_labels_are_those_of_run_squad_but_for_answers_within_a_token(data_dir):
   tokenizer = Tokenizer.from_file(data_dir / 'vocab' / 'bert-base-uncased-vocab.txt')
   compared, differ = 0, []
