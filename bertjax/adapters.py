@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 
 from bertjax.fields import SHARED
-from bertjax.interop import loading, mapping, peft
+from bertjax.interop import hub, loading, mapping, peft
 from bertjax.model import encoder, heads, lora
 from bertjax.objectives import Objective
 from bertjax.objectives import lora as objective_lora
@@ -182,8 +182,10 @@ def _base(config) -> str:
       f"lora.save='peft' names {config.init_from} as the base model, which transformers cannot "
       f'load; convert it first: bertjax convert --from={config.init_from} --out=DIR.'
     )
-  path = epath.Path(source)
-  return str(path.resolve()) if path.exists() else str(source)
+  if not epath.Path(source).exists():
+    return str(source)
+  path = hub.find_directory(source) if config.lora.save == 'peft' else epath.Path(source)
+  return str(path.resolve())
 
 
 def select(config, pooler: bool, targets: str, rank: int) -> dict[str, lora.Matrix]:

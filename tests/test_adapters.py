@@ -93,7 +93,8 @@ def test_a_run_learns_resumes_bit_for_bit_and_saves_a_merged_model(config, tmp_p
 @pytest.mark.full
 def test_peft_folders_of_a_run_are_its_model_and_a_changed_base_is_refused(config, tmp_path):
   config.lora.save, config.num_train_epochs, config.lora.modules_to_save = 'peft', 2.0, 'pooler'
-  source = shutil.copytree(config.init_from, tmp_path / 'base')
+  start = config.init_from
+  source = shutil.copytree(start, tmp_path / 'base')
   config.init_from = str(source)
   scores = finetune.run(config, workdir=str(tmp_path / 'run'))
   files = {p.name for p in (tmp_path / 'run' / 'model').iterdir()}
@@ -115,8 +116,42 @@ def test_peft_folders_of_a_run_are_its_model_and_a_changed_base_is_refused(confi
   loading.save_model(source, bert, params, tokenizer)
   with pytest.raises(ValueError, match=r'adapters of the base model .* which has changed since'):
     loading.load_weights(newest)
+  loading.load_weights(newest, base=start)  # the model as it was
   with pytest.raises(ValueError, match=r'lora\.base: '):
     finetune.run(config, workdir=str(tmp_path / 'run'))
+
+
+def write_pairs(config, folder):
+  rows = '\n'.join(f'the value {i}\tof the error {i}' for i in range(40))
+  (folder / 'pairs.tsv').write_text(f'query\tanswer\n{rows}\n')
+  config.data.train_file, config.task.text, config.task.pair = 'pairs.tsv', 'query', 'answer'
+  config.data.source = str(folder)
+
+
+@pytest.mark.parametrize('recipe', ['embed:smoke', 'glue:sst2'])
+def test_new_adapters_leave_embeddings_and_distillation_as_they_are(recipe, config, tmp_path):
+  if recipe == 'embed:smoke':
+    source, config = config.init_from, load_recipe(recipe)
+    config.init_from = source
+    write_pairs(config, tmp_path)
+  else:  # a teacher with the same head
+    bert, params, tokenizer = loading.load_model(config.init_from)
+    bert = bert.clone(heads=('classification',))
+    head = {'kernel': np.ones((32, 2), np.float32), 'bias': np.zeros(2, np.float32)}
+    params = {name: params[name] for name in ('encoder', 'pooler')} | {'classification': head}
+    loading.save_model(tmp_path / 'teacher', bert, params, tokenizer, labels=('0', '1'))
+    config.distill.teacher = str(tmp_path / 'teacher')
+  losses = []
+  for rank in (0, 4):
+    config.lora.rank = rank
+    setup = finetune.set_up(config)
+    objective, batch = setup.objective, setup.batches.training(0)
+    fresh = objective.init(jax.random.key(0))
+    own = {name: setup.weights[1].get(name, part) for name, part in fresh.items()}
+    loss = jax.jit(lambda p, b, f=objective.loss: f(p, b, None)[0])
+    losses.append(loss(own | (objective.frozen or {}), batch))
+  assert losses[0].keys() == losses[1].keys() and 'lora' in own
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), *losses)
 
 
 @pytest.mark.full

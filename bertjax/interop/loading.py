@@ -169,10 +169,11 @@ def load_weights(
 ) -> tuple[EncoderConfig, dict]:
   """The config and parameters of a model of any kind."""
   source = find_model(source)
-  if base and not is_peft(source):
+  adapted = 'lora' in _read_model(source) if is_checkpoint(source) else is_peft(source)
+  if base and not adapted:
     raise ValueError(f'{source} is a complete model, not adapters of the base model {base}.')
   if is_checkpoint(source):
-    return load_checkpoint(source, heads=heads)
+    return load_checkpoint(source, heads=heads, base=base)
   if google.is_google(source):
     return google.load_google(source, heads=heads, gelu=gelu)
   if is_peft(source):
@@ -194,15 +195,19 @@ def load_peft(source, base: str = '', heads=None) -> tuple[EncoderConfig, dict]:
   """
   folder = hub.find_directory(source)
   base = _base_of(folder, base)
-  _log.info('%s: adapters of the base model %s', folder, base)
+  return peft.merge(folder, *_read_base(folder, base), heads)
+
+
+def _read_base(source, base: str) -> tuple[EncoderConfig, dict]:
+  """The base model of adapters."""
+  _log.info('%s: adapters of the base model %s', source, base)
   try:
-    config, params = load_weights(base)
+    return load_weights(base)
   except ValueError as error:
     raise ValueError(
       f'{source} has adapters, and their base model {base!r} cannot be read ({error}) Name it: '
       'bertjax convert --from=ADAPTERS --base=MODEL --out=DIR.'
     ) from error
-  return peft.merge(folder, config, params, heads)
 
 
 def _base_of(folder, base: str = '') -> str:
@@ -318,7 +323,7 @@ def _read_model(folder) -> dict:
   return meta['model']
 
 
-def load_checkpoint(folder, heads=None) -> tuple[EncoderConfig, dict]:
+def load_checkpoint(folder, heads=None, base: str = '') -> tuple[EncoderConfig, dict]:
   """The config and parameters (NumPy) of a checkpoint, each array compared with its checksum.
 
   They are the average of the parameters if the optimizer keeps one, as in the model of the run.
@@ -326,6 +331,7 @@ def load_checkpoint(folder, heads=None) -> tuple[EncoderConfig, dict]:
   Args:
     folder: WORKDIR/checkpoints/STEP.
     heads: heads to keep; None keeps all there are.
+    base: base model of adapters; '' = that of the run.
 
   Raises:
     ValueError: if an array is corrupt, a head is missing, or the checkpoint is of several trials.
@@ -368,7 +374,7 @@ def load_checkpoint(folder, heads=None) -> tuple[EncoderConfig, dict]:
     params.pop('generator', None)
   config = EncoderConfig(**model['config'])
   if 'lora' in model:
-    params = _with_base(params, config, model['lora'], folder)
+    params = _with_base(params, config, model['lora'] | ({'base': base} if base else {}), folder)
   huggingface.check_heads(heads or (), params, folder)
   kept = params.keys() if heads is None else {'encoder', 'pooler', *heads}
   return config, {k: v for k, v in params.items() if k in kept}
@@ -376,7 +382,7 @@ def load_checkpoint(folder, heads=None) -> tuple[EncoderConfig, dict]:
 
 def _with_base(params: dict, config: EncoderConfig, facts: dict, folder) -> dict:
   """The parameters of a checkpoint of adapters, merged with those of its base model."""
-  _, base = load_weights(facts['base'])
+  _, base = _read_base(folder, facts['base'])
   base = {name: base[name] for name in facts['frozen'] if name in base}
   if digest_of(base) != facts['digest']:
     raise ValueError(

@@ -193,10 +193,14 @@ def save(
         np.asarray(flat[entry.path]), 'huggingface'
       )
       modules.add('pooler' if part == 'pooler' else entry.module.partition('.')[0])
+  name, _, revision = settings.base.partition('@')
+  base = {'base_model_name_or_path': settings.base}
+  if revision and not epath.Path(settings.base).exists():
+    base = {'base_model_name_or_path': name, 'revision': revision}
   complete = trained | ({'pooler': {}} if pooler else {})
   content = {
     'peft_type': 'LORA', 'task_type': _TASK_TYPES.get(heads[0]) if len(heads) == 1 else None,
-    'base_model_name_or_path': settings.base, 'r': settings.rank, 'lora_alpha': settings.alpha,
+    **base, 'r': settings.rank, 'lora_alpha': settings.alpha,
     'use_rslora': settings.rslora, 'lora_dropout': 0.0, 'bias': 'none', 'fan_in_fan_out': False,
     'target_modules': _targets(set(sides), config), 'modules_to_save': sorted(modules) or None,
     'inference_mode': True,

@@ -114,6 +114,10 @@ def test_a_folder_of_adapters_is_read_as_the_merged_model(name, tmp_path):
   assert wanted.keys() <= found.keys()  # and the base model's pooler
   for path, array in wanted.items():
     np.testing.assert_allclose(found[path], array, rtol=0, atol=1e-6)
+  save(tmp_path / 'adapters', 'owner/name@v1', lora, trained, bert)
+  settings, content = peft.read_settings(tmp_path / 'adapters')
+  assert content['base_model_name_or_path'] == 'owner/name' and content['revision'] == 'v1'
+  assert settings.base == 'owner/name@v1'
 
 
 @pytest.mark.full
