@@ -13,7 +13,7 @@ import pathlib
 
 from benchmarks import machine
 from bertjax.inference.predictor import Predictor
-from bertjax.objectives.labels import entities
+from bertjax.objectives.entities import entities
 from bertjax.tasks.tagging import read_conll
 
 FLAGS = {

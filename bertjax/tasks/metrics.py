@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from bertjax.objectives.labels import entities
+from bertjax.objectives.entities import entities
 
 
 def confusion(predicted, gold, classes: int) -> np.ndarray:

@@ -16,7 +16,8 @@ from etils import epath
 
 from bertjax import io
 from bertjax.data import instances, tables, words
-from bertjax.objectives.labels import Tags, entities
+from bertjax.objectives.entities import entities
+from bertjax.objectives.labels import Tags
 from bertjax.tasks import metrics
 from bertjax.tasks.task import Encoded, Example, Task, gold_labels, known_split, text_room
 

@@ -98,7 +98,7 @@ def test_words_of_conll_2003_are_found_again_in_its_text(data_dir):
 def test_words_of_conll_2003_are_found_again_in_plain_text(data_dir):
   """Also where the words are printed as usual: "England's", "(Lyon)"."""
   from benchmarks.tag_text import plain_text
-  from bertjax.objectives.labels import entities
+  from bertjax.objectives.entities import entities
   from bertjax.tasks.tagging import read_conll
 
   kept, found = [], []
