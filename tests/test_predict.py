@@ -369,17 +369,19 @@ def test_every_call_is_answered_in_plain_json(vocab):
   tokenizer = Tokenizer.from_file(vocab)
   items = {
     'answer': ('the name?', 'the name of a class'), 'choose': ('a', 'b', 'c'),
-    'next_sentence': ('a', 'b'), 'fill_mask': ('a [MASK]',), 'infill': ('a [MASK]',),
+    'rerank': ('a', 'b', 'c'), 'next_sentence': ('a', 'b'), 'fill_mask': ('a [MASK]',),
+    'infill': ('a [MASK]',),
   }  # fmt: skip
   heads = ('mlm', 'nsp', 'classification', 'span', 'choice')
   full = Predictor(*model(vocab, *heads), batch_size=4)
   tagger = Predictor(*model(vocab, 'tagging'), batch_size=4)
   causal = Predictor(*model(vocab, 'mlm', causal=True))
+  reranker = Predictor(*model(vocab, 'classification', labels=1))
   assert full.tokenizer.vocab == tokenizer.vocab
   for do in CALLS:
     item = items.get(do, ('the name of a class.',))
     options = {'nearest': {'corpus': ['a', 'b']}, 'continue': {'max_new_tokens': 3}}.get(do, {})
-    predictor = {'tag': tagger, 'continue': causal}.get(do, full)
+    predictor = {'tag': tagger, 'continue': causal, 'rerank': reranker}.get(do, full)
     predictor.check_call(do, len(item), options)
     [one] = predictor.call(do, [item], options)
     assert json.loads(json.dumps(one, allow_nan=False)) == one, do

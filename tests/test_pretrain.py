@@ -177,7 +177,8 @@ def test_a_run_leaves_what_the_manual_says(finished):
   assert {'command', 'versions', 'commit', 'config', 'identity', 'devices'} <= set(info)
   assert list((finished / 'logs').glob('tensorboard/events*'))
   assert {p.name for p in (finished / 'model').iterdir()} == {
-    'config.json', 'model.safetensors', 'vocab.txt', 'tokenizer.json', 'tokenizer_config.json'
+    'README.md', 'config.json', 'model.safetensors', 'vocab.txt', 'tokenizer.json',
+    'tokenizer_config.json',
   }  # fmt: skip
 
 
@@ -285,7 +286,7 @@ def test_any_step_of_a_run_becomes_a_model(finished, tiny_rows, tmp_path, capsys
       == 0
     )
   newest, model = tmp_path / '20', finished / 'model'
-  for path in model.iterdir():
+  for path in {*model.iterdir()} - {model / 'README.md'}:  # which a run writes
     assert path.read_bytes() == (newest / path.name).read_bytes(), path.name
   capsys.readouterr()
   assert main(['evaluate', f'--workdir={finished}', '--checkpoint=10']) == 0
@@ -694,6 +695,7 @@ def test_a_disk_that_fills_loses_no_checkpoint(tiny_rows, small_disk):
   args = arguments(tiny_rows, run, '--config.num_train_steps=300', *QUIET)
   process = start(args)
   wait_for_step(process, run, 25)
+  until((run / 'checkpoints' / '20').exists, 'checkpoint 20')  # its files are complete
   filler = small_disk / 'filler'
   with contextlib.suppress(OSError), filler.open('wb', buffering=0) as file:
     while True:

@@ -33,7 +33,7 @@ _parts = re.compile(f'[{_UNSPACED}{_WIDE}][{_MARKS}]*|[^{_UNSPACED}{_WIDE}]+').f
 _whole = re.compile(
   r"(?:[^\W\d_]\.)+|(?:\w+\.)+\w\.|['’]\w+|[-+.]\d(?:.*\w)?|[A-Z]{1,3}\$|([-.*=_#~])\1+"
 ).fullmatch
-# Ends of English words that are words of their own: England's did n't
+# Ends of English words that are separate words: England's did n't
 _clitic = re.compile(r"(?<=[\w.])(?:n['’]t|['’](?:s|re|ve|ll|d|m))$", re.IGNORECASE).search
 
 

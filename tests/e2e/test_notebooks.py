@@ -25,7 +25,8 @@ def real_model(tmp_path_factory):
 
 # Smaller versions of the slow ones: the commands of one run small in test_readme.py, another's main
 # job in test_quickstart.py, and the code of two, which docs/ shows as well, in test_doc_code.py.
-SLOW = ('pretrain_on_tpu', 'quickstart', 'custom_head', 'custom_loop')
+# The programs of the last two run in tasks/test_embedding.py and objectives/test_distill.py.
+SLOW = ('pretrain_on_tpu', 'quickstart', 'custom_head', 'custom_loop', 'embeddings', 'distillation')
 RUN = [
   pytest.param(
     path, marks=pytest.mark.slow if path.stem in SLOW else pytest.mark.full, id=path.stem

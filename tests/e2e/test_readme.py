@@ -21,7 +21,7 @@ from bertjax.data.tokenizer import Tokenizer
 from bertjax.interop import google, loading
 from bertjax.model.config import EncoderConfig
 from bertjax.model.heads import Bert, init_params
-from tests import test_finetune
+from tests import test_compare, test_finetune
 from tests.test_docs import printed
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -105,6 +105,8 @@ def home(tmp_path_factory, corpus, vocab):
     pathlib.Path('faq.txt').write_text('the name of a class\nraises an exception\n')
     asked = {'question': ['the name?'], 'context': ['the name of a class']}
     parquet.write_table(pyarrow.table(asked), 'q.parquet')
+    for seed, name in enumerate(('seed0', 'seed1', 'mine', 'mini-rate3e-3')):
+      test_compare.make_run(folder / 'runs' / name, seed)
     tokenizer = Tokenizer.from_file(vocab)
     config = EncoderConfig(vocab_size=tokenizer.vocab_size, hidden_size=32, num_layers=2,
                            num_heads=2, mlp_size=64, max_positions=64)  # fmt: skip
@@ -124,15 +126,17 @@ def home(tmp_path_factory, corpus, vocab):
 def outputs(verb: str, flags: dict[str, str]) -> list[str]:
   """The files that a command promises."""
   workdir, out = flags.get('workdir', 'bertjax-quickstart'), flags.get('out')
+  weights = 'adapter_model' if 'config.lora.save' in flags else 'model'
   files = {
     'quickstart': [f'{workdir}/model/model.safetensors', f'{workdir}/loss.png'],
     'pretrain': [f'{workdir}/model/model.safetensors', f'{workdir}/metrics.json'],
-    'finetune': [f'{workdir}/model/model.safetensors', f'{workdir}/report.html'],
+    'finetune': [f'{workdir}/model/{weights}.safetensors', f'{workdir}/report.html'],
     'vocab': [out],
     'prepare': [f'{out}/manifest.json'],
     'predict': [out, flags.get('index')],
     'explain': [out or 'explain.html'],
     'export': [f'{out}/model.stablehlo' if 'format' in flags else f'{out}/saved_model.pb'],
+    'compare': [out, flags.get('write_band')],
     'convert': [f'{out}/bert_config.json' if 'format' in flags else f'{out}/model.safetensors'],
   }
   return [name for name in files.get(verb, []) if name]

@@ -18,7 +18,7 @@ from bertjax.interop import huggingface, loading
 from bertjax.model.encoder import PARAM_AXES
 from bertjax.model.heads import Bert, init_params
 from bertjax.objectives import Objective
-from bertjax.objectives.labels import NEVER
+from bertjax.objectives.labels import NEVER, Choice
 from bertjax.objectives.rerank import Candidates, Listwise, MarginMse, Relevance
 from bertjax.tasks import classification, rerank
 from bertjax.tasks.task import Example
@@ -167,9 +167,10 @@ def test_soft_targets_of_a_teacher_are_lowest_for_its_own_scores(tokenizer, docu
 @functools.cache
 def train(kind: str, devices: int, accumulation: int, steps: int = 3):
   """Losses, and the last parameters, of steps on batches of 8 examples."""
-  label, mesh = KINDS[kind], mesh_lib.make_mesh(devices=jax.devices()[:devices])
+  label = Choice(rows=3) if kind == 'choice' else KINDS[kind]
+  mesh = mesh_lib.make_mesh(devices=jax.devices()[:devices])
   config = dataclasses.replace(TINY, hidden_dropout=0.0, attention_dropout=0.0, vocab_size=96)
-  model = Bert(config, heads=('classification',), num_labels=1)
+  model = Bert(config, heads=(label.head,), num_labels=1)
   loss, weights = label.make_loss(model)
   objective = Objective(functools.partial(init_params, model), loss, weights, group=label.rows)
   optimizer = optax.sgd(0.3)
@@ -194,6 +195,8 @@ def batch_at(label, number: int) -> dict:
   rng, rows = np.random.default_rng(number), 8 * label.rows
   labels = rng.uniform(size=(8, label.rows)).astype(np.float32)
   labels[::3, -1] = np.nan if label.rows > 1 else 1
+  if isinstance(label, Choice):
+    labels = np.repeat(rng.integers(0, label.rows, 8, np.int32), label.rows)
   weights = np.repeat(np.arange(8) != 5, label.rows)  # the last batch of an epoch is not full
   return {
     'input_ids': rng.integers(0, 96, (rows, 10), np.int32),
@@ -203,7 +206,7 @@ def batch_at(label, number: int) -> dict:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize('kind', ['binary', 'listwise', 'margin_mse'])
+@pytest.mark.parametrize('kind', ['binary', 'listwise', 'margin_mse', 'choice'])
 @pytest.mark.parametrize(('devices', 'accumulation'), [(8, 1), (1, 8), (2, 2)])
 def test_microbatches_and_devices_have_the_gradient_of_one_batch(kind, devices, accumulation):
   losses, params = train(kind, devices, accumulation)

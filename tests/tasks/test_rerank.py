@@ -136,7 +136,7 @@ def test_files_texts_and_the_service_rank_as_the_predictor(trained, tmp_path, ca
     assert client.post('/rerank', json={'query': QUERY, 'documents': []}).status_code == 422
     assert 'rerank' in client.get('/healthz').json()['calls']
   checkpoint = Predictor.from_dir(loading.find_checkpoint(workdir))
-  assert checkpoint.rerank(QUERY, TEXTS[0])[0].score == pytest.approx(
+  assert checkpoint.rerank(QUERY, TEXTS[:1])[0].score == pytest.approx(
     predictor.rerank(QUERY, TEXTS[:1])[0].score, abs=1e-6
   )
 
