@@ -28,6 +28,7 @@ def find(capsys, *arguments, code=0):
 
 
 @pytest.mark.e2e
+@pytest.mark.e2e
 def test_a_sound_run_is_described_with_its_cost(corpus, vocab, tmp_path, capsys):
   found = find(
     capsys, '--config=bert_mini:smoke', f'--input={corpus}', f'--vocab={vocab}',
@@ -100,6 +101,7 @@ def model(tmp_path_factory, vocab):
 
 
 @pytest.mark.e2e
+@pytest.mark.e2e
 def test_examples_in_both_splits_or_with_two_labels_are_named(tmp_path, model, capsys):
   rows = [(f'the value {i}', 'good') for i in range(20)] + [('an error', 'bad')] * 3
   train = write(tmp_path / 'train.csv', [*rows, ('the value 7', 'bad'), ('the ' * 99, 'bad')] * 2)
@@ -118,6 +120,7 @@ def test_examples_in_both_splits_or_with_two_labels_are_named(tmp_path, model, c
   assert 'tokens/s' in found['', 'time'][0] and '3 checkpoints' in found['', 'disk'][0]
 
 
+@pytest.mark.e2e
 def test_a_disk_that_is_too_small_is_named(corpus, vocab, monkeypatch, capsys):
   usage = lambda folder: type('Usage', (), {'free': 1000})  # noqa: E731
   monkeypatch.setattr(doctor.shutil, 'disk_usage', usage)
