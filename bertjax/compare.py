@@ -11,7 +11,6 @@ and by at least 1% of their mean. With --band the program says at which step a r
 exits with code 1 if one does.
 """
 
-import json
 import logging
 import statistics
 from collections.abc import Mapping, Sequence
@@ -27,7 +26,6 @@ from bertjax.training import metrics
 _log = logging.getLogger(__name__)
 
 _NO_RESULT = ('learning_rate', 'stage')  # logged numbers that are no result
-_NEVER_ALIKE = ('workdir',)
 LEAST_WIDTH = 0.01  # of a band on each side, as a fraction of the mean
 
 Curves = dict[str, dict[int, float]]
@@ -67,13 +65,14 @@ def run(runs: Sequence[str], out: str = '', band: str = '', write_band: str = ''
   if write_band:
     io.write_json(write_band, make_band(found))
     _log.info('band of %d runs written to %s', len(found), write_band)
-  bands = json.loads(epath.Path(band).read_text()) if band else {}
-  outside = {each.name: leaves(each.curves, bands['curves']) for each in found if bands}
-  for name, sentences in outside.items():
-    for sentence in sentences or ['stays inside the band']:
-      print(f'{name}: {sentence}')
+  bands = read_band(band) if band else {}
+  outside = {each.name: leaves(each.curves, bands) for each in found if band}
+  verdicts = [(name, sentence) for name, sentences in outside.items()
+              for sentence in sentences or ['stays inside the band']]  # fmt: skip
+  for name, sentence in verdicts:
+    print(f'{name}: {sentence}')
   if out:
-    io.write_text(out, page(found, bands, outside))
+    io.write_text(out, page(found, bands, verdicts))
     _log.info('written to %s', out)
   if any(outside.values()):
     raise SystemExit(1)
@@ -93,7 +92,7 @@ def read_run(workdir, name: str) -> Run:
       f'{path} holds no run: there is no run.json or nothing in logs/; give the --workdir of '
       '`bertjax pretrain` or `bertjax finetune`.'
     )
-  about = json.loads((path / 'run.json').read_text())
+  about = io.read_json(path / 'run.json')
   curves: Curves = {}
   for row in rows:
     for key, value in row.items():
@@ -154,7 +153,7 @@ def results(runs: Sequence[Run]) -> tuple[list[str], list[list]]:
 
 def differences(runs: Sequence[Run]) -> tuple[list[str], list[list]]:
   """(head, rows) of a table of the fields in which the runs' configs differ."""
-  fields = sorted({name for each in runs for name in each.config} - {*_NEVER_ALIKE})
+  fields = sorted({name for each in runs for name in each.config})
   rows = [[name, *(each.config.get(name, '') for each in runs)] for name in fields]
   rows = [row for row in rows if any(value != row[1] for value in row[2:])]
   return ['setting', *(each.name for each in runs)], rows
@@ -183,6 +182,18 @@ def make_band(runs: Sequence[Run]) -> dict:
       curves[name] = points
   seeds = [each.config.get('seed', '') for each in runs]
   return {'seeds': seeds, 'facts': runs[0].facts, 'config': runs[0].config, 'curves': curves}
+
+
+def read_band(path) -> dict[str, list]:
+  """The curves of a file that `make_band` has filled.
+
+  Raises:
+    ValueError: if it is another file.
+  """
+  content = io.read_json(path)
+  if 'curves' not in content:
+    raise ValueError(f'{path} is no band; make one with bertjax compare RUN RUN --write_band=FILE.')
+  return content['curves']
 
 
 def leaves(curves: Curves, bands: Mapping[str, list]) -> list[str]:
@@ -221,13 +232,13 @@ def _short(cell) -> str:
   return text if len(text) <= 40 else f'{text[:18]}...{text[-19:]}'
 
 
-def page(runs: Sequence[Run], bands: dict, outside: Mapping[str, list[str]]) -> str:
+def page(runs: Sequence[Run], bands: Mapping[str, list], verdicts: Sequence[tuple]) -> str:
   """A page with the tables and a figure for each metric, its band in grey."""
   names = dict.fromkeys(name for each in runs for name in each.curves)
   figures = []
   for name in sorted(names, key=lambda name: name.startswith('training')):
     axes = pages.axes(xlabel='step', title=name.replace('_', ' '))
-    if points := bands.get('curves', {}).get(name):
+    if points := bands.get(name):
       axes.fill_between(*zip(*points, strict=True), color='gray', alpha=0.25, label='band')
     for number, each in enumerate(runs):
       if curve := each.curves.get(name):
@@ -235,12 +246,10 @@ def page(runs: Sequence[Run], bands: dict, outside: Mapping[str, list[str]]) -> 
         axes.plot(*zip(*sorted(curve.items()), strict=True), label=each.name, color=f'C{number}',
                   marker=marker)  # fmt: skip
     figures.append(pages.svg(axes))
-  deviations = [(name, sentence) for name, sentences in outside.items()
-                for sentence in sentences or ['stays inside the band']]  # fmt: skip
   head, rows = differences(runs)
   sections = {
     'Results': pages.table(*reversed(results(runs))),
-    'Band': pages.table(deviations, ('run', 'result')) if deviations else '',
+    'Band': pages.table(verdicts, ('run', 'result')) if verdicts else '',
     'Settings that differ': pages.table(rows, head) if rows else '',
     'Curves': ''.join(figures),
   }

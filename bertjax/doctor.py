@@ -86,7 +86,9 @@ def machine(config) -> Iterator[Finding]:
       continue
   yield Finding(OK, 'machine', f'{len(devices)} x {devices[0].device_kind}, {os.cpu_count()} cores,'
                                f' {", ".join(versions)}')  # fmt: skip
-  if devices[0].platform == 'cpu' and any(map(os.path.exists, ('/dev/accel0', '/dev/nvidia0'))):
+  chosen = os.environ.get('JAX_PLATFORMS')
+  there = any(map(os.path.exists, ('/dev/accel0', '/dev/nvidia0')))
+  if devices[0].platform == 'cpu' and there and not chosen:
     yield Finding(
       WRONG, 'machine', 'there is an accelerator, and jax uses the CPU only; install '
       "'bertjax[tpu]' or 'bertjax[cuda]'.",
@@ -236,6 +238,10 @@ def examples(config) -> Iterator[Finding]:
 def cost(config, workdir: str, probe: bool) -> Iterator[Finding]:
   """Time and memory of the run by a short probe, and the disk of its checkpoints."""
   if not probe:
+    return
+  if 'task' not in config and (config.objective == 'distill' or config.lora.rank):
+    yield Finding(OK, 'time', 'not measured: the probe of pre-training knows no teacher and no '
+                              'adapters')  # fmt: skip
     return
   reports = finetuning_probe(config) if 'task' in config else pretraining_probe(config)
   seconds = 0.0

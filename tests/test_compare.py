@@ -94,6 +94,8 @@ def test_a_folder_without_a_run_is_named(tmp_path, capsys):
   assert main(['compare']) == 2
   assert 'compare needs the workdirs of runs' in capsys.readouterr().err
   run = make_run(tmp_path / 'a')
+  assert main(['compare', run, f'--band={run}/run.json']) == 2
+  assert 'run.json is no band' in capsys.readouterr().err
   assert main(['compare', run, run]) == 2
   assert 'given twice' in capsys.readouterr().err
 

@@ -66,6 +66,12 @@ def test_text_that_the_vocabulary_does_not_fit_is_named(tmp_path, vocab, capsys)
   assert found['', 'text'][0] == 'letters: 100% Cyrillic'
 
 
+def test_a_run_with_a_teacher_is_sound_though_its_step_is_not_measured(corpus, vocab, capsys):
+  flags = ['--config=minilm:smoke', f'--input={corpus}', f'--vocab={vocab}']
+  found = find(capsys, *flags, '--config.distill.teacher=TEACHER')
+  assert found['', 'time'][0].startswith('not measured')
+
+
 @pytest.mark.parametrize(
   ('flags', 'words'),
   [

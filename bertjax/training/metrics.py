@@ -232,14 +232,16 @@ def start_trackers(names: str, workdir, config: dict) -> list:
     io.write_text(path, secrets.token_hex(4))
   for name in filter(None, names.split(',')):
     number, title = path.read_text(), epath.Path(workdir).name
-    own = (
-      {'id': number, 'name': title, 'dir': str(path.parent)}
-      if name == 'wandb'
-      else {'name': f'{title}-{number}'}
-    )
+    own = {'name': f'{title}-{number}'}
+    if name == 'wandb':
+      own = {'id': number, 'name': title, 'dir': str(path.parent)}
     project = os.environ.get('WANDB_PROJECT', 'bertjax')
     module = importlib.import_module(name)
-    started.append(module.init(project=project, config=config, resume='allow', **own))
+    try:
+      started.append(module.init(project=project, config=config, resume='allow', **own))
+    except Exception as error:  # such as wandb without a login
+      reason = io.first_line(error).rstrip('.')
+      raise ValueError(f'trackers={names}: {name} does not start ({reason}).') from error
   return started
 
 

@@ -220,6 +220,16 @@ def test_trackers_get_the_metrics_of_the_files_and_resume_under_one_name(tmp_pat
   assert logged(tmp_path)['step'] == 30
 
 
+def test_a_tracker_that_does_not_start_is_one_sentence(tmp_path, monkeypatch):
+  def init(**options):
+    raise RuntimeError('No API key configured.\nUse `wandb login`.')
+
+  monkeypatch.setitem(sys.modules, 'wandb', types.ModuleType('wandb'))
+  sys.modules['wandb'].init = init
+  with pytest.raises(ValueError, match=r'wandb does not start \(No API key configured\)'):
+    metrics.start_trackers('wandb', tmp_path, {})
+
+
 @pytest.mark.parametrize(
   ('names', 'words'),
   [('mlflow', "must be 'wandb', 'trackio'"), ('wandb', 'pip install wandb')],
