@@ -69,23 +69,22 @@ class Lora(NamedTuple):
       'digest': self.digest,
     }  # fmt: skip
 
-  def merge(self, params: dict) -> dict:
-    """The complete model of trained host arrays, in float32."""
-    return jax.device_get(self.adapters.complete(params | {'base': self.base}))
 
-  def writer(self, how: str, params: dict) -> Callable:
-    """`loading.save_model`; if `how` is 'peft' what writes a folder of the trained arrays `params`
-    in its place."""
+def complete(adapting: Lora | None, how: str, params: dict) -> tuple[dict, Callable]:
+  """The complete model of a run's trained host arrays, and what writes it: `loading.save_model`, or
+  with adapters and `how` 'peft' a function with the same arguments that writes PEFT's folder."""
+  if adapting is None:
+    return params, loading.save_model
+  merged = jax.device_get(adapting.adapters.complete(params | {'base': adapting.base}))
 
-    def write(directory, model, merged, tokenizer, **about):
-      del merged
-      rest = {name: part for name, part in params.items() if name != 'lora'}
-      peft.save(
-        directory, self.settings, model.config, params['lora'], rest, tokenizer,
-        pooler=model.pooler, **about,
-      )  # fmt: skip
+  def write(directory, model, _, tokenizer, **about):
+    rest = {name: part for name, part in params.items() if name != 'lora'}
+    peft.save(
+      directory, adapting.settings, model.config, params['lora'], rest, tokenizer,
+      pooler=model.pooler, **about,
+    )  # fmt: skip
 
-    return write if how == 'peft' else loading.save_model
+  return merged, write if how == 'peft' else loading.save_model
 
 
 def check(config) -> bool:

@@ -363,8 +363,7 @@ def save(setup: Setup, workdir, predict, params, chosen: dict, evaluations) -> d
     task.write(workdir / 'predictions', split, examples, predicted)
   about = json.loads((workdir / 'run.json').read_text())
   best = about['config'] | {k: chosen[k] for k in ('seed', 'learning_rate') if k in chosen}
-  full = setup.lora.merge(params) if setup.lora else params
-  write = setup.lora.writer(config.lora.save, params) if setup.lora else loading.save_model
+  full, write = adapters.complete(setup.lora, config.lora.save, params)
   write(
     workdir / 'model', setup.model, full, setup.tokenizer,
     labels=task.labels, problem_type=task.label.problem_type,

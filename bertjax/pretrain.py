@@ -273,9 +273,7 @@ def save(workdir, setup: Setup, params, scores) -> None:
       loading.save_model(workdir / 'generator', generator, full, setup.tokenizer)
       _log.info('generator written to %s', workdir / 'generator')
       params = {name: part for name, part in params.items() if name != 'generator'}
-    how, lora = setup.config.lora.save, setup.lora
-    write = lora.writer(how, params) if lora else loading.save_model
-    params = lora.merge(params) if lora else params
+    params, write = adapters.complete(setup.lora, setup.config.lora.save, params)
     about = json.loads((workdir / 'run.json').read_text())
     card = hub.model_card(f'{workdir.name}/model', model, params, scores=scores, run=about)
     write(workdir / 'model', model, params, setup.tokenizer, card=card)

@@ -1,4 +1,4 @@
-"""Tiny random models, and texts for them."""
+"""Tiny random models, texts for them, and steps of training."""
 
 import functools
 
@@ -6,7 +6,9 @@ import jax
 
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.model.config import EncoderConfig
+from bertjax.model.encoder import PARAM_AXES
 from bertjax.model.heads import Bert, init_params
+from bertjax.training import layout, loop, mesh
 
 SIZES = {'hidden_size': 32, 'num_layers': 4, 'num_heads': 2, 'mlp_size': 48, 'max_positions': 48}
 
@@ -34,3 +36,15 @@ def applied(config, heads=(), labels=2, capture=()):
   pooler = bool({'nsp', 'classification', 'choice'} & set(heads))
   bert = Bert(config, heads=heads, pooler=pooler, num_labels=labels)
   return jax.jit(lambda params, batch: bert.apply({'params': params}, batch, capture=capture))
+
+
+def steps_of(objective, optimizer, batches, devices=1, accumulation=1):
+  """The losses of steps on these batches, and the last parameters."""
+  where = mesh.make_mesh(devices=jax.devices()[:devices])
+  run = layout.Layout(where, PARAM_AXES, accumulation=accumulation)
+  state, shardings, _ = layout.restore_or_init(objective, optimizer, run)
+  step, losses = run.train_step(objective, optimizer, shardings), []
+  for batch in loop.to_device(batches, where):
+    state, metrics = step(state, batch)
+    losses.append(float(metrics['loss']))
+  return losses, jax.device_get(state.params)

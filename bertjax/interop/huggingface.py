@@ -110,27 +110,36 @@ def save_hf(
     ValueError: if the folder holds something else, which would be lost, or the parts do not fit
       each other.
   """
-  content = model_json(config, params, tokenizer, labels, problem_type)
-  content |= sentences.config_fields(sentence)
+  content = model_json(config, params, tokenizer, labels, problem_type, sentence)
   with files.new_directory(directory, 'model.safetensors') as folder:
-    (folder / 'config.json').write_text(json.dumps(content, indent=2) + '\n')
     tensors = to_tensors(config, params)
     (folder / 'model.safetensors').write_bytes(tensors_to_bytes(tensors, {'format': 'pt'}))
-    tokenizer.save(folder, max_length=config.max_positions, token_types=config.type_vocab_size > 1)
-    if sentence and 'pooling' in sentence:
-      sentences.write_layers(folder, config.hidden_size, **sentence)
-    if card:
-      (folder / 'README.md').write_text(card, encoding='utf-8')
+    write_rest(folder, content, config, tokenizer, sentence, card)
 
 
 def model_json(
-  config: EncoderConfig, params: Mapping, tokenizer: Tokenizer, labels=(), kind=''
+  config: EncoderConfig, params: Mapping, tokenizer: Tokenizer, labels=(), kind='', sentence=None
 ) -> dict:
   """The content of `config.json` beside a tokenizer; see `config_to_json`."""
   check_vocabulary(config, tokenizer, 'the tokenizer')
   tokens, special = families.family_of(config).tokens, tokenizer.special
   ids = {theirs: special[role] for theirs, role in tokens.items() if role in special}
-  return config_to_json(config, params, tokenizer.pad_id, labels, kind) | ids
+  content = config_to_json(config, params, tokenizer.pad_id, labels, kind) | ids
+  return content | sentences.config_fields(sentence)
+
+
+def write_rest(
+  folder, content: dict, config: EncoderConfig, tokenizer: Tokenizer, sentence: dict | None,
+  card: str,
+) -> None:  # fmt: skip
+  """Writes all but the weights: `config.json` with this content, the tokenizer, and the
+  layers and the card if there are any."""
+  (folder / 'config.json').write_text(json.dumps(content, indent=2) + '\n')
+  tokenizer.save(folder, max_length=config.max_positions, token_types=config.type_vocab_size > 1)
+  if sentence and 'pooling' in sentence:
+    sentences.write_layers(folder, config.hidden_size, **sentence)
+  if card:
+    (folder / 'README.md').write_text(card, encoding='utf-8')
 
 
 def check_vocabulary(config: EncoderConfig, tokenizer: Tokenizer, source) -> None:

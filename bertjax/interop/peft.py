@@ -15,7 +15,7 @@ from etils import epath
 from safetensors.numpy import save as tensors_to_bytes
 
 from bertjax.data.tokenizer import Tokenizer
-from bertjax.interop import families, files, huggingface, mapping, sentences
+from bertjax.interop import families, files, huggingface, mapping
 from bertjax.model.config import HEADS, EncoderConfig
 
 CONFIG = 'adapter_config.json'
@@ -205,18 +205,12 @@ def save(
     'target_modules': _targets(set(sides), config), 'modules_to_save': sorted(modules) or None,
     'inference_mode': True,
   }  # fmt: skip
-  about = huggingface.model_json(config, complete, tokenizer, labels, problem_type)
-  about |= sentences.config_fields(sentence)
+  about = huggingface.model_json(config, complete, tokenizer, labels, problem_type, sentence)
   with files.new_directory(directory, CONFIG) as target:
-    for name, value in ((CONFIG, content), ('config.json', about)):
-      (target / name).write_text(json.dumps(value, indent=2) + '\n')
+    (target / CONFIG).write_text(json.dumps(content, indent=2) + '\n')
     named = {_PREFIX + name: tensor for name, tensor in tensors.items()}
     (target / 'adapter_model.safetensors').write_bytes(tensors_to_bytes(named, {'format': 'pt'}))
-    tokenizer.save(target, max_length=config.max_positions, token_types=config.type_vocab_size > 1)
-    if sentence and 'pooling' in sentence:
-      sentences.write_layers(target, config.hidden_size, **sentence)
-    if card:
-      (target / 'README.md').write_text(card, encoding='utf-8')
+    huggingface.write_rest(target, about, config, tokenizer, sentence, card)
 
 
 def _sides(config: EncoderConfig, adapters: dict, pooler: bool) -> dict:

@@ -9,13 +9,11 @@ import numpy as np
 import optax
 import pytest
 
-from bertjax.model.encoder import PARAM_AXES
 from bertjax.model.heads import Bert
 from bertjax.objectives import contrastive
 from bertjax.objectives.contrastive import ABSENT, cosine_regression, info_nce
-from bertjax.training import loop
-from bertjax.training import mesh as mesh_lib
 from tests.model.test_encoder import TINY, dataclasses
+from tests.models import steps_of
 
 STILL = dataclasses.replace(TINY, hidden_dropout=0.0, attention_dropout=0.0, vocab_size=96)
 B, D = 6, 16
@@ -131,26 +129,10 @@ def test_a_vector_of_zeros_has_a_finite_gradient():
 @functools.cache
 def train(devices: int, accumulation: int, widths=(8,), steps: int = 3):
   """Losses, and the last parameters, of steps on batches of 16 examples of 3 texts."""
-  mesh = mesh_lib.make_mesh(devices=jax.devices()[:devices])
   objective = contrastive.contrastive(
     Bert(STILL, heads=(), pooler=False), rows=3, symmetric=True, widths=widths
   )
-  optimizer = optax.sgd(0.1)
-
-  def make_state():
-    params = objective.init(jax.random.key(0))
-    return loop.TrainState.create(params, optimizer, jax.random.key(1))
-
-  state, shardings = loop.init_state(make_state, mesh_lib.sharder(mesh, PARAM_AXES))
-  step = loop.make_train_step(
-    objective.loss, objective.weights, optimizer, mesh=mesh, state_shardings=shardings,
-    accumulation=accumulation, coupled=objective.coupled,
-  )  # fmt: skip
-  losses = []
-  for batch in loop.to_device(map(batch_at, range(steps)), mesh):
-    state, metrics = step(state, batch)
-    losses.append(float(metrics['loss']))
-  return losses, jax.device_get(state.params)
+  return steps_of(objective, optax.sgd(0.1), map(batch_at, range(steps)), devices, accumulation)
 
 
 def batch_at(step: int, examples: int = 16, rows: int = 3, length: int = 12) -> dict:

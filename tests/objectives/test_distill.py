@@ -15,8 +15,6 @@ import bertjax
 from bertjax import prepare
 from bertjax.__main__ import main
 from bertjax.config import load_recipe
-from bertjax.data import dataset, loader
-from bertjax.data.masking import Masking
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.interop import loading
 from bertjax.model import encoder
@@ -35,12 +33,6 @@ SMALL = EncoderConfig(
 LARGE = dataclasses.replace(SMALL, num_layers=3, mlp_size=96)
 STUDENT, TEACHER = (Bert(config, ('mlm',), False) for config in (SMALL, LARGE))
 ALL = distill.DISTILBERT | distill.MINILM
-
-
-@pytest.fixture(scope='module')
-def batch(tiny_rows, vocab):
-  rows, special = dataset.Dataset(tiny_rows, 'train'), Tokenizer.from_file(vocab).special
-  return loader.Batches(rows, 16, 0, Masking(max_predictions=10), 600, special).training(3)
 
 
 @pytest.fixture(scope='module')

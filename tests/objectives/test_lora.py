@@ -10,9 +10,6 @@ import optax
 import pytest
 
 import bertjax
-from bertjax.data import dataset, loader
-from bertjax.data.masking import Masking
-from bertjax.data.tokenizer import Tokenizer
 from bertjax.interop import mapping
 from bertjax.model import encoder
 from bertjax.model.config import EncoderConfig
@@ -29,12 +26,6 @@ CONFIG = EncoderConfig(
 MODEL = Bert(CONFIG, ('mlm',), False)
 NAMES = ('encoder/layers/attention/query', 'encoder/layers/attention/out', 'encoder/layers/mlp/out')
 ADAPTERS = Adapters({n: mapping.matrices(CONFIG, False)[n][0] for n in NAMES}, rank=4, scale=2.0)
-
-
-@pytest.fixture(scope='module')
-def batch(tiny_rows, vocab):
-  rows, special = dataset.Dataset(tiny_rows, 'train'), Tokenizer.from_file(vocab).special
-  return loader.Batches(rows, 16, 0, Masking(max_predictions=10), 600, special).training(3)
 
 
 @pytest.fixture(scope='module')

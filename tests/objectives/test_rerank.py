@@ -15,16 +15,14 @@ import pytest
 from bertjax.data import loader as loader_lib
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.interop import huggingface, loading
-from bertjax.model.encoder import PARAM_AXES
 from bertjax.model.heads import Bert, init_params
 from bertjax.objectives import Objective
 from bertjax.objectives.labels import NEVER, Choice
 from bertjax.objectives.rerank import Candidates, Listwise, MarginMse, Relevance
 from bertjax.tasks import classification, rerank
 from bertjax.tasks.task import Example
-from bertjax.training import loop
-from bertjax.training import mesh as mesh_lib
 from tests.model.test_encoder import TINY
+from tests.models import steps_of
 
 KINDS = {'pairs': Relevance(), 'binary': Candidates(rows=3), 'listwise': Listwise(rows=3),
          'margin_mse': MarginMse(rows=3)}  # fmt: skip
@@ -168,27 +166,12 @@ def test_soft_targets_of_a_teacher_are_lowest_for_its_own_scores(tokenizer, docu
 def train(kind: str, devices: int, accumulation: int, steps: int = 3):
   """Losses, and the last parameters, of steps on batches of 8 examples."""
   label = Choice(rows=3) if kind == 'choice' else KINDS[kind]
-  mesh = mesh_lib.make_mesh(devices=jax.devices()[:devices])
   config = dataclasses.replace(TINY, hidden_dropout=0.0, attention_dropout=0.0, vocab_size=96)
   model = Bert(config, heads=(label.head,), num_labels=1)
   loss, weights = label.make_loss(model)
   objective = Objective(functools.partial(init_params, model), loss, weights, group=label.rows)
-  optimizer = optax.sgd(0.3)
-
-  def make_state():
-    params = objective.init(jax.random.key(0))
-    return loop.TrainState.create(params, optimizer, jax.random.key(1))
-
-  state, shardings = loop.init_state(make_state, mesh_lib.sharder(mesh, PARAM_AXES))
-  step = loop.make_train_step(
-    loss, weights, optimizer, mesh=mesh, state_shardings=shardings, accumulation=accumulation,
-    group=objective.group,
-  )  # fmt: skip
-  losses = []
-  for batch in loop.to_device(map(functools.partial(batch_at, label), range(steps)), mesh):
-    state, metrics = step(state, batch)
-    losses.append(float(metrics['loss']))
-  return losses, jax.device_get(state.params)
+  batches = map(functools.partial(batch_at, label), range(steps))
+  return steps_of(objective, optax.sgd(0.3), batches, devices, accumulation)
 
 
 def batch_at(label, number: int) -> dict:
