@@ -58,27 +58,8 @@ def rerank(
   Raises:
     ValueError: for an option that is not one of its choices, is out of range or missing.
   """
-  for name, value, known in (('loss', loss, _LISTS), ('evaluation', evaluation, _EVALUATIONS)):
-    if value not in known:
-      raise ValueError(f'task.{name} must be one of {tuple(known)}, got {value!r}.')
-  if loss != 'binary' and not negatives:
-    raise ValueError(
-      f'task.loss={loss!r} compares a positive with hard negatives; name their columns '
-      '(--config.task.negatives).'
-    )
-  if (evaluation == 'beir') != bool(candidates):
-    raise ValueError(
-      f'task.evaluation={evaluation!r} and task.candidates={candidates!r} do not fit: candidates '
-      "are ranked by evaluation='beir', which needs them."
-    )
-  if num_candidates < 1:
-    raise ValueError(f'task.num_candidates must be at least 1, got {num_candidates}.')
+  _check(loss, evaluation, candidates, num_candidates, bool(negatives), files)
   others = {split: file for split, file in files.items() if split != 'train'}
-  if 'dev' not in files and (evaluation == 'beir' or (evaluation == 'similarity' and negatives)):
-    raise ValueError(
-      f'task.evaluation={evaluation!r} needs a dev split of another kind than the training '
-      'examples; set --config.data.dev_file.'
-    )
   layouts = functools.partial(
     classification.make_layouts, on_bad_row=on_bad_row, delimiter=delimiter, encoding=encoding
   )
@@ -117,6 +98,32 @@ def rerank(
   judges['similarity'] = lambda task: pairs(others)
   return Task('rerank', kind, read, functools.partial(encode, label=kind), kind.decode, None, None,
               tuple(files), judged_by=judges[evaluation], key=_query)  # fmt: skip
+
+
+def _check(
+  loss: str, evaluation: str, candidates: str, num_candidates: int, negatives: bool,
+  files: Mapping[str, str],
+) -> None:  # fmt: skip
+  for name, value, known in (('loss', loss, _LISTS), ('evaluation', evaluation, _EVALUATIONS)):
+    if value not in known:
+      raise ValueError(f'task.{name} must be one of {tuple(known)}, got {value!r}.')
+  if loss != 'binary' and not negatives:
+    raise ValueError(
+      f'task.loss={loss!r} compares a positive with hard negatives; name their columns '
+      '(--config.task.negatives).'
+    )
+  if (evaluation == 'beir') != bool(candidates):
+    raise ValueError(
+      f'task.evaluation={evaluation!r} and task.candidates={candidates!r} do not fit: candidates '
+      "are ranked by evaluation='beir', which needs them."
+    )
+  if num_candidates < 1:
+    raise ValueError(f'task.num_candidates must be at least 1, got {num_candidates}.')
+  if 'dev' not in files and (evaluation == 'beir' or (evaluation == 'similarity' and negatives)):
+    raise ValueError(
+      f'task.evaluation={evaluation!r} needs a dev split of another kind than the training '
+      'examples; set --config.data.dev_file.'
+    )
 
 
 def _query(item: Example) -> Sequence[str]:
