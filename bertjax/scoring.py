@@ -73,6 +73,9 @@ def decode_and_score(task, examples, encoded, logits, threshold: float | None = 
   if threshold is None and tuned:
     predictions = task.decode(examples, encoded, logits, tuned)
     scores = task.score(examples, predictions)
+  for width, part in task.label.shorter(logits).items():
+    value = task.score(examples, task.decode(examples, encoded, part))[task.metric]
+    scores[f'{task.metric}_{width}'] = value
   return predictions, scores
 
 

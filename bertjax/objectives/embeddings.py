@@ -63,6 +63,9 @@ class Embedding(Label):
   def select(self, out, batch):
     return similarity.unit(similarity.pool(out, batch, self.pooling))
 
+  def shorter(self, logits):
+    return {width: np.asarray(similarity.unit(logits[:, :width])) for width in self.widths}
+
   def number(self, labels: Sequence, texts: Sequence[str]) -> np.ndarray:
     """The column 'labels' [N * R] of examples with these labels [N] and texts [N * R]."""
     return np.repeat(self.column(labels), self.rows)

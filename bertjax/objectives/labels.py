@@ -73,6 +73,10 @@ class Label:
     """
     return {}
 
+  def shorter(self, logits: np.ndarray) -> dict[int, np.ndarray]:
+    """{width: the outputs of that width} which are scored beside the complete ones."""
+    return {}
+
   # The loss.
 
   def make_loss(self, model, class_weights: Sequence[float] = ()) -> tuple[Callable, Callable]:

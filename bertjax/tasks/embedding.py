@@ -69,7 +69,7 @@ def embed(
     if not 0 < number < np.inf:
       raise ValueError(f'task.{name} must be above 0, got {number}.')
   prompts = {'query': query_prompt, 'document': document_prompt}
-  common = {'pooling': pooling or 'mean', 'prompts': prompts}
+  common = {'pooling': pooling or 'mean', 'prompts': prompts, 'widths': tuple(widths)}
   make_layouts = functools.partial(
     classification.make_layouts, on_bad_row=on_bad_row, delimiter=delimiter, encoding=encoding
   )
@@ -84,7 +84,7 @@ def embed(
     return _task(kind, read, score, write, some)
 
   if loss == 'cosine':
-    return similarity(scored(widths=tuple(widths)), files)
+    return similarity(scored(), files)
   if evaluation != 'retrieval' and 'dev' not in files:
     raise ValueError(
       f'task.evaluation={evaluation!r} needs a dev split of another kind than the training pairs; '
@@ -99,7 +99,7 @@ def embed(
   }
   kind = Positives(
     rows=2 + (num_negatives or len(negatives)), temperature=temperature, symmetric=symmetric,
-    widths=tuple(widths), **common,
+    **common,
   )  # fmt: skip
   layouts = make_layouts(files, (text, pair, *negatives), '')
   read = functools.partial(read_pairs, source=source, layouts=layouts, most=kind.rows - 2)

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from bertjax import finetune
+from bertjax import finetune, scoring
 from bertjax.config import load_recipe, update
 from bertjax.data.tokenizer import Tokenizer
 from bertjax.inference.predictor import Predictor
@@ -72,7 +72,7 @@ def trained(tmp_path_factory, model, documents):
 @pytest.mark.full
 def test_a_run_learns_to_find_answers(trained):
   workdir, scores = trained
-  assert list(scores) == ['ndcg@10', 'mrr@10', 'recall@10', 'recall@100', 'map@100']
+  assert list(scores) == ['ndcg@10', 'mrr@10', 'recall@10', 'recall@100', 'map@100', 'ndcg@10_8']
   rows = read_metrics(workdir)
   losses = [row['loss'] for row in rows if row['kind'] == 'train']
   assert losses[-1] < 0.8 * losses[0] and scores['ndcg@10'] > 0.6
@@ -95,6 +95,24 @@ def test_the_folder_gives_the_same_vectors_in_sentence_transformers(trained):
   short = library.SentenceTransformer(str(folder), device='cpu', truncate_dim=8)
   short = short.encode(texts, normalize_embeddings=True)
   np.testing.assert_allclose(ours.embed(texts, width=8), short, atol=2e-5)
+
+
+def test_each_width_is_scored_by_its_own_cosines(tmp_path):
+  rows = [{'q': f'question {n}', 'a': f'answer {n}'} for n in range(20)]
+  files = {'dev': lines(tmp_path / 'dev.jsonl', rows)}
+  task = make_task('embed', str(tmp_path), files=files, widths=(2,), **COLUMNS).judge
+  vectors = np.random.default_rng(0).normal(size=(40, 16)).astype(np.float32)
+  vectors[:20] += vectors[20:]  # queries, then documents
+  unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+  scores = scoring.decode_and_score(task, task.read('dev'), None, unit)[1]
+  gains = {}
+  for width, name in ((16, 'ndcg@10'), (2, 'ndcg@10_2')):
+    short = unit[:, :width] / np.linalg.norm(unit[:, :width], axis=1, keepdims=True)
+    cosines = short[:20] @ short[20:].T
+    ranks = (cosines > np.diag(cosines)[:, None]).sum(1)
+    gains[name] = np.where(ranks < 10, 1 / np.log2(ranks + 2), 0).mean()
+    assert scores[name] == pytest.approx(gains[name], abs=1e-6)
+  assert gains['ndcg@10'] > gains['ndcg@10_2'] + 0.1
 
 
 @pytest.mark.full
