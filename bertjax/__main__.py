@@ -42,6 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     if any(argument in ('-h', '--help', '-help', '--helpfull') for argument in arguments):
       print(_help(verb, arguments))
       return 0
+    importlib.import_module('bertjax.io').use_compilation_cache()
     values = parse(verb, arguments)
     importlib.import_module(f'bertjax.{verb}').run(**values)
   except BrokenPipeError:

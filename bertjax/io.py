@@ -10,6 +10,7 @@ import importlib
 import json
 import logging
 import os
+import pathlib
 import re
 import sys
 import tempfile
@@ -20,8 +21,31 @@ import tqdm
 from etils import epath
 
 _LOG_SECONDS = 20
+_CACHE_BYTES = 2_000_000_000  # of compiled programs; those not used for longest go first
 
 _log = logging.getLogger(__name__)
+
+
+def compilation_cache() -> str:
+  """Returns the folder of compiled programs, in `$BERTJAX_CACHE` or ~/.cache/bertjax; '' if that is
+  remote or cannot be written to."""
+  folder = os.environ.get('BERTJAX_CACHE') or '~/.cache/bertjax'
+  try:
+    path = pathlib.Path(folder).expanduser() / 'compiled'
+    if '://' not in folder:
+      path.mkdir(0o700, parents=True, exist_ok=True)
+    return str(path) if os.access(path, os.W_OK) else ''
+  except (OSError, RuntimeError):  # RuntimeError: no home directory
+    return ''
+
+
+def use_compilation_cache() -> None:
+  """Lets jax, which is not imported yet, keep compiled programs for the next start of a command,
+  unless JAX_COMPILATION_CACHE_DIR says where."""
+  if 'JAX_COMPILATION_CACHE_DIR' not in os.environ and (folder := compilation_cache()):
+    os.environ['JAX_COMPILATION_CACHE_DIR'] = folder
+    os.environ.setdefault('JAX_COMPILATION_CACHE_MAX_SIZE', str(_CACHE_BYTES))
+    os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 
 
 @contextlib.contextmanager

@@ -78,8 +78,9 @@ def run(config, *, workdir: str, **processes) -> dict[str, float]:
   workdir = checkpoint.check_path(workdir)
   build.check_run(workdir)
   distributed.start(**processes)
-  if config.compilation_cache_dir:
+  if config.compilation_cache_dir:  # perhaps in a bucket, without the locks that a limit needs
     jax.config.update('jax_compilation_cache_dir', config.compilation_cache_dir)
+    jax.config.update('jax_compilation_cache_max_size', -1)
   setup = set_up(config, run_lib.saved_run(workdir).get('hub_commits', {}))
   stages = make_stages(setup)
 

@@ -345,6 +345,42 @@ def test_pretraining_loads_no_statistics():
   assert done.returncode == 0, done.stderr
 
 
+def test_predict_imports_little_and_compiles_one_program_which_the_next_start_reads(run, tmp_path):
+  code = (
+    'import collections, sys\n'
+    'from bertjax import __main__, io\n'
+    'io.use_compilation_cache()\n'
+    'import jax\n'
+    'events = collections.Counter()\n'
+    'jax.monitoring.register_event_listener(lambda name, **_: events.update([name]))\n'
+    'assert __main__.main(sys.argv[1:]) == 0\n'
+    "counts = [events[f'/jax/compilation_cache/cache_{what}'] for what in ('misses', 'hits')]\n"
+    "heavy = {'tensorflow', 'torch', 'optax', 'orbax', 'scipy', 'matplotlib', 'pyarrow',\n"
+    "         'huggingface_hub', 'ml_collections', 'tensorboardX', 'flax.nnx'}\n"
+    'print(*counts, *sorted(heavy & sys.modules.keys()), file=sys.stderr)'
+  )
+  env = {name: value for name, value in os.environ.items() if 'CACHE' not in name}
+  env |= {'BERTJAX_CACHE': str(tmp_path)}
+  for expected in ('1 0', '0 1'):
+    done = subprocess.run(
+      [sys.executable, '-c', code, 'predict', f'--model={run}', 'the name'],
+      capture_output=True, text=True, env=env, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (0, expected)
+  assert len(list((tmp_path / 'compiled').glob('*-cache'))) == 1
+
+
+@pytest.mark.parametrize('cache', ['file', 'gs://bucket/cache'])
+def test_without_a_folder_to_write_to_there_is_no_compilation_cache(cache, tmp_path, monkeypatch):
+  (tmp_path / 'file').write_text('')
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setenv('BERTJAX_CACHE', cache)
+  monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR', raising=False)
+  io.use_compilation_cache()
+  assert 'JAX_COMPILATION_CACHE_DIR' not in os.environ
+  assert [path.name for path in tmp_path.iterdir()] == ['file']
+
+
 def test_the_help_of_do_lists_every_prediction():
   [_, text] = VERBS['predict'].flags['do']
   assert list(CALLS) == re.findall(r'\w+', text.partition(':')[2].partition(';')[0])

@@ -15,7 +15,6 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from bertjax.model import crf
 from bertjax.objectives.entities import entities
@@ -311,7 +310,7 @@ class Multilabel(FieldLabel):
   dtype = 'float32'
 
   def losses(self, logits, batch):
-    return optax.losses.sigmoid_binary_cross_entropy(logits, batch['labels']).mean(-1)
+    return binary_losses(logits, batch['labels']).mean(-1)
 
   def soft_losses(self, logits, targets, batch, temperature):
     return soft_binary_losses(logits, targets, temperature).mean(-1)
@@ -363,6 +362,13 @@ class Multilabel(FieldLabel):
   def confidence(self, predictions, logits):
     yes = 1 / (1 + np.exp(-np.asarray(logits, np.float64)))
     return np.where(predictions, yes, 1 - yes).prod(1)
+
+
+def binary_losses(logits: jax.Array, labels: jax.Array) -> jax.Array:
+  """Cross-entropies of yes and no, whose logits are those of yes, of any shape."""
+  import optax  # here: predictions need none
+
+  return optax.losses.sigmoid_binary_cross_entropy(logits, labels)
 
 
 def soft_binary_losses(logits: jax.Array, targets: jax.Array, temperature: float) -> jax.Array:

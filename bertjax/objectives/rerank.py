@@ -14,13 +14,16 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from bertjax.objectives.embeddings import Retrieval
-from bertjax.objectives.labels import NEVER, Label, Regression, soft_binary_losses
+from bertjax.objectives.labels import (
+  NEVER,
+  Label,
+  Regression,
+  binary_losses,
+  soft_binary_losses,
+)
 from bertjax.objectives.mlm import cross_entropy, soft_cross_entropy
-
-binary_losses = optax.losses.sigmoid_binary_cross_entropy
 
 
 def listwise_losses(scores: jax.Array, absent: jax.Array) -> jax.Array:

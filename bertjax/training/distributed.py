@@ -21,6 +21,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from bertjax import io
 from bertjax.training.stopping import STOPPED_EXIT_CODE
 
 # The only private names of jax in the package. A release may move them; without them processes
@@ -75,6 +76,9 @@ def start(coordinator_address: str = '', num_processes: int = 0, process_id: int
     jax.distributed.initialize(coordinator, processes, process, local_device_ids=local)
     sys.excepthook = _leave_after_error
   if jax.distributed.is_initialized():
+    # A process that found a program in the cache of its host would not help others to compile it.
+    if jax.config.jax_compilation_cache_dir == io.compilation_cache():
+      jax.config.update('jax_compilation_cache_dir', None)
     if jax.process_index():
       logging.getLogger('bertjax').setLevel(logging.WARNING)  # process 0 logs for all
     _log.info('%d processes, %d devices', jax.process_count(), jax.device_count())
