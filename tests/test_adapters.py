@@ -40,6 +40,7 @@ def test_the_optimizer_has_moments_of_the_adapters_and_the_head_only(config):
   assert size(full.opt_state) > 15 * size(adapted.opt_state)
 
 
+@pytest.mark.e2e
 def test_the_frozen_model_is_stored_in_the_dtype_of_its_matmuls(config):
   config.model.dtype = 'bfloat16'
   setup = finetune.set_up(config)
@@ -128,6 +129,7 @@ def write_pairs(config, folder):
   config.data.source = str(folder)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize('recipe', ['embed:smoke', 'glue:sst2'])
 def test_new_adapters_leave_embeddings_and_distillation_as_they_are(recipe, config, tmp_path):
   if recipe == 'embed:smoke':

@@ -26,6 +26,7 @@ def explanation(mlm):
   return inspect.explain(mlm, TEXT, 'or None')
 
 
+@pytest.mark.e2e
 def test_the_page_holds_all_of_it_and_loads_nothing(tmp_path, vocab, explanation, caplog):
   bert, params, tokenizer = model(vocab, 'mlm')
   save_model(tmp_path / 'm', bert, params, tokenizer)

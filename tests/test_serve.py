@@ -97,6 +97,7 @@ def test_a_saved_index_is_searched_without_embedding_its_texts_again(predictor, 
       assert hit['similarity'] == pytest.approx(other.similarity, abs=1e-5)
 
 
+@pytest.mark.e2e
 def test_pages(client):
   health = client.get('/healthz').json()
   assert health['status'] == 'ok' and health['model'] == 'tiny'

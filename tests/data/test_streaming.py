@@ -126,6 +126,7 @@ def test_tf_data_makes_the_same_batches(source, tokenizer, kind, sequences, work
   assert made[0] == made[1]
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize('groups', [1, 2, 7])
 def test_a_stream_resumes_from_any_position(source, tokenizer, groups):
   """Also past the end of an epoch, with more groups than shards, and twice."""

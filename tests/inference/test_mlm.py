@@ -34,6 +34,7 @@ def test_scores_are_natural_logs_with_one_mask_a_token(mlm):
   assert scores[1].log_likelihood == pytest.approx(again.log_likelihood, abs=1e-3)
 
 
+@pytest.mark.e2e
 def test_in_a_long_text_a_token_is_scored_amid_its_neighbours(mlm, vocab):
   with pytest.raises(ValueError, match=r'the model takes at most 48'):
     mlm.score(LONG)

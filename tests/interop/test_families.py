@@ -338,6 +338,7 @@ def check_packed(bert, params, batch):
   check_close(packed['classification_logits'][0], np.asarray(single['classification_logits']))
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize('name', RELEASED)
 def test_parameter_counts_are_the_published_ones(name):
   start, sizes, count = RELEASED[name]

@@ -55,6 +55,7 @@ def test_a_local_window_equals_brute_force_on_packed_and_padded_rows(length, cau
   np.testing.assert_allclose(whole[real], want[real], atol=1e-5)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize('length', [37, 64])
 def test_blocks_of_a_window_have_the_gradient_of_the_complete_matrix(length):
   segments = np.ones((2, length), np.int32)

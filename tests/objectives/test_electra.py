@@ -131,6 +131,7 @@ def test_losses_and_gradients_equal_transformers(params, batches, tmp_path, voca
   )  # fmt: skip
 
 
+@pytest.mark.e2e
 def test_the_discriminator_sends_the_generator_no_gradient(params, batches):
   gradients = jax.jit(jax.grad(lambda p: OBJECTIVE.loss(p, batches(0), None)[0]['rtd']))(params)
   assert not any(np.any(x) for x in jax.tree.leaves(gradients['generator']))

@@ -149,6 +149,7 @@ def predictor_of(vocab, outputs: int = 1, **options) -> Predictor:
   return Predictor(bert, params, tokenizer, **options)
 
 
+@pytest.mark.e2e
 def test_a_long_document_has_the_score_of_its_best_window(vocab):
   predictor = predictor_of(vocab, long='window', batch_size=4, activation='identity')
   words = 'the return value of a file is not a list or in the value '
