@@ -114,10 +114,14 @@ def run(config, *, workdir: str, **processes) -> dict[str, float]:
   predict = make(setup.layout.mesh, many=bool(setup.runs), frozen=setup.frozen(setup.layout.mesh))
 
   def evaluate(params):
-    return [
-      with_loss(task, decode_and_score(task, setup.examples, setup.dev, logits)[1], loss)
-      for logits, loss in zip(*predict(params, setup.dev), strict=True)
-    ]
+    found = []
+    for index, (logits, loss) in enumerate(zip(*predict(params, setup.dev), strict=True)):
+      predictions, scores = decode_and_score(task, setup.examples, setup.dev, logits)
+      if problem := task.label.collapsed(predictions):
+        which = f' (trial {index}, seed {setup.runs[index][0]})' if setup.runs else ''
+        _log.info('%s: %s%s', config.data.dev, problem, which)
+      found.append(with_loss(task, scores, loss))
+    return found
 
   def finish(params, step, evaluations):
     if setup.runs:
@@ -410,11 +414,11 @@ def predict_test(setup: Setup, predict, params, threshold: float) -> list[tuple]
 
 
 def trials_table(setup: Setup, evaluations) -> dict:
-  """The content of trials.json. A run has failed if at its end its loss is not finite, or it is no
-  better than always predicting the most frequent class."""
+  """The content of trials.json. A run has failed if at its end its loss is not finite, or its score
+  is no better than 0 or that of always predicting the most frequent class."""
   task, examples = setup.task, setup.examples
   metric = np.array([[scores[task.metric] for scores in e['scores']] for e in evaluations])
-  _, floor = report.majority_score(task, examples) or ('', -np.inf)
+  _, floor = report.majority_score(task, examples) or ('', 0.0)
 
   def failed(index, last):
     loss = evaluations[last]['scores'][index]['loss']

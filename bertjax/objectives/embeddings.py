@@ -138,6 +138,9 @@ class Similarity(Embedding, Regression):
     pairs = np.asarray(logits).reshape(len(items), 2, -1)
     return (pairs[:, 0] * pairs[:, 1]).sum(-1)
 
+  def collapsed(self, predictions):
+    return _alike(predictions)
+
 
 @dataclasses.dataclass(frozen=True)
 class Retrieval(Embedding):
@@ -170,7 +173,8 @@ class Retrieval(Embedding):
     return next(iter(prediction), '')
 
   def collapsed(self, predictions):
-    return super().collapsed([ranking for ranking in predictions if ranking])
+    cosines = [cosine for ranking in predictions for cosine in ranking.values()]
+    return _alike(cosines) or super().collapsed([ranking for ranking in predictions if ranking])
 
   def compare(self, texts, label, prediction):
     gold, best = ', '.join(label), self.text(prediction)
@@ -178,3 +182,10 @@ class Retrieval(Embedding):
 
   def counted(self, label):
     return ['query' if label else 'document']
+
+
+def _alike(cosines: Sequence[float]) -> str:
+  """What is suspicious about cosines of different texts; '' if nothing is."""
+  if len(cosines) < 2 or np.ptp(cosines) >= 0.01:
+    return ''
+  return f'all {len(cosines):,} cosines are {min(cosines):.3f} to {max(cosines):.3f}'

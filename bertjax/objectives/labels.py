@@ -545,6 +545,10 @@ class Span(Label):
   def text(self, prediction):
     return prediction.text
 
+  def collapsed(self, predictions):
+    nothing = f'none of {len(predictions):,} questions is answered'
+    return super().collapsed(predictions) if any(p.text for p in predictions) else nothing
+
   def compare(self, texts, label, prediction):
     answers = [text for text, _ in label]
     gold = answers[0] if answers else '(no answer)'

@@ -91,7 +91,10 @@ def remarks(task: Task, split: str, items: Sequence[Example], predictions, score
   elif scores and found:
     found[0] += f' ({task.metric} {scores[task.metric]:.4f})'
   for sentence in found:
-    _log.warning('%s; the model may not have learnt the task.', sentence)
+    _log.warning(
+      '%s; the model may not have learnt the task: train longer, with a higher learning_rate or '
+      'head_lr_multiplier, or choose the best of several seeds (num_seeds).', sentence,
+    )  # fmt: skip
   return found
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import logging
 import re
 
 import jax
@@ -284,6 +285,22 @@ def test_tags_are_chosen_by_a_crf(make, tmp_path):  # noqa: F811
   assert scores['f1'] > 0.8
   again = evaluate.evaluate_task(config, str(tmp_path / 'run' / 'model'))
   assert again['f1'] == pytest.approx(scores['f1'])
+
+
+def test_trials_that_predict_no_entity_say_so_and_have_failed(make, tmp_path, caplog):  # noqa: F811
+  config = make('conll2003', 'tagging')
+  config.num_seeds, config.num_train_epochs = 2, 2.0
+  config.class_weights = ','.join(['1', *'00000000'])  # only O is learnt
+  with caplog.at_level(logging.INFO):
+    scores = finetune.run(config, workdir=str(tmp_path / 'run'))
+  assert scores['f1'] == 0.0
+  trials = json.loads((tmp_path / 'run' / 'trials.json').read_text())['trials']
+  assert [trial['failed'] for trial in trials] == [True, True]
+  for seed in (0, 1):
+    which = f'(trial {seed}, seed {seed})'
+    assert f'dev: no entity is predicted in 20 sentences {which}' in caplog.text
+  advice = [r.getMessage() for r in caplog.records if 'head_lr_multiplier' in r.getMessage()]
+  assert len(advice) == 1 and advice[0].startswith('dev: no entity is predicted in 20 sentences')
 
 
 def test_resumed_trials_equal_uninterrupted_ones(own, tmp_path, monkeypatch):

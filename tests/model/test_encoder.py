@@ -296,6 +296,47 @@ def test_packed_rows_of_pre_norm_encoders_equal_the_unpacked_ones(pre_norm_param
     np.testing.assert_allclose(got, want, atol=1e-5 * max(1, np.abs(want).max()))
 
 
+@pytest.mark.parametrize(
+  ('length', 'window'), [(192, 16), pytest.param(8192, 128, marks=pytest.mark.slow)]
+)
+def test_packed_rows_with_local_windows_have_the_results_and_gradients_of_full_masks(
+  length, window
+):
+  """Sequences of many lengths, shorter and longer than the window; the last one is padding."""
+  config = config_lib.modernbert_base(
+    vocab_size=97, hidden_size=16, num_layers=3, num_heads=1, mlp_size=16, max_positions=length,
+    local_window=window, global_every=2,
+  )  # fmt: skip
+  rng = np.random.default_rng(4)
+  cuts = np.sort(rng.choice(np.arange(1, length - window), 6, replace=False))
+  lengths = np.diff([0, window // 4, *(cuts + window // 4), length])
+  segments = np.repeat([1, 2, 3, 4, 5, 6, 7, 0], lengths)[None].astype(np.int32)
+  batch = {
+    'input_ids': rng.integers(0, 97, (1, length), dtype=np.int32), 'segment_ids': segments,
+    'position_ids': np.concatenate([np.arange(n) for n in lengths])[None].astype(np.int32),
+  }  # fmt: skip
+  bert = Bert(config, ('mlm',))
+  params = jax.jit(lambda key: init_params(bert, key))(jax.random.key(0))
+  params = jax.tree.map(lambda x: x * 3, params)  # far from uniform attention
+  targets = rng.normal(size=(1, length, 16)).astype(np.float32)
+
+  @functools.partial(jax.jit, static_argnames='capture')
+  def value(params, capture):  # the probabilities need the mask of all pairs
+    def loss(params):
+      out = bert.apply({'params': params}, batch, capture=capture)
+      states = jnp.where(segments[..., None] > 0, out['hidden'], 0)
+      return (states * targets).sum(), states
+
+    (_, states), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+    return states, gradient['encoder']
+
+  blocks, full = (value(params, capture) for capture in ((), ('attention',)))
+  for one, other in zip(jax.tree.leaves(blocks), jax.tree.leaves(full), strict=True):
+    np.testing.assert_allclose(one, other, atol=1e-4 * np.abs(other).max())
+  wider = dataclasses.replace(config, local_window=2 * length)  # the same layers attend to all
+  assert np.abs(run(wider, params, batch, ('mlm',))['hidden'] - full[0]).max() > 0.1
+
+
 @pytest.mark.parametrize('changes', [{'unroll': 6, 'remat': 'full'}, {'remat': 'dots'}])
 @pytest.mark.e2e
 def test_groups_of_layers_unrolled_or_rematerialised_change_no_gradient(pre_norm_params, changes):

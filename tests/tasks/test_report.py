@@ -153,8 +153,15 @@ def test_a_model_that_says_always_the_same_is_remarked_on(caplog):
   questions = [Example('0', ('q', 'c'), (('c', 0),)), Example('1', ('q', 'c'), ())]
   nothing = [question_answering.Answer('', 'c', 1.0, [])] * 2
   assert remarks(TASKS['squad2'](), questions, nothing)[0].startswith(
-    "dev: all 2 predictions are ''"
+    'dev: none of 2 questions is answered'
   )
+  options = {'files': {}, 'text': 'a', 'pair': 'b'}
+  pairs = TASKS['embed'](**options, label='s', loss='cosine', evaluation='similarity').judge
+  scored = [Example(str(i), ('a', 'b'), 1.0 - i) for i in range(2)]
+  assert remarks(pairs, scored, np.array([0.9991, 0.9987])) == [
+    'dev: all 2 cosines are 0.999 to 0.999 (spearman 1.0000)'
+  ]
+  assert remarks(pairs, scored, np.array([0.99, 0.4])) == []
 
 
 def test_the_report_lists_no_tags_that_the_metric_counts_as_right(tmp_path):
