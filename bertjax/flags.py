@@ -152,6 +152,20 @@ VERBS = {
     },
     argument='runs',
   ),
+  'reproduce': Verb(
+    'run a named experiment, such as a table of the paper, and check what it claims',
+    {
+      'name': ('', 'experiment, without the name of the flag; empty = list them'),
+      'workdir': ('', 'directory of the runs, which resume; empty = runs/NAME'),
+      'seeds': (0, 'runs of each variant, from seed 0; 0 = 3'),
+      'out': ('', 'JSON file for the table; an existing one is replaced'),
+      'input': ('', 'text for pre-training: files, folders, globs, tfds:NAME or hf:NAME'),
+      'glue': ('', 'folder of the GLUE tasks, such as SST-2'),
+      'conll': ('', 'folder of CoNLL-2003'),
+      'model': _MODEL,
+    },
+    argument='name',
+  ),
   'predict': Verb(
     "a model's answers for a text or a file of texts",
     {
