@@ -25,13 +25,13 @@ from tests import test_compare, test_finetune
 from tests.test_docs import printed
 
 ROOT = pathlib.Path(__file__).parents[2]
-_GUIDES = ('quickstart', 'pretraining', 'objectives', 'data', 'runs', 'finetuning', 'embeddings',
-           'reranking', 'inference', 'interop', 'serving', 'scaling')  # fmt: skip
+_GUIDES = ('quickstart', 'pretraining', 'objectives', 'data', 'runs', 'results', 'finetuning',
+           'embeddings', 'reranking', 'inference', 'interop', 'serving', 'scaling')  # fmt: skip
 PAGES = (ROOT / 'README.md', *(ROOT / 'docs' / f'{name}.md' for name in _GUIDES))
 
 # What makes a command small, by regular expressions.
 SMALLER = (
-  (r'--config=(bert_\w+):(\w+)', r'--config=\1:\2,smoke --config.data.heldout_fraction=0.2'),
+  (r'--config=(bert_\w+):([\w,]+)', r'--config=\1:\2,smoke --config.data.heldout_fraction=0.2'),
   (r'--config=(bert_\w+|electra_small|distil_base|minilm)(?![:\w])',
    r'--config=\1:smoke --config.data.heldout_fraction=0.2'),
   (r'(--config=(?:glue|table)\S*)', r'\1 --config.data.length=32 '
@@ -52,6 +52,7 @@ ELSEWHERE = {
   '--coordinator_address=': 'tests/e2e/test_distributed.py',
   '=hf:': 'tests/data/test_remote.py',
   'bertjax quickstart': 'tests/test_quickstart.py',
+  'bertjax reproduce': 'tests/test_reproduce.py',
   'bertjax serve': 'tests/test_serve.py',
   ':three_stages': 'tests/e2e/test_stages.py',
   'gs://': 'tests/test_prepare.py',
@@ -82,6 +83,8 @@ def home(tmp_path_factory, corpus, vocab):
     patch.setenv('BERTJAX_CACHE', str(folder / 'cache'))
     for name in ('TEXTS', 'MORE'):
       pathlib.Path(name).symlink_to(corpus)
+    pathlib.Path('LICENSE').symlink_to(ROOT / 'LICENSE')
+    pathlib.Path('docs').symlink_to(ROOT / 'docs')
     pathlib.Path('GLUE/SST-2').mkdir(parents=True)
     test_finetune.write_sst2(pathlib.Path('GLUE/SST-2'))
     for name, count in (('a.csv', 60), ('b.csv', 20)):
