@@ -206,8 +206,8 @@ def leaves(curves: Curves, bands: Mapping[str, list]) -> list[str]:
   """A sentence for each curve that leaves its band; between two steps of a band, bounds are
   interpolated, and beyond its steps nothing is compared.
 
-  >>> leaves({'held-out loss': {10: 3.0, 20: 2.6}}, {'held-out loss': [[10, 2, 4], [30, 1, 2]]})
-  ['held-out loss leaves the band at step 20: 2.6, not 1.5 to 3; outside at 1 of 2 steps']
+  >>> leaves({'held-out loss': {10: 3.0, 20: 3.2}}, {'held-out loss': [[10, 2, 4], [30, 1, 2]]})
+  ['held-out loss leaves the band at step 20: 3.2, not 1.5 to 3; outside at 1 of 2 steps']
   """
   found, compared = [], 0
   for name, points in bands.items():

@@ -1,11 +1,12 @@
 """Named experiments: what is run, resumed, shown and claimed; and bands of reference runs."""
 
+import doctest
 import json
 import math
 
 import pytest
 
-from bertjax import compare, evaluate, finetune, pretrain, reproduce, vocab
+from bertjax import compare, evaluate, experiments, finetune, pretrain, reproduce, vocab
 from bertjax import config as config_lib
 from bertjax.__main__ import main
 from bertjax.experiments import EXPERIMENTS, Experiment, Order, Task, Value, Variant
@@ -125,6 +126,12 @@ def test_a_claim_that_does_not_hold_is_named_and_gives_exit_code_1(
   first, second = capsys.readouterr().out.splitlines()[-2:]
   assert 'the order does not hold; no pairs - pairs is -0.020, standard error 0.000' in first
   assert 'the order does not hold; frozen - pairs is 0.000' in second  # equal is not better
+
+
+@pytest.mark.parametrize('module', [compare, experiments])
+def test_examples_of_verdicts_run(module):
+  failed, count = doctest.testmod(module)
+  assert count and not failed
 
 
 def test_a_wrong_name_or_missing_data_is_one_sentence(trained, tmp_path, capsys):
