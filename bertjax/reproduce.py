@@ -25,6 +25,7 @@ from bertjax.training import checkpoint
 _log = logging.getLogger(__name__)
 
 VOCAB_SIZE = 4_096
+_VOCABULARIES = {'wordpiece': 'vocab.txt', 'bpe': 'tokenizer.json'}
 
 
 def run(name: str = '', *, workdir: str = '', seeds: int = 0, out: str = '', **data: str) -> dict:
@@ -116,7 +117,7 @@ class Runs:
     model = self._data.get('model', '')
     if variant.recipe:
       path = self._path(variant.recipe, seed)
-      found = self._finished(path, self._pretrain, variant.recipe, seed)
+      found = self._finished(path, self._pretrain, variant, seed)
       scores = {score: found[score] for score in self._experiment.scores}
       model = str(path / 'model')
     for score, task in self._experiment.tasks.items():
@@ -138,14 +139,18 @@ class Runs:
       io.write_json(self._file, self._results)
     return scores[path.name]
 
-  def _pretrain(self, path, recipe: str, seed: int) -> dict:
-    config = config_lib.load_recipe(recipe)
+  def _pretrain(self, path, variant: Variant, seed: int) -> dict:
+    config = config_lib.load_recipe(variant.recipe)
     config_lib.update(config, {**self._experiment.fields, 'seed': seed})
     if 'input' in self._experiment.needs:
       config.data.input = self._data['input']
-    config.data.vocab = str(self._folder / 'vocab.txt')
-    if not (self._folder / 'vocab.txt').exists():
-      vocab.run(input=config.data.input, out=config.data.vocab, size=VOCAB_SIZE, report=False)
+    vocabulary = self._folder / _VOCABULARIES[variant.vocab]
+    config.data.vocab = str(vocabulary)
+    if not vocabulary.exists():
+      vocab.run(
+        input=config.data.input, out=config.data.vocab, kind=variant.vocab, size=VOCAB_SIZE,
+        report=False,
+      )  # fmt: skip
     pretrain.run(config, workdir=str(path))
     config = evaluate.run_config(path)
     scores = evaluate.evaluate_text(config, str(path), '', 'newest', 0, '')
