@@ -40,13 +40,13 @@ class Variant(NamedTuple):
     recipe: of pre-training; variants of the same recipe share their runs; '' = --model.
     fields: what changes in fine-tuning, beside the task's fields.
     paper: score -> what the paper has.
-    vocab: kind of its vocabulary, as `bertjax vocab --kind`.
+    vocab: file of its vocabulary: vocab.txt (WordPiece) or tokenizer.json (byte-level BPE).
   """
 
   recipe: str = ''
   fields: Mapping = _NOTHING
   paper: Mapping = _NOTHING
-  vocab: str = 'wordpiece'
+  vocab: str = 'vocab.txt'
 
 
 class Value(NamedTuple):
@@ -182,9 +182,9 @@ EXPERIMENTS = {
     'vocabulary, whose losses differ in their tokens',
     {
       'BERT': Variant(_TINY),
-      'RoBERTa': Variant('roberta_base:mini,size_2_128_2', vocab='bpe'),
+      'RoBERTa': Variant('roberta_base:mini,size_2_128_2', vocab='tokenizer.json'),
       'ELECTRA': Variant('electra_small:mini,size_2_128_2'),
-      'ModernBERT': Variant('modernbert_base:mini,size_2_128_2', vocab='bpe'),
+      'ModernBERT': Variant('modernbert_base:mini,size_2_128_2', vocab='tokenizer.json'),
     },
     tuple(Order('below_unigram', ('ModernBERT', other)) for other in ('BERT', 'RoBERTa')),
     minutes=18,

@@ -15,17 +15,19 @@ finished; a higher --seeds adds runs. Each run has a folder in --workdir with al
 import logging
 import re
 import statistics
+from collections.abc import Callable
+
+from etils import epath
 
 from bertjax import compare, evaluate, finetune, io, pretrain, vocab
 from bertjax import config as config_lib
-from bertjax.experiments import EXPERIMENTS, Experiment, Task, Variant
+from bertjax.experiments import EXPERIMENTS, Experiment
 from bertjax.flags import suggestion
 from bertjax.training import checkpoint
 
 _log = logging.getLogger(__name__)
 
 VOCAB_SIZE = 4_096
-_VOCABULARIES = {'wordpiece': 'vocab.txt', 'bpe': 'tokenizer.json'}
 
 
 def run(name: str = '', *, workdir: str = '', seeds: int = 0, out: str = '', **data: str) -> dict:
@@ -39,7 +41,7 @@ def run(name: str = '', *, workdir: str = '', seeds: int = 0, out: str = '', **d
     **data: {flag: folder, files or model} of what experiments need.
 
   Raises:
-    ValueError: for an unknown name, missing data, or a workdir of other runs.
+    ValueError: for an unknown name, missing data, or a finished run with other ones.
     SystemExit: with code 1, if a claim does not hold.
   """
   if not name:
@@ -90,82 +92,78 @@ def describe(name: str, experiment: Experiment) -> str:
 
 
 class Runs:
-  """The runs of an experiment in a folder; `results.json` there has the scores of finished ones.
-
-  Raises:
-    ValueError: if the folder has results of other settings or data.
-  """
+  """The runs of an experiment in a folder; `results.json` there has the scores of finished ones,
+  and the recipe and fields of each."""
 
   def __init__(self, experiment: Experiment, workdir, data):
     self._experiment, self._data = experiment, data
     self._folder = checkpoint.check_path(workdir)
     self._file = self._folder / 'results.json'
-    settings = experiment._replace(claims=(), about='', minutes=0)
-    identity = {'settings': repr(settings), **{flag: data[flag] for flag in experiment.needs}}
-    self._results = {'of': identity, 'scores': {}}
-    if self._file.exists():
-      self._results = io.read_json(self._file)
-      old = self._results.get('of', {})
-      if others := [key for key in identity if old.get(key) != identity[key]]:
-        raise ValueError(
-          f'{self._folder} has results of other {", ".join(others)}; name another --workdir.'
-        )
+    self._finished = io.read_json(self._file) if self._file.exists() else {}
 
   def scores_of(self, name: str, seed: int) -> dict[str, float]:
-    """The scores of a variant with a seed, after the runs that are not finished."""
+    """The scores of a variant with a seed, after the runs that are not finished.
+
+    Raises:
+      ValueError: if a finished run had other settings or data.
+    """
     variant, scores = self._experiment.variants[name], {}
     model = self._data.get('model', '')
     if variant.recipe:
-      path = self._path(variant.recipe, seed)
-      found = self._finished(path, self._pretrain, variant, seed)
+      fields = {
+        **self._experiment.fields, 'seed': seed, 'data.vocab': str(self._folder / variant.vocab),
+      }  # fmt: skip
+      if 'input' in self._experiment.needs:
+        fields['data.input'] = self._data['input']
+      found, path = self._run(variant.recipe, seed, variant.recipe, fields, _pretrain)
       scores = {score: found[score] for score in self._experiment.scores}
       model = str(path / 'model')
     for score, task in self._experiment.tasks.items():
-      path = self._path(f'{name} {score}', seed)
-      found = self._finished(path, self._finetune, task, variant, model, seed)
+      fields = {
+        **task.fields, **variant.fields, 'seed': seed, 'init_from': model, 'save_model': 'last',
+        'data.source': '/'.join(filter(None, (self._data[task.flag], task.folder))),
+        'data.test': '', 'eval_every': 10**9,
+      }  # fmt: skip
+      found, _ = self._run(f'{name} {score}', seed, task.recipe, fields, _finetune)
       scores[score] = found[task.metric]
     return scores
 
-  def _path(self, name: str, seed: int):
+  def _run(self, name: str, seed: int, recipe: str, fields: dict, train: Callable):
+    """(scores, folder) of a run, which is trained unless it is finished."""
     words = re.sub(r'\W+', '-', name).strip('-').lower()
-    return self._folder / f'{words}-seed{seed}'
-
-  def _finished(self, path, train, *arguments) -> dict:
-    """The scores of a run, which is trained unless it is finished."""
-    scores = self._results['scores']
-    if path.name not in scores:
+    path = self._folder / f'{words}-seed{seed}'
+    settings = {'recipe': recipe, **fields}
+    if path.name not in self._finished:
       _log.info('%s', path)
-      scores[path.name] = train(path, *arguments)
-      io.write_json(self._file, self._results)
-    return scores[path.name]
+      config = config_lib.load_recipe(recipe)
+      config_lib.update(config, fields)
+      self._finished[path.name] = {'of': settings, 'scores': train(config, path)}
+      io.write_json(self._file, self._finished)
+    run = self._finished[path.name]
+    if others := sorted(dict(settings.items() ^ run['of'].items())):
+      raise ValueError(
+        f'{path} is a finished run with other values of {", ".join(others)}; name another '
+        '--workdir.'
+      )
+    return run['scores'], path
 
-  def _pretrain(self, path, variant: Variant, seed: int) -> dict:
-    config = config_lib.load_recipe(variant.recipe)
-    config_lib.update(config, {**self._experiment.fields, 'seed': seed})
-    if 'input' in self._experiment.needs:
-      config.data.input = self._data['input']
-    vocabulary = self._folder / _VOCABULARIES[variant.vocab]
-    config.data.vocab = str(vocabulary)
-    if not vocabulary.exists():
-      vocab.run(
-        input=config.data.input, out=config.data.vocab, kind=variant.vocab, size=VOCAB_SIZE,
-        report=False,
-      )  # fmt: skip
-    pretrain.run(config, workdir=str(path))
-    config = evaluate.run_config(path)
-    scores = evaluate.evaluate_text(config, str(path), '', 'newest', 0, '')
-    return scores | {'below_unigram': scores['unigram_cross_entropy'] - scores['mlm_loss']}
 
-  def _finetune(self, path, task: Task, variant: Variant, model: str, seed: int) -> dict:
-    config = config_lib.load_recipe(task.recipe)
-    config_lib.update(config, {
-      **task.fields, **variant.fields, 'seed': seed, 'init_from': model, 'save_model': 'last',
-      'data.source': '/'.join(filter(None, (self._data[task.flag], task.folder))),
-      'data.test': '', 'eval_every': 10**9,
-    })  # fmt: skip
-    scores = finetune.run(config, workdir=str(path))
-    io.remove(path / 'checkpoints')
-    return scores
+def _pretrain(config, path) -> dict:
+  vocabulary = epath.Path(config.data.vocab)
+  if not vocabulary.exists():
+    kind = 'bpe' if vocabulary.suffix == '.json' else 'wordpiece'
+    vocab.run(
+      input=config.data.input, out=str(vocabulary), kind=kind, size=VOCAB_SIZE, report=False
+    )
+  pretrain.run(config, workdir=str(path))
+  scores = evaluate.evaluate_text(evaluate.run_config(path), str(path), '', 'newest', 0, '')
+  return scores | {'below_unigram': scores['unigram_cross_entropy'] - scores['mlm_loss']}
+
+
+def _finetune(config, path) -> dict:
+  scores = finetune.run(config, workdir=str(path))
+  io.remove(path / 'checkpoints')
+  return scores
 
 
 def table(experiment: Experiment, scores: dict) -> tuple[list[str], list[list[str]]]:

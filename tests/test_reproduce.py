@@ -112,7 +112,10 @@ def test_an_interrupted_experiment_resumes_and_repeats_nothing(
   assert experiment(tmp_path, '--seeds=2') == 0 and len(runs) == 10
   capsys.readouterr()
   assert experiment(tmp_path, '--input=OTHER') == 2
-  assert 'has results of other input; name another --workdir' in capsys.readouterr().err
+  assert (
+    'is a finished run with other values of data.input; name another --workdir'
+    in capsys.readouterr().err
+  )
 
 
 def test_a_claim_that_does_not_hold_is_named_and_gives_exit_code_1(
