@@ -236,7 +236,10 @@ EXPERIMENTS = {
       'last hidden': _features('last', 94.9),
       'concat last four': _features('concat_last_four', 96.1),
     },
-    (Order('CoNLL', ('fine-tuned', 'concat last four', 'embeddings')),),
+    tuple(
+      Order('CoNLL', ('fine-tuned', other))
+      for other in ('embeddings', 'last hidden', 'concat last four')
+    ),
     minutes=8,
     needs=('conll', 'model'),
     tasks={'CoNLL': _CONLL._replace(

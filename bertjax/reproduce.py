@@ -56,7 +56,7 @@ def run(name: str = '', *, workdir: str = '', seeds: int = 0, out: str = '', **d
   if missing := [f'--{flag}' for flag in experiment.needs if not data.get(flag)]:
     raise ValueError(f'{name} needs {" and ".join(missing)}; bertjax reproduce lists its data.')
   if seeds < 0:
-    raise ValueError(f'--seeds must be at least 1, got {seeds}; leave it away for 3.')
+    raise ValueError(f'--seeds must be at least 1, got {seeds}; omit it for 3.')
   runs = Runs(experiment, workdir or f'runs/{name}', data)
   scores = {variant: {} for variant in experiment.variants}
   for seed in range(seeds or 3):
