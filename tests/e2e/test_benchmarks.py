@@ -131,3 +131,16 @@ def test_embeddings_beside_sentence_transformers(model, tmp_path):  # noqa: F811
   sizes = {'seeds': 1, 'layers': 1, 'epochs': 1.0, 'batch_size': 16, 'microbatches': 2}
   found = embeddings.run(**defaults(embeddings, glue=str(tmp_path), model=str(model), **sizes))
   assert all(math.isfinite(found[name][0]) for name in ('start', 'ours', 'theirs'))
+
+
+def test_tagging_with_other_output_layers(make, model, tmp_path):  # noqa: F811
+  from benchmarks import tagging
+
+  source, out = make('conll2003', 'tagging').data.source, tmp_path / 'out.json'
+  sizes = {'fraction': 0.5, 'max_train': 24, 'max_dev': 8, 'epochs': 1.0, 'batch_size': 8}
+  shared = {'source': source, 'model': str(model), 'seeds': 1, 'out': str(out)}
+  tagging.run(**defaults(tagging, **shared, **sizes, variants='zero_prior'))
+  found = tagging.run(**defaults(tagging, **shared, **sizes, variants='zero_prior,theirs'))
+  assert list(found['variants']) == ['zero_prior', 'theirs'] and json.loads(out.read_text())
+  assert all(0 <= rows[0]['f1'] <= 1 and len(rows) == 1 for rows in found['variants'].values())
+  assert found['data']['eng.train']['sentences'] == 24
