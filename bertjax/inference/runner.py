@@ -20,9 +20,10 @@ from bertjax.model.config import LABELLED_HEADS, describe_heads
 from bertjax.model.heads import Bert
 from bertjax.model.similarity import pool
 
-LENGTHS = (32, 64, 128, 256, 512)  # what rows are padded to, and the model's limit
+LENGTHS = (16, 32, 64, 128, 256, 512)  # what rows are padded to, and the model's limit
 POOLINGS = ('mean', 'cls', 'last', 'last_four')
 _PACKED = 128  # tokens of a packed row at least, where the model has as many positions
+_CPU_TOKENS = 1024  # of a packed batch on a CPU, where larger arrays leave the cache
 
 
 class TextError(ValueError):
@@ -37,7 +38,8 @@ class Runner:
     params: its parameters.
     tokenizer: its tokenizer.
     batch_size: B, rows of a batch, the last one filled up; where rows are packed, rows of 128
-      tokens, or fewer and longer ones. A single row is not filled up.
+      tokens, or fewer and longer ones, on a CPU at most 1,024 tokens. A single row is not filled
+      up.
 
   Attributes:
     lengths: lengths that rows are padded to, the last one is the model's limit.
@@ -194,7 +196,8 @@ class Runner:
 
   def _packed(self, batch, sizes):
     """Rows of few lengths, the longest first; each length takes what no shorter one can hold and
-    fills up with others. Batches have as many tokens as `batch_size` of the shortest, or a quarter.
+    fills up with others. Batches have as many tokens as `batch_size` of the shortest, on a CPU at
+    most `_CPU_TOKENS`; or a quarter.
     """
     lengths = [n for n in reversed(self.lengths) if n >= _PACKED] or self.lengths[-1:]
     left = np.arange(len(sizes))
@@ -203,6 +206,8 @@ class Runner:
       rows = [row for row in rows if sizes[row].max() > shorter]
       left = np.setdiff1d(left, np.concatenate([left[:0], *rows]))
       size = max(1, self.batch_size * lengths[-1] // length)
+      if jax.default_backend() == 'cpu':
+        size = min(size, max(1, _CPU_TOKENS // length))
       while rows:
         count = size if len(rows) >= size else -(-size // 4)
         yield self._pack(batch, rows[:count], count, length)

@@ -14,8 +14,22 @@ def test_the_number_of_programs_does_not_grow_with_the_texts(vocab):
   rng = np.random.default_rng(0)
   for _ in range(6):
     predictor.embed([' '.join(['the'] * n) for n in rng.integers(1, 45, 9)])
-  assert predictor.runner.lengths == (32, 48) and predictor.runner._apply._cache_size() == 2
-  assert LENGTHS == (32, 64, 128, 256, 512)
+  assert predictor.runner.lengths == (16, 32, 48)
+  assert predictor.runner._apply._cache_size() == 2
+  assert LENGTHS == (16, 32, 64, 128, 256, 512)
+
+
+def test_packed_batches_are_small_on_a_cpu(vocab, monkeypatch):
+  runner = Runner(*model(vocab), batch_size=64)
+  batch = runner.make_batch([([7] * 30,)] * 130)
+  assert _rows(runner, batch) == [(21, 48)] * 6 + [(6, 48)]
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'tpu')
+  assert _rows(runner, batch) == [(64, 48)] * 2 + [(16, 48)]
+
+
+def _rows(runner, batch):
+  batches = runner._batches(batch, batch['segment_ids'].sum(1))
+  return [padded['input_ids'].shape for padded, _ in batches]
 
 
 def test_a_window_counts_by_its_tokens_in_an_embedding(vocab):
