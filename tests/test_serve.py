@@ -240,7 +240,7 @@ def test_warming_up_compiles_what_texts_of_any_length_need(vocab):
   predictor = Predictor(*model(vocab, 'span'), batch_size=4)
   serve.compile_all(predictor)
   programs = predictor.runner._apply._cache_size()
-  assert programs == 8  # 2 outputs, 2 lengths, one text or several
+  assert programs == 12  # 2 outputs, 3 lengths, one text or several
   for texts in (['a'], ['a', 'the name ' * 20], ['the ' * 40]):
     predictor.embed(texts)
     predictor.answer(['the name'] * len(texts), texts)
