@@ -16,7 +16,7 @@ from collections.abc import Callable
 from importlib import metadata
 
 PACKAGES = ('jax', 'jaxlib', 'flax', 'tensorflow', 'tensorflow-text', 'tokenizers', 'transformers',
-            'datasets', 'torch', 'numpy')  # fmt: skip
+            'datasets', 'torch', 'keras', 'keras-hub', 'numpy')  # fmt: skip
 
 
 def measure(contenders: dict[str, Callable[[], float]], *, repeats: int = 5, warm_up: int = 1):

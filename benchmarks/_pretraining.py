@@ -34,9 +34,9 @@ def make_batch(config, rows: int, length: int, predictions: int, seed: int = 0) 
   }
 
 
-def our_program(config, batch: dict, prng_impl: str = 'threefry2x32'):
+def our_program(config, batch: dict, prng_impl: str = 'threefry2x32', bert=None):
   """(train step, state, device batch) on the first device."""
-  bert, transform = heads.Bert(config), optimizer.make_optimizer('adamw', RATE)
+  bert, transform = bert or heads.Bert(config), optimizer.make_optimizer('adamw', RATE)
   mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
 
   def make_state():
@@ -51,9 +51,9 @@ def our_program(config, batch: dict, prng_impl: str = 'threefry2x32'):
   return step, state, loop.shard_batch(batch, mesh_lib.batch_sharding(mesh))
 
 
-def ours(config, batch: dict, steps: int, prng_impl: str = 'threefry2x32'):
+def ours(config, batch: dict, steps: int, prng_impl: str = 'threefry2x32', bert=None):
   """A contender: so many steps, in tokens."""
-  step, state, batch = our_program(config, batch, prng_impl)
+  step, state, batch = our_program(config, batch, prng_impl, bert)
 
   def once():
     nonlocal state

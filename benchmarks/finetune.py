@@ -102,11 +102,7 @@ def losses_side_by_side(config, steps: int) -> dict:
 
 def transformers_twin(setup, train_padding: bool) -> TransformersLoop:
   """Their loop from the same weights, the new head's included."""
-  task, load = setup.task, functools.partial(finetune.load, setup)
-  state, _, _ = layout_lib.restore_or_init(
-    setup.objective, setup.optimizer, setup.layout, load=load
-  )
-  params = jax.device_get(state.params)
+  task, params = setup.task, start_of(setup)
   with tempfile.TemporaryDirectory() as folder:
     start = pathlib.Path(folder) / 'start'
     loading.save_model(
@@ -114,6 +110,15 @@ def transformers_twin(setup, train_padding: bool) -> TransformersLoop:
       labels=task.labels, problem_type=task.label.problem_type,
     )  # fmt: skip
     return TransformersLoop(start, task, train_padding=train_padding)
+
+
+def start_of(setup) -> dict:
+  """The weights of a run's first step, on the host."""
+  load = functools.partial(finetune.load, setup)
+  state, _, _ = layout_lib.restore_or_init(
+    setup.objective, setup.optimizer, setup.layout, load=load
+  )
+  return jax.device_get(state.params)
 
 
 def runs_side_by_side(config, seeds: int, who: str, pack: int) -> dict:

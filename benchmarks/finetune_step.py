@@ -32,19 +32,7 @@ FLAGS = {
 
 def run(config, source, model, batch_size, length, pack, steps, repeats, out):
   name, config = config, load_recipe(config)
-  config.update({'init_from': model, 'batch_size': batch_size})
-  config.data.update(
-    {'source': source, 'length': length, 'max_train_examples': 20 * batch_size * steps}
-  )
-  config.optimizer.name = 'adamw'
-  buckets = config.data.buckets
-  ways = {f'bertjax, packed into {pack}': {'data.packed_length': pack},
-          'bertjax, length buckets': {'data.packed_length': 0},
-          f'bertjax, padded to {length}': {'data.buckets': ''}}  # fmt: skip
-  setups = {}
-  for way, changes in ways.items():
-    config.update_from_flattened_dict(changes)
-    setups[way] = finetune.set_up(config.copy_and_resolve_references())
+  setups = make_setups(config, source, model, batch_size, length, pack, steps)
   single = next(reversed(setups.values()))
   batches = [single.batches.training(step) for step in range(steps)]
   texts = sum(int((batch['segment_ids'] > 0).sum()) for batch in batches)
@@ -56,8 +44,26 @@ def run(config, source, model, batch_size, length, pack, steps, repeats, out):
   }
   rates = measure(contenders, repeats=repeats)
   title = f'finetune_step {name}, batch {batch_size}'
-  facts = {'shapes': shapes, 'buckets': buckets, 'tokens_of_an_example': texts / steps / batch_size}
+  facts = {'shapes': shapes, 'buckets': load_recipe(name).data.buckets,
+           'tokens_of_an_example': texts / steps / batch_size}  # fmt: skip
   return report(title, rates, 'tokens of text/s', out, **facts)
+
+
+def make_setups(config, source, model, batch_size, length, pack, steps) -> dict:
+  """{what is done about lengths: a `finetune.Setup`}: packed, in length buckets, padded."""
+  config.update({'init_from': model, 'batch_size': batch_size})
+  config.data.update(
+    {'source': source, 'length': length, 'max_train_examples': 20 * batch_size * steps}
+  )
+  config.optimizer.name = 'adamw'
+  ways = {f'bertjax, packed into {pack}': {'data.packed_length': pack},
+          'bertjax, length buckets': {'data.packed_length': 0},
+          f'bertjax, padded to {length}': {'data.buckets': ''}}  # fmt: skip
+  setups = {}
+  for way, changes in ways.items():
+    config.update_from_flattened_dict(changes)
+    setups[way] = finetune.set_up(config.copy_and_resolve_references())
+  return setups
 
 
 def ours(setup, steps: int, texts: int):

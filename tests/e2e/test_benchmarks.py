@@ -1,5 +1,6 @@
 """The benchmarks run, at sizes that say nothing about speed (figures: docs/benchmarks.md)."""
 
+import importlib.util
 import json
 import math
 
@@ -144,3 +145,30 @@ def test_tagging_with_other_output_layers(make, model, tmp_path):  # noqa: F811
   assert list(found['variants']) == ['zero_prior', 'theirs'] and json.loads(out.read_text())
   assert all(0 <= rows[0]['f1'] <= 1 and len(rows) == 1 for rows in found['variants'].values())
   assert found['data']['eng.train']['sentences'] == 24
+
+
+PARTS = 'step,base_step,mask,text,finetune,inference,compile,memory'
+
+
+@pytest.mark.parametrize('parts', ['step,inference', pytest.param(PARTS, marks=pytest.mark.slow)])
+def test_keras_hub_has_our_weights(make, model, documents, tmp_path, parts):  # noqa: F811
+  """Logits and vectors of both sides are compared before a part is measured."""
+  if not importlib.util.find_spec('keras_hub'):
+    pytest.skip('needs keras-hub')
+  from benchmarks import keras_hub
+
+  (tmp_path / 'RTE').mkdir()
+  rows = '\n'.join('the name of a class\tan error\t0' for _ in range(8))
+  (tmp_path / 'RTE' / 'train.tsv').write_text(f'sentence1\tsentence2\tlabel\n{rows}\n')
+  (tmp_path / 'SST-2').symlink_to(make('sst2').data.source)
+  (books := tmp_path / 'books').mkdir()
+  for number, document in enumerate(documents):
+    (books / f'{number}.txt').write_text(document)
+  sizes = {'presets': 'tiny', 'rows': 8, 'length': 32, 'predictions': 4, 'steps': 1,
+           'repeats': 1, 'texts': 16, 'tasks': 'sst2:SST-2', 'characters': 40_000}  # fmt: skip
+  folders = {'glue': str(tmp_path), 'books': str(books), 'model': str(model)}
+  found = keras_hub.run(**defaults(keras_hub, **folders, **sizes, parts=parts))
+  assert len(found['parts']) == len(parts.split(','))
+  differences = [part['difference'] for part in found['parts'] if 'difference' in part]
+  assert len(differences) >= 2 and max(differences) < keras_hub.TOLERANCE
+  assert all(len(part['rows']) >= 2 for part in found['parts'] if 'rows' in part)
