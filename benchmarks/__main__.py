@@ -5,12 +5,15 @@ import importlib
 import pathlib
 import sys
 
+from bertjax import io
+
 
 def main() -> None:
   folder = pathlib.Path(__file__).parent
   names = sorted(path.stem for path in folder.glob('*.py') if path.stem[0] != '_')
   if len(sys.argv) < 2 or sys.argv[1] not in names:
     sys.exit(f'usage: python -m benchmarks NAME --flags; NAME is one of {", ".join(names)}')
+  io.reuse_memory()  # as the `bertjax` command does; the baselines in this process have it as well
   module = importlib.import_module(f'benchmarks.{sys.argv[1]}')
   parser = argparse.ArgumentParser(
     f'python -m benchmarks {sys.argv[1]}', description=module.__doc__,

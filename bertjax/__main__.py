@@ -42,7 +42,10 @@ def main(argv: list[str] | None = None) -> int:
     if any(argument in ('-h', '--help', '-help', '--helpfull') for argument in arguments):
       print(_help(verb, arguments))
       return 0
-    importlib.import_module('bertjax.io').use_compilation_cache()
+    io = importlib.import_module('bertjax.io')
+    io.use_compilation_cache()
+    if verb != 'prepare':  # whose processes are many
+      io.reuse_memory()
     values = parse(verb, arguments)
     importlib.import_module(f'bertjax.{verb}').run(**values)
   except BrokenPipeError:

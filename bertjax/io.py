@@ -6,6 +6,7 @@ and writes files; the accelerators belong to JAX.
 """
 
 import contextlib
+import ctypes
 import importlib
 import json
 import logging
@@ -21,6 +22,9 @@ import tqdm
 from etils import epath
 
 _LOG_SECONDS = 20
+# Parameters of malloc.h: one arena, as only the first one may hold blocks over 64 MB; none of them
+# directly from the system; and the rest of the heap stays when its end is freed.
+_MALLOPT = {'M_ARENA_MAX': (-8, 1), 'M_MMAP_MAX': (-4, 0), 'M_TRIM_THRESHOLD': (-1, -1)}
 _CACHE_BYTES = 2_000_000_000  # of compiled programs; those not used for longest go first
 
 _log = logging.getLogger(__name__)
@@ -46,6 +50,20 @@ def use_compilation_cache() -> None:
     os.environ['JAX_COMPILATION_CACHE_DIR'] = folder
     os.environ.setdefault('JAX_COMPILATION_CACHE_MAX_SIZE', str(_CACHE_BYTES))
     os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+
+
+def reuse_memory() -> None:
+  """Lets glibc keep freed memory for the next allocation; with MALLOC_ or GLIBC_TUNABLES in the
+  environment, those settings stay.
+
+  On a CPU, XLA allocates the temporary arrays of a step, hundreds of MB, again in each step. Blocks
+  of that size would come from the system, which zeroes them page by page at their first use.
+  """
+  if any(name.startswith(('MALLOC_', 'GLIBC_TUNABLES')) for name in os.environ):
+    return
+  if sys.platform == 'linux' and (mallopt := getattr(ctypes.CDLL(None), 'mallopt', None)):
+    for parameter, value in _MALLOPT.values():
+      mallopt(parameter, value)
 
 
 @contextlib.contextmanager

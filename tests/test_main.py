@@ -370,6 +370,32 @@ def test_predict_imports_little_and_compiles_one_program_which_the_next_start_re
   assert len(list((tmp_path / 'compiled').glob('*-cache'))) == 1
 
 
+@pytest.mark.skipif(sys.platform != 'linux', reason='glibc')
+@pytest.mark.parametrize('setting, reused', [({}, True), ({'MALLOC_ARENA_MAX': '2'}, False)])
+def test_large_blocks_are_reused_unless_the_environment_has_settings(setting, reused):
+  """The second block of a size needs no new pages, also in a thread, as in XLA's steps."""
+  code = (
+    'import resource, threading, numpy as np\n'
+    'from bertjax import io\n'
+    'io.reuse_memory()\n'
+    'for _ in range(2):\n'
+    '  before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n'
+    '  thread = threading.Thread(target=lambda: np.full(10_000_000, 1.0).sum())\n'
+    '  thread.start(), thread.join()\n'
+    'print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)'
+  )
+  env = {name: value for name, value in os.environ.items() if 'MALLOC' not in name}
+  done = subprocess.run(
+    [sys.executable, '-c', code],
+    capture_output=True,
+    text=True,
+    check=True,
+    env=env | setting | {'NUMPY_MADVISE_HUGEPAGE': '0'},
+  )
+  pages = 80_000_000 / os.sysconf('SC_PAGE_SIZE')
+  assert (int(done.stdout) < pages / 20) == reused
+
+
 @pytest.mark.parametrize('cache', ['file', 'gs://bucket/cache'])
 def test_without_a_folder_to_write_to_there_is_no_compilation_cache(cache, tmp_path, monkeypatch):
   (tmp_path / 'file').write_text('')

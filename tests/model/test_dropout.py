@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bertjax.model import dropout as dropout_lib
 from bertjax.model.dropout import dropout
 
 
@@ -23,3 +24,19 @@ def test_rbg_draws_other_bits_than_threefry():
   x = jnp.ones((4, 8, 16))
   one, other = (dropout(x, 0.5, jax.random.key(0, impl=impl)) for impl in ('threefry2x32', 'rbg'))
   assert not (one == other).all()
+
+
+def test_bits_are_those_of_jax_random():
+  """Compiled and not, of any rank, and for many keys at once."""
+  bits = dropout_lib._bits
+  for shape in ((7,), (5, 6), (3, 4, 5), (2, 1, 8, 3)):
+    key = jax.random.key(len(shape))
+    expected = jax.random.bits(key, shape, jnp.uint32)
+    assert (bits(key, shape) == expected).all(), shape
+    assert (jax.jit(bits, static_argnums=1)(key, shape) == expected).all(), shape
+  keys = jax.random.split(jax.random.key(1), 3)
+  expected = jax.vmap(lambda key: jax.random.bits(key, (4, 5), jnp.uint32))(keys)
+  assert (jax.vmap(lambda key: bits(key, (4, 5)))(keys) == expected).all()
+  with jax.threefry_partitionable(False):
+    expected = jax.random.bits(key, shape, jnp.uint32)
+    assert (bits(key, shape) == expected).all()
