@@ -12,10 +12,12 @@ import json
 import logging
 import os
 import pathlib
+import platform
 import re
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Callable, Iterator
 
 import tqdm
@@ -35,12 +37,22 @@ def compilation_cache() -> str:
   remote or cannot be written to."""
   folder = os.environ.get('BERTJAX_CACHE') or '~/.cache/bertjax'
   try:
-    path = pathlib.Path(folder).expanduser() / 'compiled'
+    path = pathlib.Path(folder).expanduser() / 'compiled' / _processor()
     if '://' not in folder:
       path.mkdir(0o700, parents=True, exist_ok=True)
     return str(path) if os.access(path, os.W_OK) else ''
   except (OSError, RuntimeError):  # RuntimeError: no home directory
     return ''
+
+
+def _processor() -> str:
+  """A name for what this processor can do: several machines may share a home directory, and a
+  program that was compiled for one may have instructions that another lacks."""
+  facts = ''
+  with contextlib.suppress(OSError, StopIteration):
+    lines = pathlib.Path('/proc/cpuinfo').read_text().splitlines()
+    facts = next(line for line in lines if line.startswith(('flags', 'Features')))
+  return f'{platform.machine()}-{zlib.crc32(facts.encode()):08x}'
 
 
 def use_compilation_cache() -> None:
