@@ -35,7 +35,8 @@ def _bits(rng: jax.Array, shape: tuple[int, ...]) -> jax.Array:
   """`jax.random.bits`. On CPUs jax hashes in a loop over arrays, which costs several times as much
   as the same rounds unrolled and fused."""
   plain = functools.partial(jax.random.bits, shape=shape, dtype=jnp.uint32)
-  threefry = jax.random.key_impl(rng) == 'threefry2x32' and jax.config.jax_threefry_partitionable
+  partitionable = jax.config.jax_threefry_partitionable  # type: ignore[attr-defined]
+  threefry = partitionable and jax.random.key_impl(rng) == 'threefry2x32'
   if not threefry or not all(isinstance(n, int) for n in shape) or math.prod(shape) >= 2**32:
     return plain(rng)
   return jax.lax.platform_dependent(rng, cpu=functools.partial(_threefry, shape), default=plain)
@@ -46,11 +47,11 @@ def _threefry(shape: tuple[int, ...], rng: jax.Array) -> jax.Array:
   a, b = jax.random.key_data(rng)
   keys = (a, b, a ^ b ^ np.uint32(0x1BD11BDA))
   strides = np.cumprod([1, *shape[:0:-1]], dtype=np.uint32)[::-1]
-  x = [
+  first, *others = [
     jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * stride
     for axis, stride in enumerate(strides)
   ]
-  x, y = jnp.broadcast_to(a, shape), sum(x[1:], x[0]) + b
+  x, y = jnp.broadcast_to(a, shape), sum(others, first) + b
   for i in range(5):
     for left in ((13, 15, 26, 6), (17, 29, 16, 24))[i % 2]:
       x = x + y
