@@ -46,6 +46,12 @@ LONG = {'test_compile', 'test_finetune', 'test_pretrain', 'test_quickstart', 'e2
 FULL = {f'e2e/test_{name}' for name in ('benchmarks', 'doc_code', 'finetune_parity', 'readme',
                                         'recovery', 'stages', 'tpu', 'ways')}  # fmt: skip
 
+# Files with tests of seconds, as are those beside PyTorch. The fast subset leaves both out.
+SECONDS = {
+  'data/test_streaming', 'data/test_tokenizer_json', 'data/test_tokenizer_tf', 'data/test_words',
+  'inference/test_predictor', 'model/test_crf', 'objectives/test_distill', 'objectives/test_lora',
+}  # fmt: skip
+
 # Fixtures that train, or build the documentation; tests that use one are end-to-end tests.
 RUNS = {'finished', 'site', 'trained', 'uninterrupted'}
 
@@ -71,7 +77,8 @@ def pytest_collection_modifyitems(config, items):
   for item in items:
     if name(item) in FULL:
       item.add_marker('full')
-    if name(item).startswith('e2e/') or RUNS & set(item.fixturenames):
+    seconds = name(item) in SECONDS or hasattr(item.module, 'torch')
+    if seconds or name(item).startswith('e2e/') or RUNS & set(item.fixturenames):
       item.add_marker('e2e')
     if 'slow' in item.keywords and not config.getoption('--slow'):
       item.add_marker(pytest.mark.skip(reason='takes minutes; run with --slow'))

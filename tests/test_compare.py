@@ -105,6 +105,7 @@ def test_a_folder_without_a_run_is_named(tmp_path, capsys):
   assert 'given twice' in capsys.readouterr().err
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
   ('rate', 'code'), [pytest.param(1e-3, 0, marks=pytest.mark.full), (1e-4, 1)]
 )

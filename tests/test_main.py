@@ -183,6 +183,7 @@ def test_a_recipe_without_get_config_is_named(tmp_path, capsys):
   assert 'get_config' in capsys.readouterr().err
 
 
+@pytest.mark.e2e
 def test_predict_takes_a_workdir_and_the_task_of_its_only_head(
   run, vocab, tmp_path, capsys, caplog
 ):  # fmt: skip
@@ -345,6 +346,7 @@ def test_pretraining_loads_no_statistics():
   assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.e2e
 def test_predict_imports_little_and_compiles_one_program_which_the_next_start_reads(run, tmp_path):
   code = (
     'import collections, sys\n'

@@ -296,6 +296,7 @@ def test_packed_rows_of_pre_norm_encoders_equal_the_unpacked_ones(pre_norm_param
     np.testing.assert_allclose(got, want, atol=1e-5 * max(1, np.abs(want).max()))
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
   ('length', 'window'), [(192, 16), pytest.param(8192, 128, marks=pytest.mark.slow)]
 )
