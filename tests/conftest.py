@@ -46,7 +46,8 @@ LONG = {'test_compile', 'test_finetune', 'test_pretrain', 'test_quickstart', 'e2
 FULL = {f'e2e/test_{name}' for name in ('benchmarks', 'doc_code', 'finetune_parity', 'readme',
                                         'recovery', 'stages', 'tpu', 'ways')}  # fmt: skip
 
-# Files with tests of seconds, as are those beside PyTorch. The fast subset leaves both out.
+# Files with tests of seconds, as are those beside PyTorch. The fast subset leaves both out; these
+# run on the gate's newest Python too.
 SECONDS = {
   'data/test_streaming', 'data/test_tokenizer_json', 'data/test_tokenizer_tf', 'data/test_words',
   'inference/test_predictor', 'model/test_crf', 'objectives/test_distill', 'objectives/test_lora',
@@ -80,6 +81,8 @@ def pytest_collection_modifyitems(config, items):
     seconds = name(item) in SECONDS or hasattr(item.module, 'torch')
     if seconds or name(item).startswith('e2e/') or RUNS & set(item.fixturenames):
       item.add_marker('e2e')
+    if name(item) in SECONDS and 'full' not in item.keywords:
+      item.add_marker('stack')
     if 'slow' in item.keywords and not config.getoption('--slow'):
       item.add_marker(pytest.mark.skip(reason='takes minutes; run with --slow'))
     elif 'full' in item.keywords and not full:
