@@ -182,13 +182,26 @@ def kernel_init(config: EncoderConfig, output: bool = False):
   return nn.initializers.truncated_normal(config.initializer_range * smaller)
 
 
+def _dot_of_tokens(x: jax.Array, kernel: jax.Array, dimensions, **options) -> jax.Array:
+  """`lax.dot_general` of x [B, L, ...] as of tokens [B L, ...]: in the gradient of the kernel XLA CPU
+  then sums over one axis, without transposing both arrays before."""
+  (contracted, _), _ = dimensions
+  outer = x.shape[: x.ndim - len(contracted)]
+  if len(outer) != 2:
+    return jax.lax.dot_general(x, kernel, dimensions, **options)
+  tokens = x.reshape(outer[0] * outer[1], *x.shape[2:])
+  moved = tuple(axis - 1 for axis in contracted), dimensions[0][1]
+  out = jax.lax.dot_general(tokens, kernel, (moved, dimensions[1]), **options)
+  return out.reshape(*outer, *out.shape[1:])
+
+
 def dense(
   config: EncoderConfig, features, name: str, axis=-1, *, bias: bool = True, output: bool = False
 ) -> nn.DenseGeneral:
   """A linear layer with the config's initialisers and dtypes."""
   return nn.DenseGeneral(
     features, axis=axis, name=name, dtype=config.dtype, use_bias=bias,
-    kernel_init=kernel_init(config, output),
+    kernel_init=kernel_init(config, output), dot_general=_dot_of_tokens,
   )  # fmt: skip
 
 
