@@ -183,8 +183,10 @@ def kernel_init(config: EncoderConfig, output: bool = False):
 
 
 def _dot_of_tokens(x: jax.Array, kernel: jax.Array, dimensions, **options) -> jax.Array:
-  """`lax.dot_general` of x [B, L, ...] as of tokens [B L, ...]: in the gradient of the kernel XLA CPU
-  then sums over one axis, without transposing both arrays before."""
+  """`lax.dot_general` of x [B, L, ...] as of tokens [B L, ...].
+
+  The gradient of the kernel then sums over one axis, before which XLA CPU transposes neither array.
+  """
   (contracted, _), _ = dimensions
   outer = x.shape[: x.ndim - len(contracted)]
   if len(outer) != 2:
