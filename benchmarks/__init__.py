@@ -57,10 +57,11 @@ def machine() -> dict:
       versions[package] = metadata.version(package)
     except metadata.PackageNotFoundError:
       continue
-  cpu = next(
-    (line.split(':')[1].strip() for line in _lines('/proc/cpuinfo') if 'model name' in line),
-    platform.processor(),
-  )
+  lines = (line.split(':') for line in _lines('/proc/cpuinfo') if ':' in line)
+  facts = {name.strip(): value.strip() for name, value in lines}
+  cpu = facts.get('model name', platform.processor())
+  if 'cpu family' in facts:  # virtual machines hide the name of their model
+    cpu += f' (family {facts["cpu family"]}, model {facts["model"]})'
   return {
     'command': ' '.join(['python -m benchmarks', *sys.argv[1:]]),
     'date': time.strftime('%Y-%m-%d'),

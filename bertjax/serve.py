@@ -220,21 +220,21 @@ class Service:
     one = question.do == 'tag'  # a list is the words of a text
     items = [(item,) if one or isinstance(item, str) else tuple(item) for item in question.inputs]
     options = question.model_dump(exclude={'do', 'inputs'}, exclude_none=True)
-    return {'results': await self._ask(question.do, items, options)}
+    return JSONResponse({'results': await self._ask(question.do, items, options)})
 
   async def embed(self, question: EmbedQuestion):
     """Unit vectors of texts."""
     items = [(text,) for text in question.inputs]
-    return {
-      'embeddings': await self._ask(
-        'embed', items, {'pooling': question.pooling, 'normalise': True}
-      )
-    }
+    options = {'pooling': question.pooling, 'normalise': True}
+    # FastAPI's own conversion would look at each number.
+    return JSONResponse({'embeddings': await self._ask('embed', items, options)})
 
   async def nearest(self, question: NearestQuestion):
     """The nearest texts of the index."""
     items = [(text,) for text in question.inputs]
-    return {'results': await self._wait(('nearest', ('top_k', question.top_k)), items)}
+    return JSONResponse(
+      {'results': await self._wait(('nearest', ('top_k', question.top_k)), items)}
+    )
 
   async def rerank(self, question: RerankQuestion):
     """The documents of a query, best first."""
@@ -312,9 +312,9 @@ def compile_all(predictor: Predictor) -> None:
   whole = (tokenizer.word_flags & (words.BEGINS | words.BLANK)) == words.BEGINS
   word, _ = tokenizer.word_of(tokenizer.vocab[int(np.flatnonzero(whole)[-1])])
   dos = set(predictor.calls()) - UNCOMPILED
-  programs = list(itertools.product(dos, predictor.runner.lengths, (1, 2)))
+  programs = list(itertools.product(dos, predictor.runner.lengths, predictor.runner.sizes))
   with io.progress('compiling', len(programs)) as update:
-    for done, (do, length, count) in enumerate(programs):  # a single text has a separate program
+    for done, (do, length, count) in enumerate(programs):
       update(done)
       text = f'{tokenizer.vocab[tokenizer.mask_id]} ' + f'{word} ' * (length - 8)
       item = (text, *[word] * (CALLS[do].least - 1))

@@ -93,7 +93,7 @@ def test_variants_are_trained_with_each_seed_and_shown_beside_claims(
   assert 'mlm_loss of frozen is 6.500, within 6.0 ± 1.0: the claim holds.' in out
   content = json.loads((tmp_path / 'table.json').read_text())
   assert content['scores']['pairs']['SST-2'] == pytest.approx([0.68, 0.73])
-  assert content['rows'][1][-1] == '92.7' and all(c['holds'] for c in content['claims'])
+  assert content['rows'][1][-1] == '0.927' and all(c['holds'] for c in content['claims'])
 
 
 def test_an_interrupted_experiment_resumes_and_repeats_nothing(

@@ -37,12 +37,13 @@ class Runner:
     model: the module; its `config` is used, and the heads of `params`.
     params: its parameters.
     tokenizer: its tokenizer.
-    batch_size: B, rows of a batch, the last one filled up; where rows are packed, rows of 128
-      tokens, or fewer and longer ones, on a CPU at most 1,024 tokens. A single row is not filled
-      up.
+    batch_size: B, rows of a batch. The last one is filled up to B rows or, if it has no more than
+      these, to a quarter of B or one row. Where rows are packed, B rows of 128 tokens, or fewer and
+      longer ones, on a CPU at most 1,024 tokens.
 
   Attributes:
     lengths: lengths that rows are padded to, the last one is the model's limit.
+    sizes: rows that batches are filled up to.
     num_labels: number of outputs of the 'classification' and 'tagging' heads.
   """
 
@@ -56,6 +57,7 @@ class Runner:
     }
     limit = self.config.max_positions
     self.lengths = (*(n for n in LENGTHS if n < limit), limit)
+    self.sizes = tuple(sorted({1, -(-batch_size // 4), batch_size}))
     self._apply = jax.jit(self.read, static_argnames=('output', 'top_k'))
 
   def need(self, head: str, causal: bool | None = None, outputs: int = 0) -> None:
@@ -186,11 +188,11 @@ class Runner:
       yield from self._packed(batch, sizes)
       return
     bucket = np.searchsorted(self.lengths, sizes)
-    size = 1 if len(sizes) == 1 else self.batch_size
     for number in np.unique(bucket):
       rows = np.flatnonzero(bucket == number)
-      for start in range(0, len(rows), size):
-        part = rows[start : start + size]
+      for start in range(0, len(rows), self.batch_size):
+        part = rows[start : start + self.batch_size]
+        size = next(size for size in self.sizes if size >= len(part))
         places = packing.Places(part, np.arange(len(part)), [None] * len(part), [0] * len(part))
         yield self._pad(batch, part, size, self.lengths[number]), places
 

@@ -3,10 +3,12 @@
 import importlib.util
 import json
 import math
+import random
 
 import jax
 import pytest
 
+from bertjax.data.tokenizer import Tokenizer
 from bertjax.inference.predictor import Predictor
 from bertjax.training import hardware
 from tests.models import model as tiny_model
@@ -145,6 +147,34 @@ def test_tagging_with_other_output_layers(make, model, tmp_path):  # noqa: F811
   assert list(found['variants']) == ['zero_prior', 'theirs'] and json.loads(out.read_text())
   assert all(0 <= rows[0]['f1'] <= 1 and len(rows) == 1 for rows in found['variants'].values())
   assert found['data']['eng.train']['sentences'] == 24
+
+
+def test_only_the_needle_gives_its_class_away(vocab, corpus):
+  from benchmarks import needle
+
+  tokenizer = Tokenizer.from_file(vocab)
+  prose = needle.words_of(corpus, tokenizer)
+  draw = random.Random(0)
+  for others in (False, True):
+    text = needle.make_text(draw, prose, tokenizer, 200, others)
+    words = text['text'].split()
+    assert words[words.index(needle.KEY) + 2] == text['label'] and words.count(needle.KEY) == 1
+    assert sorted(set(words) & set(needle.CLASSES)) == (
+      sorted(needle.CLASSES) if others else [text['label']]
+    )
+    assert sum(words.count(c) for c in needle.CLASSES) == (4 if others else 1)
+    [ids] = tokenizer.encode([text['text']])
+    assert 180 < len(ids) <= 198
+
+
+@pytest.mark.slow  # smaller version: the texts above
+def test_needle_in_short_texts(corpus, tmp_path):
+  from benchmarks import needle
+
+  sizes = {'stages': '64x4x2,128x2x2', 'dev': 8, 'books': str(corpus)}
+  found = needle.run(**defaults(needle, **sizes, workdir=str(tmp_path / 'needle')))
+  assert [stage['length'] for stage in found['stages']] == [64, 128]
+  assert all(0 <= stage[name] <= 1 for stage in found['stages'] for name in ('accuracy', 'control'))
 
 
 PARTS = 'step,base_step,mask,text,finetune,inference,compile,memory'

@@ -27,6 +27,13 @@ def test_packed_batches_are_small_on_a_cpu(vocab, monkeypatch):
   assert _rows(runner, batch) == [(64, 48)] * 2 + [(16, 48)]
 
 
+@pytest.mark.parametrize(('texts', 'rows'), [(1, [1]), (2, [8]), (8, [8]), (9, [32]), (32, [32])])
+def test_few_rows_do_not_cost_a_full_batch(vocab, texts, rows):
+  runner = Runner(*model(vocab), batch_size=32)
+  assert runner.sizes == (1, 8, 32)
+  assert _rows(runner, runner.make_batch([([7] * 5,)] * texts)) == [(n, 16) for n in rows]
+
+
 def _rows(runner, batch):
   batches = runner._batches(batch, batch['segment_ids'].sum(1))
   return [padded['input_ids'].shape for padded, _ in batches]
