@@ -34,7 +34,7 @@ FLAGS = {
   'layers': (4, 'of the model; each third is global, from the first on'),
   'rate': (1e-3, 'peak learning rate'),
   'seed': (0, 'of weights, texts and batches'),
-  'stages': ('64x64x1500,64x64x2500,256x32x300,1024x16x100,4096x4x60', 'LENGTHxBATCHxSTEPS each'),
+  'stages': ('64x64x1200,64x64x800,256x32x200,1024x16x100,4096x4x60', 'LENGTHxBATCHxSTEPS each'),
   'dev': (200, 'texts that are scored'),
   'out': ('', 'JSON file to write'),
 }
