@@ -10,6 +10,7 @@ tokens without the other three sentences, then with them, then in ever longer on
 the same texts of the last length with `password` replaced by `answer`: chance is 0.25.
 """
 
+import dataclasses
 import json
 import pathlib
 import random
@@ -75,8 +76,7 @@ def run(books, workdir, width, layers, rate, seed, stages, dev, out):
                  'accuracy': accuracy['dev'], 'control': accuracy['control'],
                  'seconds': time.perf_counter() - begun})  # fmt: skip
     print(rows[-1], flush=True)
-  result = {'config': config.to_dict() if hasattr(config, 'to_dict') else vars(config),
-            'stages': rows} | machine()  # fmt: skip
+  result = {'config': dataclasses.asdict(config), 'stages': rows} | machine()
   if out:
     pathlib.Path(out).write_text(json.dumps(result, indent=1, default=str) + '\n')
   return result
