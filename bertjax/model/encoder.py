@@ -183,18 +183,16 @@ def kernel_init(config: EncoderConfig, output: bool = False):
 
 
 def _dot_of_tokens(x: jax.Array, kernel: jax.Array, dimensions, **options) -> jax.Array:
-  """`lax.dot_general` of x [B, L, ...] as of tokens [B L, ...].
+  """`lax.dot_general` of x [B, L, D] and a kernel [D, E] as of tokens [B L, D].
 
   The gradient of the kernel then sums over one axis, before which XLA CPU transposes neither array.
+  A kernel with heads is multiplied as it is: a TPU would copy its gradient.
   """
-  (contracted, _), _ = dimensions
-  outer = x.shape[: x.ndim - len(contracted)]
-  if len(outer) != 2:
+  if x.ndim != 3 or kernel.ndim != 2:
     return jax.lax.dot_general(x, kernel, dimensions, **options)
-  tokens = x.reshape(outer[0] * outer[1], *x.shape[2:])
-  moved = tuple(axis - 1 for axis in contracted), dimensions[0][1]
-  out = jax.lax.dot_general(tokens, kernel, (moved, dimensions[1]), **options)
-  return out.reshape(*outer, *out.shape[1:])
+  tokens = x.reshape(-1, x.shape[-1])
+  out = jax.lax.dot_general(tokens, kernel, (((1,), (0,)), ((), ())), **options)
+  return out.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
 def dense(

@@ -55,7 +55,9 @@ class MlmHead(nn.Module):
     if not config.tied_embeddings:
       own = nn.Embed(size, x.shape[-1], embedding_init=kernel_init(config), name='output')
       word_table = own.embedding
-    logits = float32_einsum('bpd,vd->bpv', x, word_table.astype(x.dtype))
+    tokens = x.reshape(-1, x.shape[-1])  # one axis, see `dense`
+    logits = float32_einsum('td,vd->tv', tokens, word_table.astype(x.dtype))
+    logits = logits.reshape(*x.shape[:-1], size)
     if not config.mlm_bias:
       return logits
     bias = self.param('bias', nn.initializers.zeros, (size,), jnp.float32)
