@@ -2,12 +2,12 @@
 
   python -m benchmarks needle --books=BOOKS --out=benchmarks/results/needle.json
 
-Each text is prose from the books with four sentences at random positions: one says that the password
-is one of four words, the others that the answer is one of the other three. The class is the word of
-the password, so counting words is no help: a local layer has to relate `password` to its word, and
-[CLS] to find them in a global layer. The model begins with random weights, learns in texts of 64
-tokens without the other three sentences, then with them, then in ever longer ones. The control has
-the same texts of the last length with `password` replaced by `answer`: chance is 0.25.
+Each text is prose from the books with four sentences at random positions: one says that the
+password is one of four words, the others that the answer is one of the other three. The class is
+the word of the password, so counting words is no help: a local layer has to relate `password` to
+its word, and [CLS] to find them in a global layer. The model begins with random weights, learns in
+texts of 64 tokens without the other three sentences, then with them, then in ever longer ones. The
+control has the same texts with `password` replaced by `answer`: chance is 0.25.
 """
 
 import dataclasses
