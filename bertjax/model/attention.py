@@ -72,7 +72,7 @@ def attention(
   if k.shape[2] < q.shape[2]:
     k, v = (jnp.repeat(x, q.shape[2] // k.shape[2], axis=2) for x in (k, v))
   mesh = jax.sharding.get_abstract_mesh()
-  backend = _backend() if impl != 'xla' else ''
+  backend = backend_of_step() if impl != 'xla' else ''
   # A program exported for any length is for any platform too: no kernel in it.
   flash = {'gpu': 'cudnn', 'tpu': 'splash'}.get(backend) if isinstance(q.shape[1], int) else None
   if impl == 'auto':
@@ -229,7 +229,7 @@ def rotate(x: jax.Array, angles: Angles) -> jax.Array:
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
-def _backend() -> str:
+def backend_of_step() -> str:
   """The platform of the mesh that the step runs on, which need not be this machine's."""
   device = jax.sharding.get_abstract_mesh().abstract_device
   return device.platform if device else jax.default_backend()

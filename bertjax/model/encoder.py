@@ -39,7 +39,14 @@ import numpy as np
 from jax import export
 from jax.ad_checkpoint import checkpoint_name
 
-from bertjax.model.attention import CONTEXT, Angles, attention, rotary_angles, rotate
+from bertjax.model.attention import (
+  CONTEXT,
+  Angles,
+  attention,
+  backend_of_step,
+  rotary_angles,
+  rotate,
+)
 from bertjax.model.config import EncoderConfig
 from bertjax.model.dropout import dropout
 
@@ -183,12 +190,12 @@ def kernel_init(config: EncoderConfig, output: bool = False):
 
 
 def _dot_of_tokens(x: jax.Array, kernel: jax.Array, dimensions, **options) -> jax.Array:
-  """`lax.dot_general` of x [B, L, D] and a kernel [D, E] as of tokens [B L, D].
+  """`lax.dot_general` of x [B, L, D] and a kernel [D, E], on a CPU as of tokens [B L, D].
 
   The gradient of the kernel then sums over one axis, before which XLA CPU transposes neither array.
-  A kernel with heads is multiplied as it is: a TPU would copy its gradient.
+  On a TPU this would cost 4% more memory traffic (docs/costs.md).
   """
-  if x.ndim != 3 or kernel.ndim != 2:
+  if x.ndim != 3 or kernel.ndim != 2 or backend_of_step() != 'cpu':
     return jax.lax.dot_general(x, kernel, dimensions, **options)
   tokens = x.reshape(-1, x.shape[-1])
   out = jax.lax.dot_general(tokens, kernel, (((1,), (0,)), ((), ())), **options)
