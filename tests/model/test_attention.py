@@ -168,7 +168,7 @@ def test_auto_chooses_by_backend_length_and_dropout_and_logs_why(
   monkeypatch, caplog, backend, dtype, length, options, chosen, why
 ):
   attention_lib._log_choice.cache_clear()
-  monkeypatch.setattr(attention_lib, '_backend', lambda: backend)
+  monkeypatch.setattr(attention_lib, 'backend_of_step', lambda: backend)
   x = jax.ShapeDtypeStruct((2, length, 2, 64), dtype)
   segments = jax.ShapeDtypeStruct((2, length), jnp.int32)
   options = options | {'dropout_rng': jax.random.key(0)}
@@ -187,7 +187,7 @@ def test_a_gpu_older_than_compute_capability_8_has_no_flash_attention(
 ):
   attention_lib._log_choice.cache_clear()
   gpu = types.SimpleNamespace(compute_capability=capability)
-  monkeypatch.setattr(attention_lib, '_backend', lambda: 'gpu')
+  monkeypatch.setattr(attention_lib, 'backend_of_step', lambda: 'gpu')
   monkeypatch.setattr(jax, 'local_devices', lambda: [gpu])
   monkeypatch.setattr(jax.nn, 'dot_product_attention', lambda q, *_, **__: q)
   x = jnp.ones((1, 512, 1, 8), jnp.bfloat16)
