@@ -57,7 +57,7 @@ def machine() -> dict:
       versions[package] = metadata.version(package)
     except metadata.PackageNotFoundError:
       continue
-  lines = (line.split(':') for line in _lines('/proc/cpuinfo') if ':' in line)
+  lines = (line.split(':', 1) for line in _lines('/proc/cpuinfo') if ':' in line)
   facts = {name.strip(): value.strip() for name, value in lines}
   cpu = facts.get('model name', platform.processor())
   if 'cpu family' in facts:  # virtual machines hide the name of their model

@@ -55,7 +55,7 @@ class MlmHead(nn.Module):
     if not config.tied_embeddings:
       own = nn.Embed(size, x.shape[-1], embedding_init=kernel_init(config), name='output')
       word_table = own.embedding
-    tokens = x.reshape(-1, x.shape[-1])  # one axis, see `dense`
+    tokens = x.reshape(-1, x.shape[-1])  # XLA CPU would transpose the gradient of [B, P, V]
     logits = float32_einsum('td,vd->tv', tokens, word_table.astype(x.dtype))
     logits = logits.reshape(*x.shape[:-1], size)
     if not config.mlm_bias:
