@@ -298,6 +298,11 @@ def config_to_json(
       'transformers cannot load the %s head with %s, only the rest of this model',
       own[0], head_settings(config),
     )  # fmt: skip
+  if config.causal and {'classification', 'choice'} & set(heads):
+    _log.warning(
+      'this model is causal: its classes are read off the last token; transformers would read the '
+      'first one, which attends to no other'
+    )
   values = dataclasses.asdict(config)
   values['max_positions'] += config.position_offset
   values['activation'] = _ACTIVATIONS[config.activation]

@@ -104,7 +104,8 @@ class TaskHead(nn.Module):
   The layers that `features` names become one ('weighted_sum' with learnt shares and a learnt scale,
   Peters et al. 2018), BiLSTMs read it, dropout and a linear layer follow. A sequence is read off
   the pooled state; with other features off [CLS], without the pooler; with BiLSTMs off the last
-  one's final states, which are the last token's forwards and the first one's backwards.
+  one's final states, which are the last token's forwards and the first one's backwards. Instead of
+  [CLS], which attends to nothing before it, a causal model's heads read the last token.
 
   Attributes:
     config: of the encoder.
@@ -145,7 +146,7 @@ class TaskHead(nn.Module):
         size = config.bilstm_size
         x = jnp.concatenate([ends[:, :size], x[:, 0, size:]], axis=-1)
       elif self.sequence and config.classifier_pooling == 'cls':
-        x = cls_states(x, batch)
+        x = last_states(x, batch) if config.causal else cls_states(x, batch)
       elif self.sequence and config.classifier_pooling == 'mean':
         x = mean_states(x, batch).astype(x.dtype)
     if self.crf:
@@ -232,7 +233,8 @@ class Bert(nn.Module):
       out.pop('all_hidden', None)
     if self.pooler:
       pooler = dense(config, config.hidden_size, 'pooler')
-      out['pooled'] = jnp.tanh(pooler(cls_states(x, batch)))
+      read = last_states if config.causal else cls_states
+      out['pooled'] = jnp.tanh(pooler(read(x, batch)))
     if 'mlm' in self.heads:
       masked = gather(x, batch['masked_lm_positions']) if 'masked_lm_positions' in batch else x
       out['mlm_logits'] = MlmHead(config, name='mlm')(masked, word_table)
@@ -326,6 +328,15 @@ def mean_states(x: jax.Array, batch: dict) -> jax.Array:
 def cls_states(x: jax.Array, batch: dict) -> jax.Array:
   """The [CLS] states of x [B, L, D]: [B, D], or [B, S, D] where S sequences are packed."""
   return gather(x, batch['cls_positions']) if 'cls_positions' in batch else x[:, 0]
+
+
+def last_states(x: jax.Array, batch: dict) -> jax.Array:
+  """The states of x [B, L, D] at the last token of each sequence, [B, D] or [B, S, D]."""
+  segments = batch.get('segment_ids', jnp.ones(x.shape[:2], jnp.int32))
+  slots = batch['cls_positions'].shape[1] if 'cls_positions' in batch else 1
+  own = segments[:, None] == jnp.arange(1, slots + 1)[:, None]  # [B, S, L]
+  states = gather(x, (own * jnp.arange(x.shape[1])).max(-1))
+  return states if 'cls_positions' in batch else states[:, 0]
 
 
 def gather(x: jax.Array, positions: jax.Array) -> jax.Array:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bertjax.model.heads import cls_states, gather, mean_states
+from bertjax.model.heads import cls_states, last_states, mean_states
 
 
 def pool(out: dict, batch: dict, pooling: str) -> jax.Array:
@@ -20,7 +20,7 @@ def pool(out: dict, batch: dict, pooling: str) -> jax.Array:
   if pooling == 'cls':
     return cls_states(states, batch).astype(jnp.float32)
   if pooling == 'last':
-    return _last_states(states, batch).astype(jnp.float32)
+    return last_states(states, batch).astype(jnp.float32)
   if pooling == 'last_four':
     if len(out['all_hidden']) < 5:
       raise ValueError(
@@ -28,15 +28,6 @@ def pool(out: dict, batch: dict, pooling: str) -> jax.Array:
       )
     states = jnp.concatenate(list(out['all_hidden'][-4:]), -1)
   return mean_states(states, batch)
-
-
-def _last_states(x: jax.Array, batch: dict) -> jax.Array:
-  """The states of x [B, L, D] at the last token of each sequence."""
-  segments = batch.get('segment_ids', jnp.ones(x.shape[:2], jnp.int32))
-  slots = batch['cls_positions'].shape[1] if 'cls_positions' in batch else 1
-  own = segments[:, None] == jnp.arange(1, slots + 1)[:, None]  # [B, S, L]
-  states = gather(x, (own * jnp.arange(x.shape[1])).max(-1))
-  return states if 'cls_positions' in batch else states[:, 0]
 
 
 def unit(vectors: jax.Array) -> jax.Array:

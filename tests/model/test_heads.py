@@ -431,3 +431,34 @@ def test_a_real_models_features_are_its_last_four_layers(minilm):
   grads = jax.jit(jax.grad(lambda p: (logits(p)['tagging_logits'] ** 2).sum()))(model)
   assert all((leaf == 0).all() for leaf in jax.tree.leaves(grads['encoder']))
   assert np.abs(grads['tagging']['kernel']).max() > 0
+
+
+@pytest.mark.parametrize('hidden', ['', 'gelu'])  # by way of the pooler, and of a dense layer
+def test_a_causal_classifier_reads_the_last_token(hidden):
+  config = dataclasses.replace(PLAIN, causal=True, classifier_hidden=hidden)
+  kinds = {'heads': ('classification',), 'pooler': not hidden}
+  params = jax.tree_util.tree_map_with_path(
+    lambda path, a: np.ones_like(a) if path[-1].key == 'scale' else a,
+    random_params(config, **kinds),
+  )
+  read = lambda batch: run(config, params, batch, **kinds)['classification_logits']  # noqa: E731
+  ids = np.random.default_rng(1).integers(0, 40, (1, 9), dtype=np.int32)
+  one, two = ({'input_ids': part} for part in (ids[:, :4], ids[:, 4:]))
+  changed = {'input_ids': (one['input_ids'] + [0, 0, 0, 1]) % 40}
+  assert np.abs(read(one) - read(changed)).max() > 1e-2
+  padded = {'input_ids': ids, 'segment_ids': np.array([[1] * 4 + [0] * 5], np.int32)}
+  np.testing.assert_allclose(read(padded), read(one), atol=1e-5)
+  packed = {
+    'input_ids': ids, 'segment_ids': np.array([[1] * 4 + [2] * 5], np.int32),
+    'position_ids': np.array([[*range(4), *range(5)]], np.int32),
+    'cls_positions': np.array([[0, 4]], np.int32),
+  }  # fmt: skip
+  want = np.concatenate([read(one), read(two)])[None]
+  np.testing.assert_allclose(read(packed), want, atol=1e-5)
+
+
+def test_saving_a_causal_classifier_warns_that_transformers_reads_another_token(tmp_path, caplog):
+  config = dataclasses.replace(PLAIN, causal=True)
+  params = random_params(config, ('classification',), pooler=True)
+  huggingface.config_to_json(config, params, pad_id=0, labels=['a', 'b', 'c'])
+  assert 'read off the last token' in caplog.text
