@@ -131,3 +131,17 @@ def test_a_wrong_learning_rate_leaves_the_committed_band(rate, code, tmp_path, m
   else:
     assert main(arguments) == 0
     assert 'stays inside the band' in capsys.readouterr().out
+
+
+BANDS = [path for path in (ROOT / 'docs' / 'results').iterdir() if '"curves"' in path.read_text()]
+
+
+@pytest.mark.parametrize('path', BANDS, ids=lambda path: path.stem)
+def test_a_committed_band_is_of_a_recipe_and_of_no_machine(path):
+  band = json.loads(path.read_text())
+  assert len(band['seeds']) >= 3 and compare.read_band(str(path))
+  known = config_lib.PRETRAINING | config_lib.FINETUNING
+  assert set(band['config']) <= set(known)
+  assert not [value for value in band['config'].values() if str(value).startswith('/')]
+  text = (ROOT / 'docs' / 'results.md').read_text()
+  assert f'`{path.name}`' in text
