@@ -1,8 +1,9 @@
 """The experiments of `bertjax reproduce`, as data: what is trained, and what it should show.
 
 Each is a table of the BERT paper, or a run of this project, at a size that two cores train in
-minutes. Claims are what docs/results.md has measured, and the paper's order of variants where it has
-no figures yet; what holds for the paper's sizes need not hold for these. `paper` has its figures.
+minutes. Claims are what docs/results.md has measured, or the paper's order of variants where it
+has no figures yet; what holds for the paper's sizes need not hold for these. `paper` has the
+paper's figures.
 """
 
 import statistics
@@ -201,7 +202,7 @@ EXPERIMENTS = {
         f'{_TINY},ltr', {'model.bilstm': 1} | _BILSTM, paper={'SST-2': 0.916}
       ),
     },
-    # At this size BERT, No NSP and LTR are within two standard errors of each other.
+    # The paper's order of BERT, No NSP and LTR does not show at this size (docs/results.md).
     (
       Value('BERT', 'mlm_loss', 5.94, 0.3),
       Value('LTR & No NSP', 'mlm_loss', 4.91, 0.15),
