@@ -71,14 +71,13 @@ def run(books, workdir, width, layers, rate, seed, stages, dev, out):
       files[split].write_text(''.join(json.dumps(text) + '\n' for text in texts), 'utf-8')
     scores = train(start, path / 'run', files, length, batch_size, rate, seed)
     start = path / 'run' / 'model'
-    accuracy = {'dev': scores['accuracy'], 'control': control(start, files['dev'])}
     rows.append({'length': length, 'batch_size': batch_size, 'steps': steps, 'others': others,
-                 'accuracy': accuracy['dev'], 'control': accuracy['control'],
+                 'accuracy': scores['accuracy'], 'control': control(start, files['dev']),
                  'seconds': time.perf_counter() - begun})  # fmt: skip
     print(rows[-1], flush=True)
   result = {'config': dataclasses.asdict(config), 'stages': rows} | machine()
   if out:
-    pathlib.Path(out).write_text(json.dumps(result, indent=1, default=str) + '\n')
+    pathlib.Path(out).write_text(json.dumps(result, indent=1) + '\n')
   return result
 
 

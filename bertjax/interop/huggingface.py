@@ -298,7 +298,7 @@ def config_to_json(
       'transformers cannot load the %s head with %s, only the rest of this model',
       own[0], head_settings(config),
     )  # fmt: skip
-  if config.causal and {'classification', 'choice'} & set(heads):
+  if config.causal and not own and {'classification', 'choice'} & set(heads):
     _log.warning(
       'this model is causal: its classes are read off the last token; transformers would read the '
       'first one, which attends to no other'

@@ -146,7 +146,7 @@ class TaskHead(nn.Module):
         size = config.bilstm_size
         x = jnp.concatenate([ends[:, :size], x[:, 0, size:]], axis=-1)
       elif self.sequence and config.classifier_pooling == 'cls':
-        x = last_states(x, batch) if config.causal else cls_states(x, batch)
+        x = sequence_states(x, batch, config)
       elif self.sequence and config.classifier_pooling == 'mean':
         x = mean_states(x, batch).astype(x.dtype)
     if self.crf:
@@ -233,8 +233,7 @@ class Bert(nn.Module):
       out.pop('all_hidden', None)
     if self.pooler:
       pooler = dense(config, config.hidden_size, 'pooler')
-      read = last_states if config.causal else cls_states
-      out['pooled'] = jnp.tanh(pooler(read(x, batch)))
+      out['pooled'] = jnp.tanh(pooler(sequence_states(x, batch, config)))
     if 'mlm' in self.heads:
       masked = gather(x, batch['masked_lm_positions']) if 'masked_lm_positions' in batch else x
       out['mlm_logits'] = MlmHead(config, name='mlm')(masked, word_table)
@@ -312,12 +311,22 @@ def _has_dense(head: str, config: EncoderConfig) -> bool:
   return of_sequence or config.classifier_norm
 
 
+def sequence_states(x: jax.Array, batch: dict, config: EncoderConfig) -> jax.Array:
+  """The states that stand for sequences: of [CLS], or of a causal model's last tokens."""
+  return last_states(x, batch) if config.causal else cls_states(x, batch)
+
+
+def _tokens_of_sequences(x: jax.Array, batch: dict) -> jax.Array:
+  """Bool [B, S, L]: which tokens of x [B, L, C] are of each of the S sequences of a row."""
+  segments = batch.get('segment_ids', jnp.ones(x.shape[:2], jnp.int32))
+  slots = batch['cls_positions'].shape[1] if 'cls_positions' in batch else 1
+  return segments[:, None] == jnp.arange(1, slots + 1)[:, None]
+
+
 def mean_states(x: jax.Array, batch: dict) -> jax.Array:
   """Means of x [B, L, C] over a sequence's tokens, float32: [B, C], or [B, S, C] where S sequences
   are packed."""
-  segments = batch.get('segment_ids', jnp.ones(x.shape[:2], jnp.int32))
-  slots = batch['cls_positions'].shape[1] if 'cls_positions' in batch else 1
-  own = segments[:, None] == jnp.arange(1, slots + 1)[:, None]  # [B, S, L]
+  own = _tokens_of_sequences(x, batch)
   sums = jnp.einsum(
     'bsl,blc->bsc', own.astype(jnp.float32), x.astype(jnp.float32), precision='highest'
   )
@@ -332,9 +341,7 @@ def cls_states(x: jax.Array, batch: dict) -> jax.Array:
 
 def last_states(x: jax.Array, batch: dict) -> jax.Array:
   """The states of x [B, L, D] at the last token of each sequence, [B, D] or [B, S, D]."""
-  segments = batch.get('segment_ids', jnp.ones(x.shape[:2], jnp.int32))
-  slots = batch['cls_positions'].shape[1] if 'cls_positions' in batch else 1
-  own = segments[:, None] == jnp.arange(1, slots + 1)[:, None]  # [B, S, L]
+  own = _tokens_of_sequences(x, batch)
   states = gather(x, (own * jnp.arange(x.shape[1])).max(-1))
   return states if 'cls_positions' in batch else states[:, 0]
 

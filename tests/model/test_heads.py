@@ -457,7 +457,7 @@ def test_a_causal_classifier_reads_the_last_token(hidden):
   np.testing.assert_allclose(read(packed), want, atol=1e-5)
 
 
-def test_saving_a_causal_classifier_warns_that_transformers_reads_another_token(tmp_path, caplog):
+def test_saving_a_causal_classifier_warns_that_transformers_reads_another_token(caplog):
   config = dataclasses.replace(PLAIN, causal=True)
   params = random_params(config, ('classification',), pooler=True)
   huggingface.config_to_json(config, params, pad_id=0, labels=['a', 'b', 'c'])
