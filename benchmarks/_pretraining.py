@@ -66,23 +66,17 @@ def ours(config, batch: dict, steps: int, prng_impl: str = 'threefry2x32', bert=
 
 
 def theirs(config, batch: dict, steps: int, *, compiled: bool = False, device: str = 'cpu'):
-  """A contender: BertForPreTraining with SDPA; logits at all positions, as it computes them.
+  """A contender: BertForPreTraining or ModernBertForMaskedLM with SDPA; logits at all positions.
 
   On a GPU in bfloat16 autocast if `config.dtype` says so, with the fused AdamW.
   """
   import torch
   import transformers
 
-  model = transformers.BertForPreTraining(transformers.BertConfig(
-    vocab_size=config.vocab_size, hidden_size=config.hidden_size,
-    num_hidden_layers=config.num_layers, num_attention_heads=config.num_heads,
-    intermediate_size=config.mlp_size, max_position_embeddings=config.max_positions,
-    hidden_dropout_prob=config.hidden_dropout,
-    attention_probs_dropout_prob=config.attention_dropout, attn_implementation='sdpa',
-  )).to(device).train()  # fmt: skip
+  model = _their_model(config, transformers).to(device).train()
   plain, decayed = [], []
   for name, parameter in model.named_parameters():
-    (plain if 'bias' in name or 'LayerNorm' in name else decayed).append(parameter)
+    (plain if 'bias' in name or 'norm' in name.lower() else decayed).append(parameter)
   groups = [{'params': plain, 'weight_decay': 0.0}, {'params': decayed, 'weight_decay': 0.01}]
   adamw = torch.optim.AdamW(groups, lr=0.0, eps=1e-6, fused=device == 'cuda')
   for parameter in model.parameters():  # its moments are there before anything is measured
@@ -91,7 +85,10 @@ def theirs(config, batch: dict, steps: int, *, compiled: bool = False, device: s
   adamw.zero_grad()
   for group in adamw.param_groups:
     group['lr'] = RATE
-  inputs = {name: torch.tensor(value).long().to(device) for name, value in _inputs(batch).items()}
+  inputs = _inputs(batch)
+  if config.positions == 'rotary':
+    inputs = {name: inputs[name] for name in ('input_ids', 'labels')}
+  inputs = {name: torch.tensor(value).long().to(device) for name, value in inputs.items()}
   run = torch.compile(model) if compiled else model
   narrow = functools.partial(
     torch.autocast, device, torch.bfloat16, enabled=config.dtype == 'bfloat16'
@@ -111,6 +108,21 @@ def theirs(config, batch: dict, steps: int, *, compiled: bool = False, device: s
     return steps * batch['input_ids'].size
 
   return once
+
+
+def _their_model(config, transformers):
+  shared = {
+    'vocab_size': config.vocab_size, 'hidden_size': config.hidden_size,
+    'num_hidden_layers': config.num_layers, 'num_attention_heads': config.num_heads,
+    'intermediate_size': config.mlp_size, 'max_position_embeddings': config.max_positions,
+    'attn_implementation': 'sdpa',
+  }  # fmt: skip
+  if config.positions == 'rotary':  # the other fields of its base and large sizes are defaults
+    return transformers.ModernBertForMaskedLM(transformers.ModernBertConfig(**shared))
+  return transformers.BertForPreTraining(transformers.BertConfig(
+    hidden_dropout_prob=config.hidden_dropout,
+    attention_probs_dropout_prob=config.attention_dropout, **shared,
+  ))  # fmt: skip
 
 
 def _inputs(batch):

@@ -1,4 +1,4 @@
-"""BERT on one GPU beside transformers on the same card, then a real pre-training run.
+"""Encoders on one GPU beside transformers on the same card, then a real pre-training run.
 
   python -m benchmarks gpu --out=gpu.json
   python -m benchmarks gpu --prepared=DIR --workdir=RUN --minutes=8 --out=gpu.json
@@ -6,36 +6,45 @@
 Needs `jax[cuda13]` and no TensorFlow; transformers takes part if torch finds the card. bfloat16;
 the median of the measured runs. MFU counts `model.flops` against the data sheet in
 `training.hardware`, each side's own FLOPs: transformers' logits at all positions are work too.
-A size that does not fit is reported. `--prepared` is a folder of `bertjax prepare` with
-rows of 128 tokens; the run's curve is in the workdir.
+Rows of ModernBERT have no dropout; ours are packed with documents of 256 to 1,024 tokens, theirs
+are one document each, as they pack with another library only. A size that does not fit is
+reported. `--prepared` is a folder of `bertjax prepare` with rows of 128 tokens; the run's curve is
+in the workdir.
 """
 
 import gc
 import importlib.util
+import itertools
 import json
 import os
 import pathlib
 import statistics
+import time
 
 # JAX would take three quarters of the memory at once, and torch is to have its share.
 os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
 
 import jax
+import numpy as np
 
 from benchmarks import machine, measure
-from benchmarks._pretraining import make_batch, ours, theirs
+from benchmarks._pretraining import make_batch, ours
+from benchmarks._pretraining import theirs as baseline
 from bertjax import pretrain
 from bertjax.config import load_recipe
 from bertjax.model import config as config_lib
 from bertjax.model.flops import train_flops
+from bertjax.model.heads import Bert
 from bertjax.training import hardware, metrics
 
 FLAGS = {
-  'presets': ('base,large', 'sizes'),
-  'lengths': ('128,512', 'tokens a row'),
-  'tokens': ('8192,32768,131072', 'of a batch, swept'),
-  'dropouts': ('0.1,0.0', 'of states and attention'),
+  'sizes': ('base:128,base:512,large:128,large:512,modernbert_base:1024,modernbert_base:8192',
+            'presets and tokens a row'),
+  'tokens': ('32768', 'of a batch, swept'),
+  'dropouts': ('0.1,0.0', 'of states and attention, swept where the preset has dropout'),
   'bits': ('threefry2x32,rbg', 'prng_impl of ours, swept where there is dropout'),
+  'unroll': (0, 'layers an iteration of ours; 0 = as the preset'),
+  'theirs': ('eager,torch.compile', 'ways to run transformers; none if empty'),
   'steps': (10, 'in a measured run'),
   'repeats': (3, 'measured runs after one warm-up'),
   'prepared': ('', 'rows to pre-train on; none: no run'),
@@ -47,7 +56,7 @@ FLAGS = {
 }
 
 
-def run(presets, lengths, tokens, dropouts, bits, steps, repeats, prepared, workdir, recipe,
+def run(sizes, tokens, dropouts, bits, unroll, theirs, steps, repeats, prepared, workdir, recipe,
         batch_size, minutes, out):  # fmt: skip
   if prepared and not workdir:
     raise ValueError('the run on --prepared needs a --workdir.')
@@ -62,48 +71,69 @@ def run(presets, lengths, tokens, dropouts, bits, steps, repeats, prepared, work
   print(
     '| model | rows x length | dropout | who | tokens/s | min..max | MFU |\n' + '|---' * 7 + '|'
   )
-  for preset in _list(presets):
-    for length in map(int, _list(lengths)):
-      for rows in [int(n) // length for n in _list(tokens)]:
-        for dropout in map(float, _list(dropouts)):
-          for cell in measure_cell(preset, rows, length, dropout, _list(bits), steps, repeats):
-            _finish(cell, sheet)
-            result['cells'].append(cell)
-            write()
+  for preset, length in (size.split(':') for size in _list(sizes)):
+    dropout = config_lib.PRESETS[preset]().hidden_dropout > 0
+    for count, rate in itertools.product(_list(tokens), _list(dropouts) if dropout else ['0']):
+      config = config_lib.PRESETS[preset](
+        dtype='bfloat16', hidden_dropout=float(rate), attention_dropout=float(rate),
+        **({'unroll': unroll} if unroll else {}),
+      )  # fmt: skip
+      rows = int(count) // int(length)
+      for cell in measure_cell(config, rows, int(length), _list(bits), _list(theirs), steps,
+                               repeats):  # fmt: skip
+        cell = {'model': preset} | cell
+        _finish(cell, sheet)
+        result['cells'].append(cell)
+        write()
   if prepared:
     result['run'] = pretrain_for(recipe, prepared, workdir, batch_size, minutes)
     write()
   return result
 
 
-def measure_cell(preset, rows, length, dropout, bits, steps, repeats):
+def measure_cell(config, rows, length, bits, theirs, steps, repeats):
   """Yields what each contender did at one size, one at a time, so that all may fill the card."""
-  config = config_lib.PRESETS[preset](
-    dtype='bfloat16', hidden_dropout=dropout, attention_dropout=dropout
-  )
-  predictions = 20 if length <= 128 else 76
+  modern = config.positions == 'rotary'
+  predictions = length * 3 // 10 if modern else 20 if length <= 128 else 76
   batch = make_batch(config, rows, length, predictions)
+  packed = batch | packed_rows(rows, length) if modern else batch
+  bert = Bert(config, heads=('mlm',), pooler=False) if modern else None
   contenders = {}
-  for kind in bits if dropout else bits[:1]:
-    contenders[f'bertjax, {kind}'] = lambda kind=kind: ours(config, batch, steps, kind)
-  if torch_sees_gpu():
-    for compiled in (False, True):
-      name = f'transformers, {"torch.compile" if compiled else "eager"}'
-      contenders[name] = lambda compiled=compiled: theirs(
-        config, batch, steps, compiled=compiled, device='cuda'
-      )
+  for kind in bits if config.hidden_dropout else bits[:1]:
+    contenders[f'bertjax, {kind}'] = lambda kind=kind: ours(config, packed, steps, kind, bert)
+  for way in theirs if torch_sees_gpu() else ():
+    contenders[f'transformers, {way}'] = lambda way=way: baseline(
+      config, batch, steps, compiled=way == 'torch.compile', device='cuda'
+    )
   for who, make in contenders.items():
     slots = predictions if who.startswith('bertjax') else length
-    cell = {'model': preset, 'rows': rows, 'length': length, 'dropout': dropout, 'who': who,
+    cell = {'rows': rows, 'length': length, 'dropout': config.hidden_dropout, 'who': who,
             'flops_per_token': train_flops(config, length, slots) / length}  # fmt: skip
     try:
-      cell['tokens_per_second'] = measure({who: make()}, repeats=repeats)[who]
+      start = time.perf_counter()
+      once = make()
+      cell['tokens_per_second'] = measure({who: once}, repeats=repeats)[who]
+      cell['seconds'] = time.perf_counter() - start  # with compilation
     except RuntimeError as error:  # jax's and torch's, both of this type
       if 'RESOURCE_EXHAUSTED' not in str(error) and 'out of memory' not in str(error):
         raise
       cell['failed'] = 'out of memory'
+    once = None
     _free()
     yield cell
+
+
+def packed_rows(rows: int, length: int) -> dict:
+  """Segments and positions of rows filled with documents of 256 to 1,024 tokens."""
+  rng = np.random.default_rng(0)
+  segments, positions = np.zeros((2, rows, length), np.int32)
+  for row in range(rows):
+    start, number = 0, 1
+    while start < length:
+      end = min(length, start + int(rng.integers(256, 1025)))
+      segments[row, start:end], positions[row, start:end] = number, np.arange(end - start)
+      start, number = end, number + 1
+  return {'segment_ids': segments, 'position_ids': positions}
 
 
 def torch_sees_gpu() -> bool:

@@ -41,8 +41,8 @@ def test_what_waits_for_a_gpu(trained, tiny_rows, tmp_path, monkeypatch):
   from benchmarks import gpu
 
   monkeypatch.setitem(hardware.CHIPS, jax.devices()[0].device_kind, hardware.CHIPS['H200'])
-  sizes = {'presets': 'tiny', 'lengths': '32', 'tokens': '128', 'bits': 'rbg',
-           'dropouts': '0.1', 'steps': 1, 'repeats': 2}  # fmt: skip
+  sizes = {'sizes': 'tiny:32', 'tokens': '128', 'bits': 'rbg', 'dropouts': '0.1', 'steps': 1,
+           'repeats': 2}  # fmt: skip
   rows = str(tiny_rows) if trained else ''
   own = {'prepared': rows, 'workdir': str(tmp_path / 'run'), 'minutes': 0.02,
          'recipe': 'bert_mini:smoke', 'batch_size': 32}  # fmt: skip
