@@ -19,7 +19,6 @@ import json
 import os
 import pathlib
 import statistics
-import time
 
 # JAX would take three quarters of the memory at once, and torch is to have its share.
 os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
@@ -38,12 +37,14 @@ from bertjax.model.heads import Bert
 from bertjax.training import hardware, metrics
 
 FLAGS = {
-  'sizes': ('base:128,base:512,large:128,large:512,modernbert_base:1024,modernbert_base:8192',
-            'presets and tokens a row'),
+  'sizes': (
+    'base:128,base:512,large:128,large:512,modernbert_base:1024,modernbert_base:8192',
+    'presets and tokens a row',
+  ),
   'tokens': ('32768', 'of a batch, swept'),
   'dropouts': ('0.1,0.0', 'of states and attention, swept where the preset has dropout'),
   'bits': ('threefry2x32,rbg', 'prng_impl of ours, swept where there is dropout'),
-  'unroll': (0, 'layers an iteration of ours; 0 = as the preset'),
+  'unroll': (0, 'layers an iteration of ours; 0 = all'),
   'theirs': ('eager,torch.compile', 'ways to run transformers; none if empty'),
   'steps': (10, 'in a measured run'),
   'repeats': (3, 'measured runs after one warm-up'),
@@ -51,13 +52,14 @@ FLAGS = {
   'workdir': ('', 'of that run'),
   'recipe': ('bert_base', 'of that run'),
   'batch_size': (256, 'of that run'),
+  'learning_rate': (0.0, "of that run; 0 = the recipe's"),
   'minutes': (8.0, 'of that run'),
   'out': ('', 'JSON file to write'),
 }
 
 
 def run(sizes, tokens, dropouts, bits, unroll, theirs, steps, repeats, prepared, workdir, recipe,
-        batch_size, minutes, out):  # fmt: skip
+        batch_size, learning_rate, minutes, out):  # fmt: skip
   if prepared and not workdir:
     raise ValueError('the run on --prepared needs a --workdir.')
   device = jax.devices()[0]
@@ -76,7 +78,7 @@ def run(sizes, tokens, dropouts, bits, unroll, theirs, steps, repeats, prepared,
     for count, rate in itertools.product(_list(tokens), _list(dropouts) if dropout else ['0']):
       config = config_lib.PRESETS[preset](
         dtype='bfloat16', hidden_dropout=float(rate), attention_dropout=float(rate),
-        **({'unroll': unroll} if unroll else {}),
+        unroll=unroll,
       )  # fmt: skip
       rows = int(count) // int(length)
       for cell in measure_cell(config, rows, int(length), _list(bits), _list(theirs), steps,
@@ -86,7 +88,7 @@ def run(sizes, tokens, dropouts, bits, unroll, theirs, steps, repeats, prepared,
         result['cells'].append(cell)
         write()
   if prepared:
-    result['run'] = pretrain_for(recipe, prepared, workdir, batch_size, minutes)
+    result['run'] = pretrain_for(recipe, prepared, workdir, batch_size, learning_rate, minutes)
     write()
   return result
 
@@ -110,10 +112,8 @@ def measure_cell(config, rows, length, bits, theirs, steps, repeats):
     cell = {'rows': rows, 'length': length, 'dropout': config.hidden_dropout, 'who': who,
             'flops_per_token': train_flops(config, length, slots) / length}  # fmt: skip
     try:
-      start = time.perf_counter()
       once = make()
       cell['tokens_per_second'] = measure({who: once}, repeats=repeats)[who]
-      cell['seconds'] = time.perf_counter() - start  # with compilation
     except RuntimeError as error:  # jax's and torch's, both of this type
       if 'RESOURCE_EXHAUSTED' not in str(error) and 'out of memory' not in str(error):
         raise
@@ -144,10 +144,11 @@ def torch_sees_gpu() -> bool:
   return torch.cuda.is_available()
 
 
-def pretrain_for(recipe, prepared, workdir, batch_size, minutes) -> dict:
+def pretrain_for(recipe, prepared, workdir, batch_size, learning_rate, minutes) -> dict:
   """Pre-trains for about so many minutes, compilation and evaluation apart; returns the curve."""
   config = load_recipe(recipe)
   config.data.prepared, config.batch_size = prepared, batch_size
+  config.learning_rate = learning_rate or config.learning_rate
   model = config_lib.EncoderConfig(**(config.model.to_dict() | {'vocab_size': 30522}))
   batch = make_batch(model, batch_size, config.data.length, config.masking.max_predictions)
   rates = measure({'ours': ours(model, batch, 5)}, repeats=3)['ours']

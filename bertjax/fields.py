@@ -274,6 +274,11 @@ for _name, _field in REPLACED.items():
                           'as the run')  # fmt: skip
 for _name in (*model_config.HEAD_FIELDS, 'dtype', 'attention', 'remat', 'unroll'):
   FINETUNING[f'model.{_name}'] = _ENCODER[f'model.{_name}']
+FINETUNING['model.unroll'] = (
+  1,
+  'layers per iteration of the layer loop; num_layers = unrolled completely, '
+  'which takes longer to compile, for each length; 0 = as in pre-training',
+)
 for _name in ('hidden_dropout', 'attention_dropout', 'classifier_dropout'):
   _help = _ENCODER[f'model.{_name}'][1].partition(';')[0]
   FINETUNING[f'model.{_name}'] = (-1.0, f'{_help}; -1.0 = as the model was trained')

@@ -10,10 +10,11 @@ import types
 
 from tests.flags import QUICK
 
-os.environ['XLA_FLAGS'] = (
-  f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=8 {QUICK}'
-)
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+quick = QUICK if os.environ['JAX_PLATFORMS'] == 'cpu' else ''
+os.environ['XLA_FLAGS'] = (
+  f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=8 {quick}'
+)
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 os.environ.setdefault('HF_HUB_OFFLINE', '1')  # no test asks the network
 # Many tests compile the same small programs; so do the processes that tests start.

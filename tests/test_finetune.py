@@ -343,7 +343,7 @@ def test_google_s_files_start_the_same_run_as_hugging_face_s(make, model, tmp_pa
     ),
     ({'model.bilstm': -1}, 'bilstm must be 0 .* or a number of layers, got -1'),
     ({'model.bilstm_size': -1}, 'bilstm_size must be at least 1, got -1'),
-    ({'model.unroll': -1}, 'unroll must be at least 1, got -1'),
+    ({'model.unroll': -1}, 'unroll must be at least 0, got -1'),
     ({'mesh.fsdp': 0}, 'mesh sizes must be positive'),
     ({'log_every': 0}, 'log_every must be at least 1, got 0'),
     ({'batch_size': 0, 'num_seeds': 2}, 'batch_size must be at least 1, got 0'),

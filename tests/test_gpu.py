@@ -1,10 +1,13 @@
-"""What a GPU computes, against the same on the CPU: `JAX_PLATFORMS=cuda,cpu pytest tests/test_gpu.py`.
+"""What a GPU computes, against the same on the CPU.
+
+  JAX_PLATFORMS=cuda,cpu python -m pytest tests/test_gpu.py
 
 Skipped where JAX has no GPU. Needs neither TensorFlow nor files.
 """
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +34,7 @@ def packed(rows=4, length=LENGTH, seed=0):
   segments, positions = np.zeros((2, rows, length), np.int32)
   for row in range(rows):
     cuts = [0, *np.sort(rng.choice(np.arange(60, length - 60), 2, replace=False)), length - 30]
-    for number, (start, end) in enumerate(zip(cuts, cuts[1:], strict=False), 1):
+    for number, (start, end) in enumerate(itertools.pairwise(cuts), 1):
       segments[row, start:end], positions[row, start:end] = number, np.arange(end - start)
   places = np.argsort(rng.random((rows, length - 30)), 1)[:, :64]
   return {

@@ -173,7 +173,9 @@ class EncoderConfig:
     "rematerialisation: 'none', 'dots' (stores matmuls only) or 'full' (stores no activations)",
   )
   unroll: int = _field(
-    1, 'layers per iteration of the layer loop; num_layers = unrolled completely'
+    0,
+    'layers per iteration of the layer loop; num_layers = unrolled completely; 0 = all in a '
+    'training step on a GPU, which is faster and takes longer to compile, else 1',
   )
 
   @property
@@ -274,8 +276,8 @@ class EncoderConfig:
 
 # Fields, whether a value fits, and the rule in words.
 _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
-  ('vocab_size hidden_size num_layers num_heads mlp_size max_positions global_every bilstm_size '
-   'unroll', lambda size: size >= 1, 'at least 1'),
+  ('vocab_size hidden_size num_layers num_heads mlp_size max_positions global_every bilstm_size',
+   lambda size: size >= 1, 'at least 1'),
   ('hidden_dropout attention_dropout', lambda rate: 0 <= rate <= 0.99, 'in [0, 0.99]'),
   ('classifier_dropout', lambda rate: rate == -1 or 0 <= rate < 1,
    'in [0, 1), or -1.0 to be hidden_dropout'),
@@ -285,7 +287,7 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
    '0 (none) or a multiple of 4 from 8 on'),
   ('classifier_pooling', POOLINGS.__contains__, f'one of {POOLINGS}'),
   ('classifier_hidden', HIDDEN_ACTIVATIONS.__contains__, f'one of {HIDDEN_ACTIVATIONS}'),
-  ('type_vocab_size position_offset embedding_size num_kv_heads',
+  ('type_vocab_size position_offset embedding_size num_kv_heads unroll',
    lambda size: size >= 0, 'at least 0'),
   ('local_window', lambda tokens: tokens >= 0 and tokens % 2 == 0, '0 or an even number of tokens'),
   ('rope_theta local_rope_theta', lambda theta: 0 < theta < float('inf'), 'above 0 and finite'),

@@ -102,12 +102,12 @@ def _plain_erf(x: jax.Array) -> jax.Array:
 
 
 def _gelu(x: jax.Array) -> jax.Array:
-  """Exact GELU. A TPU computes erf in a third of erfc's operations. Programs exported for any shape
-  have neither: newer jax lowers both to composites, which TensorFlow 2.21 cannot refine."""
+  """Exact GELU. A TPU or GPU computes erf in a third of erfc's operations. Programs exported for any
+  shape have neither: newer jax lowers both to composites, which TensorFlow 2.21 cannot refine."""
   if any(map(export.is_symbolic_dim, x.shape)):
     return _gelu_by_erf(x, _plain_erf)
   erfc = functools.partial(jax.nn.gelu, approximate=False)
-  return jax.lax.platform_dependent(x, tpu=_gelu_by_erf, default=erfc)
+  return jax.lax.platform_dependent(x, tpu=_gelu_by_erf, cuda=_gelu_by_erf, default=erfc)
 
 
 # Recomputed for the gradient: a layer's loop would keep every intermediate array otherwise.
@@ -426,6 +426,13 @@ class Encoder(nn.Module):
       out['all_hidden'] = jnp.concatenate([embedded[None], collected['hidden'][:-1], x[None]])
     return out, word_table
 
+  def _unroll(self, train) -> int:
+    """Layers an iteration of the loop. In training a GPU spends a third of its time on copies into
+    and out of the stacked arrays that a loop keeps for the gradient (docs/costs.md)."""
+    config = self.config
+    every = train and not config.frozen and backend_of_step() == 'gpu'
+    return config.unroll or (config.num_layers if every else 1)
+
   def _position_bias(self, length):
     """The relative position bias [H, L, L] of all layers; None without one."""
     config = self.config
@@ -439,18 +446,18 @@ class Encoder(nn.Module):
 
   def _alike(self, x, segment_ids, angles, position_bias, train, capture):
     """Runs layers that are all the same: a scan, over one set of weights where they are shared."""
-    config, block = self.config, Block
+    config, block, unroll = self.config, Block, self._unroll(train)
     if config.remat != 'none':
       # A loop keeps XLA from merging the recomputation with the original; unrolled layers need the
       # (costlier) barrier instead.
-      unrolled = config.unroll >= config.num_layers
+      unrolled = unroll >= config.num_layers
       block = nn.remat(block, prevent_cse=unrolled, policy=_REMAT[config.remat])
     shared = config.shared_layers
     layers = nn.scan(
       block, variable_axes={} if shared else {'params': 0},
       variable_broadcast='params' if shared else False,
       split_rngs={'params': not shared, 'dropout': True},
-      in_axes=nn.broadcast, length=config.num_layers, unroll=min(config.unroll, config.num_layers),
+      in_axes=nn.broadcast, length=config.num_layers, unroll=min(unroll, config.num_layers),
     )  # fmt: skip
     stack = layers(config, train, tuple(capture), name='layers')
     return stack(x, segment_ids, angles[0], position_bias)
@@ -459,7 +466,7 @@ class Encoder(nn.Module):
     """Runs layers of several kinds: the first one; a scan over groups of `global_every` layers,
     so that each of a group has a static window; then the rest."""
     config, total = self.config, self.config.num_layers
-    every = config.global_every if config.local_window else 1
+    every, unroll = config.global_every if config.local_window else 1, self._unroll(train)
     if self.is_initializing():  # as in SelfAttention, which runs apart from this module
       config = dataclasses.replace(config, attention='xla')
     params = self.param('layers', _init_layers, config)
@@ -481,7 +488,7 @@ class Encoder(nn.Module):
       # XLA merges the recomputation with the original unless a loop or a barrier separates them.
       lone, looped = (
         jax.checkpoint(layer, prevent_cse=barrier, policy=_REMAT[config.remat], static_argnums=0)
-        for barrier in (True, config.unroll > (count - 1) * every)
+        for barrier in (True, unroll > (count - 1) * every)
       )
 
     def alone(i, x):  # arrays of N - 1 rows have none for the first layer, which reads none
@@ -502,7 +509,7 @@ class Encoder(nn.Module):
         lambda a: a[1 - total + len(a) :][: count * every].reshape(count, every, *a.shape[1:]),
         (params, keys),
       )
-      x, output = jax.lax.scan(group, x, grouped, unroll=min(-(-config.unroll // every), count))
+      x, output = jax.lax.scan(group, x, grouped, unroll=min(-(-unroll // every), count))
       outputs.append(jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), output))
     for i in range(1 + count * every, total):
       x, output = alone(i, x)
