@@ -456,6 +456,34 @@ def test_attention_dropout_drops_single_probabilities():
   )
 
 
+def test_the_gradient_of_a_word_in_thousands_of_places_is_summed_in_float32():
+  """In bfloat16 the sum of 4,096 gradients of about 1 ends near 256."""
+  config = dataclasses.replace(TINY, dtype='bfloat16', embedding_norm=False, hidden_dropout=0.0)
+  embed = encoder.Embeddings(config)
+  batch = {'input_ids': jnp.full((256, 16), 7), 'position_ids': jnp.zeros((256, 16), jnp.int32)}
+  params = embed.init(jax.random.key(0), batch, False)
+  weights = jax.random.uniform(jax.random.key(1), (256, 16, 1), jnp.bfloat16, 0.5, 1.5)
+  gradient = jax.jit(jax.grad(lambda params: (embed.apply(params, batch, False)[0] * weights).sum()))
+  tables = gradient(params)['params']
+  want = np.asarray(weights, np.float64).sum()
+  for name, row in (('word', 7), ('position', 0), ('token_type', 0)):
+    np.testing.assert_allclose(tables[name]['embedding'][row], want, rtol=0.004)
+
+
+@pytest.mark.parametrize('features', [32, (3, 2, 16)])
+def test_the_gradient_of_a_bias_is_summed_in_float32(features):
+  layer = encoder.dense(dataclasses.replace(TINY, dtype='bfloat16'), features, 'layer')
+  x = jax.random.normal(jax.random.key(0), (256, 128, 32), jnp.bfloat16)
+  params = layer.init(jax.random.key(1), x[:1])
+  assert layer.apply(params, x).dtype == jnp.bfloat16
+  weights = jax.random.uniform(jax.random.key(1), (256, 128, 1), jnp.bfloat16, 0.5, 1.5)
+  weights = weights.reshape(256, 128, *(1 for _ in np.atleast_1d(features)))
+  gradient = jax.jit(jax.grad(lambda params: (layer.apply(params, x) * weights).sum()))
+  got = gradient(params)['params']['bias']
+  want = np.broadcast_to(np.asarray(weights, np.float64), (256, 128, *got.shape)).sum((0, 1))
+  np.testing.assert_allclose(got, want, rtol=0.001)
+
+
 def test_softmax_and_layer_norm_stay_float32_in_bfloat16(params):
   config = dataclasses.replace(TINY, dtype='bfloat16')
   batch = batch_of(np.random.default_rng(8))
