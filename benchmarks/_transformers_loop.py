@@ -61,6 +61,8 @@ class TransformersLoop:
     return out.logits.numpy().reshape(-1) if self.task.choices > 1 else out.logits.numpy()
 
   def _inputs(self, batch) -> dict:
+    if np.max(batch['segment_ids']) > 1:
+      raise ValueError('a row of several sequences, which would attend to each other.')
     names = {'input_ids': 'input_ids', 'token_type_ids': 'token_type_ids',
              'attention_mask': 'segment_ids'}  # fmt: skip
     return {name: torch.tensor(np.asarray(batch[ours])).long() for name, ours in names.items()}

@@ -6,7 +6,8 @@ Of CoNLL-2003 it keeps all sentences without entities and a fraction of the othe
 few tokens are entities as in WNUT17, then trains on --max_train sentences from all-MiniLM-L6-v2,
 several seeds of each variant. A variant changes the config, or the new output layer before the
 first step: 'zero' sets its kernel to zero, 'prior' its biases to the logarithms of how often the
-labels occur. 'theirs' is a transformers loop from the weights, batches and rates of 'default'.
+labels occur. 'theirs' is a transformers loop from the weights, batches and rates of 'default', and
+'theirs_VARIANT' one from those of another variant; its rows hold one sentence each.
 Variants that the JSON already holds are not repeated.
 """
 
@@ -49,6 +50,8 @@ VARIANTS = {
   'prior': ({}, 'prior'),
   'zero_prior': ({}, 'zero,prior'),
   'head10_prior': ({'head_lr_multiplier': 10.0}, 'prior'),
+  'unpacked': ({'data.packed_length': 0}, ''),
+  'no_dropout': ({'model.hidden_dropout': 0.0, 'model.attention_dropout': 0.0}, ''),
   'bert': ({'optimizer.name': 'bert'}, ''),
   'no_warmup': ({'warmup_ratio': 0.0}, ''),
   'rate_x2': ({'learning_rate': 1e-4}, ''),
@@ -72,7 +75,8 @@ def run(source, model, fraction, max_train, max_dev, epochs, batch_size, learnin
       for name in variants.split(','):
         if len(found := result['variants'].setdefault(name, [])) > seed:
           continue
-        changes, layer = VARIANTS['default' if name == 'theirs' else name]
+        theirs = name.split('_')[0] == 'theirs'
+        changes, layer = VARIANTS[name.removeprefix('theirs').removeprefix('_') or 'default']
         config = load_recipe('tagging')
         update(config, {
           'init_from': model, 'data.source': folder, 'num_train_epochs': epochs,
@@ -81,7 +85,7 @@ def run(source, model, fraction, max_train, max_dev, epochs, batch_size, learnin
           'data.test': '',
         } | changes)  # fmt: skip
         before = time.perf_counter()
-        scores = one_run(config, layer, home / f'{name}{seed}', theirs=name == 'theirs')
+        scores = one_run(config, layer, home / f'{name}{seed}', theirs=theirs)
         scores |= {'seconds': time.perf_counter() - before}
         found.append(scores)
         print(name, seed, scores, flush=True)
@@ -110,6 +114,7 @@ def thin(source: pathlib.Path, out: pathlib.Path, fraction: float, most: int) ->
 def one_run(config, layer: str, folder: pathlib.Path, *, theirs: bool) -> dict:
   """The scores of dev after the last step, ours or theirs."""
   if theirs:
+    config.data.packed_length = 0
     return side_by_side.their_run(config)
   if layer:
     write_start(config, layer, folder / 'start')

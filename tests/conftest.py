@@ -11,9 +11,9 @@ import types
 from tests.flags import QUICK
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-quick = QUICK if os.environ['JAX_PLATFORMS'] == 'cpu' else ''
 os.environ['XLA_FLAGS'] = (
-  f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=8 {quick}'
+  f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=8 '
+  f'{QUICK if os.environ["JAX_PLATFORMS"] == "cpu" else ""}'
 )
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 os.environ.setdefault('HF_HUB_OFFLINE', '1')  # no test asks the network

@@ -102,8 +102,9 @@ def _plain_erf(x: jax.Array) -> jax.Array:
 
 
 def _gelu(x: jax.Array) -> jax.Array:
-  """Exact GELU. A TPU or GPU computes erf in a third of erfc's operations. Programs exported for any
-  shape have neither: newer jax lowers both to composites, which TensorFlow 2.21 cannot refine."""
+  """Exact GELU. TPUs and GPUs compute erf in a third of erfc's operations. Programs exported for
+  any shape have neither: newer jax lowers both to composites, which TensorFlow 2.21 cannot refine.
+  """
   if any(map(export.is_symbolic_dim, x.shape)):
     return _gelu_by_erf(x, _plain_erf)
   erfc = functools.partial(jax.nn.gelu, approximate=False)

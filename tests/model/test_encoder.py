@@ -463,7 +463,9 @@ def test_the_gradient_of_a_word_in_thousands_of_places_is_summed_in_float32():
   batch = {'input_ids': jnp.full((256, 16), 7), 'position_ids': jnp.zeros((256, 16), jnp.int32)}
   params = embed.init(jax.random.key(0), batch, False)
   weights = jax.random.uniform(jax.random.key(1), (256, 16, 1), jnp.bfloat16, 0.5, 1.5)
-  gradient = jax.jit(jax.grad(lambda params: (embed.apply(params, batch, False)[0] * weights).sum()))
+  gradient = jax.jit(
+    jax.grad(lambda params: (embed.apply(params, batch, False)[0] * weights).sum())
+  )
   tables = gradient(params)['params']
   want = np.asarray(weights, np.float64).sum()
   for name, row in (('word', 7), ('position', 0), ('token_type', 0)):
