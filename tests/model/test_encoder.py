@@ -472,6 +472,29 @@ def test_the_gradient_of_a_word_in_thousands_of_places_is_summed_in_float32():
     np.testing.assert_allclose(tables[name]['embedding'][row], want, rtol=0.004)
 
 
+@pytest.mark.parametrize(
+  ('backend', 'train', 'changes', 'loop'),
+  [
+    ('gpu', True, {}, False),
+    ('gpu', False, {}, True),
+    ('gpu', True, {'unroll': 1}, True),
+    ('gpu', True, {'frozen': True}, True),
+    ('tpu', True, {}, True),
+    ('cpu', True, {}, True),
+  ],
+)
+def test_training_steps_on_a_gpu_have_no_loop_over_layers(
+  params, monkeypatch, backend, train, changes, loop
+):
+  monkeypatch.setattr(encoder, 'backend_of_step', lambda: backend)
+  bert, batch = Bert(dataclasses.replace(TINY, **changes)), batch_of(np.random.default_rng(8))
+  rngs = {'dropout': jax.random.key(0)} if train else None
+  text = str(jax.make_jaxpr(
+    lambda p: bert.apply({'params': p}, batch, train=train, rngs=rngs)['hidden']
+  )(params))  # fmt: skip
+  assert (f'length={TINY.num_layers}' in text and f'unroll={TINY.num_layers}' not in text) == loop
+
+
 @pytest.mark.parametrize('features', [32, (3, 2, 16)])
 def test_the_gradient_of_a_bias_is_summed_in_float32(features):
   layer = encoder.dense(dataclasses.replace(TINY, dtype='bfloat16'), features, 'layer')
