@@ -17,8 +17,8 @@ RATE = 1e-4
 def make_batch(config, rows: int, length: int, predictions: int, seed: int = 0) -> dict:
   """Random ids without padding, `predictions` masked positions per sequence.
 
-  The k-th id is as frequent as the k-th word of a text (1 / k), and a seventh of all is the mask:
-  the gradient of a look-up adds up what stands in many places.
+  The k-th id is as frequent as the k-th word of a text (1 / k), and masked positions have one id,
+  since the gradient of a look-up adds up the rows of equal tokens.
   """
   rng = np.random.default_rng(seed)
   places = np.argsort(rng.random((rows, length)), 1)[:, :predictions]
@@ -27,7 +27,7 @@ def make_batch(config, rows: int, length: int, predictions: int, seed: int = 0) 
     return rng.integers(0, high, shape, np.int32)
 
   words = (config.vocab_size ** rng.random((rows, length))).astype(np.int32)
-  np.put_along_axis(words, places, 103, 1)
+  np.put_along_axis(words, places, 103, 1)  # [MASK] of bert-base-uncased
   return {
     'input_ids': words,
     'token_type_ids': ids(2, rows, length),
@@ -92,7 +92,7 @@ def theirs(config, batch: dict, steps: int, *, compiled: bool = False, device: s
   for group in adamw.param_groups:
     group['lr'] = RATE
   inputs = _inputs(batch)
-  if config.positions == 'rotary':
+  if _is_modernbert(config):
     inputs = {name: inputs[name] for name in ('input_ids', 'labels')}
   inputs = {name: torch.tensor(value).long().to(device) for name, value in inputs.items()}
   run = torch.compile(model) if compiled else model
@@ -116,6 +116,10 @@ def theirs(config, batch: dict, steps: int, *, compiled: bool = False, device: s
   return once
 
 
+def _is_modernbert(config) -> bool:
+  return config.positions == 'rotary' and config.local_window > 0
+
+
 def _their_model(config, transformers):
   shared = {
     'vocab_size': config.vocab_size, 'hidden_size': config.hidden_size,
@@ -123,7 +127,7 @@ def _their_model(config, transformers):
     'intermediate_size': config.mlp_size, 'max_position_embeddings': config.max_positions,
     'attn_implementation': 'sdpa',
   }  # fmt: skip
-  if config.positions == 'rotary':  # the other fields of its base and large sizes are defaults
+  if _is_modernbert(config):  # the other fields of ModernBERT's sizes are defaults
     return transformers.ModernBertForMaskedLM(transformers.ModernBertConfig(**shared))
   return transformers.BertForPreTraining(transformers.BertConfig(
     hidden_dropout_prob=config.hidden_dropout,

@@ -6,8 +6,8 @@ Of CoNLL-2003 it keeps all sentences without entities and a fraction of the othe
 few tokens are entities as in WNUT17, then trains on --max_train sentences from all-MiniLM-L6-v2,
 several seeds of each variant. A variant changes the config, or the new output layer before the
 first step: 'zero' sets its kernel to zero, 'prior' its biases to the logarithms of how often the
-labels occur. 'theirs' is a transformers loop from the weights, batches and rates of 'default', and
-'theirs_VARIANT' one from those of another variant; its rows hold one sentence each.
+labels occur. 'theirs' is a transformers loop from the weights and rates of 'default', and
+'theirs_VARIANT' one from the config of another; its rows hold one sentence each.
 Variants that the JSON already holds are not repeated.
 """
 
@@ -113,6 +113,8 @@ def thin(source: pathlib.Path, out: pathlib.Path, fraction: float, most: int) ->
 
 def one_run(config, layer: str, folder: pathlib.Path, *, theirs: bool) -> dict:
   """The scores of dev after the last step, ours or theirs."""
+  if theirs and layer:
+    raise ValueError('theirs has no variant of the output layer.')
   if theirs:
     config.data.packed_length = 0
     return side_by_side.their_run(config)

@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 _QKV = ('query', 'key', 'value')  # of which some models have one matrix, 'qkv'
 # Frozen arrays that the model casts to its dtype before it uses them.
-_CAST = r'(kernel|embeddings/(word|position|token_type)/embedding)$'
+_CAST = r'(kernel|embeddings/token_type/embedding)$'
 
 
 class Lora(NamedTuple):

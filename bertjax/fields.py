@@ -272,13 +272,9 @@ for _name, _field in REPLACED.items():
   _empty = type(_default)()
   STAGE[_name] = (_empty, f"the stage's {_field}: {_help}; {_empty if _empty != '' else 'empty'} = "
                           'as the run')  # fmt: skip
-for _name in (*model_config.HEAD_FIELDS, 'dtype', 'attention', 'remat', 'unroll'):
+for _name in (*model_config.HEAD_FIELDS, 'dtype', 'attention', 'remat'):
   FINETUNING[f'model.{_name}'] = _ENCODER[f'model.{_name}']
-FINETUNING['model.unroll'] = (
-  1,
-  'layers per iteration of the layer loop; num_layers = unrolled completely, '
-  'which takes longer to compile, for each length; 0 = as in pre-training',
-)
+FINETUNING['model.unroll'] = (1, _ENCODER['model.unroll'][1])  # a program for each length
 for _name in ('hidden_dropout', 'attention_dropout', 'classifier_dropout'):
   _help = _ENCODER[f'model.{_name}'][1].partition(';')[0]
   FINETUNING[f'model.{_name}'] = (-1.0, f'{_help}; -1.0 = as the model was trained')

@@ -175,7 +175,7 @@ def relation(
   kernel, bias = (x if config.shared_layers else x[layer] for x in (qkv['kernel'], qkv['bias']))
   x = hidden[layer]
   projected = jnp.einsum('bld,dchk->cblhk', x, kernel.astype(x.dtype))
-  query, key, value = projected + bias.astype(x.dtype)[:, None, None]
+  query, key, value = (projected + bias[:, None, None]).astype(x.dtype)  # as `encoder.Dense`
   pair = (query, key) if kind == 'attention' else (value, value)
   scores = float32_einsum('blhk,bmhk->bhlm', *pair) / config.head_size**0.5
   segments = batch.get('segment_ids', jnp.ones(x.shape[:2], jnp.int32))

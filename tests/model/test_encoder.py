@@ -456,20 +456,26 @@ def test_attention_dropout_drops_single_probabilities():
   )
 
 
-def test_the_gradient_of_a_word_in_thousands_of_places_is_summed_in_float32():
-  """In bfloat16 the sum of 4,096 gradients of about 1 ends near 256."""
+@pytest.mark.parametrize('packed', [False, True])
+def test_the_gradient_of_a_word_of_thousands_of_tokens_is_summed_in_float32(packed):
+  """In bfloat16 the sum of 4,096 gradients of about 1 ends at 512."""
   config = dataclasses.replace(TINY, dtype='bfloat16', embedding_norm=False, hidden_dropout=0.0)
-  embed = encoder.Embeddings(config)
-  batch = {'input_ids': jnp.full((256, 16), 7), 'position_ids': jnp.zeros((256, 16), jnp.int32)}
+  embed, shape = encoder.Embeddings(config), (4096, 2)
+  batch = {'input_ids': jnp.full(shape, 7)}
+  if packed:
+    batch['position_ids'] = jnp.broadcast_to(jnp.arange(2), shape)
   params = embed.init(jax.random.key(0), batch, False)
-  weights = jax.random.uniform(jax.random.key(1), (256, 16, 1), jnp.bfloat16, 0.5, 1.5)
+  weights = jax.random.uniform(jax.random.key(1), (*shape, 1), jnp.bfloat16, 0.5, 1.5)
   gradient = jax.jit(
     jax.grad(lambda params: (embed.apply(params, batch, False)[0] * weights).sum())
   )
-  tables = gradient(params)['params']
-  want = np.asarray(weights, np.float64).sum()
-  for name, row in (('word', 7), ('position', 0), ('token_type', 0)):
-    np.testing.assert_allclose(tables[name]['embedding'][row], want, rtol=0.004)
+  tables, each = gradient(params)['params'], np.asarray(weights, np.float64).sum((0, 2))
+  for name, row, want in (
+    ('word', 7, each.sum()),
+    ('position', 0, each[0]),
+    ('position', 1, each[1]),
+  ):
+    np.testing.assert_allclose(tables[name]['embedding'][row], want, rtol=0.001)
 
 
 @pytest.mark.parametrize(
@@ -493,6 +499,19 @@ def test_training_steps_on_a_gpu_have_no_loop_over_layers(
     lambda p: bert.apply({'params': p}, batch, train=train, rngs=rngs)['hidden']
   )(params))  # fmt: skip
   assert (f'length={TINY.num_layers}' in text and f'unroll={TINY.num_layers}' not in text) == loop
+
+
+def test_groups_of_layers_are_unrolled_on_a_gpu_too(pre_norm_params, monkeypatch):
+  bert, ids = Bert(PRE_NORM['modernbert'], heads=('mlm',), pooler=False), np.ones((2, 16), np.int32)
+
+  def loops(backend):
+    monkeypatch.setattr(encoder, 'backend_of_step', lambda: backend)
+    apply = functools.partial(bert.apply, train=True, rngs={'dropout': jax.random.key(0)})
+    params = pre_norm_params('modernbert')
+    text = str(jax.make_jaxpr(lambda p: apply({'params': p}, {'input_ids': ids})['hidden'])(params))
+    return 'length=2' in text and 'unroll=2' not in text
+
+  assert loops('cpu') and not loops('gpu')
 
 
 @pytest.mark.parametrize('features', [32, (3, 2, 16)])
