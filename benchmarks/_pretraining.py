@@ -92,7 +92,7 @@ def theirs(config, batch: dict, steps: int, *, compiled: bool = False, device: s
   for group in adamw.param_groups:
     group['lr'] = RATE
   inputs = _inputs(batch)
-  if _is_modernbert(config):
+  if is_modernbert(config):
     inputs = {name: inputs[name] for name in ('input_ids', 'labels')}
   inputs = {name: torch.tensor(value).long().to(device) for name, value in inputs.items()}
   run = torch.compile(model) if compiled else model
@@ -116,7 +116,7 @@ def theirs(config, batch: dict, steps: int, *, compiled: bool = False, device: s
   return once
 
 
-def _is_modernbert(config) -> bool:
+def is_modernbert(config) -> bool:
   return config.positions == 'rotary' and config.local_window > 0
 
 
@@ -127,7 +127,7 @@ def _their_model(config, transformers):
     'intermediate_size': config.mlp_size, 'max_position_embeddings': config.max_positions,
     'attn_implementation': 'sdpa',
   }  # fmt: skip
-  if _is_modernbert(config):  # the other fields of ModernBERT's sizes are defaults
+  if is_modernbert(config):  # the other fields of ModernBERT's sizes are defaults
     return transformers.ModernBertForMaskedLM(transformers.ModernBertConfig(**shared))
   return transformers.BertForPreTraining(transformers.BertConfig(
     hidden_dropout_prob=config.hidden_dropout,

@@ -28,7 +28,7 @@ import jax
 import numpy as np
 
 from benchmarks import machine, measure
-from benchmarks._pretraining import make_batch, ours
+from benchmarks._pretraining import is_modernbert, make_batch, ours
 from benchmarks._pretraining import theirs as baseline
 from bertjax import pretrain
 from bertjax.config import load_recipe
@@ -97,7 +97,7 @@ def run(sizes, tokens, dropouts, bits, unroll, theirs, steps, repeats, prepared,
 
 def measure_cell(config, rows, length, bits, theirs, steps, repeats):
   """Yields what each contender did at one size, one at a time, so that all may fill the card."""
-  modern = config.positions == 'rotary'
+  modern = is_modernbert(config)
   predictions = length * 3 // 10 if modern else 20 if length <= 128 else 76
   batch = make_batch(config, rows, length, predictions)
   packed = batch | packed_rows(rows, length) if modern else batch

@@ -54,7 +54,7 @@ def configs(**changes):
   return {'bert': bert, 'modernbert': modern}
 
 
-def loss_and_gradients(config, device, rng=None):
+def loss_and_gradients(config, device):
   """The loss of a batch and its gradients, computed on a device from the same parameters."""
   model = Bert(config, heads=('mlm',), pooler=False)
   with jax.default_device(jax.devices('cpu')[0]):
@@ -62,7 +62,7 @@ def loss_and_gradients(config, device, rng=None):
   objective = mlm.pretraining(model)
 
   def total(params, batch):
-    return objective.loss(params, batch, rng)[0]['mlm'] / 256
+    return objective.loss(params, batch, None)[0]['mlm'] / 256
 
   args = jax.device_put((params, packed()), device)
   return jax.device_get(jax.jit(jax.value_and_grad(total))(*args))
